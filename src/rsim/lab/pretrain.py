@@ -1,0 +1,162 @@
+"""Pre-training of the nano family on written lab solutions: ``rsim lab pretrain --size nano-s``.
+
+Two kinds of document share the corpus: a chat (question, then the steps as the reasoner writes them) and, at
+`PretrainConfig.planner_share`, the planner's stream of the same solution, so that a planner made from the base reads
+its own template. Both come from the stochastic writer of `rsim.lab.behaviour`; neither says which choice is good. The
+loss leaves out the question. Documents never see each other: a batch is padded, sorted by length.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from rsim.lab.behaviour import write_solution
+from rsim.lab.problems import LabProblem, ProblemMix, sample_problems
+from rsim.lab.steps import Rates
+from rsim.lab.tokenizer import ANSWER, DELIMITER, EOS, QUESTION, build_tokenizer
+from rsim.planner_template import MARKER, question_chunk, strategy_chunk
+from rsim.strategies import load_strategies
+
+
+@dataclass(frozen=True)
+class Size:
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    steps: int
+    learning_rate: float
+
+
+SIZES = {
+    "nano-s": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=2400, learning_rate=4e-3),
+    "nano-m": Size(hidden=192, layers=4, heads=6, intermediate=448, steps=2400, learning_rate=2e-3),
+    "nano-l": Size(hidden=384, layers=5, heads=6, intermediate=896, steps=2400, learning_rate=1e-3),
+}
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    size: str = "nano-s"
+    seed: int = 0
+    batch: int = 96  # documents per step
+    steps: int | None = None  # None: the size's own
+    planner_share: float = 0.15
+    mix: ProblemMix = field(default_factory=ProblemMix)
+    rates: Rates = field(default_factory=Rates)
+
+
+def new_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=size.hidden,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.heads,
+            intermediate_size=size.intermediate,
+            max_position_embeddings=1024,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+def documents(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[list[int], int]]:
+    """Endless ``(token ids, length of the part without loss)``."""
+    strategies = load_strategies("lab")
+    rng = random.Random(f"pretrain:{config.seed}")
+    for problem in sample_problems("train", config.seed, config.mix):
+        steps = write_solution(problem, rng, config.rates)
+        if rng.random() < config.planner_share:
+            head, body = _planner_text(problem, steps)
+        else:
+            head = f"{QUESTION}{problem.question}{ANSWER}"
+            phrases = [rng.choice(strategies[strategies.index(name)].prompts) for name, _ in steps]
+            body = DELIMITER.join(phrase + text for phrase, (_, text) in zip(phrases, steps, strict=True)) + EOS
+        head_ids = tokenizer.encode(head, add_special_tokens=False)
+        yield head_ids + tokenizer.encode(body, add_special_tokens=False), len(head_ids)
+
+
+def _planner_text(problem: LabProblem, steps: list[tuple[str, str]]) -> tuple[str, str]:
+    chunks = [strategy_chunk(name) + text + (EOS if i == len(steps) - 1 else DELIMITER) for i, (name, text) in enumerate(steps)]
+    return question_chunk(problem.question) + MARKER, MARKER.join(chunks)
+
+
+def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, pool: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless ``(ids [B, T] right-padded, loss mask [B, T])``, similar lengths together."""
+    stream, rng = documents(config, tokenizer), random.Random(config.seed)
+    while True:
+        drawn = sorted((next(stream) for _ in range(pool * config.batch)), key=lambda d: len(d[0]))
+        groups = [drawn[i : i + config.batch] for i in range(0, len(drawn), config.batch)]
+        rng.shuffle(groups)
+        for group in groups:
+            longest = max(len(ids) for ids, _ in group)
+            ids = torch.full((len(group), longest), tokenizer.pad_token_id)
+            mask = torch.zeros(len(group), longest)
+            for row, (tokens, head) in enumerate(group):
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+                mask[row, head : len(tokens)] = 1
+            yield ids, mask
+
+
+def pretrain(config: PretrainConfig, out: Path) -> dict[str, float]:
+    """Trains a base from nothing and saves model, tokenizer and the procedure (``pretrain.json``) under ``out``.
+
+    Returns:
+        ``loss`` (nats per token, mean over the last 50 steps), ``tokens`` trained on, ``seconds``.
+    """
+    torch.manual_seed(config.seed)
+    size = SIZES[config.size]
+    steps = config.steps or size.steps
+    tokenizer = build_tokenizer()
+    model = new_model(size, tokenizer)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
+        lr=size.learning_rate, betas=(0.9, 0.98),
+    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, steps))
+    began, losses, tokens = time.perf_counter(), [], 0
+    model.train()
+    for step, (ids, mask) in zip(range(steps), batches(config, tokenizer), strict=False):
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        per_token = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        loss = (per_token * mask[:, 1:]).sum() / mask[:, 1:].sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        tokens += int((ids != tokenizer.pad_token_id).sum())
+        if (step + 1) % 100 == 0:
+            rate = tokens / (time.perf_counter() - began)
+            print(f"step {step + 1}/{steps}  loss {sum(losses[-50:]) / 50:.4f}  {rate:,.0f} tokens/s", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    result = {"loss": sum(losses[-50:]) / len(losses[-50:]), "tokens": tokens, "seconds": time.perf_counter() - began}
+    (out / "pretrain.json").write_text(json.dumps({"config": asdict(config), "size": asdict(size), "result": result}, indent=2))
+    return result
+
+
+def _warmup_cosine(step: int, total: int) -> float:
+    warmup = max(1, total // 25)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -1,0 +1,130 @@
+"""The strategy set: names, descriptions, injection prompts and evidence keywords, read from TOML.
+
+The nine packaged strategies live in ``strategies.toml``. A user's file may replace them, or extend them by saying
+``extends = "default"`` (or ``"lab"``) at its top; an entry of the same name then overrides the packaged one.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsim.errors import UserError
+
+TERMINATION = "termination"
+
+_PACKAGED = {
+    "default": Path(__file__).with_name("strategies.toml"),
+    "lab": Path(__file__).parent / "lab" / "strategies.toml",
+}
+_FIELDS = {"name", "description", "prompts", "keywords", "repeat_free"}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One action of the planner.
+
+    ``prompts`` are paraphrases of the text injected before the step; ``keywords`` are the words (matched whole, case
+    ignored) whose presence in the sampled step counts as evidence that it was followed; a ``repeat_free`` strategy is
+    left out of the planner's repeat penalty and of the reasoner's ``follow`` reward.
+    """
+
+    name: str
+    description: str
+    prompts: tuple[str, ...]
+    keywords: tuple[str, ...]
+    repeat_free: bool = False
+
+    def shows_evidence(self, step_text: str) -> bool:
+        """Whether a step's sampled text shows this strategy (the keyword rule).
+
+        >>> Strategy("validation", "", ("Check:",), ("check", "verify")).shows_evidence("Let me Verify: 2+2=4")
+        True
+        """
+        return any(re.search(rf"(?<!\w){re.escape(k)}(?!\w)", step_text, re.IGNORECASE) for k in self.keywords)
+
+
+@dataclass(frozen=True)
+class StrategySet:
+    """An ordered set of strategies; the order is the planner's label order."""
+
+    strategies: tuple[Strategy, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(s.name for s in self.strategies)
+
+    @property
+    def termination(self) -> int:
+        """Index of the strategy that asks for the final answer."""
+        return self.names.index(TERMINATION)
+
+    def __len__(self) -> int:
+        return len(self.strategies)
+
+    def __getitem__(self, index: int) -> Strategy:
+        return self.strategies[index]
+
+    def index(self, name: str) -> int:
+        if name not in self.names:
+            raise UserError(f"unknown strategy {name!r}", f"use one of {', '.join(self.names)}")
+        return self.names.index(name)
+
+
+def load_strategies(source: str = "default") -> StrategySet:
+    """The strategy set of a packaged name (``default``, ``lab``) or of a TOML file.
+
+    Raises:
+        UserError: the file is missing or malformed, a field is unknown, a name is doubled, fewer than one prompt is
+            given, a termination prompt holds a parseable box, or the set has no ``termination``.
+    """
+    path = _PACKAGED.get(source, Path(source))
+    if not path.is_file():
+        raise UserError(f"strategy file not found: {source}", "give a TOML file, or 'default' or 'lab'")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML ({error})", "see src/rsim/strategies.toml for the form") from error
+    unknown = set(table) - {"extends", "strategy"}
+    if unknown:
+        raise UserError(f"{path}: unknown key {sorted(unknown)[0]!r}", "only 'extends' and [[strategy]] are known")
+    base: tuple[Strategy, ...] = ()
+    if "extends" in table:
+        if table["extends"] not in _PACKAGED:
+            raise UserError(f"{path}: extends = {table['extends']!r}", "use 'default' or 'lab'")
+        base = load_strategies(table["extends"]).strategies
+    own = [_parse(path, entry) for entry in table.get("strategy", [])]
+    names = [s.name for s in own]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: strategy {name!r} is given twice", "give each name once")
+    kept = tuple(next((o for o in own if o.name == b.name), b) for b in base)
+    added = tuple(o for o in own if o.name not in {b.name for b in base})
+    strategies = StrategySet(kept + added)
+    if TERMINATION not in strategies.names:
+        raise UserError(f"{path}: no strategy named {TERMINATION!r}", "add one: it asks for the final answer")
+    return strategies
+
+
+def _parse(path: Path, entry: dict[str, object]) -> Strategy:
+    name = entry.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{path}: a [[strategy]] has no name", 'add name = "..."')
+    unknown = set(entry) - _FIELDS
+    if unknown:
+        raise UserError(f"{path}: strategy {name!r} has the unknown field {sorted(unknown)[0]!r}",
+                        f"known fields: {', '.join(sorted(_FIELDS))}")  # fmt: skip
+    prompts, keywords = entry.get("prompts"), entry.get("keywords", [])
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
+        raise UserError(f"{path}: strategy {name!r} needs prompts", 'add prompts = ["...", "..."]')
+    if not isinstance(keywords, list) or not all(isinstance(k, str) and k.strip() for k in keywords):
+        raise UserError(f"{path}: strategy {name!r}: keywords must be a list of words", 'e.g. keywords = ["check"]')
+    if any(re.search(r"\\boxed\s*\{[^{}]", prompt) for prompt in prompts):
+        raise UserError(f"{path}: a prompt of {name!r} contains a filled \\boxed{{...}}",
+                        "write \\boxed{} empty, or the prompt could be read as an answer")  # fmt: skip
+    description, free = entry.get("description", ""), entry.get("repeat_free", False)
+    if not isinstance(description, str) or not isinstance(free, bool):
+        raise UserError(f"{path}: strategy {name!r}: description must be text and repeat_free true or false")
+    return Strategy(name.strip(), description, tuple(prompts), tuple(keywords), free)
