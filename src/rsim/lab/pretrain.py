@@ -24,7 +24,7 @@ from rsim.lab.behaviour import write_solution
 from rsim.lab.problems import LabProblem, ProblemMix, sample_problems
 from rsim.lab.steps import Rates
 from rsim.lab.tokenizer import ANSWER, DELIMITER, EOS, QUESTION, build_tokenizer
-from rsim.planner_template import MARKER, question_chunk, strategy_chunk
+from rsim.planner.template import MARKER, question_chunk, strategy_chunk
 from rsim.strategies import load_strategies
 
 
@@ -49,7 +49,7 @@ SIZES = {
 class PretrainConfig:
     size: str = "nano-s"
     seed: int = 0
-    batch: int = 96  # documents per step
+    batch: int = 64  # documents per step
     steps: int | None = None  # None: the size's own
     planner_share: float = 0.15
     mix: ProblemMix = field(default_factory=ProblemMix)

@@ -36,7 +36,9 @@ class ProblemMix:
     max_operations: int = 6
     product_share: float = 0.35
     bracket_share: float = 0.15
-    largest: int = 999
+    largest_number: int = 99
+    largest_factor: int = 29  # of a product or bracket, beside a factor of 2 to 9
+    largest: int = 499  # of any running total
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,11 @@ def _sample_expression(rng: random.Random, family: str, mix: ProblemMix) -> Expr
 def _sample_term(rng: random.Random, sign: int, mix: ProblemMix) -> Term:
     draw = rng.random()
     if draw < mix.product_share:
-        return Term(sign, rng.randint(11, 49), rng.randint(2, 9))
+        return Term(sign, rng.randint(11, mix.largest_factor), rng.randint(2, 9))
     if draw < mix.product_share + mix.bracket_share:
-        b = rng.randint(11, 29)
-        c = rng.randint(2, 19) if rng.random() < 0.5 else -rng.randint(2, b - 5 if b > 8 else 2)
-        return Term(sign, b, rng.randint(2, 9), c)
-    return Term(sign, rng.randint(11, 199))
+        c = rng.choice((1, -1)) * rng.randint(2, 9)
+        return Term(sign, rng.randint(11, mix.largest_factor), rng.randint(2, 9), c)
+    return Term(sign, rng.randint(3, mix.largest_number))
 
 
 def _calendar_term(rng: random.Random, term: Term) -> Term:

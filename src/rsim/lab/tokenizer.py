@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from rsim.lab.problems import NAMES, THINGS
-from rsim.planner_template import MARKER, QUESTION_PREFIX, strategy_chunk
+from rsim.planner.template import MARKER, QUESTION_PREFIX, strategy_chunk
 from rsim.strategies import load_strategies
 
 PAD, EOS, QUESTION, ANSWER = "<pad>", "<eos>", "<q>", "<a>"

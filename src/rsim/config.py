@@ -1,0 +1,325 @@
+"""One typed tree for everything that a run can be told: TOML files, presets and ``--set key=value`` on top.
+
+Unknown keys are errors, and an error names the field and the remedy. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rsim.errors import UserError
+
+PRESETS = Path(__file__).with_name("presets")
+
+
+@dataclass(frozen=True)
+class ModelsConfig:
+    """Where the two policies come from: a packaged name (``nano-s``, ``smollm2-135m``), a local folder or a hub id."""
+
+    reasoner: str = "nano-s"
+    planner: str = "nano-s"  # "none" trains the reasoner alone (plain GRPO)
+    strategies: str = "default"  # "default", "lab" or a TOML file
+    system_prompt: str = ""  # put before the question by the reasoner's chat template
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training and held-out questions: ``lab``, a known set such as ``gsm8k``, or a JSONL file."""
+
+    train: str = "lab"
+    eval: str = "lab"
+    eval_split: str = "dev"
+    eval_size: int = 200
+    train_size: int = 0  # 0: all
+    data_dir: str = ""  # default: $RSIM_DATA
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """The game (SPEC 1). Lengths are in tokens of the reasoner."""
+
+    max_steps: int = 8  # planner decisions before termination is forced
+    step_tokens: int = 128  # cap of one step
+    max_tokens: int = 1024  # sampled and injected tokens of an episode
+    answer_tokens: int = 64  # kept back for a forced termination
+    delimiter: str = "\n\n"
+    temperature: float = 1.0
+    planner_temperature: float = 1.0
+    paraphrase: Literal["random", "first"] = "random"
+    batch: int = 256  # episodes in flight
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    """Weights of the reward parts (SPEC 4); 0 removes a part."""
+
+    accuracy: float = 1.0
+    format: float = 0.1
+    follow: float = 0.1
+    terminal: float = 0.1
+    penalty: float = 0.05
+    penalty_cap: float = 0.2
+    repeat_allowance: int = 2
+    checker: Literal["numeric", "text"] = "numeric"
+    custom: tuple[str, ...] = ()  # "file.py:function"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The joint objective (SPEC 5)."""
+
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo"] = "grpo"
+    normaliser: Literal["preset", "token", "sequence", "constant", "paper"] = "preset"
+    lambda_mode: Literal["lr", "loss"] = "lr"
+    update_order: Literal["joint", "leader_first"] = "joint"
+    clip_low: float = 0.2
+    clip_high: float = 0.0  # 0: the loss's own (0.28 for dapo, else clip_low)
+    scale_by_std: bool = False
+    beta: float = 0.0  # KL of the reasoner to its starting model
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    planner_entropy: float = 0.0  # entropy bonus
+    importance_cap: float = 0.0  # truncated sampler/trainer correction; 0: off
+    mask_truncated: bool = False
+    gae_lambda: float = 0.95
+    value_coefficient: float = 0.5
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training. ``lambda_`` weighs the planner (written ``lambda`` in TOML)."""
+
+    name: str = "stage"
+    steps: int = 0
+    lambda_: float = 0.5
+    train_planner: bool = True
+    train_reasoner: bool = True
+
+
+@dataclass(frozen=True)
+class ColdStartConfig:
+    """SPEC 6.0: format-only fine-tuning of the reasoner on its own wrong but well-formatted episodes."""
+
+    episodes: int = 0  # sampled; 0 skips the cold start
+    keep: int = 1000
+    minimum: int = 16  # fewer than this is an error
+    epochs: int = 1
+    learning_rate: float = 1e-5
+    few_shot: str = ""  # worked examples put before the question while sampling, and removed before fine-tuning
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 0  # 0: every stage's own; else an upper bound over all stages
+    questions: int = 32  # per step
+    group: int = 8  # episodes per question
+    planner_lr: float = 1e-3
+    reasoner_lr: float = 3e-4
+    warmup: int = 0
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0  # per agent
+    num_iterations: int = 1  # updates on one batch of episodes
+    minibatches: int = 1  # optimiser steps per iteration
+    micro_tokens: int = 16384  # tokens per forward; gradients are accumulated
+    eval_every: int = 10
+    save_every: int = 10
+    samples_every: int = 5
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = 0
+    out: str = ""  # default: runs/<name>
+    models: ModelsConfig = field(default_factory=ModelsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    stages: tuple[StageConfig, ...] = (
+        StageConfig("stage1", 100, 0.7),
+        StageConfig("stage2", 100, 0.3),
+    )
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{self.name}")
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_config(source: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a preset name or a TOML file and applies ``key=value`` overrides.
+
+    Raises:
+        UserError: no such preset or file, invalid TOML, an unknown key, a value of the wrong type or out of range.
+    """
+    table: dict[str, Any] = {}
+    if source is not None:
+        path = PRESETS / f"{source}.toml" if source in presets() else Path(source)
+        if not path.is_file():
+            raise UserError(f"no preset or config file {source!r}", f"presets: {', '.join(presets())}")
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not valid TOML", str(error)) from error
+    for override in overrides:
+        _apply(table, override)
+    config = from_table(Config, table, "")
+    validate(config)
+    return config
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not key.strip():
+        raise UserError(f"--set {override}", "write key=value, e.g. train.steps=2")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *parents, last = key.strip().split(".")
+    node: Any = table
+    for depth, name in enumerate(parents):
+        if isinstance(node, list):
+            node = _list_item(node, name, key)
+        else:
+            node = node.setdefault(name, {})
+        if not isinstance(node, dict | list):
+            raise UserError(f"--set {override}", f"{'.'.join(parents[: depth + 1])} is a value, not a table")
+    if isinstance(node, list):
+        raise UserError(f"--set {override}", f"name a field of an entry, e.g. {key}.steps=10")
+    node[last] = value
+
+
+def _list_item(items: list[Any], name: str, key: str) -> Any:
+    """Entries of ``stages`` are addressed by their name or number."""
+    for index, item in enumerate(items):
+        if name in (str(index), item.get("name") if isinstance(item, dict) else None):
+            return item
+    raise UserError(f"--set {key}: no entry {name!r}", f"there are {len(items)}, by name or number from 0")
+
+
+def from_table(cls: type[Any], table: Any, where: str) -> Any:
+    """Builds the dataclass ``cls`` from a plain table, checking keys and types."""
+    if not isinstance(table, dict):
+        raise UserError(f"{where or 'config'} must be a table", f"got {table!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name.rstrip("_"): f.name for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        path = f"{where}.{key}" if where else key
+        if key not in known:
+            raise UserError(f"unknown key {path!r}", f"known here: {', '.join(known)}")
+        values[known[key]] = _coerce(hints[known[key]], value, path)
+    return cls(**values)
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_table(typing.cast(type[Any], hint), value, path)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{path} = {value!r}", f"use one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{path} must be a list", f"got {value!r}")
+        return tuple(_coerce(args[0], item, f"{path}.{i}") for i, item in enumerate(value))
+    if origin in (types.UnionType, typing.Union):
+        return value
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path} must be {hint.__name__}", f"got {value!r}")
+    return value
+
+
+def validate(config: Config) -> None:
+    """Ranges and combinations that types cannot say."""
+    train, rollout, objective = config.train, config.rollout, config.objective
+    at_least = {
+        "train.questions": (train.questions, 1), "train.group": (train.group, 2), "train.steps": (train.steps, 0),
+        "train.num_iterations": (train.num_iterations, 1), "train.minibatches": (train.minibatches, 1),
+        "train.micro_tokens": (train.micro_tokens, 1), "train.eval_every": (train.eval_every, 0),
+        "train.save_every": (train.save_every, 1), "data.eval_size": (config.data.eval_size, 1),
+        "rollout.max_steps": (rollout.max_steps, 1), "rollout.step_tokens": (rollout.step_tokens, 1),
+        "rollout.answer_tokens": (rollout.answer_tokens, 1), "rollout.batch": (rollout.batch, 1),
+    }  # fmt: skip
+    for name, (value, low) in at_least.items():
+        if value < low:
+            raise UserError(f"{name} = {value}", f"must be at least {low}")
+    if train.minibatches > train.questions:
+        raise UserError(f"train.minibatches = {train.minibatches}", f"cannot exceed train.questions = {train.questions}")
+    if rollout.max_tokens <= rollout.answer_tokens:
+        raise UserError(f"rollout.max_tokens = {rollout.max_tokens}",
+                        f"must exceed rollout.answer_tokens = {rollout.answer_tokens}")  # fmt: skip
+    if rollout.temperature <= 0 or rollout.planner_temperature <= 0:
+        raise UserError("rollout.temperature", "must be above 0 for training; evaluation has its own")
+    if not rollout.delimiter:
+        raise UserError("rollout.delimiter is empty", 'use e.g. "\\n\\n"')
+    if not 0 < objective.clip_low < 1:
+        raise UserError(f"objective.clip_low = {objective.clip_low}", "must lie between 0 and 1")
+    for stage in config.stages:
+        if not 0 <= stage.lambda_ <= 1:
+            raise UserError(f"stages.{stage.name}.lambda = {stage.lambda_}", "must lie between 0 and 1")
+        if stage.steps < 0:
+            raise UserError(f"stages.{stage.name}.steps = {stage.steps}", "must be at least 0")
+        if not (stage.train_planner or stage.train_reasoner):
+            raise UserError(f"stages.{stage.name} trains nothing", "set train_planner or train_reasoner")
+    names = [s.name for s in config.stages]
+    if len(set(names)) < len(names):
+        raise UserError("stages share a name", "give each stage its own")
+
+
+def to_table(config: Any) -> dict[str, Any]:
+    """The inverse of `from_table`: plain dicts, lists and values, keys as written in TOML."""
+    table: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        key = f.name.rstrip("_")
+        if dataclasses.is_dataclass(value):
+            table[key] = to_table(value)
+        elif isinstance(value, tuple):
+            table[key] = [to_table(v) if dataclasses.is_dataclass(v) else v for v in value]
+        else:
+            table[key] = value
+    return table
+
+
+def to_toml(config: Config) -> str:
+    """The resolved config as TOML that `load_config` reads back."""
+    table = to_table(config)
+    lines = [f"{k} = {_literal(v)}" for k, v in table.items() if not isinstance(v, dict) and k != "stages"]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *(f"{k} = {_literal(v)}" for k, v in value.items())]
+    for stage in table["stages"]:
+        lines += ["", "[[stages]]", *(f"{k} = {_literal(v)}" for k, v in stage.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return repr(value)

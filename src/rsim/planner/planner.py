@@ -1,0 +1,129 @@
+"""The learned planner: a stock sequence classifier over the strategy set, read at markers of an append-only id stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rsim.errors import UserError
+from rsim.planner import template
+from rsim.rollout.decoder import Decoder
+from rsim.rollout.episode import Decision
+from rsim.rollout.sampling import choose
+from rsim.strategies import StrategySet
+
+
+class PlannerSession(Protocol):
+    """The planner's side of a batch of plays; a handle names one play."""
+
+    def decide(self, handles: list[int], uniforms: list[float], temperature: float) -> list[Decision]: ...
+    def observe(self, handle: int, strategy: str, text: str) -> None: ...
+    def ids(self, handle: int) -> list[int]: ...
+
+
+class AnyPlanner(Protocol):
+    """What the game asks of a planner, learned or scripted."""
+
+    strategies: StrategySet
+
+    def begin(self, questions: list[str]) -> PlannerSession: ...
+
+
+@dataclass
+class Planner:
+    """A classifier whose labels are the strategy names, in order, with its tokenizer.
+
+    The checkpoint is an ordinary ``AutoModelForSequenceClassification`` folder; ``config.rsim_template`` holds the version
+    of the text template and ``config.id2label`` the strategy set.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    strategies: StrategySet
+    _chunks: dict[str, list[int]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, strategies: StrategySet) -> Planner:
+        """Loads a saved planner.
+
+        Raises:
+            UserError: the folder is no planner, or was trained on another strategy set or template.
+        """
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load a planner from {source}", str(error).splitlines()[0]) from error
+        check_labels(model.config, strategies, str(source))
+        return cls(model, tokenizer, strategies)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def chunk(self, text: str) -> list[int]:
+        """The ids of one chunk of the stream, tokenised alone and remembered."""
+        if text not in self._chunks:
+            self._chunks[text] = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._chunks[text]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Strategy logits ``[..., strategies]`` of final hidden states ``[..., hidden]``."""
+        logits: torch.Tensor = self.model.score(hidden)
+        return logits
+
+    def begin(self, questions: list[str]) -> LearnedSession:
+        return LearnedSession(self, questions)
+
+
+class LearnedSession:
+    """Incremental: each chunk of the stream goes through the model once."""
+
+    def __init__(self, planner: Planner, questions: list[str]) -> None:
+        self.planner = planner
+        marker = planner.chunk(template.MARKER)
+        encode = planner.tokenizer.encode
+        self.pending = [encode(template.question_chunk(q)) + marker for q in questions]
+        self.stream: list[list[int]] = [[] for _ in questions]
+        longest = max(map(len, self.pending))
+        self.decoder = Decoder(planner.model, len(questions), capacity=longest + 128)
+
+    def decide(self, handles: list[int], uniforms: list[float], temperature: float) -> list[Decision]:
+        order, hidden = self.decoder.append({h: self.pending[h] for h in handles})
+        logits = self.planner.logits(hidden).float()
+        draws = dict(zip(handles, uniforms, strict=True))
+        uniform = torch.tensor([draws[h] for h in order], device=logits.device)
+        actions, logprobs = choose(logits, temperature, uniform)
+        probabilities = torch.softmax(logits / (temperature or 1.0), -1).tolist()
+        made = {}
+        for row, handle in enumerate(order):
+            self.stream[handle] += self.pending[handle]
+            self.pending[handle] = []
+            position = len(self.stream[handle]) - 1
+            made[handle] = Decision(position, int(actions[row]), float(logprobs[row]), probabilities[row])
+        return [made[h] for h in handles]
+
+    def observe(self, handle: int, strategy: str, text: str) -> None:
+        # A step's text is not remembered like the fixed chunks: it hardly ever comes twice.
+        body = self.planner.tokenizer.encode(text, add_special_tokens=False)
+        named = self.planner.chunk(template.strategy_chunk(strategy))
+        self.pending[handle] = named + body + self.planner.chunk(template.MARKER)
+
+    def ids(self, handle: int) -> list[int]:
+        return self.stream[handle]
+
+
+def check_labels(config: Any, strategies: StrategySet, source: str) -> None:
+    labels = tuple(config.id2label[i] for i in sorted(config.id2label))
+    if labels != strategies.names:
+        raise UserError(
+            f"planner {source} chooses among [{', '.join(labels)}] but the strategy set is [{', '.join(strategies.names)}]",
+            "pass the strategies that it was trained with",
+        )
+    version = getattr(config, "rsim_template", None)
+    if version != template.VERSION:
+        raise UserError(f"planner {source} reads template {version!r}, this version writes {template.VERSION!r}")
