@@ -11,29 +11,37 @@ import random
 from rsim.lab.problems import LabProblem
 from rsim.lab.steps import Rates, State, start, write_step
 
-# Weight of each strategy, by what the state looks like at a glance.
+# Weight of each strategy, by what the state looks like at a glance. The first is what greedy decoding follows: sensible
+# for plain questions, hasty where a bracket or a long sum would need care.
 _HABITS: dict[str, dict[str, float]] = {
-    "unread": {"continuation": 40, "sub-planning": 20, "summarization": 8, "decomposition": 7, "deliberation": 7,
-               "prioritization": 7, "self-reflection": 4, "validation": 3, "termination": 4},
-    "long": {"continuation": 52, "summarization": 8, "decomposition": 7, "deliberation": 8, "prioritization": 6,
-             "sub-planning": 4, "self-reflection": 4, "validation": 5, "termination": 6},
-    "pair": {"continuation": 44, "summarization": 12, "decomposition": 6, "deliberation": 8, "prioritization": 4,
-             "sub-planning": 3, "self-reflection": 4, "validation": 5, "termination": 14},
-    "finished": {"termination": 70, "validation": 10, "self-reflection": 6, "summarization": 4, "continuation": 3,
+    "unread": {"sub-planning": 42, "continuation": 24, "summarization": 6, "decomposition": 6, "deliberation": 6,
+               "prioritization": 5, "self-reflection": 4, "validation": 3, "termination": 4},
+    "bracket": {"continuation": 44, "prioritization": 18, "decomposition": 9, "deliberation": 6, "summarization": 6,
+                "sub-planning": 4, "self-reflection": 4, "validation": 4, "termination": 5},
+    "product": {"decomposition": 38, "continuation": 26, "deliberation": 7, "prioritization": 6, "summarization": 6,
+                "sub-planning": 4, "self-reflection": 4, "validation": 4, "termination": 5},
+    "long": {"summarization": 40, "continuation": 18, "deliberation": 16, "decomposition": 4, "prioritization": 4,
+             "sub-planning": 4, "self-reflection": 4, "validation": 5, "termination": 5},
+    "pair": {"deliberation": 38, "continuation": 22, "summarization": 14, "decomposition": 3, "prioritization": 3,
+             "sub-planning": 3, "self-reflection": 4, "validation": 5, "termination": 8},
+    "finished": {"termination": 70, "validation": 12, "self-reflection": 6, "summarization": 3, "continuation": 2,
                  "sub-planning": 2, "decomposition": 2, "deliberation": 2, "prioritization": 1},
 }  # fmt: skip
 
 
-def choose(state: State, rng: random.Random) -> str:
+def glance(state: State) -> str:
+    """The coarse feature that the writer's next choice depends on."""
     if not state.read:
-        habit = "unread"
-    elif len(state.expression) > 2:
-        habit = "long"
-    elif len(state.expression) == 2 or not state.expression[0].is_number:
-        habit = "pair"
-    else:
-        habit = "finished"
-    weights = _HABITS[habit]
+        return "unread"
+    if any(term.is_bracket for term in state.expression):
+        return "bracket"
+    if any(term.is_product for term in state.expression):
+        return "product"
+    return {1: "finished", 2: "pair"}.get(len(state.expression), "long")
+
+
+def choose(state: State, rng: random.Random) -> str:
+    weights = _HABITS[glance(state)]
     return rng.choices(list(weights), list(weights.values()))[0]
 
 

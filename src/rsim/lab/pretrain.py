@@ -39,9 +39,9 @@ class Size:
 
 
 SIZES = {
-    "nano-s": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=2400, learning_rate=4e-3),
-    "nano-m": Size(hidden=192, layers=4, heads=6, intermediate=448, steps=2400, learning_rate=2e-3),
-    "nano-l": Size(hidden=384, layers=5, heads=6, intermediate=896, steps=2400, learning_rate=1e-3),
+    "nano-s": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3),
+    "nano-m": Size(hidden=192, layers=4, heads=6, intermediate=448, steps=6000, learning_rate=2e-3),
+    "nano-l": Size(hidden=384, layers=5, heads=6, intermediate=896, steps=6000, learning_rate=1e-3),
 }
 
 
@@ -49,9 +49,9 @@ SIZES = {
 class PretrainConfig:
     size: str = "nano-s"
     seed: int = 0
-    batch: int = 64  # documents per step
+    batch: int = 48  # documents per step
     steps: int | None = None  # None: the size's own
-    planner_share: float = 0.15
+    planner_share: float = 0.1
     mix: ProblemMix = field(default_factory=ProblemMix)
     rates: Rates = field(default_factory=Rates)
 

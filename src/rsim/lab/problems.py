@@ -31,9 +31,9 @@ class ProblemMix:
     families: dict[str, float] = field(
         default_factory=lambda: {"arithmetic": 0.5, "story": 0.14, "equation": 0.12, "comparison": 0.12, "calendar": 0.12}
     )
-    max_terms: int = 5
+    max_terms: int = 4
     min_operations: int = 2
-    max_operations: int = 6
+    max_operations: int = 5
     product_share: float = 0.35
     bracket_share: float = 0.15
     largest_number: int = 99

@@ -47,9 +47,9 @@ class Rates:
     """Shares of steps that go wrong in the written solutions; every one is a free choice, recorded with the model."""
 
     misread: float = 0.7  # a worded question used without a plan: its last part is overlooked
-    head_slip: float = 0.25  # a calculation in the head that needs a carry drops it
+    head_slip: float = 0.3  # a calculation in the head that needs a carry drops it
     bracket_slip: float = 0.5  # a bracket joined in the head is multiplied out for its first number only
-    careful_slip: float = 0.06  # a calculation in parts drops a carry at the end
+    careful_slip: float = 0.04  # a calculation in parts drops a carry at the end
     catch: float = 0.95  # validation and self-reflection notice what is wrong
 
 
