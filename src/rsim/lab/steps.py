@@ -165,6 +165,8 @@ def _deliberate(expression: Expression, rng: random.Random, rates: Rates) -> _Wo
         return None
     left, right = expression[0].b, expression[1]
     redo, correct = careful_sum(left, right.sign, right.b)
+    if correct < 0:  # an earlier slip left too little to take from: nothing sensible to write
+        return None
     result = correct
     if rng.random() < rates.careful_slip:
         last_part = place_parts(right.b)[-1]
@@ -190,6 +192,8 @@ def _prioritize(expression: Expression) -> _Work | None:
 def _summarize(expression: Expression, rng: random.Random, rates: Rates) -> _Work | None:
     if len(expression) < 2 or not all(term.is_number for term in expression):
         return None
+    if any(value_of(expression[: i + 1]) < 0 for i in range(len(expression))):
+        return None
     correct = value_of(expression)
     hasty = _hasty_total(expression) if rng.random() < rates.head_slip else correct
     result, new = _settle(expression, 0, len(expression), 1, hasty, correct)
@@ -207,6 +211,8 @@ def _continue(expression: Expression, rng: random.Random, rates: Rates) -> _Work
         return f"{term.body()}={result}", (number(result),), Calculation(0, redo, correct)
     left, right = expression[:2]
     redo, correct = careful_pair(left, right)
+    if correct < 0:
+        return None
     left_value, right_value = _hasty_value(left, rng, rates), _hasty_value(right, rng, rates)
     slip = rng.random() < rates.head_slip
     result = carryless_sum(left_value, right.sign, right_value) if slip else left_value + right.sign * right_value

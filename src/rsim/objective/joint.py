@@ -1,0 +1,86 @@
+"""The joint objective (SPEC 5): J = lambda * J_planner + (1 - lambda) * J_reasoner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rsim.config import ObjectiveConfig
+from rsim.objective.losses import clip_range, clipped_share, kl_estimate, surrogate, truncated_importance
+
+
+@dataclass
+class Evaluated:
+    """What the current weights say of recorded actions; all ``[B, K]``. ``values`` and ``reference`` may be absent."""
+
+    logprobs: torch.Tensor
+    entropy: torch.Tensor
+    values: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
+
+
+def agent_objective(
+    now: Evaluated,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    weights: torch.Tensor,
+    config: ObjectiveConfig,
+    *,
+    entropy_bonus: float = 0.0,
+    beta: float = 0.0,
+    value_targets: torch.Tensor | None = None,
+    sampler_logprobs: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """One agent's objective on a (micro-)batch, to be maximised, and sums for the metrics.
+
+    ``J = sum w * (surrogate - beta * KL + bonus * entropy) - value_coefficient * sum w * (V - target)^2`` with the weights
+    of `rsim.objective.losses.action_weights`.
+
+    Args:
+        old_logprobs: ``[B, K]`` under the weights that the batch was taken with.
+        sampler_logprobs: ``[B, K]`` as the engine reported them, for the truncated importance correction.
+    """
+    low, high = clip_range(config.loss, config.clip_low, config.clip_high)
+    gain = surrogate(config.loss, now.logprobs, old_logprobs, advantages, mask, low, high)
+    if config.importance_cap > 0 and sampler_logprobs is not None:
+        gain = gain * truncated_importance(old_logprobs, sampler_logprobs, config.importance_cap)
+    sums = {
+        "clipped": (clipped_share(config.loss, now.logprobs, old_logprobs, advantages, low, high) * mask).sum().detach(),
+        "entropy": (now.entropy * mask).sum().detach(),
+        "actions": mask.sum(),
+    }
+    if beta > 0 and now.reference is not None:
+        kl = kl_estimate(config.kl, now.logprobs, now.reference)
+        gain = gain - beta * kl
+        sums["kl"] = (kl * mask).sum().detach()
+    if entropy_bonus > 0:
+        gain = gain + entropy_bonus * now.entropy
+    objective = (weights * gain).sum()
+    if now.values is not None and value_targets is not None:
+        error = (weights * (now.values - value_targets) ** 2).sum()
+        objective = objective - config.value_coefficient * error
+        sums["value_loss"] = error.detach()
+    return objective, sums
+
+
+def objective_factor(agent: str, lam: float, mode: str, *, alone: bool) -> float:
+    """The factor on an agent's objective: 1 when lambda scales learning rates, else lambda or 1 - lambda."""
+    if mode == "lr" or alone:
+        return 1.0
+    return lam if agent == "planner" else 1 - lam
+
+
+def learning_rate_factor(agent: str, lam: float, mode: str, *, alone: bool) -> float:
+    """The factor on an agent's learning rate: ``2 lambda`` and ``2 (1 - lambda)`` in mode ``lr``.
+
+    Adam and per-agent gradient clipping cancel a constant factor on a loss, so this is the mode in which lambda acts. A
+    reasoner trained without planner keeps its plain rate.
+
+    >>> round(learning_rate_factor("planner", 0.7, "lr", alone=False), 3)
+    1.4
+    """
+    if mode == "loss" or alone:
+        return 1.0
+    return 2 * lam if agent == "planner" else 2 * (1 - lam)

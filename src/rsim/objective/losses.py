@@ -1,0 +1,129 @@
+"""Policy-gradient surrogates and normalisers as free functions on tensors and masks.
+
+A loss is the pair of a surrogate (what is averaged) and a normaliser (how). Both agents use the same functions: an
+*action* is a sampled token for the reasoner and a strategy for the planner. Shapes: ``B`` episodes, ``K`` actions.
+
+=========  =========  ==========  =====================================================
+loss       surrogate  normaliser  source
+=========  =========  ==========  =====================================================
+grpo       clip       token       arXiv 2402.03300 eq. 3 (there normalised per sequence)
+dr_grpo    clip       constant    arXiv 2503.20783
+dapo       clip       token       arXiv 2503.14476 eq. 8, upper clip 0.28
+gspo       gspo       sequence    arXiv 2507.18071 eq. 5
+cispo      cispo      token       arXiv 2506.13585 eq. 4
+ppo        clip       token       arXiv 1707.06347 eq. 7, with GAE advantages
+=========  =========  ==========  =====================================================
+"""
+
+from __future__ import annotations
+
+import torch
+
+PRESET_NORMALISER = {
+    "grpo": "token",
+    "dr_grpo": "constant",
+    "dapo": "token",
+    "gspo": "sequence",
+    "cispo": "token",
+    "ppo": "token",
+}
+_DAPO_CLIP_HIGH = 0.28
+
+
+def clip_range(loss: str, clip_low: float, clip_high: float) -> tuple[float, float]:
+    """The lower and upper clip of ``loss``; ``clip_high`` 0 means the loss's own."""
+    return clip_low, clip_high or (_DAPO_CLIP_HIGH if loss == "dapo" else clip_low)
+
+
+def surrogate(
+    loss: str,
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    clip_low: float,
+    clip_high: float,
+) -> torch.Tensor:
+    """The objective of each action (to be maximised), ``[B, K]``; what lies outside the mask is to be ignored.
+
+    Args:
+        logprobs, old_logprobs: ``[B, K]`` under the trained and the sampling policy.
+        advantages: ``[B, K]`` (a scalar return's advantage broadcast over its actions).
+        mask: ``[B, K]`` of 0 and 1.
+
+    Worked example: ratio ``exp(logprob - old) = 1.5`` with advantage 1 and clip 0.2 gives ``min(1.5, 1.2) = 1.2`` for
+    *clip*; *cispo* gives ``1.2 * logprob`` with the 1.2 held constant, so the gradient does not vanish.
+    """
+    difference = (logprobs - old_logprobs) * mask
+    if loss == "gspo":
+        # One ratio per episode: the geometric mean of its actions' ratios.
+        difference = (difference.sum(1) / mask.sum(1).clamp(min=1))[:, None].expand_as(logprobs)
+    ratio = difference.exp()
+    if loss == "cispo":
+        return ratio.clamp(max=1 + clip_high).detach() * advantages * logprobs
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def action_weights(
+    normaliser: str, mask: torch.Tensor, *, actions: int, episodes: int, constant: int, joint_lengths: torch.Tensor
+) -> torch.Tensor:
+    """The weight of every action, ``[B, K]``, such that the objective is ``(weights * surrogate).sum()``.
+
+    The totals are those of the whole batch, over all micro-batches and ranks, so that sums of parts equal the whole.
+
+    Args:
+        normaliser: ``token`` (mean over all actions), ``sequence`` (mean over an episode's actions, then over episodes),
+            ``constant`` (divide by a fixed number of actions per episode) or ``paper`` (1 / (decisions + sampled tokens)
+            of each episode, for both agents alike).
+        mask: ``[B, K]`` of 0 and 1.
+        actions: of this agent in the whole batch.
+        episodes: in the whole batch.
+        constant: actions per episode that ``constant`` divides by.
+        joint_lengths: ``[B]`` decisions + sampled tokens.
+
+    >>> mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    >>> sizes = dict(actions=3, episodes=2, constant=4, joint_lengths=torch.tensor([10.0, 5.0]))
+    >>> action_weights("sequence", mask, **sizes)
+    tensor([[0.2500, 0.2500],
+            [0.5000, 0.0000]])
+    >>> action_weights("paper", mask, **sizes)
+    tensor([[0.0500, 0.0500],
+            [0.1000, 0.0000]])
+    """
+    if normaliser == "token":
+        return mask / actions
+    if normaliser == "sequence":
+        return mask / mask.sum(1, keepdim=True).clamp(min=1) / episodes
+    if normaliser == "constant":
+        return mask / (constant * episodes)
+    if normaliser == "paper":
+        return mask / joint_lengths[:, None] / episodes
+    raise ValueError(f"unknown normaliser {normaliser!r}")
+
+
+def kl_estimate(kind: str, logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Per-action estimates of KL(policy || reference), ``[B, K]`` (joschu.net/blog/kl-approx.html).
+
+    k1 is the log ratio, k2 half its square, k3 ``exp(-r) - 1 + r``, which is never negative.
+    """
+    ratio = logprobs - reference
+    if kind == "k1":
+        return ratio
+    if kind == "k2":
+        return 0.5 * ratio**2
+    return torch.exp(-ratio) - 1 + ratio
+
+
+def clipped_share(
+    loss: str, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
+) -> torch.Tensor:
+    """1 where the clip is active (the action's gradient is cut), ``[B, K]``."""
+    ratio = (logprobs - old_logprobs).exp()
+    above = (ratio > 1 + clip_high) & (advantages > 0)
+    below = (ratio < 1 - clip_low) & (advantages < 0)
+    return (above if loss == "cispo" else above | below).to(ratio.dtype)
+
+
+def truncated_importance(trainer: torch.Tensor, sampler: torch.Tensor, cap: float) -> torch.Tensor:
+    """``min(exp(trainer - sampler), cap)``, held constant: corrects for a sampler whose numerics differ, ``[B, K]``."""
+    return (trainer - sampler).exp().clamp(max=cap).detach()

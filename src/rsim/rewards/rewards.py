@@ -1,0 +1,115 @@
+"""Rule-based rewards of both agents (SPEC 4); every part is returned on its own so that it can be logged."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsim.config import RewardsConfig
+from rsim.errors import UserError
+from rsim.rewards.answers import boxed, extract, same_answer
+from rsim.rollout.episode import Episode
+from rsim.strategies import TERMINATION, StrategySet
+
+RewardFunction = Callable[[Episode], float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The returns of one episode. ``parts`` holds each weighted part; ``correct`` is strict (one box, final step)."""
+
+    predicted: str | None
+    correct: bool
+    planner: float
+    reasoner: float
+    parts: dict[str, float]
+
+
+def score(
+    episode: Episode,
+    strategies: StrategySet | None,
+    config: RewardsConfig,
+    custom: dict[str, RewardFunction] | None = None,
+) -> Score:
+    """Scores a finished episode.
+
+    Reasoner: ``accuracy + format + follow``; planner: ``accuracy + terminal - penalty``; a custom part is added to both.
+    Answers and evidence come from sampled tokens only. Without an answer, ``format``, ``follow`` and ``terminal`` are 0.
+    """
+    predicted = None if episode.truncated else extract(episode.final_text, "strict")
+    correct = predicted is not None and same_answer(predicted, episode.problem.answer, config.checker)
+    answered = predicted is not None
+    parts = {
+        "accuracy": config.accuracy * correct,
+        "format": config.format * (answered and well_formatted(episode)),
+        "follow": config.follow * follow_share(episode, strategies) * answered if strategies else 0.0,
+        "terminal": config.terminal * (episode.terminated and answered),
+        "penalty": -min(config.penalty * repeats(episode, strategies, config.repeat_allowance), config.penalty_cap)
+        if strategies
+        else 0.0,
+    }
+    extra = {name: float(function(episode)) for name, function in (custom or {}).items()}
+    added = sum(extra.values())
+    return Score(
+        predicted,
+        correct,
+        planner=parts["accuracy"] + parts["terminal"] + parts["penalty"] + added,
+        reasoner=parts["accuracy"] + parts["format"] + parts["follow"] + added,
+        parts=parts | extra,
+    )
+
+
+def well_formatted(episode: Episode) -> bool:
+    """Every step says something, exactly one box closes the last one, and nothing was cut off."""
+    return (
+        not episode.truncated
+        and bool(episode.steps)
+        and all(step.text.strip() for step in episode.steps)
+        and sum(len(boxed(step.text)) for step in episode.steps) == 1
+        and len(boxed(episode.final_text)) == 1
+    )
+
+
+def follow_share(episode: Episode, strategies: StrategySet) -> float:
+    """Share of steps that show evidence of their strategy; repeat-free ones (*continuation*) are left out."""
+    seen = []
+    for step in episode.steps:
+        if step.strategy < 0 or strategies[step.strategy].repeat_free:
+            continue
+        strategy = strategies[step.strategy]
+        seen.append(bool(boxed(step.text)) if strategy.name == TERMINATION else strategy.shows_evidence(step.text))
+    return sum(seen) / len(seen) if seen else 0.0
+
+
+def repeats(episode: Episode, strategies: StrategySet, allowance: int) -> int:
+    """Decisions that repeat a strategy beyond ``allowance`` uses in the episode.
+
+    With an allowance of 2, ``[validation] * 5`` counts 3; *continuation* never counts.
+    """
+    counts = Counter(d.action for d in episode.decisions if not strategies[d.action].repeat_free)
+    return sum(max(0, n - allowance) for n in counts.values())
+
+
+def load_custom(specs: tuple[str, ...]) -> dict[str, RewardFunction]:
+    """Functions named ``path/to/file.py:function``, by function name.
+
+    Raises:
+        UserError: the file or the function is not there.
+    """
+    functions: dict[str, RewardFunction] = {}
+    for spec in specs:
+        file, sep, name = spec.rpartition(":")
+        if not sep or not Path(file).is_file():
+            raise UserError(f"reward {spec!r}", "write file.py:function, with a file that exists")
+        module_spec = importlib.util.spec_from_file_location(f"rsim_reward_{len(functions)}", file)
+        assert module_spec is not None and module_spec.loader is not None
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        function = vars(module).get(name)
+        if not callable(function):
+            raise UserError(f"reward {spec!r}", f"{file} has no function {name!r}")
+        functions[name] = function
+    return functions

@@ -1,0 +1,103 @@
+"""Episodes as tensors. Both agents see the same thing: ids to read, positions to act at, the actions taken there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rsim.rollout.episode import Episode
+
+
+@dataclass
+class ActionBatch:
+    """``B`` right-padded sequences with up to ``K`` actions each.
+
+    ``ids`` ``[B, T]``; ``positions`` ``[B, K]``, the token whose hidden state predicts the action; ``actions``,
+    ``mask``, ``old_logprobs``, ``advantages`` and ``weights`` ``[B, K]``; ``joint_lengths`` ``[B]``. Injected tokens are
+    read but are never an action, so nothing that is computed here can touch them.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    actions: torch.Tensor
+    mask: torch.Tensor
+    old_logprobs: torch.Tensor
+    advantages: torch.Tensor
+    weights: torch.Tensor
+    joint_lengths: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, index: torch.Tensor) -> ActionBatch:
+        """The given rows, with padding that none of them needs cut away."""
+        positions, mask = self.positions[index], self.mask[index]
+        wide = max(int(mask.sum(1).max()), 1)
+        long = int((positions * mask.long()).max()) + 1
+        cut = {"ids": self.ids[index][:, :long]}
+        for name in ("positions", "actions", "mask", "old_logprobs", "advantages", "weights"):
+            cut[name] = getattr(self, name)[index][:, :wide]
+        return ActionBatch(**cut, joint_lengths=self.joint_lengths[index])
+
+    def micro_rows(self, max_tokens: int) -> list[torch.Tensor]:
+        """Row numbers of micro-batches: rows of like length, at most ``max_tokens`` padded tokens (one row at least)."""
+        lengths = ((self.positions * self.mask.long()).max(1).values + 1).tolist()
+        parts: list[list[int]] = [[]]
+        for row in sorted(range(len(self)), key=lambda r: (lengths[r], r)):
+            if parts[-1] and (len(parts[-1]) + 1) * lengths[row] > max_tokens:
+                parts.append([])
+            parts[-1].append(row)
+        return [torch.tensor(part) for part in parts]
+
+
+def reasoner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch:
+    """Actions are the sampled tokens; the hidden state of the token before predicts each."""
+    places = [[t for t, m in enumerate(e.reasoner_mask) if m] for e in episodes]
+    return _batch(
+        episodes,
+        [e.token_ids for e in episodes],
+        [[t - 1 for t in row] for row in places],
+        [[e.token_ids[t] for t in row] for e, row in zip(episodes, places, strict=True)],
+        [[e.logprobs[t] for t in row] for e, row in zip(episodes, places, strict=True)],
+        device,
+    )
+
+
+def planner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch:
+    """Actions are the decisions; forced terminations are none."""
+    return _batch(
+        episodes,
+        [e.planner_ids for e in episodes],
+        [[d.position for d in e.decisions] for e in episodes],
+        [[d.action for d in e.decisions] for e in episodes],
+        [[d.logprob for d in e.decisions] for e in episodes],
+        device,
+    )
+
+
+def _batch(
+    episodes: list[Episode],
+    ids: list[list[int]],
+    positions: list[list[int]],
+    actions: list[list[int]],
+    logprobs: list[list[float]],
+    device: torch.device,
+) -> ActionBatch:
+    mask = _pad([[1.0] * len(row) for row in actions], torch.float32, device)
+    joint = [float(len(e.decisions) + e.sampled_tokens) for e in episodes]
+    return ActionBatch(
+        ids=_pad(ids, torch.long, device),
+        positions=_pad(positions, torch.long, device),
+        actions=_pad(actions, torch.long, device),
+        mask=mask,
+        old_logprobs=_pad(logprobs, torch.float32, device),
+        advantages=torch.zeros_like(mask),
+        weights=torch.zeros_like(mask),
+        joint_lengths=torch.tensor(joint, device=device).clamp(min=1),
+    )
+
+
+def _pad(rows: list[list[int]] | list[list[float]], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    width = max(max(map(len, rows)), 1)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=dtype, device=device)
