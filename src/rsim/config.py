@@ -118,6 +118,7 @@ class ColdStartConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     steps: int = 0  # 0: every stage's own; else an upper bound over all stages
+    token_budget: int = 0  # stop once so many reasoner tokens were sampled, cold start included; 0: no budget
     questions: int = 32  # per step
     group: int = 8  # episodes per question
     planner_lr: float = 1e-3

@@ -113,7 +113,7 @@ def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, pool: in
             yield ids, mask
 
 
-def pretrain(config: PretrainConfig, out: Path) -> dict[str, float]:
+def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[str, float]:
     """Trains a base from nothing and saves model, tokenizer and the procedure (``pretrain.json``) under ``out``.
 
     Returns:
@@ -144,7 +144,7 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, float]:
         schedule.step()
         losses.append(loss.item())
         tokens += int((ids != tokenizer.pad_token_id).sum())
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 100 == 0 and not quiet:
             rate = tokens / (time.perf_counter() - began)
             print(f"step {step + 1}/{steps}  loss {sum(losses[-50:]) / 50:.4f}  {rate:,.0f} tokens/s", flush=True)
     out.mkdir(parents=True, exist_ok=True)

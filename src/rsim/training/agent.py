@@ -29,7 +29,6 @@ class Agent:
         learning_rate: float,
         weight_decay: float,
         with_values: bool = False,
-        with_reference: bool = False,
     ) -> None:
         self.name, self.model, self.head = name, model, head
         self.temperature, self.learning_rate = temperature, learning_rate
@@ -43,7 +42,11 @@ class Agent:
             torch.nn.init.zeros_(self.value_head.bias)
             groups.append({"params": list(self.value_head.parameters()), "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
-        self.reference = copy.deepcopy(model).requires_grad_(False) if with_reference else None
+        self.reference: PreTrainedModel | None = None
+
+    def set_reference(self, model: PreTrainedModel) -> None:
+        """Keeps a frozen copy of ``model`` for the KL term."""
+        self.reference = copy.deepcopy(model).requires_grad_(False)
 
     def evaluate(self, batch: ActionBatch, *, with_reference: bool = False) -> Evaluated:
         """Log-probs (at the sampling temperature), entropies and values of a batch's actions, each ``[B, K]``."""

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test lint results clean
+
+setup: .venv/.ready
+
+# torch first, by its exact pin, so that nothing else pulls another build of it in
+.venv/.ready: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check $$(grep '^torch==' requirements.txt)
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: setup
+	$(BIN)/rsim demo --out $$(mktemp -d runs-demo.XXXX)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+results: setup
+	$(BIN)/python -m bench.ledger
+
+clean:
+	rm -rf runs runs-demo.* build *.egg-info

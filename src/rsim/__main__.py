@@ -1,0 +1,3 @@
+from rsim.cli.main import main
+
+main()

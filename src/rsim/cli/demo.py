@@ -1,0 +1,104 @@
+"""The main job end to end on the nano lab: train, train the control, compare on unseen problems, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rsim.cli.progress import quiet_models, train_with_progress
+from rsim.config import Config, load_config
+from rsim.data.load import load_problems
+from rsim.data.problem import Problem
+from rsim.evaluation.evaluate import Evaluation, evaluate
+from rsim.evaluation.planners import planner_from
+from rsim.models import load_planner, load_reasoner
+from rsim.planner.planner import AnyPlanner
+from rsim.report.report import build_report
+from rsim.rollout.game import Game
+from rsim.rollout.reasoner import Reasoner
+from rsim.strategies import StrategySet, load_strategies
+
+_DEV_QUESTIONS = 200  # on which the best fixed strategy is picked
+
+
+def run_demo(out: Path, seed: int, questions: int, overrides: list[str], *, quiet: bool) -> dict[str, Any]:
+    """Runs the demo and returns its table; also written to ``table.json`` in the run's folder and shown in the report.
+
+    Every number in the table depends on ``seed`` and the overrides alone.
+    """
+    began = time.perf_counter()
+    console = Console(stderr=True, quiet=quiet)
+    quiet_models()
+    common = [f"seed={seed}", *overrides]
+    config = load_config("nano", [f'out="{out / "nano"}"', *common])
+    console.print("[bold]1/3[/bold] rSIM: planner and reasoner together, both stages")
+    train_with_progress(config, resume=False, quiet=quiet)
+    budget = _sampled_tokens(config.folder)
+    console.print(f"[bold]2/3[/bold] GRPO alone on the same reasoner, at the same {budget:,} sampled tokens")
+    control = load_config("nano-grpo", [f'out="{out / "nano-grpo"}"', *common, f"train.token_budget={budget}"])
+    train_with_progress(control, resume=False, quiet=quiet)
+    console.print(f"[bold]3/3[/bold] comparison on {questions} unseen problems")
+    rows = _compare(config, control, questions)
+    table = {
+        "title": f"nano lab, {questions} unseen problems, greedy, seed {seed}",
+        "rows": [row.to_json() for row in rows],
+        "reasoner_tokens": {"rsim": budget, "grpo": _sampled_tokens(control.folder)},
+    }
+    (config.folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    page = build_report(config.folder)
+    if not quiet:
+        _print(rows, str(table["title"]))
+        print(f"report: {page}   ({time.perf_counter() - began:.0f} s)")
+    return table | {"report": str(page)}
+
+
+def _compare(config: Config, control: Config, questions: int) -> list[Evaluation]:
+    strategies = load_strategies(config.models.strategies)
+    test = load_problems("lab", "test", limit=questions, seed=config.seed)
+    dev = load_problems("lab", "dev", limit=_DEV_QUESTIONS, seed=config.seed + 1)
+    base = load_reasoner(config.models.reasoner)
+    trained = load_reasoner(str(config.folder / "checkpoints" / "final" / "reasoner"))
+    alone = load_reasoner(str(control.folder / "checkpoints" / "final" / "reasoner"))
+    planner = load_planner(str(config.folder / "checkpoints" / "final" / "planner"), strategies, seed=0)
+
+    def measure(name: str, reasoner: Reasoner, chosen: AnyPlanner | None, problems: list[Problem] = test) -> Evaluation:
+        return evaluate(name, Game(reasoner, chosen, config.rollout), problems, config.rewards, seed=config.seed)[0]
+
+    fixed = _best_fixed(strategies, lambda spec: measure(spec, trained, planner_from(spec, strategies, dev), dev))
+    return [
+        measure("untrained reasoner, CoT", base, None),
+        measure("untrained reasoner + random planner", base, planner_from("random", strategies, test)),
+        measure("untrained reasoner + oracle planner", base, planner_from("oracle", strategies, test)),
+        measure("GRPO alone, equal tokens", alone, None),
+        measure("trained reasoner, no planner", trained, None),
+        measure("trained reasoner + random planner", trained, planner_from("random", strategies, test)),
+        measure(f"trained reasoner + best {fixed}", trained, planner_from(fixed, strategies, test)),
+        measure("untrained reasoner + trained planner", base, planner),
+        measure("trained reasoner + trained planner (rSIM)", trained, planner),
+        measure("trained reasoner + oracle planner", trained, planner_from("oracle", strategies, test)),
+    ]
+
+
+def _best_fixed(strategies: StrategySet, measure: Any) -> str:
+    """The fixed strategy that does best on dev problems (never on the test problems)."""
+    return max((f"fixed:{name}" for name in strategies.names), key=lambda spec: measure(spec).accuracy)
+
+
+def _sampled_tokens(folder: Path) -> int:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return int([r["sampled_tokens"] for r in records if "sampled_tokens" in r][-1])
+
+
+def _print(rows: list[Evaluation], title: str) -> None:
+    table = Table(title=title)
+    for name in ("", "accuracy", "95% interval", "tokens / question"):
+        table.add_column(name, justify="left" if not name else "right")
+    for row in rows:
+        interval = f"{row.low:.1%} to {row.high:.1%}"
+        table.add_row(row.name, f"{row.accuracy:.1%}", interval, f"{row.tokens_per_question:.1f}")
+    Console().print(table)

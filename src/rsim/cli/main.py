@@ -1,0 +1,160 @@
+"""The command ``rsim``. Commands are thin; heavy modules are imported inside them, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rsim.errors import UserError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Train a planner and a reasoner together, and plug the planner into any LLM.")  # fmt: skip
+lab = typer.Typer(no_args_is_help=True, help="The nano lab: tiny models on procedural problems.")
+config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+app.add_typer(lab, name="lab")
+app.add_typer(config_app, name="config")
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+
+
+@app.command()
+def train(
+    source: Annotated[str, typer.Argument(metavar="PRESET|CONFIG.toml")],
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run's folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a planner and a reasoner together, stage by stage."""
+    from rsim.config import load_config
+
+    config = load_config(source, overrides or [])
+    from rsim.cli.progress import train_with_progress
+
+    result = train_with_progress(config, resume=resume, quiet=as_json)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(f"run folder: {config.folder}")
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|PRESET", help="A run folder, a checkpoint in it, or a preset.")],
+    planner: Annotated[str, typer.Option(help="none, random, fixed:NAME, sequence:a,b, oracle or a planner's folder.")] = "",
+    reasoner: Annotated[str, typer.Option(help="Another reasoner than the run's.")] = "",
+    data: Annotated[str, typer.Option(help="lab, gsm8k or a JSONL file (default: the run's).")] = "",
+    split: Annotated[str, typer.Option()] = "test",
+    limit: Annotated[int, typer.Option(help="Number of questions.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Of the questions drawn and of sampling.")] = 0,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
+    out: Annotated[str, typer.Option(help="Folder for results (default: RUN/eval or runs/eval).")] = "",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy, with a 95% interval, and write the episodes and a summary."""
+    from rsim.cli.commands import run_eval
+
+    summary, page = run_eval(run, planner=planner, reasoner=reasoner, data=data, split=split, limit=limit, seed=seed,
+                             greedy=not sample, out=out, overrides=overrides or [])  # fmt: skip
+    if as_json:
+        print(json.dumps(summary))
+        return
+    print(f"accuracy {summary['accuracy']:.1%}  [{summary['low']:.1%}, {summary['high']:.1%}]  "
+          f"flexible {summary['flexible']:.1%}  questions {summary['questions']}  "
+          f"tokens/question {summary['tokens_per_question']:.1f}\nreport: {page}")  # fmt: skip
+
+
+@app.command()
+def solve(
+    question: Annotated[str, typer.Argument()],
+    run: Annotated[str, typer.Option(help="A run folder or checkpoint.")] = "runs/nano",
+    planner: Annotated[str, typer.Option(help="As in eval; default: the run's.")] = "",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one question, printing each step with its strategy as it is made."""
+    from rsim.cli.commands import run_solve
+
+    record = run_solve(question, run, planner, overrides or [], live=not as_json)
+    print(json.dumps(record) if as_json else f"answer: {record['predicted']}")
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN")],
+    out: Annotated[str, typer.Option(help="Default: RUN/report.html")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about a run."""
+    from rsim.report.report import build_report
+
+    page = build_report(Path(run), Path(out) if out else None)
+    print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Folder for the runs.")] = "runs",
+    seed: Annotated[int, typer.Option()] = 0,
+    questions: Annotated[int, typer.Option(help="Unseen problems in the final table.", min=10)] = 500,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train nano planner and reasoner, compare with every control on unseen problems, write a report."""
+    from rsim.cli.demo import run_demo
+
+    table = run_demo(Path(out), seed, questions, overrides or [], quiet=as_json)
+    if as_json:
+        print(json.dumps(table))
+
+
+@lab.command()
+def pretrain(
+    size: Annotated[str, typer.Option(help="nano-s, nano-m or nano-l")] = "nano-s",
+    out: Annotated[str, typer.Option(help="Default: runs/lab/SIZE")] = "",
+    seed: Annotated[int, typer.Option()] = 0,
+    steps: Annotated[int, typer.Option(help="0: the size's own number.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Pre-train a nano base from nothing on written lab solutions."""
+    from rsim.lab.pretrain import SIZES, PretrainConfig
+    from rsim.lab.pretrain import pretrain as run
+
+    if size not in SIZES:
+        raise UserError(f"--size {size}", f"use one of {', '.join(SIZES)}")
+    folder = Path(out or f"runs/lab/{size}")
+    result = run(PretrainConfig(size=size, seed=seed, steps=steps or None), folder, quiet=as_json)
+    print(json.dumps(result | {"folder": str(folder)}) if as_json else f"saved {folder}")
+
+
+@config_app.command()
+def show(
+    source: Annotated[str, typer.Argument(metavar="[PRESET|CONFIG.toml]")] = "",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Print a config with every default filled in; without an argument, list the presets."""
+    from rsim.config import load_config, presets, to_table, to_toml
+
+    if not source:
+        print(json.dumps(presets()) if as_json else "\n".join(presets()))
+        return
+    config = load_config(source, overrides or [])
+    print(json.dumps(to_table(config)) if as_json else to_toml(config), end="\n" if as_json else "")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Runs a command: exit 2 with one line for what the user can put right, 130 after Ctrl-C."""
+    try:
+        app(args=arguments, standalone_mode=True)
+    except UserError as error:
+        print(f"rsim: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("rsim: stopped; go on with --resume", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,65 @@
+"""Training with a progress bar, and with Ctrl-C that loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rsim.config import Config
+from rsim.training.trainer import Trainer
+
+
+def train_with_progress(config: Config, *, resume: bool, quiet: bool) -> dict[str, Any]:
+    """Runs `Trainer` under a bar. The first Ctrl-C lets the step end and saves; the second stops at once."""
+    quiet_models()
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+               TextColumn("{task.fields[shown]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("loading", total=None, shown="")
+
+        def on_metrics(record: dict[str, Any]) -> None:
+            if "eval/accuracy" in record:
+                console.print(f"step {record['step']:>4}  held-out accuracy {record['eval/accuracy']:.1%} "
+                              f"[{record['eval/accuracy_low']:.1%}, {record['eval/accuracy_high']:.1%}]")  # fmt: skip
+            elif "accuracy" in record:
+                progress.update(task, completed=record["step"], description=record["stage"], shown=_line(record))
+
+        trainer = Trainer(config, resume=resume, on_metrics=on_metrics)
+        progress.update(task, total=trainer.total_steps, completed=trainer.step, description=config.name)
+
+        def on_interrupt(*_: object) -> None:
+            if trainer.stop_requested:
+                raise KeyboardInterrupt
+            trainer.stop_requested = True
+            console.print("finishing this step, then saving; press Ctrl-C again to stop at once")
+
+        previous = signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            return trainer.run()
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _line(record: dict[str, Any]) -> str:
+    reward = record.get("reasoner/return", record.get("planner/return", 0.0))
+    parts = [f"reward {reward:.2f}", f"acc {record['accuracy']:.2f}", f"lambda {record['lambda']:.1f}",
+             f"{record['tokens_per_second']:,.0f} tok/s"]  # fmt: skip
+    if "planner/entropy" in record:
+        parts.append(f"planner H {record['planner/entropy']:.2f}")
+    return "  ".join(parts)
+
+
+def quiet_models() -> None:
+    """Silences transformers' weight-loading bars: progress is ours to show."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

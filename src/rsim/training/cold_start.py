@@ -1,0 +1,101 @@
+"""Cold start (SPEC 6.0): the reasoner learns the step format from its own wrong but well-formatted episodes.
+
+Answers are not taught: only wrong episodes are kept. Injected tokens are read but carry no loss; worked examples that helped
+while sampling are removed before fine-tuning.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import torch
+
+from rsim.config import Config
+from rsim.data.problem import Problem
+from rsim.errors import UserError
+from rsim.planner.scripted import random_planner
+from rsim.rewards.rewards import RewardFunction, score, well_formatted
+from rsim.rollout.episode import Episode
+from rsim.rollout.game import Game
+from rsim.rollout.reasoner import Reasoner
+from rsim.strategies import load_strategies
+from rsim.training.agent import Agent
+from rsim.training.batch import reasoner_batch
+
+
+def cold_start(
+    config: Config, reasoner: Reasoner, problems: list[Problem], custom: dict[str, RewardFunction]
+) -> tuple[dict[str, float], int]:
+    """Samples under the random planner, keeps wrong well-formatted episodes, fine-tunes ``reasoner`` in place.
+
+    Returns:
+        the report (``cold_start/sampled``, ``kept``, ``format_rate``, ``loss_before``, ``loss_after``) and the number of
+        tokens sampled.
+
+    Raises:
+        UserError: fewer than ``cold_start.minimum`` episodes could be kept.
+    """
+    settings = config.cold_start
+    strategies = load_strategies(config.models.strategies)
+    rng = random.Random(f"cold:{config.seed}")
+    asked = [rng.choice(problems) for _ in range(settings.episodes)]
+    shown = [replace(p, question=f"{settings.few_shot}\n\n{p.question}") for p in asked] if settings.few_shot else asked
+    game = Game(reasoner, random_planner(strategies), config.rollout)
+    episodes = game.play(shown, seed=config.seed, keys=[f"cold:{i}" for i in range(len(shown))])
+    scores = [score(e, strategies, config.rewards, custom) for e in episodes]
+    formatted = [well_formatted(e) for e in episodes]
+    kept = [e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and not s.correct]
+    if len(kept) < settings.minimum:
+        raise UserError(
+            f"cold start: only {len(kept)} of {len(episodes)} episodes were wrong but well formatted",
+            f"at least cold_start.minimum = {settings.minimum} are needed: raise cold_start.episodes or give few_shot",
+        )
+    kept = kept[: settings.keep]
+    if settings.few_shot:
+        plain = {e.problem.question: p for e, p in zip(episodes, asked, strict=True)}
+        kept = [_without_examples(e, plain[e.problem.question], reasoner) for e in kept]
+    losses = _fine_tune(config, reasoner, kept)
+    report = {
+        "cold_start/sampled": float(len(episodes)),
+        "cold_start/kept": float(len(kept)),
+        "cold_start/format_rate": sum(formatted) / len(formatted),
+        "cold_start/loss_before": losses[0],
+        "cold_start/loss_after": losses[-1],
+    }
+    return report, sum(e.sampled_tokens for e in episodes)
+
+
+def _without_examples(episode: Episode, problem: Problem, reasoner: Reasoner) -> Episode:
+    """The same sampled and injected ids after the bare question's prompt."""
+    prompt, old = reasoner.prompt_ids(problem.question), episode.prompt_length
+    return replace(
+        episode,
+        problem=problem,
+        token_ids=prompt + episode.token_ids[old:],
+        prompt_length=len(prompt),
+        reasoner_mask=[0] * len(prompt) + episode.reasoner_mask[old:],
+        logprobs=[0.0] * len(prompt) + episode.logprobs[old:],
+    )
+
+
+def _fine_tune(config: Config, reasoner: Reasoner, episodes: list[Episode]) -> list[float]:
+    """Cross-entropy on sampled tokens, one optimiser step per ``train.questions * group`` episodes; loss of each step."""
+    settings, train = config.cold_start, config.train
+    agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=1.0,
+                  learning_rate=settings.learning_rate, weight_decay=0.0)  # fmt: skip
+    size, losses = train.questions * train.group, []
+    for epoch in range(settings.epochs):
+        order = list(range(len(episodes)))
+        random.Random(f"cold:{config.seed}:{epoch}").shuffle(order)
+        for first in range(0, len(order), size):
+            batch = reasoner_batch([episodes[i] for i in order[first : first + size]], reasoner.model.device)
+            total, actions = 0.0, float(batch.mask.sum())
+            for rows in batch.micro_rows(train.micro_tokens):
+                micro = batch.rows(rows)
+                loss = -(agent.evaluate(micro).logprobs * micro.mask).sum() / actions
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+            losses.append(total)
+            agent.step(settings.learning_rate, train.grad_clip)
+    return losses

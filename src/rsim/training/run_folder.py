@@ -1,0 +1,140 @@
+"""A run's folder: config, provenance, metrics, sampled episodes, checkpoints and trackers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsim.config import Config, load_config, to_toml
+from rsim.errors import UserError
+
+_VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+_KEEP = 2  # newest checkpoints that are kept, beside the best and the final one
+
+
+class RunFolder:
+    """Everything that a run writes; checkpoints appear whole or not at all."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def create(cls, config: Config, *, resume: bool) -> RunFolder:
+        """A new folder, or the one to go on with.
+
+        Raises:
+            UserError: the folder has a run already and ``resume`` is off; or ``resume`` is on and there is no run there
+                or it was made with another config.
+        """
+        path = config.folder
+        started = (path / "config.toml").is_file()
+        if started and not resume:
+            raise UserError(f"{path} already holds a run", "pass --resume to go on, or --set out=another/folder")
+        if resume and not started:
+            raise UserError(f"--resume: no run in {path}", "start it without --resume")
+        if resume and load_config(str(path / "config.toml")) != config:
+            raise UserError(f"--resume: the config differs from {path / 'config.toml'}", "resume with the same settings")
+        folder = cls(path, config)
+        try:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {path}", error.strerror or str(error)) from error
+        if not started:
+            provenance = {
+                "name": config.name,
+                "seed": config.seed,
+                "versions": {"python": platform.python_version()}
+                | {name: importlib.metadata.version(name) for name in _VERSIONED},
+                "git_commit": git_commit(),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            }
+            (path / "run.json").write_text(json.dumps(provenance, indent=2) + "\n")
+            (path / "config.toml").write_text(to_toml(config))
+        return folder
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drops records of steps that a resumed run will do again."""
+        for name in ("metrics.jsonl", "episodes.jsonl"):
+            path = self.path / name
+            if path.is_file():
+                lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+                path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def latest(self) -> Path | None:
+        found = sorted(self.checkpoints.glob("step-*/state.pt"))
+        return found[-1].parent if found else None
+
+    def save(self, name: str, models: dict[str, Any], state: dict[str, Any] | None) -> Path:
+        """Writes ``{name}/{agent}`` for every model in Hugging Face layout, and ``state.pt`` last."""
+        target, draft = self.checkpoints / name, self.checkpoints / f".{name}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for agent, save in models.items():
+            save(draft / agent)
+        if state is not None:
+            torch.save(state, draft / "state.pt")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(draft, target)
+        for old in sorted(self.checkpoints.glob("step-*"))[:-_KEEP]:
+            shutil.rmtree(old)
+        return target
+
+
+def git_commit() -> str:
+    """The commit of the working directory, or of the source tree that rsim runs from, or "unknown"."""
+    for place in (Path.cwd(), Path(__file__).parent):
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return "unknown"
+
+
+class Trackers:
+    """Scalars to the trackers that the config names, beside ``metrics.jsonl``."""
+
+    def __init__(self, names: tuple[str, ...], folder: Path, config: Config) -> None:
+        self.writer: Any = None
+        self.loggers: list[Any] = []
+        for name in names:
+            if name == "tensorboard":
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.writer = SummaryWriter(str(folder / "tensorboard"))
+            elif name in ("wandb", "trackio"):
+                try:
+                    tracker = importlib.import_module(name)
+                except ImportError as error:
+                    raise UserError(f"tracker {name!r} is not installed", f"pip install {name}") from error
+                tracker.init(project="rsim", name=config.name)
+                self.loggers.append(tracker)
+            else:
+                raise UserError(f"unknown tracker {name!r}", "use tensorboard, wandb or trackio")
+
+    def log(self, record: dict[str, Any]) -> None:
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+        if self.writer is not None:
+            for name, value in numbers.items():
+                self.writer.add_scalar(name, value, record["step"])
+        for logger in self.loggers:
+            logger.log({"step": record["step"], **numbers})
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        for logger in self.loggers:
+            logger.finish()

@@ -1,0 +1,287 @@
+"""The training loop: rollout, reward, advantage, loss, step; stage by stage."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsim.config import Config, StageConfig
+from rsim.data.load import load_problems
+from rsim.data.problem import Problem
+from rsim.errors import UserError
+from rsim.evaluation.evaluate import Evaluation, evaluate
+from rsim.models import load_planner, load_reasoner
+from rsim.planner.planner import Planner
+from rsim.rewards.rewards import Score, load_custom, score
+from rsim.rollout.episode import Episode
+from rsim.rollout.game import Game
+from rsim.rollout.reasoner import Reasoner
+from rsim.strategies import load_strategies
+from rsim.training.agent import Agent
+from rsim.training.cold_start import cold_start
+from rsim.training.run_folder import RunFolder, Trackers
+from rsim.training.update import Update
+
+OnMetrics = Callable[[dict[str, Any]], None]
+
+
+class Trainer:
+    """Two policies, their optimisers and the place in the schedule. All sampling depends on ``(seed, step)`` alone, so a
+    resumed run replays nothing and skips nothing."""
+
+    def __init__(self, config: Config, *, resume: bool = False, on_metrics: OnMetrics | None = None) -> None:
+        self.config = config
+        self.on_metrics = on_metrics or (lambda record: None)
+        self.custom = load_custom(config.rewards.custom)
+        self.train_set = self._problems("train")
+        self.eval_set = self._problems("eval")
+        strategies = load_strategies(config.models.strategies)
+        if len(self.train_set) < config.train.questions:
+            raise UserError(f"train.questions = {config.train.questions}", f"the data has {len(self.train_set)} questions")
+        self.folder = RunFolder.create(config, resume=resume)
+        checkpoint = self.folder.latest() if resume else None
+        models = config.models
+        place = {"device": models.device, "dtype": models.dtype}
+        source = str(checkpoint / "reasoner") if checkpoint else models.reasoner
+        self.reasoner: Reasoner = load_reasoner(source, system_prompt=models.system_prompt, **place)
+        self.planner: Planner | None = None
+        if models.planner != "none":
+            source = str(checkpoint / "planner") if checkpoint else models.planner
+            self.planner = load_planner(source, strategies, seed=config.seed, **place)
+        self.agents = self._agents()
+        self.game = Game(self.reasoner, self.planner, config.rollout)
+        self.step, self.sampled_tokens, self.best, self.cold_started = 0, 0, -1.0, False
+        self.stop_requested = False
+        if checkpoint:
+            self._restore(checkpoint)
+        if resume:
+            self.folder.forget_after(self.step)
+        self.trackers = Trackers(config.train.trackers, self.folder.path, config)
+
+    # --- setting up ---
+
+    def _problems(self, split: str) -> list[Problem]:
+        data = self.config.data
+        if split == "train":
+            return load_problems(data.train, "train", data_dir=data.data_dir, limit=data.train_size, seed=self.config.seed)
+        return load_problems(data.eval, data.eval_split, data_dir=data.data_dir, limit=data.eval_size, seed=0)
+
+    def _agents(self) -> dict[str, Agent]:
+        train, objective, rollout = self.config.train, self.config.objective, self.config.rollout
+        common = {"weight_decay": train.weight_decay, "with_values": objective.loss == "ppo"}
+        agents = {
+            "reasoner": Agent(
+                "reasoner", self.reasoner.model, self.reasoner.logits, temperature=rollout.temperature,
+                learning_rate=train.reasoner_lr, **common,
+            )
+        }  # fmt: skip
+        if self.planner is not None:
+            agents["planner"] = Agent(
+                "planner", self.planner.model, self.planner.logits, temperature=rollout.planner_temperature,
+                learning_rate=train.planner_lr, **common,
+            )  # fmt: skip
+        return agents
+
+    @property
+    def total_steps(self) -> int:
+        planned = sum(stage.steps for stage in self.config.stages)
+        return min(planned, self.config.train.steps) if self.config.train.steps else planned
+
+    def stage_at(self, step: int) -> StageConfig:
+        for stage in self.config.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.config.stages[-1]
+
+    # --- the loop ---
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end of the last stage (or the token budget) and returns the last held-out evaluation."""
+        if not self.cold_started:
+            self._start()
+        result: dict[str, Any] = {}
+        while self.step < self.total_steps and not self._budget_spent() and not self.stop_requested:
+            self.train_step()
+            last = self.step == self.total_steps or self._budget_spent()
+            if last or (self.config.train.eval_every and self.step % self.config.train.eval_every == 0):
+                result = self.evaluate().to_json()
+            if last or self.stop_requested or self.step % self.config.train.save_every == 0:
+                self.save(f"step-{self.step:06d}")
+        self.trackers.close()
+        if self.stop_requested:
+            raise KeyboardInterrupt
+        self.folder.save("final", self._savers(), None)
+        return result
+
+    def _budget_spent(self) -> bool:
+        budget = self.config.train.token_budget
+        return bool(budget) and self.sampled_tokens >= budget
+
+    def _start(self) -> None:
+        """Cold start, the reference model of a KL term, and a first checkpoint to resume from."""
+        if self.config.cold_start.episodes:
+            report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom)
+            self.sampled_tokens += tokens
+            self._log({"step": 0, "stage": "cold_start"} | report)
+        self.cold_started = True
+        if self.config.objective.beta > 0:
+            self._savers()["reasoner"](self.folder.path / "reference")
+            self.agents["reasoner"].set_reference(self.reasoner.model)
+        if self.config.train.eval_every:
+            self.evaluate()
+        self.save("step-000000")
+
+    def train_step(self) -> dict[str, Any]:
+        """One batch of questions: play, score, update both agents (or the leader first), log."""
+        began = time.perf_counter()
+        stage = self.stage_at(self.step)
+        update = Update(self.config, stage, self.step, alone=self.planner is None)
+        episodes, scores = self._rollout("a")
+        metrics: dict[str, Any] = {}
+        if self.planner is not None and stage.train_planner:
+            metrics |= update.agent(self.agents["planner"], episodes, scores)
+        if stage.train_reasoner:
+            if self.config.objective.update_order == "leader_first" and self.planner is not None and stage.train_planner:
+                episodes, scores = self._rollout("b")  # the follower answers the leader's new policy
+            metrics |= update.agent(self.agents["reasoner"], episodes, scores)
+        self.step += 1
+        seconds = time.perf_counter() - began
+        record = {"step": self.step, "stage": stage.name, "lambda": stage.lambda_}
+        record |= rollout_metrics(episodes, scores, self._names()) | metrics
+        record |= {"seconds": seconds, "tokens_per_second": sum(e.sampled_tokens for e in episodes) / seconds,
+                   "sampled_tokens": self.sampled_tokens}  # fmt: skip
+        self._log(record)
+        if self.config.train.samples_every and self.step % self.config.train.samples_every == 0:
+            self._log_episodes(episodes, scores)
+        return record
+
+    def _rollout(self, name: str) -> tuple[list[Episode], list[Score]]:
+        train = self.config.train
+        problems = questions_of_step(self.train_set, self.config.seed, self.step, train.questions)
+        keys = [f"{self.step}:{name}:{i}" for i in range(len(problems))]
+        episodes = self.game.play(problems, seed=self.config.seed, group_size=train.group, keys=keys)
+        self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
+        strategies = self.planner.strategies if self.planner else None
+        return episodes, [score(e, strategies, self.config.rewards, self.custom) for e in episodes]
+
+    # --- records ---
+
+    def evaluate(self) -> Evaluation:
+        """Greedy accuracy on the held-out questions; keeps the best checkpoint."""
+        result, episodes, scores = evaluate("held-out", self.game, self.eval_set, self.config.rewards, seed=0)
+        self._log({"step": self.step, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low,
+                   "eval/accuracy_high": result.high, "eval/flexible": result.flexible,
+                   "eval/tokens": result.tokens_per_question})  # fmt: skip
+        if result.accuracy > self.best:
+            self.best = result.accuracy
+            self.folder.save("best", self._savers(), None)
+        return result
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self.folder.append("metrics.jsonl", record)
+        self.trackers.log(record)
+        self.on_metrics(record)
+
+    def _log_episodes(self, episodes: list[Episode], scores: list[Score], count: int = 4) -> None:
+        for index in random.Random(self.step).sample(range(len(episodes)), min(count, len(episodes))):
+            record = {"step": self.step} | episode_record(episodes[index], scores[index], self._names())
+            self.folder.append("episodes.jsonl", record)
+
+    def _names(self) -> tuple[str, ...]:
+        return self.planner.strategies.names if self.planner else ()
+
+    # --- checkpoints ---
+
+    def _savers(self) -> dict[str, Callable[[Path], None]]:
+        def save_reasoner(path: Path) -> None:
+            self.reasoner.model.save_pretrained(path)
+            self.reasoner.tokenizer.save_pretrained(path)
+
+        return {"reasoner": save_reasoner} | ({"planner": self.planner.save_pretrained} if self.planner else {})
+
+    def save(self, name: str) -> Path:
+        state = {
+            "step": self.step,
+            "sampled_tokens": self.sampled_tokens,
+            "best": self.best,
+            "agents": {key: agent.state() for key, agent in self.agents.items()},
+        }
+        return self.folder.save(name, self._savers(), state)
+
+    def _restore(self, checkpoint: Path) -> None:
+        state = torch.load(checkpoint / "state.pt", weights_only=True)
+        self.step, self.sampled_tokens, self.best = state["step"], state["sampled_tokens"], state["best"]
+        self.cold_started = True
+        for key, agent in self.agents.items():
+            agent.load_state(state["agents"][key])
+        if self.config.objective.beta > 0:
+            reference = load_reasoner(str(self.folder.path / "reference"), device=self.config.models.device, dtype=self.config.models.dtype)  # fmt: skip
+            self.agents["reasoner"].set_reference(reference.model)
+
+
+def train(config: Config, *, resume: bool = False, on_metrics: OnMetrics | None = None) -> dict[str, Any]:
+    """Trains as ``config`` says; the Python side of ``rsim train``.
+
+    Returns:
+        the last held-out evaluation (``accuracy``, ``low``, ``high``, ...). Everything else is in the run's folder.
+    """
+    return Trainer(config, resume=resume, on_metrics=on_metrics).run()
+
+
+def questions_of_step(problems: list[Problem], seed: int, step: int, count: int) -> list[Problem]:
+    """The questions of one step: a walk through a permutation that is new in every epoch, a function of its arguments.
+
+    An epoch's last, incomplete batch is filled from the next epoch.
+    """
+    picked = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, place = divmod(position, len(problems))
+        picked.append(problems[_permutation(len(problems), seed, epoch)[place]])
+    return picked
+
+
+_permutations: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _permutation(size: int, seed: int, epoch: int) -> list[int]:
+    key = (size, seed, epoch)
+    if key not in _permutations:
+        if len(_permutations) > 4:
+            _permutations.clear()
+        order = list(range(size))
+        random.Random(f"epoch:{seed}:{epoch}").shuffle(order)
+        _permutations[key] = order
+    return _permutations[key]
+
+
+def rollout_metrics(episodes: list[Episode], scores: list[Score], names: tuple[str, ...]) -> dict[str, float]:
+    """Means over a batch of episodes: reward parts, lengths, flags and strategy shares."""
+    count = len(episodes)
+    used = Counter(s.strategy for e in episodes for s in e.steps if s.strategy >= 0)
+    total = max(sum(used.values()), 1)
+    return {
+        "accuracy": sum(s.correct for s in scores) / count,
+        **{f"reward/{part}": sum(s.parts[part] for s in scores) / count for part in scores[0].parts},
+        "length/sampled": sum(e.sampled_tokens for e in episodes) / count,
+        "length/injected": sum(e.injected_tokens for e in episodes) / count,
+        "length/steps": sum(len(e.steps) for e in episodes) / count,
+        **{f"flags/{f}": sum(getattr(e, f) for e in episodes) / count
+           for f in ("forced", "truncated", "reasoner_ended", "terminated")},
+        **{f"strategy/{name}": used[i] / total for i, name in enumerate(names)},
+    }  # fmt: skip
+
+
+def episode_record(episode: Episode, score: Score, names: tuple[str, ...]) -> dict[str, Any]:
+    return episode.to_json(names) | {
+        "predicted": score.predicted,
+        "correct": score.correct,
+        "rewards": {"planner": score.planner, "reasoner": score.reasoner},
+        "names": list(names),
+    }

@@ -1,0 +1,161 @@
+"""The game: token ids, masks, log-probs and flags, and equality with plain decoding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import RULES, tiny_model
+
+from rsim.data.problem import Problem
+from rsim.errors import UserError
+from rsim.lab.tokenizer import build_tokenizer
+from rsim.planner import template
+from rsim.planner.scripted import random_planner, sequence_planner
+from rsim.rollout.game import Game
+from rsim.rollout.reasoner import Reasoner
+from rsim.rollout.sampling import StepEnds, choose
+
+QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]
+PROBLEMS = [Problem(q, "1") for q in QUESTIONS]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_greedy_rollout_equals_generate(architecture):
+    reasoner = Reasoner(tiny_model(architecture, seed=3), build_tokenizer())
+    played = Game(reasoner, None, replace(RULES, max_tokens=40)).play(PROBLEMS, seed=0, greedy=True)
+    lengths = set()
+    for episode in played:
+        ids = torch.tensor([reasoner.prompt_ids(episode.problem.question)])
+        lengths.add(ids.shape[1])
+        expected = reasoner.model.generate(ids, max_new_tokens=40, do_sample=False)[0].tolist()
+        assert episode.token_ids == expected
+    assert len(lengths) > 2, "the prompts must be ragged"
+
+
+def test_planned_greedy_steps_equal_generate_from_the_recorded_prefix(reasoner, planner):
+    for episode in Game(reasoner, planner, RULES).play(PROBLEMS, seed=0, greedy=True):
+        for step in episode.steps:
+            prefix = torch.tensor([episode.token_ids[: step.body]])
+            count = step.end - step.body
+            out = reasoner.model.generate(prefix, max_new_tokens=count, do_sample=False)[0].tolist()
+            assert episode.token_ids[step.body : step.end] == out[step.body :]
+
+
+def test_recorded_logprobs_are_those_of_one_plain_forward(reasoner, planner):
+    rules = replace(RULES, temperature=1.3)
+    for episode in Game(reasoner, planner, rules).play(PROBLEMS, seed=1, group_size=3):
+        ids = torch.tensor([episode.token_ids])
+        logprobs = torch.log_softmax(reasoner.model(ids).logits[0] / 1.3, -1)
+        for t, sampled in enumerate(episode.reasoner_mask):
+            expected = float(logprobs[t - 1, episode.token_ids[t]]) if sampled else 0.0
+            assert episode.logprobs[t] == pytest.approx(expected, abs=2e-4)
+
+
+def test_masks_spans_and_injected_ids(reasoner, planner, lab_strategies):
+    allowed = [[tuple(reasoner.injected_ids(p)) for p in s.prompts] for s in lab_strategies.strategies]
+    episodes = Game(reasoner, planner, RULES).play(PROBLEMS, seed=2, group_size=4)
+    delimiter = reasoner.injected_ids("\n")
+    for e in episodes:
+        assert len(e.token_ids) == len(e.reasoner_mask) == len(e.logprobs)
+        assert e.token_ids[: e.prompt_length] == reasoner.prompt_ids(e.problem.question)
+        assert not any(e.reasoner_mask[: e.prompt_length])
+        assert len(e.token_ids) - e.prompt_length <= RULES.max_tokens
+        for i, step in enumerate(e.steps):
+            assert tuple(e.token_ids[step.start : step.body]) in allowed[step.strategy]
+            assert not any(e.reasoner_mask[step.start : step.body])
+            assert all(e.reasoner_mask[step.body : step.end])
+            following = e.steps[i + 1].start if i + 1 < len(e.steps) else len(e.token_ids)
+            assert e.token_ids[step.end : following] in ([], delimiter)
+            assert not any(e.reasoner_mask[step.end : following])
+        assert len(e.decisions) == len(e.steps) - e.forced
+        assert e.terminated + e.forced + e.reasoner_ended <= 1 or e.forced
+        assert not (e.forced and e.terminated)
+
+
+def test_planner_decisions_equal_the_stock_classifier_on_each_prefix(reasoner, planner):
+    for e in Game(reasoner, planner, RULES).play(PROBLEMS, seed=3, group_size=2):
+        for d in e.decisions:
+            logits = planner.model(torch.tensor([e.planner_ids[: d.position + 1]])).logits[0]
+            expected = torch.softmax(logits, -1)
+            assert torch.allclose(torch.tensor(d.probabilities), expected, atol=1e-5)
+            assert d.logprob == pytest.approx(float(expected[d.action].log()), abs=1e-4)
+
+
+def test_planner_stream_is_the_rendered_template(reasoner, planner, lab_strategies):
+    for e in Game(reasoner, planner, RULES).play(PROBLEMS, seed=4):
+        done = [(lab_strategies.names[s.strategy], s.text) for s in e.steps[: len(e.decisions) - 1]]
+        assert planner.tokenizer.decode(e.planner_ids) == template.render(e.problem.question, done)
+
+
+def test_forced_termination_is_no_decision(reasoner, lab_strategies):
+    rules = replace(RULES, max_steps=2)
+    fixed = sequence_planner(lab_strategies, ["validation"])
+    forced = [e for e in Game(reasoner, fixed, rules).play(PROBLEMS, seed=0, group_size=4) if not e.reasoner_ended]
+    assert forced
+    for e in forced:
+        assert e.forced and not e.terminated
+        assert [s.forced for s in e.steps] == [False, False, True]
+        assert e.steps[-1].strategy == lab_strategies.termination
+        assert len(e.decisions) == 2
+
+
+def test_a_token_budget_forces_an_answer_in_time(reasoner, lab_strategies):
+    rules = replace(RULES, max_steps=50, max_tokens=32)
+    fixed = sequence_planner(lab_strategies, ["validation"])
+    for e in Game(reasoner, fixed, rules).play(PROBLEMS, seed=0, group_size=4):
+        assert len(e.token_ids) - e.prompt_length <= 32
+        assert e.forced or e.reasoner_ended
+
+
+def test_sampling_does_not_depend_on_the_batch(reasoner, planner):
+    whole = Game(reasoner, planner, RULES).play(PROBLEMS, seed=5, group_size=2)
+    split = Game(reasoner, planner, replace(RULES, batch=3)).play(PROBLEMS, seed=5, group_size=2)
+    assert [e.token_ids for e in whole] == [e.token_ids for e in split]
+    other = Game(reasoner, planner, RULES).play(PROBLEMS, seed=6, group_size=2)
+    assert [e.token_ids for e in whole] != [e.token_ids for e in other]
+
+
+def test_a_new_game_sees_new_weights(reasoner, planner):
+    game = Game(reasoner, planner, RULES)
+    before = game.play(PROBLEMS, seed=0, greedy=True)
+    with torch.no_grad():
+        for p in reasoner.model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    after = game.play(PROBLEMS, seed=0, greedy=True)
+    fresh = Game(reasoner, planner, RULES).play(PROBLEMS, seed=0, greedy=True)
+    assert [e.token_ids for e in after] == [e.token_ids for e in fresh]
+    assert [e.token_ids for e in after] != [e.token_ids for e in before]
+
+
+def test_end_is_seen_when_padding_is_the_end_token(reasoner, lab_strategies):
+    reasoner.tokenizer.pad_token = reasoner.tokenizer.eos_token
+    for e in Game(reasoner, random_planner(lab_strategies), RULES).play(PROBLEMS, seed=0, group_size=8):
+        end = reasoner.tokenizer.eos_token_id
+        for step in e.steps:
+            sampled = e.token_ids[step.body : step.end]
+            assert end not in sampled[:-1]
+            assert step is e.steps[-1] or sampled[-1] != end
+
+
+def test_too_long_a_question_is_refused(reasoner, planner):
+    with pytest.raises(UserError, match="context"):
+        Game(reasoner, planner, RULES).play([Problem("1" * 600, "1")], seed=0)
+
+
+def test_step_end_needs_the_whole_delimiter():
+    ends = StepEnds(build_tokenizer(), "\n\n", len(build_tokenizer()))
+    newline = build_tokenizer().encode("\n")
+    assert not ends.ended(newline)
+    assert ends.ended(newline * 2)
+    assert bool(ends.touching[newline[0]])
+
+
+def test_choose_follows_the_distribution():
+    logits = torch.log(torch.tensor([0.5, 0.0, 0.2, 0.3])).expand(4000, 4)
+    uniforms = torch.linspace(0, 1 - 1e-7, 4000)
+    picked, logprobs = choose(logits, 1.0, uniforms)
+    share = torch.bincount(picked, minlength=4) / 4000
+    assert torch.allclose(share, torch.tensor([0.5, 0.0, 0.2, 0.3]), atol=1e-3)
+    assert torch.allclose(logprobs.exp(), torch.tensor([0.5, 0.0, 0.2, 0.3])[picked])
