@@ -1,0 +1,132 @@
+"""Reading answers out of text and comparing them with gold: exact arithmetic, no symbolic algebra, linear time.
+
+*strict* takes the one ``\\boxed{...}`` that a text holds; *flexible* takes the last box or else the last number. Numbers
+are compared as exact fractions, after units, thousands separators, currency and LaTeX wrapping are removed.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Literal
+
+Mode = Literal["strict", "flexible"]
+Checker = Literal["numeric", "text"]
+
+_BOX = "\\boxed{"
+_MAX_ANSWER = 200  # characters; whatever is longer is no number
+_MAX_DIGITS = 60
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|-?\.\d+")
+_PLAIN = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)")
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_LATEX_WRAP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\{([^{}]*)\}")
+_UNIT = re.compile(r"(?<=[\d.)\s])\s*(?:%|[$€£]|[A-Za-z][A-Za-z ²³]{0,40}(?:/[A-Za-z ]{1,20})?)\.?$")
+_REPLACED = {"−": "-", "\\%": "%", "\\$": "$", "\\!": "", "\\left": "", "\\right": "", "\\ ": " ", "~": " ", "°": ""}
+_THOUSANDS = re.compile(r"(?<=\d)(?:,|\\,|\{,\})(?=\d{3}(?!\d))")
+
+
+def boxed(text: str) -> list[str]:
+    """The contents of every ``\\boxed{...}`` with balanced braces and something inside, outermost ones only.
+
+    >>> boxed(r"so \\boxed{\\frac{1}{2}} and \\boxed{} and \\boxed{7")
+    ['\\\\frac{1}{2}']
+    """
+    found, position = [], text.find(_BOX)
+    while position >= 0:
+        start = position + len(_BOX)
+        end = _closing_brace(text, start)
+        if end < 0:
+            break
+        if text[start:end].strip():
+            found.append(text[start:end].strip())
+        position = text.find(_BOX, end)
+    return found
+
+
+def _closing_brace(text: str, start: int) -> int:
+    """The place of the brace that closes the one before ``start``, or -1; ``\\{`` and ``\\}`` do not count."""
+    depth = 1
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+        if depth == 0:
+            return brace.start()
+    return -1
+
+
+def extract(text: str, mode: Mode) -> str | None:
+    """The answer that ``text`` gives, or None.
+
+    >>> extract("12 then \\\\boxed{7}", "strict"), extract("\\\\boxed{7} or \\\\boxed{8}", "strict")
+    ('7', None)
+    >>> extract("12, so 7 eggs.", "strict"), extract("12, so 7 eggs.", "flexible")
+    (None, '7')
+    """
+    boxes = boxed(text)
+    if mode == "strict":
+        return boxes[0] if len(boxes) == 1 else None
+    if boxes:
+        return boxes[-1]
+    numbers = _NUMBER.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def same_answer(answer: str, gold: str, checker: Checker) -> bool:
+    """Whether ``answer`` says the same as ``gold``.
+
+    *numeric* compares values, and falls back on *text* where gold is no number; *text* ignores case and white space.
+
+    >>> same_answer("$1,200.00", "1200", "numeric"), same_answer("0.33", "1/3", "numeric")
+    (True, False)
+    """
+    if checker == "numeric":
+        wanted = parse_number(gold)
+        if wanted is not None:
+            given = parse_number(answer)
+            return given is not None and given == wanted
+    return _plain_text(answer) == _plain_text(gold) != ""
+
+
+def _plain_text(text: str) -> str:
+    return " ".join(text.split()).casefold().rstrip(".")
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The value of a written number, or None.
+
+    Sign, thousands separators, decimals, fractions (also LaTeX's and mixed ones), a currency sign before or after, a
+    trailing unit and a leading ``x =`` are understood. A percent sign is a unit like any other: ``50%`` is 50, the way word
+    problems give it.
+
+    >>> parse_number("-1,234.5"), parse_number(r"\\frac{3}{4}"), parse_number("12 eggs"), parse_number("x+1")
+    (Fraction(-2469, 2), Fraction(3, 4), Fraction(12, 1), None)
+    """
+    if len(text) > _MAX_ANSWER:
+        return None
+    text = _LATEX_WRAP.sub(r" \1 ", text)
+    text = _LATEX_FRACTION.sub(r"(\1)/(\2)", text)
+    text = _THOUSANDS.sub("", text)
+    for old, new in _REPLACED.items():
+        text = text.replace(old, new)
+    text = text.rpartition("=")[2].strip().rstrip(".")
+    text = _UNIT.sub("", text)
+    sign = -1 if re.match(r"[$€£]?\s*-", text) else 1
+    value = _fraction(re.sub(r"^[$€£+\s]*-?[$€£\s]*", "", text))
+    return None if value is None else sign * value
+
+
+def _fraction(text: str) -> Fraction | None:
+    """``3``, ``3.5``, ``3/4``, ``(3)/(4)`` or the mixed ``1 3/4``; no sign before the first number."""
+    text = text.strip()
+    mixed = re.fullmatch(r"(\d+)\s+\(?(\d+)\)?\s*/\s*\(?(\d+)\)?", text)
+    if mixed:
+        whole, part = _fraction(mixed[1]), _fraction(f"{mixed[2]}/{mixed[3]}")
+        return None if whole is None or part is None else whole + part
+    upper, slash, lower = (part.strip() for part in text.partition("/"))
+    numerator, denominator = _decimal(upper), _decimal(lower) if slash else Fraction(1)
+    return None if numerator is None or not denominator else numerator / denominator
+
+
+def _decimal(text: str) -> Fraction | None:
+    if text.startswith("(") and text.endswith(")"):
+        text = text[1:-1].strip()
+    return Fraction(text) if len(text) <= _MAX_DIGITS and _PLAIN.fullmatch(text) else None
