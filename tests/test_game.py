@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import RULES, tiny_model
+from tiny import RULES, tiny_model
 
 from rsim.data.problem import Problem
 from rsim.errors import UserError
@@ -95,7 +95,8 @@ def test_forced_termination_is_no_decision(reasoner, lab_strategies):
     forced = [e for e in Game(reasoner, fixed, rules).play(PROBLEMS, seed=0, group_size=4) if not e.reasoner_ended]
     assert forced
     for e in forced:
-        assert e.forced and not e.terminated
+        assert e.forced
+        assert not e.terminated
         assert [s.forced for s in e.steps] == [False, False, True]
         assert e.steps[-1].strategy == lab_strategies.termination
         assert len(e.decisions) == 2

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Tokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from rsim.lab.behaviour import write_solution
 from rsim.lab.problems import LabProblem, ProblemMix, sample_problems
@@ -56,7 +56,7 @@ class PretrainConfig:
     rates: Rates = field(default_factory=Rates)
 
 
-def new_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def new_model(size: Size, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
@@ -75,7 +75,7 @@ def new_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalL
     )
 
 
-def documents(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[list[int], int]]:
+def documents(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Iterator[tuple[list[int], int]]:
     """Endless ``(token ids, length of the part without loss)``."""
     strategies = load_strategies("lab")
     rng = random.Random(f"pretrain:{config.seed}")
@@ -96,7 +96,7 @@ def _planner_text(problem: LabProblem, steps: list[tuple[str, str]]) -> tuple[st
     return question_chunk(problem.question) + MARKER, MARKER.join(chunks)
 
 
-def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, pool: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(config: PretrainConfig, tokenizer: Qwen2Tokenizer, pool: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless ``(ids [B, T] right-padded, loss mask [B, T])``, similar lengths together."""
     stream, rng = documents(config, tokenizer), random.Random(config.seed)
     while True:

@@ -1,13 +1,15 @@
 """The lab's tokenizer: one token per digit and operator, one per word of the lab's language.
 
-It is lossless on printable ASCII (any character stands as itself), so that questions from outside the lab can be asked.
-Multi-character tokens are matched longest first, before the character level.
+Byte-level below its words, so it is lossless on any text. It is built as a `Qwen2Tokenizer`, because that is what
+`AutoTokenizer` makes of any tokenizer saved beside a Qwen2 model, whatever class its files name; a plain character-level
+tokenizer would come back with Qwen's byte-level pre-tokenizer in front and lose its spaces.
 """
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import Qwen2Tokenizer
 
 from rsim.lab.problems import NAMES, THINGS
 from rsim.planner.template import MARKER, QUESTION_PREFIX, strategy_chunk
@@ -27,21 +29,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer() -> Qwen2Tokenizer:
     """The lab tokenizer, made from nothing; the same on every machine."""
     strategies = load_strategies("lab")
     phrases = [prompt for s in strategies.strategies for prompt in s.prompts]
     planner = [QUESTION_PREFIX, MARKER, *(strategy_chunk(name) for name in strategies.names)]
     words = [*NAMES, *(f" {thing}" for thing in THINGS), *_STORY, *_OTHER, *_STEPS, *phrases, *planner]
-    characters = [DELIMITER, *map(chr, range(32, 127))]
-    specials = [PAD, EOS, QUESTION, ANSWER]
-    vocabulary = {token: index for index, token in enumerate([*specials, *characters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=None))
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(specials)
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, QUESTION, ANSWER, *sorted(ByteLevel.alphabet())])}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], unk_token=None, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    tokenizer.add_special_tokens({"additional_special_tokens": [QUESTION, ANSWER]})
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
