@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from tiny import tiny_model
 
 from rsim.lab.tokenizer import build_tokenizer
 from rsim.models import load_planner
 from rsim.planner.planner import Planner
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import StrategySet, load_strategies
+from tiny import tiny_model
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import RULES, tiny_model
 
 from rsim.data.problem import Problem
 from rsim.errors import UserError
@@ -16,6 +15,7 @@ from rsim.planner.scripted import random_planner, sequence_planner
 from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.rollout.sampling import StepEnds, choose
+from tiny import RULES, tiny_model
 
 QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]
 PROBLEMS = [Problem(q, "1") for q in QUESTIONS]
@@ -39,7 +39,9 @@ def test_planned_greedy_steps_equal_generate_from_the_recorded_prefix(reasoner, 
         for step in episode.steps:
             prefix = torch.tensor([episode.token_ids[: step.body]])
             count = step.end - step.body
-            out = reasoner.model.generate(prefix, max_new_tokens=count, do_sample=False)[0].tolist()
+            # A sampled pad token is a token like any other; without a mask, generate would leave it out.
+            everything = torch.ones_like(prefix)
+            out = reasoner.model.generate(prefix, attention_mask=everything, max_new_tokens=count, do_sample=False)[0].tolist()
             assert episode.token_ids[step.body : step.end] == out[step.body :]
 
 

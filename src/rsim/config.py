@@ -180,7 +180,7 @@ def load_config(source: str | None = None, overrides: list[str] | tuple[str, ...
             raise UserError(f"{path}: not valid TOML", str(error)) from error
     for override in overrides:
         _apply(table, override)
-    config = from_table(Config, table, "")
+    config: Config = from_table(Config, table, "")
     validate(config)
     return config
 
@@ -196,10 +196,7 @@ def _apply(table: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     node: Any = table
     for depth, name in enumerate(parents):
-        if isinstance(node, list):
-            node = _list_item(node, name, key)
-        else:
-            node = node.setdefault(name, {})
+        node = _list_item(node, name, key) if isinstance(node, list) else node.setdefault(name, {})
         if not isinstance(node, dict | list):
             raise UserError(f"--set {override}", f"{'.'.join(parents[: depth + 1])} is a value, not a table")
     if isinstance(node, list):

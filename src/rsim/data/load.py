@@ -113,4 +113,5 @@ def _parse(line: str, question: str, answer: str, path: Path, number: int) -> Pr
     if not all(isinstance(t, str | int | float) and not isinstance(t, bool) and str(t).strip() for t in texts):
         raise UserError(f"{path}, line {number}", f"needs the fields {question!r} and {answer!r}, neither empty")
     meta = record.get("meta", {})
-    return Problem(str(texts[0]), str(texts[1]), str(record.get("id", f"{path.stem}-{number}")), meta if isinstance(meta, dict) else {})
+    name = str(record.get("id", f"{path.stem}-{number}"))
+    return Problem(str(texts[0]), str(texts[1]), name, meta if isinstance(meta, dict) else {})

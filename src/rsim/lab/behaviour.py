@@ -49,7 +49,8 @@ def write_solution(
     problem: LabProblem, rng: random.Random, rates: Rates, max_steps: int = 12
 ) -> list[tuple[str, str]]:
     """One worked solution: ``[(strategy, step text), ...]``, ending with a termination step."""
-    state, steps = start(problem), []
+    state = start(problem)
+    steps: list[tuple[str, str]] = []
     while not state.done:
         strategy = "termination" if len(steps) == max_steps else choose(state, rng)
         text, state = write_step(state, strategy, rng, rates)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import Qwen2Tokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from rsim.lab.behaviour import write_solution
 from rsim.lab.problems import LabProblem, ProblemMix, sample_problems
@@ -138,7 +138,7 @@ def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[
         per_token = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         loss = (per_token * mask[:, 1:]).sum() / mask[:, 1:].sum()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

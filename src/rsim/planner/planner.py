@@ -92,6 +92,7 @@ class LearnedSession:
         longest = max(map(len, self.pending))
         self.decoder = Decoder(planner.model, len(questions), capacity=longest + 128)
 
+    @torch.no_grad()
     def decide(self, handles: list[int], uniforms: list[float], temperature: float) -> list[Decision]:
         order, hidden = self.decoder.append({h: self.pending[h] for h in handles})
         logits = self.planner.logits(hidden).float()

@@ -59,7 +59,8 @@ def area_chart(title: str, names: list[str], rows: list[tuple[float, list[float]
         above = [b + shares[index] for b, (_, shares) in zip(below, rows, strict=True)]
         upper = [(x, a) for (x, _), a in zip(rows, above, strict=True)]
         lower = [(x, b) for (x, _), b in zip(rows, below, strict=True)]
-        body += f'<polygon points="{frame.path(upper + lower[::-1])}" fill="{colour(index)}"><title>{escape(name)}</title></polygon>'
+        outline = frame.path(upper + lower[::-1])
+        body += f'<polygon points="{outline}" fill="{colour(index)}"><title>{escape(name)}</title></polygon>'
         below = above
     legend = [(name, colour(i), f"{rows[0][1][i]:.0%} → {rows[-1][1][i]:.0%}") for i, name in enumerate(names)]
     return _figure(title, body + frame.axes(marks, "share"), legend, wide=True)

@@ -105,7 +105,8 @@ def load_custom(specs: tuple[str, ...]) -> dict[str, RewardFunction]:
         if not sep or not Path(file).is_file():
             raise UserError(f"reward {spec!r}", "write file.py:function, with a file that exists")
         module_spec = importlib.util.spec_from_file_location(f"rsim_reward_{len(functions)}", file)
-        assert module_spec is not None and module_spec.loader is not None
+        assert module_spec is not None
+        assert module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
         function = vars(module).get(name)

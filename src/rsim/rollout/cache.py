@@ -6,7 +6,7 @@ import torch
 from transformers import Cache, PreTrainedConfig
 
 
-class RaggedCache(Cache):
+class RaggedCache(Cache):  # type: ignore[misc]
     """Keys and values of ``rows`` sequences, written in place; row ``i`` holds ``lengths[i]`` tokens.
 
     ``capacity`` is the longest row that fits; it doubles when a row outgrows it.

@@ -51,6 +51,7 @@ class Game:
                 raise UserError(f"rollout.max_tokens = {self.rules.max_tokens}",
                                 f"a final answer alone takes {closing} tokens")  # fmt: skip
 
+    @torch.no_grad()
     def play(
         self,
         problems: list[Problem],

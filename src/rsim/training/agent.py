@@ -92,7 +92,7 @@ class Agent:
             return one(hidden, actions)
         parts = [
             checkpoint(one, h, a, use_reentrant=False)
-            for h, a in zip(hidden.split(rows), actions.split(rows), strict=True)
+            for h, a in zip(torch.split(hidden, rows), torch.split(actions, rows), strict=True)
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import torch
-
 from rsim.config import Config
 from rsim.data.problem import Problem
 from rsim.errors import UserError

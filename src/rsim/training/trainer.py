@@ -74,7 +74,7 @@ class Trainer:
 
     def _agents(self) -> dict[str, Agent]:
         train, objective, rollout = self.config.train, self.config.objective, self.config.rollout
-        common = {"weight_decay": train.weight_decay, "with_values": objective.loss == "ppo"}
+        common: dict[str, Any] = {"weight_decay": train.weight_decay, "with_values": objective.loss == "ppo"}
         agents = {
             "reasoner": Agent(
                 "reasoner", self.reasoner.model, self.reasoner.logits, temperature=rollout.temperature,
@@ -175,7 +175,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Greedy accuracy on the held-out questions; keeps the best checkpoint."""
-        result, episodes, scores = evaluate("held-out", self.game, self.eval_set, self.config.rewards, seed=0)
+        result, _, _ = evaluate("held-out", self.game, self.eval_set, self.config.rewards, seed=0)
         self._log({"step": self.step, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low,
                    "eval/accuracy_high": result.high, "eval/flexible": result.flexible,
                    "eval/tokens": result.tokens_per_question})  # fmt: skip
@@ -222,7 +222,8 @@ class Trainer:
         for key, agent in self.agents.items():
             agent.load_state(state["agents"][key])
         if self.config.objective.beta > 0:
-            reference = load_reasoner(str(self.folder.path / "reference"), device=self.config.models.device, dtype=self.config.models.dtype)  # fmt: skip
+            models = self.config.models
+            reference = load_reasoner(str(self.folder.path / "reference"), device=models.device, dtype=models.dtype)
             self.agents["reasoner"].set_reference(reference.model)
 
 

@@ -1,0 +1,89 @@
+"""Measures a nano base against the lab window (SPEC 9), before any reinforcement learning.
+
+    python -m bench.lab_window [--model nano-s] [--questions 500] [--record]
+
+Problems come from the dev split; controls are picked on other dev problems than those they are measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+
+from bench.ledger import record, row
+from rsim.config import load_config
+from rsim.data.load import load_problems
+from rsim.data.problem import Problem
+from rsim.evaluation.evaluate import Evaluation, evaluate
+from rsim.evaluation.planners import planner_from
+from rsim.models import load_reasoner
+from rsim.rollout.game import Game
+from rsim.strategies import TERMINATION, load_strategies
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--model", default="nano-s")
+    parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help="write results/lab_window.json and its page")
+    args = parser.parse_args()
+    rows = measure(args.model, args.questions, args.seed)
+    for r in rows:
+        print(f"{r['what']:<48} {r['value']:6.1%}   {r['goal']}  {'' if r['met'] is None else 'met' if r['met'] else 'MISSED'}")
+    if args.record:
+        record("lab_window", 1, "The lab window: nano-s before any reinforcement learning", rows)
+
+
+def measure(model: str, questions: int, seed: int) -> list[dict[str, object]]:
+    config = load_config("nano")
+    reasoner, strategies = load_reasoner(model), load_strategies("lab")
+    picking = load_problems("lab", "dev", limit=300, seed=seed + 1000)
+    problems = load_problems("lab", "dev", limit=questions, seed=seed)
+
+    def run(spec: str, on: list[Problem] = problems, greedy: bool = True) -> Evaluation:
+        game = Game(reasoner, planner_from(spec, strategies, on), replace(config.rollout, batch=512))
+        return evaluate(spec, game, on, config.rewards, seed=seed, greedy=greedy)[0]
+
+    began = time.perf_counter()
+    cot, oracle, random = run("none"), run("oracle"), run("random", greedy=False)
+    fixed_name = max(strategies.names, key=lambda name: run(f"fixed:{name}", picking).accuracy)
+    fixed = run(f"fixed:{fixed_name}")
+    best = best_sequence(list(strategies.names), lambda names: run(f"sequence:{','.join(names)}", picking).accuracy)
+    sequence = run(f"sequence:{','.join(best)}")
+    print(f"measured in {time.perf_counter() - began:.0f} s")
+
+    def share(what: str, e: Evaluation, goal: str, met: bool | None) -> dict[str, object]:
+        return row(what, e.accuracy, unit="share", goal=goal, met=met, seeds=[seed], interval=(e.low, e.high))
+
+    gap = oracle.accuracy - max(fixed.accuracy, sequence.accuracy)
+    return [
+        share("greedy CoT", cot, "30 to 60%", 0.3 <= cot.accuracy <= 0.6),
+        share("CoT sampled at temperature 1", run("none", greedy=False), "", None),
+        share("random planner, sampled at temperature 1", random, "10 to 30%", 0.1 <= random.accuracy <= 0.3),
+        share("random planner, greedy reasoner", run("random"), "", None),
+        share("oracle planner", oracle, "at least 80%", oracle.accuracy >= 0.8),
+        share("oracle planner, sampled at temperature 1", run("oracle", greedy=False), "", None),
+        share(f"best fixed strategy ({fixed_name})", fixed, "", None),
+        share(f"best fixed sequence ({', '.join(best)})", sequence, "", None),
+        row("oracle above the best fixed strategy or sequence", gap, unit="share", goal="at least 10 points",
+            met=gap >= 0.1, seeds=[seed]),
+    ]  # fmt: skip
+
+
+def best_sequence(names: list[str], accuracy: object, width: int = 3, longest: int = 6) -> list[str]:
+    """Beam search over sequences that end in termination: grow by one strategy at a time, keep the ``width`` best."""
+    assert callable(accuracy)
+    beam: list[tuple[float, list[str]]] = [(accuracy([TERMINATION]), [TERMINATION])]
+    overall = beam[0]
+    for _ in range(longest):
+        grown = {(*sequence[:-1], name, TERMINATION) for _, sequence in beam for name in names if name != TERMINATION}
+        scored = sorted(((accuracy(list(s)), list(s)) for s in sorted(grown)), key=lambda pair: -pair[0])
+        beam = scored[:width]
+        overall = max(overall, beam[0], key=lambda pair: pair[0])
+    return overall[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The ledger of measurements: ``results/<topic>.json``, one page each in ``docs/results/``, and ``make results``.
+
+A row is written by the command that measured it, never by hand, and a missed target stays in as ``"met": false``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rsim.training.run_folder import git_commit
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PAGES = ROOT / "results", ROOT / "docs" / "results"
+
+
+def row(
+    what: str, value: Any, *, unit: str = "", goal: str = "", met: bool | None = None, seeds: list[int] | None = None,
+    interval: tuple[float, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One measurement; ``met`` is None where there is no target. The command line, machine, date and commit are filled in."""
+    module = (sys.modules["__main__"].__spec__ or sys.modules[__name__].__spec__).name  # type: ignore[union-attr]
+    return {
+        "what": what,
+        "value": value,
+        "unit": unit,
+        "goal": goal,
+        "met": met,
+        "command": " ".join(["python -m", module, *sys.argv[1:]]),
+        "seeds": seeds or [],
+        "interval": list(interval) if interval else None,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_memory_gib()} GiB, no GPU",
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": git_commit()[:12],
+    }
+
+
+def record(topic: str, issue: int, title: str, rows: list[dict[str, Any]]) -> None:
+    """Puts ``rows`` into the topic's ledger, in place of older rows of the same name, and rewrites its page."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{topic}.json"
+    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    new = {r["what"] for r in rows}
+    ledger = {"issue": issue, "title": title, "rows": [r for r in old if r["what"] not in new] + rows}
+    path.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_page(topic, ledger)
+
+
+def _write_page(topic: str, ledger: dict[str, Any]) -> None:
+    lines = [f"# {ledger['title']}", "", "| what | value | 95% interval | goal | met | command | seeds | date | commit |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for r in ledger["rows"]:
+        cells = [r["what"], _value(r), _interval(r), r["goal"], _met(r), f"`{r['command']}`",
+                 ", ".join(map(str, r["seeds"])), r["date"], r["commit"]]  # fmt: skip
+        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    machines = sorted({r["machine"] for r in ledger["rows"]})
+    lines += ["", f"Measured on: {'; '.join(machines)}. Made from `results/{topic}.json`.", ""]
+    PAGES.mkdir(parents=True, exist_ok=True)
+    (PAGES / f"{topic}.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _value(r: dict[str, Any]) -> str:
+    if r["unit"] == "share":
+        return f"{r['value']:.1%}"
+    return f"{r['value']:g} {r['unit']}".strip() if isinstance(r["value"], int | float) else f"{r['value']} {r['unit']}".strip()
+
+
+def _interval(r: dict[str, Any]) -> str:
+    if r["interval"] is None:
+        return ""
+    low, high = r["interval"]
+    return f"{low:.1%} to {high:.1%}" if r["unit"] == "share" else f"{low:g} to {high:g}"
+
+
+def _met(r: dict[str, Any]) -> str:
+    return "" if r["met"] is None else "yes" if r["met"] else "**no**"
+
+
+def _memory_gib() -> int:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+
+
+def main() -> None:
+    console = Console()
+    for path in sorted(RESULTS.glob("*.json")):
+        ledger = json.loads(path.read_text(encoding="utf-8"))
+        table = Table(title=f"{ledger['title']} (issue {ledger['issue']})", title_justify="left")
+        for name in ("what", "value", "95% interval", "goal", "met", "date", "commit"):
+            table.add_column(name)
+        for r in ledger["rows"]:
+            table.add_row(r["what"], _value(r), _interval(r), r["goal"], _met(r).strip("*"), r["date"], r["commit"])
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

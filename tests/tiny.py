@@ -1,0 +1,25 @@
+"""Tiny models with random weights, so that tests need no download and no trained checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from rsim.config import RolloutConfig
+from rsim.lab.tokenizer import build_tokenizer
+
+RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=64, answer_tokens=6, delimiter="\n", batch=64)
+
+
+def tiny_model(architecture: str, seed: int = 0) -> PreTrainedModel:
+    tokenizer = build_tokenizer()
+    shape = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512,
+        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None,
+        "initializer_range": 0.3,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shape)).eval()
+    return Qwen2ForCausalLM(Qwen2Config(**shape)).eval()
