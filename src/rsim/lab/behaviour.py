@@ -12,11 +12,11 @@ from rsim.lab.problems import LabProblem
 from rsim.lab.steps import Rates, State, start, write_step
 
 # Weight of each strategy, by what the state looks like at a glance. The first is what greedy decoding follows: sensible
-# for plain questions, hasty where a bracket or a long sum would need care.
+# while there is a bracket or a product to work out, hasty where a long sum would need care.
 _HABITS: dict[str, dict[str, float]] = {
     "unread": {"sub-planning": 42, "continuation": 24, "summarization": 6, "decomposition": 6, "deliberation": 6,
                "prioritization": 5, "self-reflection": 4, "validation": 3, "termination": 4},
-    "bracket": {"continuation": 44, "prioritization": 18, "decomposition": 9, "deliberation": 6, "summarization": 6,
+    "bracket": {"prioritization": 34, "continuation": 28, "decomposition": 9, "deliberation": 6, "summarization": 6,
                 "sub-planning": 4, "self-reflection": 4, "validation": 4, "termination": 5},
     "product": {"decomposition": 38, "continuation": 26, "deliberation": 7, "prioritization": 6, "summarization": 6,
                 "sub-planning": 4, "self-reflection": 4, "validation": 4, "termination": 5},

@@ -97,20 +97,25 @@ def _planner_text(problem: LabProblem, steps: list[tuple[str, str]]) -> tuple[st
 
 
 def batches(config: PretrainConfig, tokenizer: Qwen2Tokenizer, pool: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless ``(ids [B, T] right-padded, loss mask [B, T])``, similar lengths together."""
+    """Endless ``(ids [B, T] right-padded, loss weights [B, T])``, similar lengths together.
+
+    Every token of a pool weighs the same, whatever batch it fell into. (A mean within each batch would favour the tokens of
+    short documents, and with them the habit of answering at once.)
+    """
     stream, rng = documents(config, tokenizer), random.Random(config.seed)
     while True:
         drawn = sorted((next(stream) for _ in range(pool * config.batch)), key=lambda d: len(d[0]))
         groups = [drawn[i : i + config.batch] for i in range(0, len(drawn), config.batch)]
         rng.shuffle(groups)
+        per_batch = sum(len(tokens) - head for tokens, head in drawn) / len(groups)
         for group in groups:
             longest = max(len(ids) for ids, _ in group)
             ids = torch.full((len(group), longest), tokenizer.pad_token_id)
-            mask = torch.zeros(len(group), longest)
+            weights = torch.zeros(len(group), longest)
             for row, (tokens, head) in enumerate(group):
                 ids[row, : len(tokens)] = torch.tensor(tokens)
-                mask[row, head : len(tokens)] = 1
-            yield ids, mask
+                weights[row, head : len(tokens)] = 1 / per_batch
+            yield ids, weights
 
 
 def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[str, float]:
@@ -133,10 +138,10 @@ def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, steps))
     began, losses, tokens = time.perf_counter(), [], 0
     model.train()
-    for step, (ids, mask) in zip(range(steps), batches(config, tokenizer), strict=False):
+    for step, (ids, weights) in zip(range(steps), batches(config, tokenizer), strict=False):
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         per_token = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        loss = (per_token * mask[:, 1:]).sum() / mask[:, 1:].sum()
+        loss = (per_token * weights[:, 1:]).sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
