@@ -1,0 +1,97 @@
+"""The numeric checker: known cases, properties, and texts that are meant to hurt."""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsim.rewards.answers import boxed, extract, parse_number, same_answer
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("1,200", "1200"), ("$1,200.00", "1200"), ("1{,}200", "1200"), ("1200 dollars", "1200"), ("-3", "-3"), ("$-3", "-3"),
+    ("-$3", "-3"), ("- 3", "-3"), ("−3", "-3"), (r"\$18", "18"), ("$18$", "18"), ("50%", "50"), (r"50\%", "50"),
+    (r"\frac{1}{2}", "1/2"), (r"-\dfrac{6}{8}", "-3/4"), ("1 3/4", "7/4"), ("0.50", "1/2"), (".5", "1/2"), ("7.", "7"),
+    ("x = 12", "12"), (r"12\text{ cm}", "12"), ("3 km/h", "3"), ("(5)", "5"), ("60 degrees", "60"), ("1/2 cup", "1/2"),
+])  # fmt: skip
+def test_numbers_are_read(text, expected):
+    assert parse_number(text) == Fraction(expected)
+
+
+@pytest.mark.parametrize("text", ["", " ", "-", "--5", "x+1", "eggs", "5 or 6", "5/0", "1,2", "10:30", "1e400", "1" * 100, "7" * 10**6, "\0"])
+def test_what_is_no_number_is_refused(text):
+    assert parse_number(text) is None
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_every_way_to_write_an_integer(n):
+    sign, digits = ("-" if n < 0 else ""), f"{abs(n):,}"
+    for text in (str(n), f"{n:,}", f"{n}.0", f"{n} apples", f"{sign}${digits}", f"${sign}{digits}", f"{n}%", f"x={n}", f"{2 * n}/2"):
+        assert parse_number(text) == n, text
+        assert same_answer(text, str(n), "numeric")
+        assert not same_answer(text, str(n + 1), "numeric")
+
+
+@given(st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=10**4))
+def test_fractions(f):
+    assert parse_number(f"{f.numerator}/{f.denominator}") == f
+    sign = "-" if f < 0 else ""
+    assert parse_number(f"{sign}\\frac{{{abs(f.numerator)}}}{{{f.denominator}}}") == f
+
+
+@given(st.text(max_size=300))
+def test_no_text_makes_the_checker_fail(text):
+    for mode in ("strict", "flexible"):
+        answer = extract(text, mode)
+        assert answer is None or same_answer(answer, "5", "numeric") in (True, False)
+    same_answer(text, text, "text")
+
+
+@given(st.text(alphabet="ab{}\\ 12", max_size=60))
+def test_boxes_are_balanced_and_lie_in_the_text(text):
+    for content in boxed(text + "\\boxed{3}"):
+        plain = content.replace("\\\\", "").replace("\\{", "").replace("\\}", "")
+        assert content in text + "\\boxed{3}"
+        assert plain.count("{") == plain.count("}")
+
+
+def test_strict_wants_exactly_one_box():
+    assert extract(r"\boxed{7}", "strict") == "7"
+    assert extract(r"\boxed{7} then \boxed{7}", "strict") is None
+    assert extract("the answer is 7", "strict") is None
+    assert extract(r"\boxed{}", "strict") is None
+    assert extract(r"\boxed{7", "strict") is None
+
+
+def test_flexible_takes_the_last():
+    assert extract(r"\boxed{7} then \boxed{8}", "flexible") == "8"
+    assert extract("3 + 4 = 7.", "flexible") == "7"
+    assert extract("costs $1,234.50!", "flexible") == "1,234.50"
+    assert extract("nothing", "flexible") is None
+
+
+def test_nested_braces():
+    assert boxed(r"so \boxed{\frac{1}{2}} and \boxed{\text{a} \} b}") == [r"\frac{1}{2}", r"\text{a} \} b"]
+
+
+def test_text_checker():
+    assert same_answer("  Paris. ", "paris", "text")
+    assert not same_answer("Paris, France", "paris", "text")
+    assert not same_answer("", "", "text")
+    assert same_answer("B", "b", "numeric"), "gold that is no number is compared as text"
+
+
+@pytest.mark.parametrize("text", [
+    "\\boxed{" * 200_000, "{" * 10**6, "\\boxed{" + "{" * 10**6, "\\boxed{1}" * 100_000, "1," * 500_000, "1" * 10**6,
+    "9/" * 300_000, " " * 10**6 + "5", "\\" * 10**6,
+])  # fmt: skip
+def test_hostile_texts_take_linear_time(text):
+    began = time.perf_counter()
+    for mode in ("strict", "flexible"):
+        answer = extract(text, mode)
+        assert answer is None or not same_answer(answer, "5", "numeric") or text.endswith("5")
+    assert time.perf_counter() - began < 2

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsim.config import Config, load_config, presets, to_table, to_toml
+from rsim.errors import UserError
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_load_and_survive_a_round_trip(name, tmp_path):
+    config = load_config(name)
+    file = tmp_path / "again.toml"
+    file.write_text(to_toml(config))
+    assert load_config(str(file)) == config
+    assert tomllib.loads(to_toml(config)) == to_table(config)
+
+
+@given(st.text(), st.floats(0.01, 10), st.integers(0, 10**9), st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"])), max_size=3))
+def test_any_value_survives_a_round_trip(text, temperature, seed, trackers):
+    text = "".join(c for c in text if c.isprintable() or c in "\n\t")
+    table = {"name": text, "seed": seed, "rollout": {"temperature": temperature}, "train": {"trackers": trackers}}
+    from rsim.config import from_table
+
+    config = from_table(Config, table, "")
+    assert from_table(Config, tomllib.loads(to_toml(config)), "") == config
+
+
+def test_overrides():
+    config = load_config("nano", ["train.steps=2", "stages.stage1.lambda=0.5", "stages.1.steps=7", "name=x", 'train.trackers=["wandb"]',
+                                  "rollout.delimiter=\"\\n\\n\"", "rewards.penalty=0"])  # fmt: skip
+    assert config.train.steps == 2
+    assert config.stages[0].lambda_ == 0.5
+    assert config.stages[1].steps == 7
+    assert config.name == "x"
+    assert config.train.trackers == ("wandb",)
+    assert config.rollout.delimiter == "\n\n"
+    assert config.rewards.penalty == 0.0
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("train.stesp=2", "train.stesp"), ("trian.steps=2", "trian"), ("train.steps", "key=value"), ("train.steps=two", "train.steps"),
+    ("train.steps=2.5", "train.steps"), ("train=5", "train"), ("train.steps.deep=1", "train.steps must be int"), ("train.questions=0", "train.questions"),
+    ("train.group=1", "train.group"), ("objective.loss=reinforce", "objective.loss"), ("stages.third.steps=1", "third"),
+    ("stages.0.lambda=1.5", "lambda"), ("stages=3", "stages"), ("rollout.temperature=0", "temperature"),
+    ("rollout.max_tokens=10", "max_tokens"), ("rollout.delimiter=\"\"", "delimiter"), ("train.minibatches=64", "minibatches"),
+    ("objective.clip_low=0", "clip_low"), ("seed=true", "seed"), ("rewards.custom=x", "rewards.custom"),
+])  # fmt: skip
+def test_bad_overrides_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config("nano", [override])
+
+
+def test_bad_sources(tmp_path):
+    with pytest.raises(UserError, match="no preset or config file"):
+        load_config("nanoo")
+    file = tmp_path / "bad.toml"
+    file.write_text("a = [")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_config(str(file))
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_config(str(file))
+
+
+def test_a_stage_that_trains_nothing_is_refused(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('[[stages]]\nname = "s"\nsteps = 1\ntrain_planner = false\ntrain_reasoner = false\n')
+    with pytest.raises(UserError, match="trains nothing"):
+        load_config(str(file))

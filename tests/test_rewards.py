@@ -1,0 +1,114 @@
+"""Rewards: each part, when it pays, and that nothing but sampled text of the final step counts as an answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from rsim.config import RewardsConfig
+from rsim.data.problem import Problem
+from rsim.errors import UserError
+from rsim.rewards.rewards import load_custom, repeats, score
+from rsim.rollout.episode import Decision, Episode, Step
+
+
+def episode(strategies, steps, gold="5", *, forced=False, truncated=False, terminated=True) -> Episode:
+    """``steps`` are ``(strategy name, sampled text)``."""
+    indices = [strategies.index(name) for name, _ in steps]
+    decided = indices[:-1] if forced else indices
+    return Episode(
+        Problem("2+3=?", gold), 0, [1] * 10, 2, [0, 0] + [1] * 8, [0.0] * 10,
+        decisions=[Decision(i, a, -1.0, []) for i, a in enumerate(decided)],
+        steps=[Step(i, 0, 0, 0, text) for i, (_, text) in zip(indices, steps, strict=True)],
+        forced=forced, truncated=truncated, terminated=terminated and not forced,
+    )  # fmt: skip
+
+
+def test_a_right_answer_pays_everything(lab_strategies):
+    s = score(episode(lab_strategies, [("validation", " check 2+3=5 ok"), ("termination", " \\boxed{5}")]), lab_strategies, RewardsConfig())
+    assert s.correct
+    assert s.parts == {"accuracy": 1.0, "format": 0.1, "follow": 0.1, "terminal": 0.1, "penalty": 0.0}
+    assert s.planner == pytest.approx(1.1)
+    assert s.reasoner == pytest.approx(1.2)
+
+
+def test_a_wrong_answer_still_pays_for_its_form(lab_strategies):
+    s = score(episode(lab_strategies, [("validation", " hm"), ("termination", " \\boxed{6}")]), lab_strategies, RewardsConfig())
+    assert not s.correct
+    assert s.predicted == "6"
+    assert s.parts["format"] == 0.1
+    assert s.parts["follow"] == pytest.approx(0.05), "one of two steps shows its strategy"
+
+
+@pytest.mark.parametrize("steps", [
+    [("validation", " check 5"), ("termination", " 5")],  # the right number, but in no box
+    [("validation", " check \\boxed{5}"), ("termination", " done")],  # a box, but not in the final step
+    [("validation", " check"), ("termination", " \\boxed{5} \\boxed{5}")],  # two boxes
+    [("validation", " check"), ("termination", " \\boxed{}")],
+])  # fmt: skip
+def test_without_an_answer_nothing_pays(lab_strategies, steps):
+    s = score(episode(lab_strategies, steps), lab_strategies, RewardsConfig())
+    assert s.predicted is None
+    assert not s.correct
+    assert s.planner == s.reasoner == 0
+
+
+def test_the_answer_is_not_found_in_the_injected_prompt(lab_strategies):
+    e = episode(lab_strategies, [("termination", " I do not know")])
+    e.problem = Problem("q", "5")
+    assert not score(e, lab_strategies, RewardsConfig()).correct
+    assert all("\\boxed{5" not in p for s in lab_strategies.strategies for p in s.prompts)
+
+
+def test_truncated_and_forced_episodes(lab_strategies):
+    steps = [("validation", " check"), ("termination", " \\boxed{5}")]
+    cut = score(episode(lab_strategies, steps, truncated=True), lab_strategies, RewardsConfig())
+    assert not cut.correct
+    assert cut.reasoner == 0
+    forced = score(episode(lab_strategies, steps, forced=True), lab_strategies, RewardsConfig())
+    assert forced.correct
+    assert forced.parts["terminal"] == 0
+    assert forced.parts["accuracy"] == 1
+
+
+def test_repeats_beyond_the_allowance_and_the_cap(lab_strategies):
+    five = episode(lab_strategies, [("validation", " check")] * 5 + [("termination", " \\boxed{5}")])
+    assert repeats(five, lab_strategies, 2) == 3
+    assert score(five, lab_strategies, RewardsConfig()).parts["penalty"] == pytest.approx(-0.15)
+    nine = episode(lab_strategies, [("validation", " check")] * 9 + [("termination", " \\boxed{5}")])
+    assert score(nine, lab_strategies, RewardsConfig()).parts["penalty"] == pytest.approx(-0.2)
+    free = episode(lab_strategies, [("continuation", " next")] * 5 + [("termination", " \\boxed{5}")])
+    assert repeats(free, lab_strategies, 2) == 0
+
+
+def test_continuation_is_left_out_of_follow(lab_strategies):
+    e = episode(lab_strategies, [("continuation", " whatever"), ("termination", " \\boxed{5}")])
+    assert score(e, lab_strategies, RewardsConfig()).parts["follow"] == pytest.approx(0.1)
+
+
+def test_every_part_can_be_switched_off(lab_strategies):
+    e = episode(lab_strategies, [("validation", " check")] * 5 + [("termination", " \\boxed{5}")])
+    off = RewardsConfig(accuracy=0, format=0, follow=0, terminal=0, penalty=0)
+    s = score(e, lab_strategies, off)
+    assert s.planner == s.reasoner == 0
+    for part in ("accuracy", "format", "follow", "terminal", "penalty"):
+        assert score(e, lab_strategies, RewardsConfig(**{part: 0})).parts[part] == 0
+
+
+def test_custom_rewards_are_loaded_and_added(lab_strategies, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def short(episode):\n    return 0.5 if len(episode.steps) == 1 else 0.0\n")
+    custom = load_custom((f"{file}:short",))
+    s = score(episode(lab_strategies, [("termination", " \\boxed{5}")]), lab_strategies, RewardsConfig(), custom)
+    assert s.parts["short"] == 0.5
+    assert s.planner == pytest.approx(1.6)
+    for spec in ("nothing.py:f", f"{file}:missing", str(file)):
+        with pytest.raises(UserError):
+            load_custom((spec,))
+
+
+def test_without_planner_only_accuracy_and_format(lab_strategies):
+    e = episode(lab_strategies, [("termination", "2+3=5 \\boxed{5}")])
+    e.steps[0].strategy, e.decisions, e.terminated = -1, [], False
+    s = score(e, None, RewardsConfig())
+    assert s.reasoner == pytest.approx(1.1)
+    assert s.parts["follow"] == s.parts["terminal"] == s.parts["penalty"] == 0

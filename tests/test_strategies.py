@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from rsim.errors import UserError
+from rsim.planner import template
+from rsim.rewards.answers import boxed
+from rsim.strategies import load_strategies
+
+NINE = {"self-reflection", "decomposition", "deliberation", "validation", "summarization", "prioritization", "sub-planning",
+        "continuation", "termination"}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["default", "lab"])
+def test_the_nine(source):
+    strategies = load_strategies(source)
+    assert set(strategies.names) == NINE
+    for s in strategies.strategies:
+        assert s.description
+        assert len(s.prompts) >= 2
+        assert s.keywords
+        assert all(not boxed(p) for p in s.prompts), "a prompt must hold no parseable box"
+    assert strategies[strategies.termination].name == "termination"
+
+
+def test_a_file_replaces_the_set(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('[[strategy]]\nname = "go"\nprompts = ["Go:"]\n[[strategy]]\nname = "termination"\nprompts = ["End:"]\n')
+    assert load_strategies(str(file)).names == ("go", "termination")
+
+
+def test_a_file_extends_and_overrides(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('extends = "default"\n[[strategy]]\nname = "validation"\nprompts = ["Mine."]\n'
+                    '[[strategy]]\nname = "analogy"\nprompts = ["Like what?"]\n')  # fmt: skip
+    strategies = load_strategies(str(file))
+    assert len(strategies) == 10
+    assert strategies.names[-1] == "analogy"
+    assert strategies[strategies.index("validation")].prompts == ("Mine.",)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "termination"), ("not toml [", "TOML"), ('colour = 1\n', "colour"), ('extends = "x"\n', "extends"),
+    ('[[strategy]]\nprompts = ["a"]\n', "no name"), ('[[strategy]]\nname = "a"\n', "prompts"),
+    ('[[strategy]]\nname = "a"\nprompts = []\n', "prompts"), ('[[strategy]]\nname = "a"\nprompts = ["x"]\nspeed = 1\n', "speed"),
+    ('[[strategy]]\nname = "a"\nprompts = ["x"]\nkeywords = "k"\n', "keywords"),
+    ('[[strategy]]\nname = "a"\nprompts = ["x"]\n' * 2, "twice"),
+    ('[[strategy]]\nname = "termination"\nprompts = ["So \\\\boxed{5}"]\n', "boxed"),
+])  # fmt: skip
+def test_bad_files_are_refused_by_name(tmp_path, text, message):
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_strategies(str(file))
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match="not found"):
+        load_strategies("nowhere.toml")
+
+
+def test_evidence_matches_whole_words():
+    validation = load_strategies("default")
+    s = validation[validation.index("validation")]
+    assert s.shows_evidence("Let me CHECK it")
+    assert not s.shows_evidence("the paycheck")
+
+
+def test_template_is_what_the_planner_reads():
+    text = template.render("q", [("validation", " check")])
+    assert text == "Question: q\nNext strategy: validation\n check\nNext strategy:"
+    assert template.VERSION == "rsim-planner-1", "a new template needs a new version: old planners were trained on this one"
