@@ -1,0 +1,147 @@
+"""The commands as a user meets them: exit codes, one clear line, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rsim.cli.main import main
+
+SMALL = ["train.questions=2", "train.group=2", "train.eval_every=2", "train.save_every=1", "data.eval_size=4", "data.train_size=20",
+         "cold_start.episodes=0", "rollout.max_steps=2", "rollout.step_tokens=8", "rollout.max_tokens=40", "rollout.answer_tokens=6",
+         "train.trackers=[]"]  # fmt: skip
+
+
+def arguments(base_folder, *extra: str) -> list[str]:
+    settings = [f'models.reasoner="{base_folder}"', f'models.planner="{base_folder}"', *SMALL, *extra]
+    return [part for s in settings for part in ("--set", s)]
+
+
+def run(capsys, *args: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main([*args])
+    out = capsys.readouterr()
+    return int(caught.value.code or 0), out.out, out.err
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RSIM_DATA", raising=False)
+
+
+def test_help_and_config_never_load_torch():
+    code = ("import sys, rsim, rsim.config, rsim.cli.main\n"
+            "try: rsim.cli.main.main(['config', 'show', 'nano'])\nexcept SystemExit: pass\n"
+            "try: rsim.cli.main.main(['--help'])\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was loaded'")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "planner_lr" in done.stdout
+
+
+def test_train_eval_solve_report(capsys, base_folder, tmp_path):
+    code, out, _ = run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=2", 'out="r"'))
+    assert code == 0
+    assert set(json.loads(out)) >= {"accuracy", "low", "high"}
+    code, out, _ = run(capsys, "eval", "r", "--limit", "5", "--json")
+    summary = json.loads(out)
+    assert (code, summary["questions"], summary["name"]) == (0, 5, "trained planner")
+    assert (tmp_path / "r" / "eval" / "report.html").is_file()
+    code, out, _ = run(capsys, "eval", "r", "--limit", "5", "--planner", "none", "--out", "e")
+    assert code == 0
+    assert "accuracy" in out
+    code, out, _ = run(capsys, "solve", "4*17+38=?", "--run", "r", "--json")
+    record = json.loads(out)
+    assert (code, record["question"]) == (0, "4*17+38=?")
+    assert len(record["steps"][0]["probabilities"]) == 9
+    code, out, _ = run(capsys, "solve", "4*17+38=?", "--run", "r", "--planner", "fixed:validation")
+    assert code == 0
+    assert "validation" in out
+    code, out, _ = run(capsys, "report", "r", "--out", "page.html", "--json")
+    assert code == 0
+    assert json.loads(out) == {"report": "page.html"}
+    assert "<svg" in Path("page.html").read_text()
+
+
+def test_json_lines_and_presets(capsys):
+    assert "nano" in run(capsys, "config", "show")[1].splitlines()
+    code, out, _ = run(capsys, "config", "show", "nano", "--set", "seed=3", "--json")
+    assert code == 0
+    assert json.loads(out)["seed"] == 3
+
+
+def test_bad_input_is_one_line_and_exit_code_2(capsys, base_folder, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "three.toml").write_text('[[strategy]]\nname = "termination"\nprompts = ["End:"]\n')
+    good = arguments(base_folder, "train.steps=1", 'out="r"')
+    assert run(capsys, "train", "nano", "--json", *good)[0] == 0
+    cases = [
+        (["train", "no.toml"], "no preset or config file"),
+        (["train", "nano", "--set", "train.stesp=1"], "train.stesp"),
+        (["train", "nano", *arguments(base_folder, 'data.train="empty.jsonl"', 'out="x"')], "is empty"),
+        (["train", "nano", *arguments(base_folder, 'data.train="gone.jsonl"', 'out="x"')], "not found"),
+        (["train", "nano", *arguments(base_folder, "train.questions=21", 'out="x"')], "has 20 questions"),
+        (["train", "nano", *arguments(base_folder, "train.minibatches=3", 'out="x"')], "train.minibatches"),
+        (["train", "nano", *arguments(base_folder, 'models.planner="r/checkpoints/final/planner"', 'models.strategies="three.toml"',
+                                      'out="x"')], "strategy set is [termination]"),
+        (["train", "nano", *arguments(base_folder, 'train.trackers=["mlflow"]', 'out="x"')], "unknown tracker"),
+        (["train", "nano", *arguments(base_folder, "rollout.max_tokens=9000", 'out="x"')], "context"),
+        (["train", "nano", *good], "already holds a run"),
+        (["train", "nano", "--resume", *arguments(base_folder, 'out="y"')], "no run in y"),
+        (["train", "nano", *arguments(base_folder, 'out="empty.jsonl/run"')], "cannot write"),
+        (["train", "smollm2-gsm8k"], "RSIM_DATA"),
+        (["eval", "nowhere"], "no run, checkpoint or preset"),
+        (["eval", "r", "--planner", "fixed:guessing"], "guessing"),
+        (["eval", "r", "--planner", "gone"], "no planner"),
+        (["eval", "r", "--reasoner", "./gone"], "no model folder"),
+        (["eval", "r", "--data", "gsm9k"], "unknown data set"),
+        (["solve", " ", "--run", "r"], "question is empty"),
+        (["report", "nowhere"], "no metrics"),
+        (["lab", "pretrain", "--size", "nano-xl"], "nano-xl"),
+        (["config", "show", "gone"], "no preset"),
+    ]  # fmt: skip
+    for args, message in cases:
+        code, _, err = run(capsys, *args)
+        said = [line for line in err.splitlines() if line.strip()]
+        assert code == 2, (args, err)
+        assert len(said) == 1, (args, err)
+        assert message in said[0], (args, err)
+
+
+def test_damaged_records_are_named(capsys, base_folder):
+    assert run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=1", 'out="r"'))[0] == 0
+    with Path("r/metrics.jsonl").open("a") as file:
+        file.write("{half a li")
+    code, _, err = run(capsys, "report", "r")
+    assert code == 2
+    assert "line 4 is damaged" in err
+
+
+def test_ctrl_c_in_mid_run_is_130_and_the_run_goes_on_where_it_was(base_folder, tmp_path):
+    """A real signal to a real process."""
+    args = [sys.executable, "-m", "rsim", "train", "nano", *arguments(base_folder, 'out="r"', "stages.stage1.steps=500")]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    metrics = Path("r/metrics.jsonl")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("stage1") >= 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    done = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert (tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "state.pt").is_file()
+    settings = Path("r/config.toml").read_text().replace("steps = 500", f"steps = {done + 2}").replace("steps = 30", "steps = 0")
+    Path("r/config.toml").write_text(settings)
+    again = subprocess.run([sys.executable, "-m", "rsim", "train", "r/config.toml", "--resume"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "reward/accuracy" in line]
+    assert steps == list(range(1, done + 3))

@@ -1,0 +1,205 @@
+"""The training loop on tiny random models: stages, records, checkpoints, resume, cold start."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import rsim
+from rsim.config import Config, load_config
+from rsim.errors import UserError
+from rsim.report.report import build_report
+from rsim.training.run_folder import RunFolder
+from rsim.training.trainer import Trainer, questions_of_step
+
+SMALL = ["train.questions=4", "train.group=4", "train.eval_every=2", "train.save_every=1", "train.samples_every=1", "data.eval_size=6",
+         "data.train_size=40", "cold_start.episodes=0", "rollout.max_steps=2", "rollout.step_tokens=8", "rollout.max_tokens=40",
+         "rollout.answer_tokens=6", "stages.stage1.steps=2", "stages.stage2.steps=2", "train.reasoner_lr=1e-3",
+         "train.trackers=[]", "rewards.custom=[\"rewards.py:length\"]"]  # fmt: skip
+
+
+@pytest.fixture
+def small(base_folder, tmp_path, monkeypatch):
+    """A config maker; a custom reward gives random models something to learn from."""
+    monkeypatch.chdir(tmp_path)
+    Path("rewards.py").write_text("def length(episode):\n    return (episode.sampled_tokens % 7) / 7\n")
+
+    def make(out: str, *overrides: str) -> Config:
+        models = [f'models.reasoner="{base_folder}"', f'models.planner="{base_folder}"', f'out="{tmp_path / out}"']
+        return load_config("nano", [*models, *SMALL, *overrides])
+
+    return make
+
+
+def metrics_of(config: Config) -> list[dict]:
+    timed = {"seconds", "tokens_per_second"}
+    lines = (config.folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def weights_of(config: Config, agent: str) -> dict[str, torch.Tensor]:
+    kind = AutoModelForCausalLM if agent == "reasoner" else AutoModelForSequenceClassification
+    return kind.from_pretrained(config.folder / "checkpoints" / "final" / agent).state_dict()
+
+
+def same_weights(a: Config, b: Config) -> bool:
+    return all(torch.equal(weights_of(a, agent)[k], v) for agent in ("planner", "reasoner") for k, v in weights_of(b, agent).items())
+
+
+def test_a_run_leaves_everything_behind(small):
+    config = small("run", 'train.trackers=["tensorboard"]')
+    result = rsim.train(config)
+    assert 0 <= result["accuracy"] <= 1
+    records = metrics_of(config)
+    steps = [r for r in records if "accuracy" in r]
+    assert [(r["step"], r["stage"], r["lambda"]) for r in steps] == [(1, "stage1", 0.7), (2, "stage1", 0.7), (3, "stage2", 0.3), (4, "stage2", 0.3)]
+    assert [r["step"] for r in records if "eval/accuracy" in r] == [0, 2, 4]
+    for record in steps:
+        for agent in ("planner", "reasoner"):
+            for name in ("ratio", "sampler_kl", "clip_fraction", "entropy", "kl", "loss", "grad_norm", "skipped_groups", "return", "learning_rate"):
+                assert f"{agent}/{name}" in record, (agent, name)
+        assert record["reasoner/ratio"] == pytest.approx(1, abs=1e-4)
+        assert sum(v for k, v in record.items() if k.startswith("strategy/")) == pytest.approx(1)
+    assert steps[0]["planner/learning_rate"] == pytest.approx(1.4e-3)
+    assert steps[-1]["planner/learning_rate"] == pytest.approx(0.6e-3)
+    folder = config.folder
+    provenance = json.loads((folder / "run.json").read_text())
+    assert provenance["seed"] == 0
+    assert {"torch", "transformers", "python"} <= set(provenance["versions"])
+    assert load_config(str(folder / "config.toml")) == config
+    assert (folder / "tensorboard").is_dir()
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best", "final", "step-000003", "step-000004"}
+    assert weights_of(config, "planner")["score.weight"].shape[0] == 9
+    episodes = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    assert len(episodes) == 16
+    page = build_report(folder).read_text()
+    assert "stage2" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(small):
+    a, b, c = small("a"), small("b"), small("c", "seed=1")
+    for config in (a, b, c):
+        rsim.train(config)
+    assert metrics_of(a) == metrics_of(b) != metrics_of(c)
+    assert same_weights(a, b)
+
+
+@pytest.mark.parametrize("extra", [[], ["objective.beta=0.05"], ["objective.loss=ppo"], ["objective.update_order=leader_first"]])
+def test_a_resumed_run_equals_an_uninterrupted_one(small, extra):
+    """Interrupted in the middle of stage 1, of stage 2 and between them."""
+    whole, parts = small("whole", *extra), small("parts", *extra)
+    rsim.train(whole)
+    for step in range(3):
+        trainer = Trainer(parts, resume=step > 0)
+        assert trainer.step == step
+
+        def stop(record, trainer=trainer):
+            trainer.stop_requested = "reward/accuracy" in record or trainer.stop_requested
+
+        trainer.on_metrics = stop
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    rsim.train(parts, resume=True)
+    assert metrics_of(parts) == metrics_of(whole)
+    assert same_weights(parts, whole)
+
+
+def test_resume_drops_what_came_after_the_checkpoint(small):
+    whole, torn = small("whole", "train.save_every=2"), small("torn", "train.save_every=2")
+    rsim.train(whole)
+    trainer = Trainer(torn)
+    trainer._start()
+    for _ in range(3):  # the third step is recorded but never saved
+        trainer.train_step()
+        if trainer.step == 2:
+            trainer.evaluate()
+            trainer.save("step-000002")
+    rsim.train(torn, resume=True)
+    assert metrics_of(torn) == metrics_of(whole)
+    assert same_weights(torn, whole)
+
+
+def test_run_folders_are_not_overwritten_and_not_resumed_blindly(small):
+    config = small("run", "train.steps=1")
+    with pytest.raises(UserError, match="no run in"):
+        Trainer(config, resume=True)
+    rsim.train(config)
+    with pytest.raises(UserError, match="already holds a run"):
+        Trainer(config)
+    with pytest.raises(UserError, match="config differs"):
+        Trainer(replace(config, seed=5), resume=True)
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(small):
+    folder = RunFolder.create(small("run"), resume=False)
+
+    def fail(path):
+        path.mkdir()
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        folder.save("step-000001", {"reasoner": fail}, {"step": 1})
+    assert folder.latest() is None
+
+
+def test_train_steps_and_token_budget_bound_the_run(small):
+    config = small("steps", "train.steps=3")
+    rsim.train(config)
+    assert metrics_of(config)[-1]["step"] == 3
+    config = small("budget", "train.token_budget=1", "train.eval_every=0")
+    rsim.train(config)
+    assert [r["step"] for r in metrics_of(config)] == [1]
+
+
+def test_without_planner_the_reasoner_trains_alone(small):
+    config = small("alone", 'models.planner="none"', "stages.stage1.lambda=0.7")
+    rsim.train(config)
+    steps = [r for r in metrics_of(config) if "accuracy" in r]
+    assert not any(k.startswith(("planner/", "strategy/")) for k in steps[0])
+    assert steps[0]["reasoner/learning_rate"] == pytest.approx(1e-3), "the plain rate: lambda plays no part"
+    assert not (config.folder / "checkpoints" / "final" / "planner").exists()
+
+
+@pytest.mark.parametrize(("frozen", "moving"), [("reasoner", "planner"), ("planner", "reasoner")])
+def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen, moving):
+    from rsim.models import load_planner, load_reasoner
+
+    config = small("run", f"stages.stage1.train_{frozen}=false", f"stages.stage2.train_{frozen}=false")
+    start = {"reasoner": load_reasoner(str(base_folder)).model.state_dict(),
+             "planner": load_planner(str(base_folder), lab_strategies, seed=0).model.state_dict()}  # fmt: skip
+    rsim.train(config)
+    changed = {a: any(not torch.equal(start[a][k], v) for k, v in weights_of(config, a).items()) for a in start}
+    assert changed == {frozen: False, moving: True}
+
+
+def test_cold_start_teaches_the_format_without_the_answers(small):
+    config = small("cold", "cold_start.episodes=64", "cold_start.minimum=500")
+    with pytest.raises(UserError, match="cold_start.minimum = 500"):
+        rsim.train(config)
+    trained = small("nano-cold", 'models.reasoner="nano-s"', 'models.planner="nano-s"', "cold_start.episodes=64", "cold_start.minimum=4",
+                    "cold_start.learning_rate=1e-4", "cold_start.epochs=3", "train.steps=1", "rollout.max_tokens=160", "rollout.step_tokens=48",
+                    "rollout.answer_tokens=12", "rollout.max_steps=5")  # fmt: skip
+    rsim.train(trained)
+    report = next(r for r in metrics_of(trained) if r.get("stage") == "cold_start")
+    assert report["cold_start/kept"] >= 4
+    assert report["cold_start/loss_after"] < report["cold_start/loss_before"]
+    assert 0 < report["cold_start/format_rate"] <= 1
+
+
+def test_impossible_batches_are_refused(small):
+    with pytest.raises(UserError, match="has 40 questions"):
+        Trainer(small("run", "train.questions=41"))
+
+
+def test_questions_walk_through_every_epoch_once():
+    problems = list(range(10))
+    walked = [q for step in range(5) for q in questions_of_step(problems, 0, step, 4)]
+    assert sorted(walked[:10]) == problems
+    assert sorted(walked[10:]) == problems
+    assert walked[:10] != walked[10:]
