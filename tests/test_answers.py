@@ -22,7 +22,9 @@ def test_numbers_are_read(text, expected):
     assert parse_number(text) == Fraction(expected)
 
 
-@pytest.mark.parametrize("text", ["", " ", "-", "--5", "x+1", "eggs", "5 or 6", "5/0", "1,2", "10:30", "1e400", "1" * 100, "7" * 10**6, "\0"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "-", "--5", "x+1", "eggs", "5 or 6", "5/0", "1,2", "10:30", "1e400", "1" * 100, "7" * 10**6, "\0"]
+)
 def test_what_is_no_number_is_refused(text):
     assert parse_number(text) is None
 
@@ -30,7 +32,17 @@ def test_what_is_no_number_is_refused(text):
 @given(st.integers(-(10**12), 10**12))
 def test_every_way_to_write_an_integer(n):
     sign, digits = ("-" if n < 0 else ""), f"{abs(n):,}"
-    for text in (str(n), f"{n:,}", f"{n}.0", f"{n} apples", f"{sign}${digits}", f"${sign}{digits}", f"{n}%", f"x={n}", f"{2 * n}/2"):
+    for text in (
+        str(n),
+        f"{n:,}",
+        f"{n}.0",
+        f"{n} apples",
+        f"{sign}${digits}",
+        f"${sign}{digits}",
+        f"{n}%",
+        f"x={n}",
+        f"{2 * n}/2",
+    ):
         assert parse_number(text) == n, text
         assert same_answer(text, str(n), "numeric")
         assert not same_answer(text, str(n + 1), "numeric")

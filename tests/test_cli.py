@@ -139,9 +139,13 @@ def test_ctrl_c_in_mid_run_is_130_and_the_run_goes_on_where_it_was(base_folder, 
     assert "Traceback" not in err
     done = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert (tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "state.pt").is_file()
-    settings = Path("r/config.toml").read_text().replace("steps = 500", f"steps = {done + 2}").replace("steps = 30", "steps = 0")
+    settings = (
+        Path("r/config.toml").read_text().replace("steps = 500", f"steps = {done + 2}").replace("steps = 30", "steps = 0")
+    )
     Path("r/config.toml").write_text(settings)
-    again = subprocess.run([sys.executable, "-m", "rsim", "train", "r/config.toml", "--resume"], capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        [sys.executable, "-m", "rsim", "train", "r/config.toml", "--resume"], capture_output=True, text=True, check=False
+    )
     assert again.returncode == 0, again.stderr
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "reward/accuracy" in line]
     assert steps == list(range(1, done + 3))

@@ -19,7 +19,12 @@ def test_presets_load_and_survive_a_round_trip(name, tmp_path):
     assert tomllib.loads(to_toml(config)) == to_table(config)
 
 
-@given(st.text(), st.floats(0.01, 10), st.integers(0, 10**9), st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"])), max_size=3))
+@given(
+    st.text(),
+    st.floats(0.01, 10),
+    st.integers(0, 10**9),
+    st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"])), max_size=3),
+)
 def test_any_value_survives_a_round_trip(text, temperature, seed, trackers):
     text = "".join(c for c in text if c.isprintable() or c in "\n\t")
     table = {"name": text, "seed": seed, "rollout": {"temperature": temperature}, "train": {"trackers": trackers}}

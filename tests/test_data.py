@@ -42,7 +42,10 @@ def test_limit_draws_by_seed(gsm8k):
 
 
 def test_jsonl(tmp_path):
-    path = write(tmp_path / "d.jsonl", [{"question": "1+1?", "answer": 2}, {"question": "q", "answer": "x", "id": 7, "meta": {"level": 1}}])
+    path = write(
+        tmp_path / "d.jsonl",
+        [{"question": "1+1?", "answer": 2}, {"question": "q", "answer": "x", "id": 7, "meta": {"level": 1}}],
+    )
     problems = load_problems(path, "train")
     assert [(p.answer, p.id, p.meta) for p in problems] == [("2", "d-1", {}), ("x", "7", {"level": 1})]
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsim.data.load import load_problems
@@ -21,6 +20,7 @@ from rsim.lab.problems import sample_problems
 from rsim.lab.steps import Rates, start, write_step
 from rsim.lab.tokenizer import build_tokenizer
 from rsim.rewards.answers import extract
+from tiny import tiny_model
 
 SURE = Rates(misread=0.0, head_slip=0.0, bracket_slip=0.0, careful_slip=0.0, catch=1.0)
 
@@ -53,7 +53,11 @@ def test_slips_happen_at_about_their_rates_and_validation_catches_them():
     rng, rates = random.Random(0), Rates()
     slipped = caught = total = 0
     for problem in islice(sample_problems("train", 3), 4000):
-        if problem.is_worded or not any(t.is_product for t in problem.expression) or any(t.is_bracket for t in problem.expression):
+        if (
+            problem.is_worded
+            or not any(t.is_product for t in problem.expression)
+            or any(t.is_bracket for t in problem.expression)
+        ):
             continue
         _, state = write_step(start(problem), "decomposition", rng, rates)
         total += 1
@@ -65,7 +69,14 @@ def test_slips_happen_at_about_their_rates_and_validation_catches_them():
     assert caught / slipped > 0.8
 
 
-@given(st.lists(st.sampled_from(["Ann", " has", " \\boxed{", "\n", " ", "  ", "7", "é", "日", "\nNext strategy:", " validation\n", "a b", "'s"]), max_size=12))
+@given(
+    st.lists(
+        st.sampled_from(
+            ["Ann", " has", " \\boxed{", "\n", " ", "  ", "7", "é", "日", "\nNext strategy:", " validation\n", "a b", "'s"]
+        ),
+        max_size=12,
+    )
+)
 def test_the_tokenizer_is_lossless(words):
     text = "".join(words)
     tokenizer = build_tokenizer()

@@ -145,4 +145,6 @@ def test_lambda_factors():
     assert learning_rate_factor("planner", 0.7, "loss", alone=False) == 1
     assert objective_factor("reasoner", 0.7, "loss", alone=False) == pytest.approx(0.3)
     for mode in ("lr", "loss"):
-        assert learning_rate_factor("reasoner", 0.7, mode, alone=True) == objective_factor("reasoner", 0.7, mode, alone=True) == 1
+        assert (
+            learning_rate_factor("reasoner", 0.7, mode, alone=True) == objective_factor("reasoner", 0.7, mode, alone=True) == 1
+        )

@@ -111,7 +111,11 @@ def write_tiny_gguf(path) -> dict[str, object]:
     writer.add_eos_token_id(1)
     shapes = {"token_embd.weight": (vocabulary, hidden), "output.weight": (vocabulary, hidden), "output_norm.weight": (hidden,)}
     shapes |= {f"blk.0.attn_{n}.weight": (hidden, hidden) for n in ("q", "k", "v", "output")}
-    shapes |= {"blk.0.ffn_gate.weight": (48, hidden), "blk.0.ffn_up.weight": (48, hidden), "blk.0.ffn_down.weight": (hidden, 48)}
+    shapes |= {
+        "blk.0.ffn_gate.weight": (48, hidden),
+        "blk.0.ffn_up.weight": (48, hidden),
+        "blk.0.ffn_down.weight": (hidden, 48),
+    }
     shapes |= {"blk.0.attn_norm.weight": (hidden,), "blk.0.ffn_norm.weight": (hidden,)}
     tensors = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     for name, value in tensors.items():

@@ -24,7 +24,11 @@ def episode(strategies, steps, gold="5", *, forced=False, truncated=False, termi
 
 
 def test_a_right_answer_pays_everything(lab_strategies):
-    s = score(episode(lab_strategies, [("validation", " check 2+3=5 ok"), ("termination", " \\boxed{5}")]), lab_strategies, RewardsConfig())
+    s = score(
+        episode(lab_strategies, [("validation", " check 2+3=5 ok"), ("termination", " \\boxed{5}")]),
+        lab_strategies,
+        RewardsConfig(),
+    )
     assert s.correct
     assert s.parts == {"accuracy": 1.0, "format": 0.1, "follow": 0.1, "terminal": 0.1, "penalty": 0.0}
     assert s.planner == pytest.approx(1.1)

@@ -48,7 +48,9 @@ def weights_of(config: Config, agent: str) -> dict[str, torch.Tensor]:
 
 
 def same_weights(a: Config, b: Config) -> bool:
-    return all(torch.equal(weights_of(a, agent)[k], v) for agent in ("planner", "reasoner") for k, v in weights_of(b, agent).items())
+    return all(
+        torch.equal(weights_of(a, agent)[k], v) for agent in ("planner", "reasoner") for k, v in weights_of(b, agent).items()
+    )
 
 
 def test_a_run_leaves_everything_behind(small):
@@ -57,11 +59,27 @@ def test_a_run_leaves_everything_behind(small):
     assert 0 <= result["accuracy"] <= 1
     records = metrics_of(config)
     steps = [r for r in records if "accuracy" in r]
-    assert [(r["step"], r["stage"], r["lambda"]) for r in steps] == [(1, "stage1", 0.7), (2, "stage1", 0.7), (3, "stage2", 0.3), (4, "stage2", 0.3)]
+    assert [(r["step"], r["stage"], r["lambda"]) for r in steps] == [
+        (1, "stage1", 0.7),
+        (2, "stage1", 0.7),
+        (3, "stage2", 0.3),
+        (4, "stage2", 0.3),
+    ]
     assert [r["step"] for r in records if "eval/accuracy" in r] == [0, 2, 4]
     for record in steps:
         for agent in ("planner", "reasoner"):
-            for name in ("ratio", "sampler_kl", "clip_fraction", "entropy", "kl", "loss", "grad_norm", "skipped_groups", "return", "learning_rate"):
+            for name in (
+                "ratio",
+                "sampler_kl",
+                "clip_fraction",
+                "entropy",
+                "kl",
+                "loss",
+                "grad_norm",
+                "skipped_groups",
+                "return",
+                "learning_rate",
+            ):
                 assert f"{agent}/{name}" in record, (agent, name)
         assert record["reasoner/ratio"] == pytest.approx(1, abs=1e-4)
         assert sum(v for k, v in record.items() if k.startswith("strategy/")) == pytest.approx(1)
@@ -90,7 +108,9 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(small):
     assert same_weights(a, b)
 
 
-@pytest.mark.parametrize("extra", [[], ["objective.beta=0.05"], ["objective.loss=ppo"], ["objective.update_order=leader_first"]])
+@pytest.mark.parametrize(
+    "extra", [[], ["objective.beta=0.05"], ["objective.loss=ppo"], ["objective.update_order=leader_first"]]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(small, extra):
     """Interrupted in the middle of stage 1, of stage 2 and between them."""
     whole, parts = small("whole", *extra), small("parts", *extra)
@@ -154,7 +174,7 @@ def test_train_steps_and_token_budget_bound_the_run(small):
     assert metrics_of(config)[-1]["step"] == 3
     config = small("budget", "train.token_budget=1", "train.eval_every=0")
     rsim.train(config)
-    assert [r["step"] for r in metrics_of(config)] == [1]
+    assert [r["step"] for r in metrics_of(config) if "accuracy" in r] == [1]
 
 
 def test_without_planner_the_reasoner_trains_alone(small):
@@ -180,7 +200,7 @@ def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen,
 
 def test_cold_start_teaches_the_format_without_the_answers(small):
     config = small("cold", "cold_start.episodes=64", "cold_start.minimum=500")
-    with pytest.raises(UserError, match="cold_start.minimum = 500"):
+    with pytest.raises(UserError, match=r"cold_start\.minimum = 500"):
         rsim.train(config)
     trained = small("nano-cold", 'models.reasoner="nano-s"', 'models.planner="nano-s"', "cold_start.episodes=64", "cold_start.minimum=4",
                     "cold_start.learning_rate=1e-4", "cold_start.epochs=3", "train.steps=1", "rollout.max_tokens=160", "rollout.step_tokens=48",

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset
-from tiny import RULES
 from trl import GRPOConfig, GRPOTrainer
 
 from rsim.config import Config, ObjectiveConfig, StageConfig, TrainConfig
@@ -21,6 +20,7 @@ from rsim.rollout.game import Game
 from rsim.training.agent import Agent
 from rsim.training.batch import reasoner_batch
 from rsim.training.update import Update
+from tiny import RULES
 
 PROBLEMS = [Problem(q, "1") for q in ("4*17+38=?", "7=?", "x-38=4*17, x=?")]
 WIDTH = 40

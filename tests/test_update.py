@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import RULES
 
 from rsim.config import Config, ObjectiveConfig, StageConfig, TrainConfig
 from rsim.data.problem import Problem
@@ -19,6 +18,7 @@ from rsim.rollout.reasoner import Reasoner
 from rsim.training.agent import Agent
 from rsim.training.batch import planner_batch, reasoner_batch
 from rsim.training.update import Update
+from tiny import RULES
 
 PROBLEMS = [Problem(q, "1") for q in ("4*17+38=?", "7=?", "x-38=4*17, x=?")]
 RATE = 0.5  # of the plain gradient step between the two iterations: large, so that clipping acts
@@ -26,7 +26,9 @@ RATE = 0.5  # of the plain gradient step between the two iterations: large, so t
 
 @pytest.fixture
 def played(reasoner, planner):
-    episodes = Game(reasoner, planner, replace(RULES, temperature=0.9, planner_temperature=1.2)).play(PROBLEMS, seed=0, group_size=4)
+    episodes = Game(reasoner, planner, replace(RULES, temperature=0.9, planner_temperature=1.2)).play(
+        PROBLEMS, seed=0, group_size=4
+    )
     returns = [math.sin(7.0 * i) for i in range(len(episodes))]
     returns[4:8] = [0.5] * 4  # one group without variance
     scores = [Score(None, False, planner=r, reasoner=r if i < 8 else -2 * r, parts={}) for i, r in enumerate(returns)]
@@ -236,7 +238,9 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches_or_padding(reasoner, p
             assert torch.allclose(gradient[name], expected, atol=2e-6), name
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("lr", {"planner": 1.4, "reasoner": 0.6}), ("loss", {"planner": 1.0, "reasoner": 1.0})])
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("lr", {"planner": 1.4, "reasoner": 0.6}), ("loss", {"planner": 1.0, "reasoner": 1.0})]
+)
 def test_lambda_moves_parameters_as_stated(reasoner, planner, played, mode, expected):
     """Under Adam the first step of a parameter has the size of its learning rate, whatever a constant factor on the loss."""
     episodes, scores = played
@@ -253,7 +257,9 @@ def test_loss_mode_scales_the_gradient_by_lambda(reasoner, planner, played):
     episodes, scores = played
     norms = {}
     for lam in (0.7, 0.35):
-        agent = Agent("planner", copy.deepcopy(planner.model), planner.logits, temperature=1.2, learning_rate=0.0, weight_decay=0.0)
+        agent = Agent(
+            "planner", copy.deepcopy(planner.model), planner.logits, temperature=1.2, learning_rate=0.0, weight_decay=0.0
+        )
         agent.head = agent.model.score
         gradients = capture(agent)
         Update(config_of(), StageConfig("stage", 1, lam), 0, alone=False).agent(agent, episodes, scores)

@@ -50,9 +50,7 @@ def load_reasoner(source: str, *, device: str = "auto", dtype: str = "float32", 
     return Reasoner(model.to(pick_device(device)).eval(), tokenizer, system_prompt)
 
 
-def load_planner(
-    source: str, strategies: StrategySet, *, device: str = "auto", dtype: str = "float32", seed: int
-) -> Planner:
+def load_planner(source: str, strategies: StrategySet, *, device: str = "auto", dtype: str = "float32", seed: int) -> Planner:
     """A trained planner, or a fresh one made from a base LLM with a head drawn from ``seed``.
 
     Raises:

@@ -42,9 +42,7 @@ def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
     raise UserError(f"no run, checkpoint or preset {run!r}", f"train one first, or use a preset: {', '.join(presets())}")
 
 
-def load_game(
-    config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem]
-) -> Game:
+def load_game(config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem]) -> Game:
     quiet_models()
     models = config.models
     source = reasoner or (str(checkpoint / "reasoner") if checkpoint else models.reasoner)

@@ -22,8 +22,9 @@ def train_with_progress(config: Config, *, resume: bool, quiet: bool) -> dict[st
     console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
                TextColumn("{task.fields[shown]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("loading", total=None, shown="")
+    trainer = Trainer(config, resume=resume)
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(config.name, total=trainer.total_steps, completed=trainer.step, shown="")
 
         def on_metrics(record: dict[str, Any]) -> None:
             if "eval/accuracy" in record:
@@ -32,8 +33,7 @@ def train_with_progress(config: Config, *, resume: bool, quiet: bool) -> dict[st
             elif "accuracy" in record:
                 progress.update(task, completed=record["step"], description=record["stage"], shown=_line(record))
 
-        trainer = Trainer(config, resume=resume, on_metrics=on_metrics)
-        progress.update(task, total=trainer.total_steps, completed=trainer.step, description=config.name)
+        trainer.on_metrics = on_metrics
 
         def on_interrupt(*_: object) -> None:
             if trainer.stop_requested:

@@ -20,9 +20,7 @@ from rsim.lab.problems import SPLITS, sample_problems
 _GSM8K_DEV = 500
 
 
-def load_problems(
-    source: str, split: str, *, data_dir: str = "", limit: int = 0, seed: int = 0
-) -> list[Problem]:
+def load_problems(source: str, split: str, *, data_dir: str = "", limit: int = 0, seed: int = 0) -> list[Problem]:
     """Problems of ``source``.
 
     Args:

@@ -45,9 +45,7 @@ def choose(state: State, rng: random.Random) -> str:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def write_solution(
-    problem: LabProblem, rng: random.Random, rates: Rates, max_steps: int = 12
-) -> list[tuple[str, str]]:
+def write_solution(problem: LabProblem, rng: random.Random, rates: Rates, max_steps: int = 12) -> list[tuple[str, str]]:
     """One worked solution: ``[(strategy, step text), ...]``, ending with a termination step."""
     state = start(problem)
     steps: list[tuple[str, str]] = []

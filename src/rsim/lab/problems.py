@@ -130,9 +130,7 @@ def _tell(family: str, expression: Expression, rng: random.Random) -> str:
         cut = rng.randint(1, len(expression) - 1)
         right = tuple(Term(-t.sign, t.b, t.factor, t.c) for t in expression[cut:])
         return f"{render(expression[:cut])} minus all of {_signed(right)}, how much?"
-    events = "".join(
-        f", then {_count(t)} {'later' if t.sign > 0 else 'earlier'}" for t in expression[1:]
-    )
+    events = "".join(f", then {_count(t)} {'later' if t.sign > 0 else 'earlier'}" for t in expression[1:])
     return f"day {expression[0].body()}{events}, which day?"
 
 

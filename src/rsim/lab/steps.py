@@ -137,9 +137,7 @@ def _so(shown: str, expression: Expression) -> str:
     return f" {shown} so {render(expression)}"
 
 
-def _settle(
-    expression: Expression, index: int, width: int, sign: int, result: int, right: int
-) -> tuple[int, Expression]:
+def _settle(expression: Expression, index: int, width: int, sign: int, result: int, right: int) -> tuple[int, Expression]:
     """Puts ``result`` in place of ``width`` terms; a slip that would let the sum run below zero is noticed and not made."""
     new = replace_terms(expression, index, width, number(result, sign))
     if result < 0 or any(value_of(new[: i + 1]) < 0 for i in range(len(new))):

@@ -102,11 +102,9 @@ class _Frame:
 
 
 def _figure(title: str, body: str, legend: list[tuple[str, str, str]], *, wide: bool = False) -> str:
-    keys = "".join(
-        f'<li><i style="background:{c}"></i>{escape(name)} <b>{escape(value)}</b></li>' for name, c, value in legend
-    )
+    keys = "".join(f'<li><i style="background:{c}"></i>{escape(name)} <b>{escape(value)}</b></li>' for name, c, value in legend)
     picture = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
-    return f'<figure{" class=wide" if wide else ""}><figcaption>{escape(title)}</figcaption>{picture}<ul>{keys}</ul></figure>'
+    return f"<figure{' class=wide' if wide else ''}><figcaption>{escape(title)}</figcaption>{picture}<ul>{keys}</ul></figure>"
 
 
 def _nice_range(low: float, high: float) -> tuple[float, float]:

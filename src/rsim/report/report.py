@@ -113,7 +113,7 @@ def _table(table: dict[str, Any]) -> str:
         low, high, value = row["low"], row["high"], row["accuracy"]
         bar = f'<span><i style="left:{low:.1%};width:{high - low:.1%}"></i><b style="left:{value:.1%}"></b></span>'
         lines.append(
-            f'<tr{" class=headline" if value == best else ""}><td>{escape(row["name"])}</td>'
+            f"<tr{' class=headline' if value == best else ''}><td>{escape(row['name'])}</td>"
             f'<td class="number">{value:.1%}</td><td class="range">{bar}</td>'
             f'<td class="number">{low:.1%} to {high:.1%}</td><td class="number">{row["flexible"]:.1%}</td>'
             f'<td class="number">{row["tokens_per_question"]:.1f}</td></tr>'

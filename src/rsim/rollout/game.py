@@ -42,9 +42,7 @@ class Game:
         self.is_end[list(self.reasoner.end_ids)] = True
         self.prompts: list[list[list[int]]] = []
         if self.planner is not None:
-            self.prompts = [
-                [self.reasoner.injected_ids(p) for p in s.prompts] for s in self.planner.strategies.strategies
-            ]
+            self.prompts = [[self.reasoner.injected_ids(p) for p in s.prompts] for s in self.planner.strategies.strategies]
             longest = max(len(p) for p in self.prompts[self.planner.strategies.termination])
             closing = longest + self.rules.answer_tokens + len(self.step_ends.ids)
             if self.rules.max_tokens <= closing:

@@ -163,4 +163,3 @@ class Update:
         for row, group in enumerate(groups):
             parts[part_of[group]].append(row)
         return [torch.tensor(part) for part in parts]
-
