@@ -56,7 +56,7 @@ def measure_demo(seed: int, questions: int) -> list[dict[str, Any]]:
     (first, seconds), (second, seconds_again) = runs
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     by_name = {r["name"]: r for r in first["rows"]}
-    cot, best = by_name["untrained reasoner, CoT"], by_name["trained reasoner + trained planner (rSIM)"]
+    cot, best = by_name["base, CoT"], by_name["trained + trained planner (rSIM)"]
     gain = best["accuracy"] - cot["accuracy"]
     same = first["rows"] == second["rows"]
     seeds = [seed]

@@ -140,7 +140,7 @@ def test_ctrl_c_in_mid_run_is_130_and_the_run_goes_on_where_it_was(base_folder, 
     done = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert (tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "state.pt").is_file()
     settings = (
-        Path("r/config.toml").read_text().replace("steps = 500", f"steps = {done + 2}").replace("steps = 30", "steps = 0")
+        Path("r/config.toml").read_text().replace("steps = 500", f"steps = {done + 2}").replace("steps = 15", "steps = 0")
     )
     Path("r/config.toml").write_text(settings)
     again = subprocess.run(

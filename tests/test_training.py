@@ -156,8 +156,18 @@ def test_run_folders_are_not_overwritten_and_not_resumed_blindly(small):
         Trainer(replace(config, seed=5), resume=True)
 
 
+def test_a_start_that_failed_leaves_the_folder_free(small):
+    """The context limit is met only when the first question is asked, after the folder was made."""
+    with pytest.raises(UserError, match="context"):
+        rsim.train(small("run", "rollout.max_tokens=9000"))
+    config = small("run", "train.steps=1")
+    rsim.train(config)
+    assert [r["step"] for r in metrics_of(config)] == [0, 1, 1]
+
+
 def test_a_checkpoint_appears_whole_or_not_at_all(small):
-    folder = RunFolder.create(small("run"), resume=False)
+    folder = RunFolder.open(small("run"), resume=False)
+    folder.begin(None)
 
     def fail(path):
         path.mkdir()

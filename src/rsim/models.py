@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**place)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, struct.error) as error:
         raise UserError(f"cannot read {file}", _first_line(error)) from error
     config = type(read.config)(**{k: v for k, v in read.config.to_dict().items() if k != "quantization_config"})
     model = AutoModelForCausalLM.from_config(config)

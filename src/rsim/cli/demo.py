@@ -58,29 +58,30 @@ def run_demo(out: Path, seed: int, questions: int, overrides: list[str], *, quie
 
 
 def _compare(config: Config, control: Config, questions: int) -> list[Evaluation]:
+    """Both runs are represented by their best checkpoint on held-out dev problems; the test problems decide nothing."""
     strategies = load_strategies(config.models.strategies)
     test = load_problems("lab", "test", limit=questions, seed=config.seed)
     dev = load_problems("lab", "dev", limit=_DEV_QUESTIONS, seed=config.seed + 1)
     base = load_reasoner(config.models.reasoner)
-    trained = load_reasoner(str(config.folder / "checkpoints" / "final" / "reasoner"))
-    alone = load_reasoner(str(control.folder / "checkpoints" / "final" / "reasoner"))
-    planner = load_planner(str(config.folder / "checkpoints" / "final" / "planner"), strategies, seed=0)
+    best, best_alone = (c.folder / "checkpoints" / "best" for c in (config, control))
+    trained, alone = load_reasoner(str(best / "reasoner")), load_reasoner(str(best_alone / "reasoner"))
+    planner = load_planner(str(best / "planner"), strategies, seed=0)
 
     def measure(name: str, reasoner: Reasoner, chosen: AnyPlanner | None, problems: list[Problem] = test) -> Evaluation:
         return evaluate(name, Game(reasoner, chosen, config.rollout), problems, config.rewards, seed=config.seed)[0]
 
     fixed = _best_fixed(strategies, lambda spec: measure(spec, trained, planner_from(spec, strategies, dev), dev))
     return [
-        measure("untrained reasoner, CoT", base, None),
-        measure("untrained reasoner + random planner", base, planner_from("random", strategies, test)),
-        measure("untrained reasoner + oracle planner", base, planner_from("oracle", strategies, test)),
-        measure("GRPO alone, equal tokens", alone, None),
-        measure("trained reasoner, no planner", trained, None),
-        measure("trained reasoner + random planner", trained, planner_from("random", strategies, test)),
-        measure(f"trained reasoner + best {fixed}", trained, planner_from(fixed, strategies, test)),
-        measure("untrained reasoner + trained planner", base, planner),
-        measure("trained reasoner + trained planner (rSIM)", trained, planner),
-        measure("trained reasoner + oracle planner", trained, planner_from("oracle", strategies, test)),
+        measure("base, CoT", base, None),
+        measure("base + random planner", base, planner_from("random", strategies, test)),
+        measure("base + oracle planner", base, planner_from("oracle", strategies, test)),
+        measure("base + trained planner", base, planner),
+        measure("GRPO alone at equal tokens, CoT", alone, None),
+        measure("trained, CoT", trained, None),
+        measure("trained + random planner", trained, planner_from("random", strategies, test)),
+        measure(f"trained + best {fixed}", trained, planner_from(fixed, strategies, test)),
+        measure("trained + trained planner (rSIM)", trained, planner),
+        measure("trained + oracle planner", trained, planner_from("oracle", strategies, test)),
     ]
 
 

@@ -9,7 +9,7 @@ from html import escape
 # Nine colours that stay apart from each other on light and dark paper; more labels start over with a lighter turn.
 COLOURS = ("#4c78a8", "#e4813f", "#3d9a6d", "#d4525f", "#8465b8", "#c9a227", "#3fa7b5", "#c767a2", "#7d8590")
 
-_WIDTH, _HEIGHT = 420, 210
+_NARROW, _WIDE, _HEIGHT = 420, 860, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 26
 
 
@@ -46,14 +46,14 @@ def line_chart(title: str, series: list[Series], marks: list[tuple[float, str]],
         for x, y in shown:
             body += f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3" fill="{s.colour}"/>'
     legend = [(s.name, s.colour, _short(s.points[-1][1])) for s in series]
-    return _figure(title, body, legend)
+    return _figure(title, frame, body, legend)
 
 
 def area_chart(title: str, names: list[str], rows: list[tuple[float, list[float]]], marks: list[tuple[float, str]]) -> str:
     """Shares of each name over training steps, stacked to 100%; ``rows`` are ``(step, shares)``."""
     if not rows:
         return ""
-    frame = _Frame(rows[0][0], rows[-1][0], 0.0, 1.0)
+    frame = _Frame(rows[0][0], rows[-1][0], 0.0, 1.0, _WIDE)
     body, below = "", [0.0] * len(rows)
     for index, name in enumerate(names):
         above = [b + shares[index] for b, (_, shares) in zip(below, rows, strict=True)]
@@ -63,7 +63,7 @@ def area_chart(title: str, names: list[str], rows: list[tuple[float, list[float]
         body += f'<polygon points="{outline}" fill="{colour(index)}"><title>{escape(name)}</title></polygon>'
         below = above
     legend = [(name, colour(i), f"{rows[0][1][i]:.0%} → {rows[-1][1][i]:.0%}") for i, name in enumerate(names)]
-    return _figure(title, body + frame.axes(marks, "share"), legend, wide=True)
+    return _figure(title, frame, body + frame.axes(marks, "share"), legend)
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ class _Frame:
     x_high: float
     y_low: float
     y_high: float
+    width: int = _NARROW
 
     def x(self, value: float) -> float:
-        return _LEFT + (value - self.x_low) / ((self.x_high - self.x_low) or 1) * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (value - self.x_low) / ((self.x_high - self.x_low) or 1) * (self.width - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
         return _HEIGHT - _BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (_HEIGHT - _TOP - _BOTTOM)
@@ -88,7 +89,7 @@ class _Frame:
         drawn = ""
         for value in _ticks(self.y_low, self.y_high, 4):
             y = self.y(value)
-            drawn += f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            drawn += f'<line class="grid" x1="{_LEFT}" x2="{self.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             drawn += f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick(value, unit)}</text>'
         for value in _ticks(self.x_low, self.x_high, 6):
             place = f'x="{self.x(value):.1f}" y="{_HEIGHT - 9}"'
@@ -101,10 +102,11 @@ class _Frame:
         return drawn
 
 
-def _figure(title: str, body: str, legend: list[tuple[str, str, str]], *, wide: bool = False) -> str:
+def _figure(title: str, frame: _Frame, body: str, legend: list[tuple[str, str, str]]) -> str:
     keys = "".join(f'<li><i style="background:{c}"></i>{escape(name)} <b>{escape(value)}</b></li>' for name, c, value in legend)
-    picture = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
-    return f"<figure{' class=wide' if wide else ''}><figcaption>{escape(title)}</figcaption>{picture}<ul>{keys}</ul></figure>"
+    picture = f'<svg viewBox="0 0 {frame.width} {_HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
+    kind = " class=wide" if frame.width == _WIDE else ""
+    return f"<figure{kind}><figcaption>{escape(title)}</figcaption>{picture}<ul>{keys}</ul></figure>"
 
 
 def _nice_range(low: float, high: float) -> tuple[float, float]:

@@ -30,45 +30,49 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     @classmethod
-    def create(cls, config: Config, *, resume: bool) -> RunFolder:
-        """A new folder, or the one to go on with.
+    def open(cls, config: Config, *, resume: bool) -> RunFolder:
+        """The folder to start in or to go on with; nothing is written yet.
 
         Raises:
             UserError: the folder has a run already and ``resume`` is off; or ``resume`` is on and there is no run there
                 or it was made with another config.
         """
-        path = config.folder
-        started = (path / "config.toml").is_file()
-        if started and not resume:
-            raise UserError(f"{path} already holds a run", "pass --resume to go on, or --set out=another/folder")
-        if resume and not started:
-            raise UserError(f"--resume: no run in {path}", "start it without --resume")
-        if resume and load_config(str(path / "config.toml")) != config:
-            raise UserError(f"--resume: the config differs from {path / 'config.toml'}", "resume with the same settings")
-        folder = cls(path, config)
+        folder = cls(config.folder, config)
+        known = folder.path / "config.toml"
+        if folder.latest() and not resume:
+            raise UserError(f"{folder.path} already holds a run", "pass --resume to go on, or --set out=another/folder")
+        if resume and not known.is_file():
+            raise UserError(f"--resume: no run in {folder.path}", "start it without --resume")
+        if resume and load_config(str(known)) != config:
+            raise UserError(f"--resume: the config differs from {known}", "resume with the same settings")
+        return folder
+
+    def begin(self, step: int | None) -> None:
+        """Makes the folder ready to go on after ``step``, or afresh (None); a start that never got to its first
+        checkpoint leaves nothing behind."""
         try:
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write to {path}", error.strerror or str(error)) from error
-        if not started:
+            raise UserError(f"cannot write to {self.path}", error.strerror or str(error)) from error
+        if step is None:
             provenance = {
-                "name": config.name,
-                "seed": config.seed,
+                "name": self.config.name,
+                "seed": self.config.seed,
                 "versions": {"python": platform.python_version()}
                 | {name: importlib.metadata.version(name) for name in _VERSIONED},
                 "git_commit": git_commit(),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
-            (path / "run.json").write_text(json.dumps(provenance, indent=2) + "\n")
-            (path / "config.toml").write_text(to_toml(config))
-        return folder
+            (self.path / "run.json").write_text(json.dumps(provenance, indent=2) + "\n")
+            (self.path / "config.toml").write_text(to_toml(self.config))
+        self._forget_after(-1 if step is None else step)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Drops records of steps that a resumed run will do again."""
+    def _forget_after(self, step: int) -> None:
+        """Drops records of steps that will be done again."""
         for name in ("metrics.jsonl", "episodes.jsonl"):
             path = self.path / name
             if path.is_file():

@@ -44,7 +44,7 @@ class Trainer:
         strategies = load_strategies(config.models.strategies)
         if len(self.train_set) < config.train.questions:
             raise UserError(f"train.questions = {config.train.questions}", f"the data has {len(self.train_set)} questions")
-        self.folder = RunFolder.create(config, resume=resume)
+        self.folder = RunFolder.open(config, resume=resume)
         checkpoint = self.folder.latest() if resume else None
         models = config.models
         place = {"device": models.device, "dtype": models.dtype}
@@ -60,8 +60,7 @@ class Trainer:
         self.stop_requested = False
         if checkpoint:
             self._restore(checkpoint)
-        if resume:
-            self.folder.forget_after(self.step)
+        self.folder.begin(self.step if checkpoint else None)
         self.trackers = Trackers(config.train.trackers, self.folder.path, config)
 
     # --- setting up ---
