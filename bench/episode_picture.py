@@ -38,9 +38,10 @@ def draw(episode: dict[str, Any]) -> str:
         ".question{font-size:19px;font-weight:650}.name{font-size:14px;font-weight:650}"
         ".step{font-size:15px;font-family:ui-monospace,monospace}.share{font-size:12px}"
     )
+    card = f'<rect width="{_WIDTH}" height="{height}" rx="12" fill="#fbfaf8" stroke="#e2e0db"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}">'
-        f'<style>{style}</style><rect width="{_WIDTH}" height="{height}" rx="12" fill="#fbfaf8" stroke="#e2e0db"/>{body}</svg>\n'
+        f"<style>{style}</style>{card}{body}</svg>\n"
     )
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from rsim.training.run_folder import git_commit
 
 ROOT = Path(__file__).parent.parent
+_COMMIT = git_commit()[:12]  # of the code that this process runs
 RESULTS, PAGES = ROOT / "results", ROOT / "docs" / "results"
 
 
@@ -39,7 +40,7 @@ def row(
         "interval": list(interval) if interval else None,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_memory_gib()} GiB, no GPU",
         "date": time.strftime("%Y-%m-%d"),
-        "commit": git_commit()[:12],
+        "commit": _COMMIT,
     }
 
 

@@ -71,6 +71,18 @@ def test_train_eval_solve_report(capsys, base_folder, tmp_path):
     assert "<svg" in Path("page.html").read_text()
 
 
+def test_options_with_a_name_of_their_own(capsys, base_folder, tmp_path):
+    (tmp_path / "mine.toml").write_text('extends = "lab"\n[[strategy]]\nname = "analogy"\nprompts = ["Next:"]\n')
+    (tmp_path / "mine.py").write_text("def half(episode):\n    return 0.5\n")
+    options = ["--strategies", "mine.toml", "--reward", "mine.py:half", "--data-dir", "somewhere"]
+    code, _, err = run(capsys, "train", "nano", "--json", *options, *arguments(base_folder, "train.steps=1", 'out="r"'))
+    assert code == 0, err
+    record = next(r for r in map(json.loads, Path("r/metrics.jsonl").read_text().splitlines()) if "accuracy" in r)
+    assert record["reward/half"] == 0.5
+    assert "strategy/analogy" in record
+    assert 'data_dir = "somewhere"' in Path("r/config.toml").read_text()
+
+
 def test_json_lines_and_presets(capsys):
     assert "nano" in run(capsys, "config", "show")[1].splitlines()
     code, out, _ = run(capsys, "config", "show", "nano", "--set", "seed=3", "--json")

@@ -19,6 +19,9 @@ app.add_typer(lab, name="lab")
 app.add_typer(config_app, name="config")
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")]
+Strategies = Annotated[str, typer.Option(help="default, lab or a TOML file (models.strategies).")]
+Rewards = Annotated[list[str] | None, typer.Option("--reward", metavar="FILE.py:FUNCTION", help="Add a reward; repeatable.")]
+DataDir = Annotated[str, typer.Option(help="Folder of the data sets (data.data_dir; default: $RSIM_DATA).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 
 
@@ -26,13 +29,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs inst
 def train(
     source: Annotated[str, typer.Argument(metavar="PRESET|CONFIG.toml")],
     overrides: Set = None,
+    strategies: Strategies = "",
+    reward: Rewards = None,
+    data_dir: DataDir = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run's folder.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a planner and a reasoner together, stage by stage."""
     from rsim.config import load_config
 
-    config = load_config(source, overrides or [])
+    config = load_config(source, _merge(overrides, strategies=strategies, rewards=reward, data_dir=data_dir))
     from rsim.cli.progress import train_with_progress
 
     result = train_with_progress(config, resume=resume, quiet=as_json)
@@ -54,13 +60,16 @@ def evaluate(
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
     out: Annotated[str, typer.Option(help="Folder for results (default: RUN/eval or runs/eval).")] = "",
     overrides: Set = None,
+    strategies: Strategies = "",
+    data_dir: DataDir = "",
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, with a 95% interval, and write the episodes and a summary."""
     from rsim.cli.commands import run_eval
 
+    merged = _merge(overrides, strategies=strategies, data_dir=data_dir)
     summary, page = run_eval(run, planner=planner, reasoner=reasoner, data=data, split=split, limit=limit, seed=seed,
-                             greedy=not sample, out=out, overrides=overrides or [])  # fmt: skip
+                             greedy=not sample, out=out, overrides=merged)  # fmt: skip
     if as_json:
         print(json.dumps(summary))
         return
@@ -146,6 +155,20 @@ def show(
         return
     config = load_config(source, overrides or [])
     print(json.dumps(to_table(config)) if as_json else to_toml(config), end="\n" if as_json else "")
+
+
+def _merge(
+    overrides: list[str] | None, *, strategies: str = "", rewards: list[str] | None = None, data_dir: str = ""
+) -> list[str]:
+    """``--set`` overrides with those that have an option of their own."""
+    merged = list(overrides or [])
+    if strategies:
+        merged.append(f"models.strategies={json.dumps(strategies)}")
+    if rewards:
+        merged.append(f"rewards.custom={json.dumps(rewards)}")
+    if data_dir:
+        merged.append(f"data.data_dir={json.dumps(data_dir)}")
+    return merged
 
 
 def main(arguments: list[str] | None = None) -> Any:
