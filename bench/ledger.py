@@ -90,12 +90,13 @@ def _memory_gib() -> int:
 
 
 def main() -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 150)
     for path in sorted(RESULTS.glob("*.json")):
         ledger = json.loads(path.read_text(encoding="utf-8"))
-        table = Table(title=f"{ledger['title']} (issue {ledger['issue']})", title_justify="left")
-        for name in ("what", "value", "95% interval", "goal", "met", "date", "commit"):
-            table.add_column(name)
+        table = Table(title=f"{ledger['title']} (issue {ledger['issue']})", title_justify="left", expand=True)
+        table.add_column("what", ratio=1)
+        for name in ("value", "95% interval", "goal", "met", "date", "commit"):
+            table.add_column(name, no_wrap=name in ("date", "commit", "met"))
         for r in ledger["rows"]:
             table.add_row(r["what"], _value(r), _interval(r), r["goal"], _met(r).strip("*"), r["date"], r["commit"])
         console.print(table)
