@@ -45,7 +45,13 @@ def write_run(folder, question="1 < 2 & <script>alert(1)</script>"):
     folder.mkdir(exist_ok=True)
     step = {"accuracy": 0.5, "stage": "stage1", "lambda": 0.7, "reward/accuracy": 0.5, "strategy/validation": 0.6, "strategy/termination": 0.4,
             "sampled_tokens": 10, "seconds": 1.0, "tokens_per_second": 10.0, "planner/entropy": 1.2}  # fmt: skip
-    held_out = {"eval/accuracy": 0.4, "eval/accuracy_low": 0.3, "eval/accuracy_high": 0.5}
+    held_out = {
+        "eval/accuracy": 0.4,
+        "eval/accuracy_low": 0.3,
+        "eval/accuracy_high": 0.5,
+        "eval/flexible": 0.4,
+        "eval/tokens": 9.0,
+    }
     records = [{"step": 0} | held_out, {"step": 1} | step, {"step": 2} | step | {"stage": "stage2"}, {"step": 2} | held_out]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     episode = {"step": 2, "question": question, "answer": "5", "predicted": None, "correct": False, "flags": ["forced"], "names": NAMES,
@@ -68,6 +74,14 @@ def test_the_page_is_whole_and_stands_alone(tmp_path):
     assert "40.0% → 40.0%" in tags.text
     assert page.count("class=chosen") == 1
     assert "no answer" in tags.text
+
+
+def test_a_run_without_a_table_gets_one_from_its_evaluations(tmp_path):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "table.json").unlink()
+    text = parse(build_report(tmp_path / "run").read_text()).text
+    assert "before training" in text
+    assert "last, step 2" in text
 
 
 def test_an_evaluation_folder_needs_no_training_records(tmp_path):

@@ -44,6 +44,7 @@ def build_report(run: Path, out: Path | None = None) -> Path:
     facts = _json(run / "run.json")
     table = _json(run / "table.json")
     title = str(facts.get("name") or run.resolve().name)
+    table = table or _before_and_after(records)
     body = [_head(title, facts), _tiles(records), _table(table), _curves(records), _episodes(episodes)]
     css = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     page = (
@@ -102,6 +103,25 @@ def _tiles(records: list[dict[str, Any]]) -> str:
         tiles.append((f"{sum(r['seconds'] for r in steps):,.0f} s", "in training steps"))
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in tiles)
     return f'<div class="tiles">{cells}</div>' if cells else ""
+
+
+def _before_and_after(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """A table in the form of ``table.json`` from the held-out evaluations of a run that has none."""
+    held_out = [r for r in records if "eval/accuracy" in r]
+    if len(held_out) < 2:
+        return {}
+    best = max(held_out, key=lambda r: r["eval/accuracy"])
+    shown = {
+        "before training": held_out[0],
+        f"best, step {best['step']}": best,
+        f"last, step {held_out[-1]['step']}": held_out[-1],
+    }
+    rows = [
+        {"name": name, "accuracy": r["eval/accuracy"], "low": r["eval/accuracy_low"], "high": r["eval/accuracy_high"],
+         "flexible": r["eval/flexible"], "tokens_per_question": r["eval/tokens"]}
+        for name, r in shown.items()
+    ]  # fmt: skip
+    return {"title": "Before and after, held-out questions, greedy", "rows": rows}
 
 
 def _table(table: dict[str, Any]) -> str:
