@@ -89,10 +89,13 @@ def measure_real(seed: int) -> list[dict[str, Any]]:
         written = page.is_file() and page.stat().st_size > 10_000
         steps = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
         steps = [s for s in steps if "reward/accuracy" in s]
-    drift = max(abs(s.get(f"{agent}/ratio", 1.0) - 1) for s in steps for agent in ("planner", "reasoner"))
+    agents = ("planner", "reasoner")
+    updates = sum(f"{agent}/loss" in s for s in steps for agent in agents)  # an agent with nothing to learn from is skipped
+    drift = max((abs(s[f"{agent}/ratio"] - 1) for s in steps for agent in agents if f"{agent}/ratio" in s), default=1.0)
     seeds = [seed]
     return [
         row("SmolLM2-135M (dequantised) on GSM8K: training steps done", len(steps), goal="2", met=len(steps) == 2, seeds=seeds),
+        row("SmolLM2-135M on GSM8K: updates of planner and reasoner in them", updates, goal="4", met=updates == 4, seeds=seeds),
         row("SmolLM2-135M on GSM8K: seconds for 2 steps of 16 episodes and loading", round(training), unit="s", seeds=seeds),
         row("SmolLM2-135M on GSM8K: largest |sampler/trainer ratio - 1|", drift, seeds=seeds),
         row("SmolLM2-135M on GSM8K: accuracy on 50 test questions after 2 steps, strict", summary["accuracy"], unit="share",
