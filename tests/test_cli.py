@@ -149,6 +149,7 @@ def test_ctrl_c_in_mid_run_is_130_and_the_run_goes_on_where_it_was(base_folder, 
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
+    assert err.splitlines()[-1] == "rsim: stopped; a training run goes on with --resume"
     done = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert (tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "state.pt").is_file()
     settings = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -220,6 +222,18 @@ def test_cold_start_teaches_the_format_without_the_answers(small):
     assert report["cold_start/kept"] >= 4
     assert report["cold_start/loss_after"] < report["cold_start/loss_before"]
     assert 0 < report["cold_start/format_rate"] <= 1
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_other_trackers_are_used_by_name(small, monkeypatch, name):
+    calls: list[tuple] = []
+    tracker = types.ModuleType(name)
+    tracker.init = lambda **settings: calls.append(("init", settings["project"]))
+    tracker.log = lambda record: calls.append(("log", record["step"]))
+    tracker.finish = lambda: calls.append(("finish",))
+    monkeypatch.setitem(sys.modules, name, tracker)
+    rsim.train(small("run", f'train.trackers=["{name}"]', "train.steps=1"))
+    assert calls == [("init", "rsim"), ("log", 0), ("log", 1), ("log", 1), ("finish",)]
 
 
 def test_impossible_batches_are_refused(small):

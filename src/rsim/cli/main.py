@@ -178,6 +178,7 @@ def main(arguments: list[str] | None = None) -> Any:
     except UserError as error:
         print(f"rsim: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("rsim: stopped; go on with --resume", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as done:
+        if done.code == 130:  # Ctrl-C, as typer reports it
+            print("rsim: stopped; a training run goes on with --resume", file=sys.stderr)
+        raise
