@@ -10,7 +10,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rsim.config import Config
 from rsim.training.trainer import Trainer
@@ -20,8 +20,8 @@ def train_with_progress(config: Config, *, resume: bool, quiet: bool) -> dict[st
     """Runs `Trainer` under a bar. The first Ctrl-C lets the step end and saves; the second stops at once."""
     quiet_models()
     console = Console(stderr=True, quiet=quiet)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-               TextColumn("{task.fields[shown]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(),
+               TextColumn("{task.fields[shown]}"), TextColumn("ETA"), TimeRemainingColumn(compact=True))  # fmt: skip
     trainer = Trainer(config, resume=resume)
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(config.name, total=trainer.total_steps, completed=trainer.step, shown="")
@@ -50,7 +50,7 @@ def train_with_progress(config: Config, *, resume: bool, quiet: bool) -> dict[st
 
 def _line(record: dict[str, Any]) -> str:
     reward = record.get("reasoner/return", record.get("planner/return", 0.0))
-    parts = [f"reward {reward:.2f}", f"acc {record['accuracy']:.2f}", f"lambda {record['lambda']:.1f}",
+    parts = [f"reward {reward:.2f}", f"acc {record['accuracy']:.2f}", f"λ {record['lambda']:.1f}",
              f"{record['tokens_per_second']:,.0f} tok/s"]  # fmt: skip
     if "planner/entropy" in record:
         parts.append(f"planner H {record['planner/entropy']:.2f}")
