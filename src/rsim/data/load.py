@@ -1,61 +1,81 @@
-"""From a data set's name or file to a list of problems: ``lab``, ``gsm8k`` or a JSONL file.
+"""From a data set's name, file or generator to a list of problems; splits never overlap.
 
-GSM8K has no development split of its own: the last 500 training questions are kept apart as ``dev``.
+==========================  ===============================================================================
+``lab``                     the nano lab's own problems, made on the spot
+``gsm8k``, ``math``, ...    the sets of `rsim.data.sources.SOURCES`, under ``data_dir``
+``gym:TASK``                any task of reasoning-gym, made on the spot
+``hf:NAME``                 a data set of the Hugging Face hub (needs ``datasets``)
+``path.jsonl|csv|parquet``  a file; it has one split, used for all
+==========================  ===============================================================================
 """
 
 from __future__ import annotations
 
+import csv
+import importlib
+import importlib.util
 import json
 import os
 import random
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from rsim.data.problem import Problem
+from rsim.data.leaks import question_hash, separate
+from rsim.data.problem import Kind, Problem
+from rsim.data.sources import SOURCES
 from rsim.errors import UserError
 from rsim.lab.expressions import render
 from rsim.lab.problems import SPLITS, sample_problems
+from rsim.rewards.answers import parse_number
 
-_GSM8K_DEV = 500
+_COLUMNS = ("question", "answer", "id", "kind")
 
 
-def load_problems(source: str, split: str, *, data_dir: str = "", limit: int = 0, seed: int = 0) -> list[Problem]:
+def load_problems(
+    source: str, split: str, *, data_dir: str = "", limit: int = 0, seed: int = 0, columns: tuple[str, ...] = ()
+) -> list[Problem]:
     """Problems of ``source``.
 
     Args:
-        source: ``lab`` (made on the spot), ``gsm8k`` (under ``data_dir``) or the path of a JSONL file, whose lines hold
-            ``question`` and ``answer`` (and may hold ``id`` and ``meta``); a file has one split, used for all.
+        source: see the module's table.
         split: ``train``, ``dev`` or ``test``.
         data_dir: folder of the data sets; empty: ``$RSIM_DATA``.
-        limit: at most so many, drawn with ``seed``; 0: all. ``lab`` has no end and needs a limit.
+        limit: at most so many, drawn with ``seed``; 0: all. Generators have no end and need a limit.
+        columns: where a file or hub set names its columns differently, e.g. ``("question=problem", "answer=gold")``.
 
     Raises:
         UserError: no such data, split or folder; an empty or malformed file.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}")
-    if source == "lab":
+    if source == "lab" or source.startswith("gym:"):
         if limit < 1:
-            raise UserError("the lab's problems have no end", "give a number: data.train_size, data.eval_size or --limit")
-        return _lab(split, limit, seed)
-    if source == "gsm8k":
-        problems = _gsm8k(_folder(data_dir) / "gsm8k", split)
-    elif source.endswith(".jsonl"):
-        problems = _jsonl(Path(source), "question", "answer")
+            raise UserError(f"the problems of {source} have no end", "give a number: data.train_size, data.eval_size or --limit")
+        return _lab(split, limit, seed) if source == "lab" else _gym(source.removeprefix("gym:"), split, limit, seed)
+    if source in SOURCES:
+        problems = _known(source, split, data_dir)
+    elif source.startswith("hf:"):
+        problems = _problems(_hub_records(source.removeprefix("hf:"), split), source, columns)
+    elif Path(source).suffix in _READERS:
+        problems = _problems(_file_records(Path(source)), source, columns)
     else:
-        raise UserError(f"unknown data set {source!r}", "use lab, gsm8k or the path of a .jsonl file")
+        raise UserError(f"unknown data set {source!r}", f"use lab, gym:TASK, hf:NAME, a file, or one of {', '.join(SOURCES)}")
     if limit and limit < len(problems):
         chosen = sorted(random.Random(f"limit:{seed}").sample(range(len(problems)), limit))
         problems = [problems[i] for i in chosen]
     return problems
 
 
+# --- generators ---
+
+
 def _lab(split: str, limit: int, seed: int) -> list[Problem]:
     """The first ``limit`` different problems of the seed's stream."""
     seen: set[str] = set()
 
-    def fresh() -> Any:
+    def fresh() -> Iterator[Any]:
         for problem in sample_problems(split, seed):
             if problem.question not in seen:
                 seen.add(problem.question)
@@ -67,49 +87,124 @@ def _lab(split: str, limit: int, seed: int) -> list[Problem]:
     ]
 
 
-def _folder(data_dir: str) -> Path:
+def _gym(task: str, split: str, limit: int, seed: int) -> list[Problem]:
+    """Different problems of a reasoning-gym task whose question falls into the split's share of hashes (80, 10, 10%)."""
+    gym = _imported("reasoning_gym", "reasoning-gym")
+    known = importlib.import_module("reasoning_gym.factory").DATASETS
+    if task not in known:
+        raise UserError(f"reasoning-gym has no task {task!r}", "rsim data list --gym names them all")
+    shares = {"train": range(80), "dev": range(80, 90), "test": range(90, 100)}
+    found: dict[str, Problem] = {}
+    size = 20 * limit + 200
+    for index, entry in enumerate(gym.create_dataset(task, size=size, seed=seed)):
+        key = question_hash(entry["question"])
+        if int(key, 16) % 100 in shares[split] and key not in found:
+            meta = {"task": task, "entry": entry}
+            found[key] = Problem(entry["question"], str(entry["answer"]), f"{task}-{seed}-{index}", meta, "gym")
+        if len(found) == limit:
+            return list(found.values())
+    raise UserError(f"gym:{task} gave only {len(found)} different problems for {split}", "ask for fewer")
+
+
+# --- sets with a reader of their own ---
+
+
+def _known(name: str, split: str, data_dir: str) -> list[Problem]:
     chosen = data_dir or os.environ.get("RSIM_DATA", "")
-    if not chosen:
-        raise UserError("no data folder", "set $RSIM_DATA or data.data_dir to the folder that holds gsm8k/")
-    if not Path(chosen).is_dir():
-        raise UserError(f"no data folder {chosen}", "set $RSIM_DATA or data.data_dir to the folder that holds gsm8k/")
-    return Path(chosen)
+    if not chosen or not Path(chosen).is_dir():
+        raise UserError(f"no data folder {chosen}".rstrip(), f"set $RSIM_DATA or data.data_dir to the folder that holds {name}'s")
+    source = SOURCES[name]
+    if split not in source.splits:
+        raise UserError(f"{name} has no split {split!r}", f"use one of {', '.join(source.splits)}")
+    return separate(source.read(Path(chosen) / source.folder))[split]
 
 
-def _gsm8k(folder: Path, split: str) -> list[Problem]:
-    problems = _jsonl(folder / ("test.jsonl" if split == "test" else "train.jsonl"), "question", "answer")
-    problems = [Problem(p.question, p.answer.rpartition("####")[2].strip().replace(",", ""), p.id, p.meta) for p in problems]
-    return {"test": problems, "train": problems[:-_GSM8K_DEV], "dev": problems[-_GSM8K_DEV:]}[split]
+# --- files and hub sets with columns ---
 
 
-def _jsonl(path: Path, question: str, answer: str) -> list[Problem]:
+def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """``(place, record)`` of every row; places name the line, for errors."""
     if not path.is_file():
         raise UserError(f"data file not found: {path}", "check the path")
-    problems = []
-    with path.open(encoding="utf-8", errors="strict") as lines:
-        for number, line in enumerate(_text_lines(lines, path), 1):
-            if line.strip():
-                problems.append(_parse(line, question, answer, path, number))
-    if not problems:
-        raise UserError(f"{path} is empty", 'write one {"question": ..., "answer": ...} per line')
-    return problems
-
-
-def _text_lines(lines: Any, path: Path) -> Any:
     try:
-        yield from lines
+        yield from _READERS[path.suffix](path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text", str(error)) from error
 
 
-def _parse(line: str, question: str, answer: str, path: Path, number: int) -> Problem:
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield f"{path}, line {number}", json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not valid JSON", error.msg) from error
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        rows = csv.DictReader(lines)
+        for row in rows:
+            yield f"{path}, line {rows.line_num}", row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    parquet = _imported("pyarrow.parquet", "pyarrow")
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not valid JSON", error.msg) from error
-    texts = [record.get(key) for key in (question, answer)] if isinstance(record, dict) else [None]
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a Parquet file", str(error).splitlines()[0]) from error
+    for number, row in enumerate(rows, 1):
+        yield f"{path}, row {number}", row
+
+
+_READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+
+
+def _hub_records(name: str, split: str) -> Iterator[tuple[str, Any]]:
+    datasets = _imported("datasets", "datasets")
+    name, _, subset = name.partition(":")
+    try:
+        rows = datasets.load_dataset(name, subset or None, split={"dev": "validation"}.get(split, split))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load hf:{name}", str(error).splitlines()[0]) from error
+    for number, row in enumerate(rows):
+        yield f"hf:{name}, row {number}", row
+
+
+def _problems(records: Iterator[tuple[str, Any]], source: str, columns: tuple[str, ...]) -> list[Problem]:
+    mapping = _column_map(columns)
+    problems = [_problem(record, place, mapping) for place, record in records]
+    if not problems:
+        raise UserError(f"{source} is empty", 'write one {"question": ..., "answer": ...} per line')
+    return problems
+
+
+def _column_map(columns: tuple[str, ...]) -> dict[str, str]:
+    mapping = {name: name for name in _COLUMNS}
+    for column in columns:
+        ours, sep, theirs = column.partition("=")
+        if not sep or ours not in _COLUMNS or not theirs:
+            raise UserError(f"data.columns: {column!r}", f"write ours=theirs, where ours is one of {', '.join(_COLUMNS)}")
+        mapping[ours] = theirs
+    return mapping
+
+
+def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
+    texts = [record.get(columns[key]) for key in ("question", "answer")] if isinstance(record, dict) else [None]
     if not all(isinstance(t, str | int | float) and not isinstance(t, bool) and str(t).strip() for t in texts):
-        raise UserError(f"{path}, line {number}", f"needs the fields {question!r} and {answer!r}, neither empty")
-    meta = record.get("meta", {})
-    name = str(record.get("id", f"{path.stem}-{number}"))
-    return Problem(str(texts[0]), str(texts[1]), name, meta if isinstance(meta, dict) else {})
+        raise UserError(place, f"needs the fields {columns['question']!r} and {columns['answer']!r}, neither empty")
+    question, answer = map(str, texts)
+    kind = record.get(columns["kind"]) or ("numeric" if parse_number(answer) is not None else "latex")
+    if kind not in get_args(Kind):
+        raise UserError(place, f"kind is {kind!r}: use one of {', '.join(get_args(Kind))}")
+    meta = record.get("meta")
+    name = str(record.get(columns["id"]) or place.rpartition("/")[2].replace(", line ", "-").replace(", row ", "-"))
+    return Problem(question, answer, name, meta if isinstance(meta, dict) else {}, kind)
+
+
+def _imported(module: str, package: str) -> Any:
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise UserError(f"this needs the package {package}", f"pip install {package}")
+    return importlib.import_module(module)

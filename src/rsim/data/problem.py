@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Kind = Literal["numeric", "latex", "choice", "text", "code", "gym"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and its gold answer as text; ``meta`` keeps what the source says of it (level, family, ...)."""
+    """A question and its gold answer as text.
+
+    ``kind`` says how an answer is checked (`rsim.rewards.check`): *numeric* and *latex* by value, *choice* by letter, *text*
+    by words, *code* by running ``answer``, a Python program of tests, *gym* by the verifier of its reasoning-gym task. ``meta`` keeps what the source says of the problem
+    (level, subject, options, ...); ``meta["tolerance"]`` is the relative error that a numeric answer may have.
+    """
 
     question: str
     answer: str
     id: str = ""
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
+    kind: Kind = "numeric"
