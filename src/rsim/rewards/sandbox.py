@@ -1,0 +1,160 @@
+"""Running model-written Python against tests, where it can do no harm.
+
+Each program runs in its own namespaces (user, mount, network, process, IPC): it sees a read-only Python, an empty ``/tmp`` in
+memory and nothing else, has no network, is alone among its processes, and has limits on processor time, memory, processes and
+file size. When it is over, or out of time, everything in it is killed at once. Where the kernel does not allow this, the
+answer is a clear refusal, unless ``unsafe`` says to go on with limits alone.
+
+The model's program and the tests are two processes in two sandboxes; see `rsim.rewards.sandbox_guest` for why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsim.errors import UserError
+
+_GUEST = Path(__file__).with_name("sandbox_guest.py")
+_BOUND = ("/usr", "/lib", "/lib64", "/bin")  # read-only, where they exist, beside Python's own prefix
+
+# Builds a new root in memory, moves into it and gives up every capability. Arguments: root, Python's prefix, command.
+_ENTER = """
+set -e
+root=$1; prefix=$2; shift 2
+mount -t tmpfs -o size=32m,mode=755,nosuid,nodev tmpfs "$root"
+for place in BOUND "$prefix"; do
+  [ -e "$place" ] || continue
+  mkdir -p "$root$place"
+  mount --bind "$place" "$root$place"
+  mount -o remount,bind,ro,nosuid,nodev "$root$place"
+done
+mkdir -p "$root/tmp" "$root/dev" "$root/proc" "$root/old"
+mount -t proc proc "$root/proc"
+chmod 1777 "$root/tmp"
+for device in null zero urandom; do
+  : > "$root/dev/$device"
+  mount --bind "/dev/$device" "$root/dev/$device"
+done
+cd "$root"
+pivot_root . old
+cd /
+umount -l /old
+cd /tmp
+exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+""".replace("BOUND", " ".join(_BOUND))
+
+
+@dataclass(frozen=True)
+class Limits:
+    seconds: float = 10.0  # wall clock, both programs together
+    memory_mb: int = 512
+    processes: int = 16
+    file_mb: int = 16
+
+
+@dataclass(frozen=True)
+class Result:
+    """``failure`` is empty when the tests passed."""
+
+    passed: bool
+    failure: str = ""
+
+
+def run_tests(candidate: str, tests: str, *, limits: Limits | None = None, unsafe: bool = False) -> Result:
+    """Runs ``tests`` against the names that ``candidate`` defines.
+
+    Raises:
+        UserError: the kernel allows no sandbox here and ``unsafe`` is off.
+    """
+    limits = limits or Limits()
+    if not unsafe and not sandbox_works():
+        raise UserError("model-written code cannot be sandboxed here", "allow user namespaces, or pass --unsafe to run it anyway")
+    for program in (candidate, tests):
+        if "\0" in program or not program.isprintable() and _encode(program) is None:
+            return Result(False, "not a text")
+    to_candidate, to_tests, verdict = os.pipe(), os.pipe(), os.pipe()
+    with tempfile.TemporaryDirectory(prefix="rsim-") as folder, tempfile.TemporaryFile() as a, tempfile.TemporaryFile() as b:
+        for file, program in ((a, candidate), (b, tests)):
+            file.write(program.encode("utf-8", "replace"))
+            file.seek(0)
+        guests = [
+            _start("candidate", folder, limits, unsafe, [a.fileno(), to_candidate[0], to_tests[1]]),
+            _start("tests", folder, limits, unsafe, [b.fileno(), to_tests[0], to_candidate[1], verdict[1]]),
+        ]
+        try:
+            for end in (*to_candidate, *to_tests, verdict[1]):
+                os.close(end)
+            said = _read(verdict[0], limits.seconds)
+        finally:
+            os.close(verdict[0])
+            for guest in guests:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(guest.pid, signal.SIGKILL)
+                guest.wait()
+    if said is None:
+        return Result(False, "timeout")
+    return Result(said == "passed", "" if said == "passed" else said or "crash")
+
+
+def _encode(text: str) -> bytes | None:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return None
+
+
+def _start(role: str, folder: str, limits: Limits, unsafe: bool, fds: list[int]) -> subprocess.Popen[bytes]:
+    python = os.path.realpath(sys.executable)
+    seconds = int(limits.seconds) + 1
+    command = [
+        "prlimit", f"--cpu={seconds}", f"--as={limits.memory_mb << 20}", f"--fsize={limits.file_mb << 20}", "--core=0",
+        f"--nproc={limits.processes}", "--nofile=64", python, "-I", "-c", _GUEST.read_text(encoding="utf-8"), role, *map(str, fds),
+    ]  # fmt: skip
+    if unsafe:
+        command.remove(f"--nproc={limits.processes}")  # would count all of the user's processes
+    else:
+        root = os.path.join(folder, role)
+        os.mkdir(root)
+        command = [*_unshare(), "sh", "-c", _ENTER, "sh", root, sys.base_prefix, *command]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=fds, cwd=folder,
+        env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}, start_new_session=True,
+    )  # fmt: skip
+
+
+def _unshare() -> list[str]:
+    return ["unshare", "--user", "--map-root-user", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+
+
+@functools.cache
+def sandbox_works() -> bool:
+    """Whether this kernel and machine can build the sandbox; tried once, for real."""
+    if any(shutil.which(tool) is None for tool in ("unshare", "setpriv", "pivot_root", "prlimit", "mount")):
+        return False
+    with tempfile.TemporaryDirectory(prefix="rsim-") as root:
+        command = [*_unshare(), "sh", "-c", _ENTER, "sh", root, sys.base_prefix, "true"]
+        return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
+
+
+def _read(fd: int, seconds: float) -> str | None:
+    """What was written before the other end closed, at most a short line; None when time ran out."""
+    deadline, said = time.monotonic() + seconds, b""
+    with selectors.DefaultSelector() as ready:
+        ready.register(fd, selectors.EVENT_READ)
+        while ready.select(max(0.0, deadline - time.monotonic())):
+            part = os.read(fd, 256)
+            said += part
+            if not part or len(said) > 200:
+                return said.decode("utf-8", "replace")
+    return None
