@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,9 @@ def read_mbpp(folder: Path) -> Splits:
     def problem(record: dict[str, Any], name: str) -> Problem:
         tests = "\n".join([record["test_setup_code"], *record["test_list"]])
         asked = f"{record['text']}\nThe function must pass, for example: {record['test_list'][0]}\nGive it in one code block."
-        return Problem(asked, tests, f"mbpp-{record['task_id']}", {"reference": record["code"], "number": record["task_id"]}, "code")
+        shadowed = re.findall(r"^def (\w+)", record["code"], re.MULTILINE)  # one task defines a function named ``sum``
+        meta = {"reference": record["code"], "number": record["task_id"], "shadowed": tuple(shadowed)}
+        return Problem(asked, tests, f"mbpp-{record['task_id']}", meta, "code")
 
     everything = _numbered(_lines(folder / "mbpp.jsonl"), "", problem)
     bounds = {"test": range(11, 511), "dev": range(511, 601), "train": range(601, 975)}

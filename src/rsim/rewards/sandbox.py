@@ -71,8 +71,13 @@ class Result:
     failure: str = ""
 
 
-def run_tests(candidate: str, tests: str, *, limits: Limits | None = None, unsafe: bool = False) -> Result:
+def run_tests(
+    candidate: str, tests: str, *, shadowed: tuple[str, ...] = (), limits: Limits | None = None, unsafe: bool = False
+) -> Result:
     """Runs ``tests`` against the names that ``candidate`` defines.
+
+    Args:
+        shadowed: names that the tests take from the candidate although Python has built-ins of the same name.
 
     Raises:
         UserError: the kernel allows no sandbox here and ``unsafe`` is off.
@@ -81,16 +86,16 @@ def run_tests(candidate: str, tests: str, *, limits: Limits | None = None, unsaf
     if not unsafe and not sandbox_works():
         raise UserError("model-written code cannot be sandboxed here", "allow user namespaces, or pass --unsafe to run it anyway")
     for program in (candidate, tests):
-        if "\0" in program or not program.isprintable() and _encode(program) is None:
+        if "\0" in program or _encode(program) is None:
             return Result(False, "not a text")
     to_candidate, to_tests, verdict = os.pipe(), os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(prefix="rsim-") as folder, tempfile.TemporaryFile() as a, tempfile.TemporaryFile() as b:
         for file, program in ((a, candidate), (b, tests)):
-            file.write(program.encode("utf-8", "replace"))
+            file.write(program.encode())
             file.seek(0)
         guests = [
-            _start("candidate", folder, limits, unsafe, [a.fileno(), to_candidate[0], to_tests[1]]),
-            _start("tests", folder, limits, unsafe, [b.fileno(), to_tests[0], to_candidate[1], verdict[1]]),
+            _start(["candidate", ""], folder, limits, unsafe, [a.fileno(), to_candidate[0], to_tests[1]]),
+            _start(["tests", ",".join(shadowed)], folder, limits, unsafe, [b.fileno(), to_tests[0], to_candidate[1], verdict[1]]),
         ]
         try:
             for end in (*to_candidate, *to_tests, verdict[1]):
@@ -114,17 +119,18 @@ def _encode(text: str) -> bytes | None:
         return None
 
 
-def _start(role: str, folder: str, limits: Limits, unsafe: bool, fds: list[int]) -> subprocess.Popen[bytes]:
+def _start(role: list[str], folder: str, limits: Limits, unsafe: bool, fds: list[int]) -> subprocess.Popen[bytes]:
     python = os.path.realpath(sys.executable)
     seconds = int(limits.seconds) + 1
     command = [
         "prlimit", f"--cpu={seconds}", f"--as={limits.memory_mb << 20}", f"--fsize={limits.file_mb << 20}", "--core=0",
-        f"--nproc={limits.processes}", "--nofile=64", python, "-I", "-c", _GUEST.read_text(encoding="utf-8"), role, *map(str, fds),
+        f"--nproc={limits.processes}", "--nofile=64", python, "-I", "-c", _GUEST.read_text(encoding="utf-8"), *role,
+        *map(str, fds),
     ]  # fmt: skip
     if unsafe:
         command.remove(f"--nproc={limits.processes}")  # would count all of the user's processes
     else:
-        root = os.path.join(folder, role)
+        root = os.path.join(folder, role[0])
         os.mkdir(root)
         command = [*_unshare(), "sh", "-c", _ENTER, "sh", root, sys.base_prefix, *command]
     return subprocess.Popen(

@@ -1,4 +1,6 @@
-"""What runs inside the sandbox, from its own text alone: ``python -I -c TEXT ROLE SOURCE_FD IN_FD OUT_FD [VERDICT_FD]``.
+"""What runs inside the sandbox, from its own text alone: ``python -I -c TEXT ROLE SHADOWED SOURCE_FD IN_FD OUT_FD [VERDICT_FD]``.
+
+SHADOWED names, separated by commas, are the candidate's even where Python has a built-in of that name.
 
 Two processes, each in a sandbox of its own, talk by lines. *candidate* runs the model's program and then serves calls into it.
 *tests* runs the test program, in which every name that it does not define itself is a stand-in for the candidate's; it alone
@@ -64,6 +66,8 @@ class Link:
             return {"dict": [[self.pack(k), self.pack(v)] for k, v in value.items()]}
         if isinstance(value, collections.deque | range):
             return {"list": [self.pack(v) for v in value]}
+        if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
+            return {"builtin": value.__name__}
         if isinstance(value, Far):
             return {"yours": object.__getattribute__(value, "_far")[1]}
         self.kept.append(value)
@@ -83,6 +87,8 @@ class Link:
             return bytes.fromhex(content)
         if name == "dict":
             return {self.unpack(k): self.unpack(v) for k, v in content}
+        if name == "builtin":
+            return vars(builtins)[content]
         if name == "yours":
             return self.kept[content]
         if name == "mine":
@@ -135,7 +141,8 @@ class Names(dict):  # type: ignore[type-arg]
 
 
 def main() -> None:
-    role, source_fd, incoming, outgoing = sys.argv[1], *map(int, sys.argv[2:5])
+    role, shadowed = sys.argv[1], set(filter(None, sys.argv[2].split(",")))
+    source_fd, incoming, outgoing = map(int, sys.argv[3:6])
     with os.fdopen(source_fd, "r", encoding="utf-8") as file:
         source = file.read()
     sys.setrecursionlimit(4000)
@@ -145,13 +152,13 @@ def main() -> None:
         exec(compile(source, "candidate.py", "exec"), names)
         link.serve(names)
         return
-    verdict_fd = int(sys.argv[5])
+    verdict_fd = int(sys.argv[6])
     tests = Names({"__name__": "tests", "__builtins__": builtins})
     tests.link = link
     try:
         # A function's globals look-up does not ask __missing__, so names that functions use are fetched beforehand.
         code = compile(source, "tests.py", "exec")
-        for name in sorted(_used_names(code) - _bound_names(code) - set(vars(builtins))):
+        for name in sorted(_used_names(code) - _bound_names(code) - (set(vars(builtins)) - shadowed)):
             try:
                 tests[name] = link.ask("name", 0, name)
             except Exception:
