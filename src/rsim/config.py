@@ -40,6 +40,7 @@ class DataConfig:
     eval_size: int = 200
     train_size: int = 0  # 0: all
     data_dir: str = ""  # default: $RSIM_DATA
+    columns: tuple[str, ...] = ()  # of files and hub sets that name them differently: "question=problem"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class RewardsConfig:
     penalty: float = 0.05
     penalty_cap: float = 0.2
     repeat_allowance: int = 2
-    checker: Literal["numeric", "text"] = "numeric"
+    checker: Literal["auto", "numeric", "latex", "choice", "text", "code"] = "auto"  # auto: as each problem says
+    unsafe_code: bool = False  # run model-written code without a sandbox where none can be built
     custom: tuple[str, ...] = ()  # "file.py:function"
 
 

@@ -62,7 +62,10 @@ def run_eval(
 ) -> tuple[dict[str, Any], Path]:  # fmt: skip
     """Evaluates and writes ``summary.json``, ``episodes.jsonl`` and ``report.html``; returns the summary and the page."""
     config, checkpoint = locate(run, overrides)
-    problems = load_problems(data or config.data.eval, split, data_dir=config.data.data_dir, limit=limit, seed=seed)
+    settings = config.data
+    problems = load_problems(
+        data or settings.eval, split, data_dir=settings.data_dir, limit=limit, seed=seed, columns=settings.columns
+    )
     game = load_game(config, checkpoint, planner, reasoner, problems)
     name = planner or ("trained planner" if game.planner else "no planner")
     result, episodes, scores = evaluate(name, game, problems, config.rewards, seed=seed, greedy=greedy)

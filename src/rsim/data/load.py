@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -52,7 +53,9 @@ def load_problems(
         raise UserError(f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}")
     if source == "lab" or source.startswith("gym:"):
         if limit < 1:
-            raise UserError(f"the problems of {source} have no end", "give a number: data.train_size, data.eval_size or --limit")
+            raise UserError(
+                f"the problems of {source} have no end", "give a number: data.train_size, data.eval_size or --limit"
+            )
         return _lab(split, limit, seed) if source == "lab" else _gym(source.removeprefix("gym:"), split, limit, seed)
     if source in SOURCES:
         problems = _known(source, split, data_dir)
@@ -112,7 +115,9 @@ def _gym(task: str, split: str, limit: int, seed: int) -> list[Problem]:
 def _known(name: str, split: str, data_dir: str) -> list[Problem]:
     chosen = data_dir or os.environ.get("RSIM_DATA", "")
     if not chosen or not Path(chosen).is_dir():
-        raise UserError(f"no data folder {chosen}".rstrip(), f"set $RSIM_DATA or data.data_dir to the folder that holds {name}'s")
+        raise UserError(
+            f"no data folder {chosen}".rstrip(), f"set $RSIM_DATA or data.data_dir to the folder that holds {name}'s"
+        )
     source = SOURCES[name]
     if split not in source.splits:
         raise UserError(f"{name} has no split {split!r}", f"use one of {', '.join(source.splits)}")
@@ -196,11 +201,11 @@ def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
     if not all(isinstance(t, str | int | float) and not isinstance(t, bool) and str(t).strip() for t in texts):
         raise UserError(place, f"needs the fields {columns['question']!r} and {columns['answer']!r}, neither empty")
     question, answer = map(str, texts)
-    kind = record.get(columns["kind"]) or ("numeric" if parse_number(answer) is not None else "latex")
+    kind: Any = record.get(columns["kind"]) or ("numeric" if parse_number(answer) is not None else "latex")
     if kind not in get_args(Kind):
         raise UserError(place, f"kind is {kind!r}: use one of {', '.join(get_args(Kind))}")
     meta = record.get("meta")
-    name = str(record.get(columns["id"]) or place.rpartition("/")[2].replace(", line ", "-").replace(", row ", "-"))
+    name = str(record.get(columns["id"]) or re.sub(r"(\.\w+)?, (line|row) ", "-", place.rpartition("/")[2]))
     return Problem(question, answer, name, meta if isinstance(meta, dict) else {}, kind)
 
 

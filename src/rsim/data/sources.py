@@ -75,7 +75,9 @@ def read_aqua(folder: Path) -> Splits:
 def read_mmlu_pro(folder: Path) -> Splits:
     def problem(record: dict[str, Any], name: str) -> Problem:
         meta = {"subject": record["category"]}
-        return choice_problem(record["question"], record["options"], record["answer"], f"mmlu-pro-{record['question_id']}", meta)
+        return choice_problem(
+            record["question"], record["options"], record["answer"], f"mmlu-pro-{record['question_id']}", meta
+        )
 
     return {"test": _numbered(_lines(folder / "test.jsonl.gz"), "", problem)}
 
@@ -110,7 +112,12 @@ def read_tatqa(folder: Path) -> Splits:
     """Finance questions on a table with text; the public gold files are dev (trained on here) and test."""
 
     def problems(file: str) -> list[Problem]:
-        return [_tatqa_problem(page, q) for page in _json(folder / file) for q in page["questions"] if q["answer_type"] != "multi-span"]
+        return [
+            _tatqa_problem(page, q)
+            for page in _json(folder / file)
+            for q in page["questions"]
+            if q["answer_type"] != "multi-span"
+        ]
 
     train, test = problems("tatqa_dataset_dev.json"), problems("tatqa_dataset_test_gold.json")
     return {"train": train[:-200], "dev": train[-200:], "test": test}

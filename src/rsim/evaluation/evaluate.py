@@ -10,8 +10,8 @@ import numpy as np
 
 from rsim.config import RewardsConfig
 from rsim.data.problem import Problem
-from rsim.rewards.answers import extract, same_answer
-from rsim.rewards.rewards import Score, score
+from rsim.rewards.check import check
+from rsim.rewards.rewards import Score, checked_as, score
 from rsim.rollout.episode import Episode
 from rsim.rollout.game import Game, OnStep
 
@@ -71,8 +71,8 @@ def summarise(
 
 
 def _flexible(episode: Episode, rewards: RewardsConfig) -> bool:
-    answer = extract(episode.final_text, "flexible")
-    return answer is not None and same_answer(answer, episode.problem.answer, rewards.checker)
+    problem = checked_as(episode.problem, rewards.checker)
+    return check(problem, episode.final_text, "flexible", unsafe=rewards.unsafe_code)[1].right
 
 
 def bootstrap_interval(outcomes: list[bool], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:

@@ -11,7 +11,6 @@ from fractions import Fraction
 from typing import Literal
 
 Mode = Literal["strict", "flexible"]
-Checker = Literal["numeric", "text"]
 
 _BOX = "\\boxed{"
 _MAX_ANSWER = 200  # characters; whatever is longer is no number
@@ -22,6 +21,9 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _LATEX_WRAP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\{([^{}]*)\}")
 _UNIT = re.compile(r"(?<=[\d.)\s])\s*(?:%|[$€£]|[A-Za-z][A-Za-z ²³]{0,40}(?:/[A-Za-z ]{1,20})?)\.?$")
 _REPLACED = {"−": "-", "\\%": "%", "\\$": "$", "\\!": "", "\\left": "", "\\right": "", "\\ ": " ", "~": " ", "°": ""}
+_DECIMALS = re.compile(r"\.(\d+)")
+_MAX_LATEX = 2000
+_LATEX_NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\\ |\^\{?\\circ\}?|\\displaystyle")
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\\,|\{,\})(?=\d{3}(?!\d))")
 
 
@@ -70,24 +72,43 @@ def extract(text: str, mode: Mode) -> str | None:
     return numbers[-1] if numbers else None
 
 
-def same_answer(answer: str, gold: str, checker: Checker) -> bool:
-    """Whether ``answer`` says the same as ``gold``.
-
-    *numeric* compares values, and falls back on *text* where gold is no number; *text* ignores case and white space.
-
-    >>> same_answer("$1,200.00", "1200", "numeric"), same_answer("0.33", "1/3", "numeric")
-    (True, False)
-    """
-    if checker == "numeric":
-        wanted = parse_number(gold)
-        if wanted is not None:
-            given = parse_number(answer)
-            return given is not None and given == wanted
-    return _plain_text(answer) == _plain_text(gold) != ""
-
-
-def _plain_text(text: str) -> str:
+def plain_text(text: str) -> str:
+    """Case, white space and a final stop removed."""
     return " ".join(text.split()).casefold().rstrip(".")
+
+
+def plain_latex(text: str) -> str:
+    """LaTeX without what does not change its meaning: spacing, sizes, delimiters, text wrappers, degree signs.
+
+    >>> plain_latex(r"$\\left( \\dfrac{1}{2}, 90^\\circ \\right)$") == plain_latex(r"(\\frac{1}{2},90)")
+    True
+    """
+    if len(text) > _MAX_LATEX:
+        return text
+    text = _LATEX_WRAP.sub(r"\1", text.strip().strip("$"))
+    text = _THOUSANDS.sub("", _LATEX_NOISE.sub("", text))
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
+
+
+def close_numbers(given: Fraction, gold: Fraction, answer: str, gold_text: str, tolerance: float) -> bool:
+    """Equal; or within ``tolerance`` (relative to gold); or equal when rounded to the decimals that are written, if these are
+    four or more.
+
+    A percent sign on one side only is read either way: 50% is 50 and 0.5.
+
+    >>> close_numbers(Fraction(333333333, 10**9), Fraction(1, 3), "0.333333333", "1/3", 0.0)
+    True
+    """
+    written = [len(found[1]) for text in (answer, gold_text) if (found := _DECIMALS.search(text))]
+    rounding = Fraction(1, 2 * 10 ** min(written)) if written and min(written) >= 4 else Fraction(0)
+    allowed = max(abs(gold) * Fraction(tolerance), rounding)
+    if abs(given - gold) <= allowed:
+        return True
+    if ("%" in answer) == ("%" in gold_text):
+        return False
+    scaled = given / 100 if "%" in answer else given * 100
+    return abs(scaled - gold) <= allowed
 
 
 def parse_number(text: str) -> Fraction | None:

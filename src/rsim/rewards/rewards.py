@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from rsim.config import RewardsConfig
+from rsim.data.problem import Kind, Problem
 from rsim.errors import UserError
-from rsim.rewards.answers import boxed, extract, same_answer
+from rsim.rewards.answers import boxed
+from rsim.rewards.check import judge, read_answer
 from rsim.rollout.episode import Episode
 from rsim.strategies import TERMINATION, StrategySet
 
@@ -39,8 +42,9 @@ def score(
     Reasoner: ``accuracy + format + follow``; planner: ``accuracy + terminal - penalty``; a custom part is added to both.
     Answers and evidence come from sampled tokens only. Without an answer, ``format``, ``follow`` and ``terminal`` are 0.
     """
-    predicted = None if episode.truncated else extract(episode.final_text, "strict")
-    correct = predicted is not None and same_answer(predicted, episode.problem.answer, config.checker)
+    problem = checked_as(episode.problem, config.checker)
+    predicted = None if episode.truncated else read_answer(episode.final_text, "strict", problem.kind)
+    correct = predicted is not None and judge(problem, predicted, unsafe=config.unsafe_code).right
     answered = predicted is not None
     parts = {
         "accuracy": config.accuracy * correct,
@@ -62,14 +66,19 @@ def score(
     )
 
 
+def checked_as(problem: Problem, checker: str) -> Problem:
+    """The problem, checked by its own kind (``auto``) or by the kind that the config names."""
+    return problem if checker == "auto" else replace(problem, kind=cast(Kind, checker))
+
+
 def well_formatted(episode: Episode) -> bool:
     """Every step says something, exactly one box closes the last one, and nothing was cut off."""
     return (
         not episode.truncated
         and bool(episode.steps)
         and all(step.text.strip() for step in episode.steps)
-        and sum(len(boxed(step.text)) for step in episode.steps) == 1
-        and len(boxed(episode.final_text)) == 1
+        and read_answer(episode.final_text, "strict", episode.problem.kind) is not None
+        and not any(boxed(step.text) for step in episode.steps[:-1])
     )
 
 
@@ -80,7 +89,8 @@ def follow_share(episode: Episode, strategies: StrategySet) -> float:
         if step.strategy < 0 or strategies[step.strategy].repeat_free:
             continue
         strategy = strategies[step.strategy]
-        seen.append(bool(boxed(step.text)) if strategy.name == TERMINATION else strategy.shows_evidence(step.text))
+        answered = strategy.name == TERMINATION and read_answer(step.text, "strict", episode.problem.kind) is not None
+        seen.append(answered if strategy.name == TERMINATION else strategy.shows_evidence(step.text))
     return sum(seen) / len(seen) if seen else 0.0
 
 

@@ -84,7 +84,9 @@ def run_tests(
     """
     limits = limits or Limits()
     if not unsafe and not sandbox_works():
-        raise UserError("model-written code cannot be sandboxed here", "allow user namespaces, or pass --unsafe to run it anyway")
+        raise UserError(
+            "model-written code cannot be sandboxed here", "allow user namespaces, or pass --unsafe to run it anyway"
+        )
     for program in (candidate, tests):
         if "\0" in program or _encode(program) is None:
             return Result(False, "not a text")
@@ -95,7 +97,9 @@ def run_tests(
             file.seek(0)
         guests = [
             _start(["candidate", ""], folder, limits, unsafe, [a.fileno(), to_candidate[0], to_tests[1]]),
-            _start(["tests", ",".join(shadowed)], folder, limits, unsafe, [b.fileno(), to_tests[0], to_candidate[1], verdict[1]]),
+            _start(
+                ["tests", ",".join(shadowed)], folder, limits, unsafe, [b.fileno(), to_tests[0], to_candidate[1], verdict[1]]
+            ),
         ]
         try:
             for end in (*to_candidate, *to_tests, verdict[1]):

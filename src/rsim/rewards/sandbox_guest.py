@@ -1,4 +1,6 @@
-"""What runs inside the sandbox, from its own text alone: ``python -I -c TEXT ROLE SHADOWED SOURCE_FD IN_FD OUT_FD [VERDICT_FD]``.
+"""What runs inside the sandbox, from its own text alone: ``python -I -c TEXT ROLE SHADOWED SOURCE IN OUT [VERDICT]``.
+
+SOURCE, IN, OUT and VERDICT are file descriptors.
 
 SHADOWED names, separated by commas, are the candidate's even where Python has a built-in of that name.
 
@@ -66,7 +68,7 @@ class Link:
             return {"dict": [[self.pack(k), self.pack(v)] for k, v in value.items()]}
         if isinstance(value, collections.deque | range):
             return {"list": [self.pack(v) for v in value]}
-        if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
+        if isinstance(value, type) and value in vars(builtins).values():
             return {"builtin": value.__name__}
         if isinstance(value, Far):
             return {"yours": object.__getattribute__(value, "_far")[1]}
@@ -121,7 +123,8 @@ class Link:
                 elif what == "get":
                     result = getattr(self.kept[number], rest[0])
                 elif what == "set":
-                    result = setattr(self.kept[number], rest[0], rest[1])
+                    setattr(self.kept[number], rest[0], rest[1])
+                    result = None
                 else:
                     result = self.kept[number](*rest[0], **rest[1])
                 self.send(["value", self.pack(result)])

@@ -68,8 +68,10 @@ class Trainer:
     def _problems(self, split: str) -> list[Problem]:
         data = self.config.data
         if split == "train":
-            return load_problems(data.train, "train", data_dir=data.data_dir, limit=data.train_size, seed=self.config.seed)
-        return load_problems(data.eval, data.eval_split, data_dir=data.data_dir, limit=data.eval_size, seed=0)
+            limit, seed = data.train_size, self.config.seed
+            return load_problems(data.train, "train", data_dir=data.data_dir, limit=limit, seed=seed, columns=data.columns)
+        split, limit = data.eval_split, data.eval_size
+        return load_problems(data.eval, split, data_dir=data.data_dir, limit=limit, seed=0, columns=data.columns)
 
     def _agents(self) -> dict[str, Agent]:
         train, objective, rollout = self.config.train, self.config.objective, self.config.rollout
