@@ -21,6 +21,8 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _LATEX_WRAP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\{([^{}]*)\}")
 _UNIT = re.compile(r"(?<=[\d.)\s])\s*(?:%|[$€£]|[A-Za-z][A-Za-z ²³]{0,40}(?:/[A-Za-z ]{1,20})?)\.?$")
 _REPLACED = {"−": "-", "\\%": "%", "\\$": "$", "\\!": "", "\\left": "", "\\right": "", "\\ ": " ", "~": " ", "°": ""}
+_NAME = re.compile(r"^\\?[A-Za-z]\w{0,9}\s*=")  # x = 12
+_DECIMAL_COMMA = re.compile(r"-?0,")  # 0,125 is no 125
 _DECIMALS = re.compile(r"\.(\d+)")
 _MAX_LATEX = 2000
 _LATEX_NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\\ |\^\{?\\circ\}?|\\displaystyle")
@@ -125,10 +127,12 @@ def parse_number(text: str) -> Fraction | None:
         return None
     text = _LATEX_WRAP.sub(r" \1 ", text)
     text = _LATEX_FRACTION.sub(r"(\1)/(\2)", text)
-    text = _THOUSANDS.sub("", text)
     for old, new in _REPLACED.items():
         text = text.replace(old, new)
-    text = text.rpartition("=")[2].strip().rstrip(".")
+    text = _NAME.sub("", text.strip()).strip().rstrip(".")
+    if _DECIMAL_COMMA.match(text):
+        return None
+    text = _THOUSANDS.sub("", text)
     text = _UNIT.sub("", text)
     sign = -1 if re.match(r"[$€£]?\s*-", text) else 1
     value = _fraction(re.sub(r"^[$€£+\s]*-?[$€£\s]*", "", text))

@@ -61,8 +61,8 @@ def read_answer(text: str, mode: Mode, kind: Kind) -> str | None:
         boxed_or_number = extract(text, "flexible")
         letters = _NAMED_LETTER.findall(text) or _LETTER.findall(text)
         return boxed_or_number if boxed_or_number and "\\boxed" in text else letters[-1] if letters else None
-    if kind in ("latex", "text", "gym") and "\\boxed" not in text:
-        return text.strip() or None  # the comparison itself looks for the last expression
+    if kind == "latex" or (kind in ("text", "gym") and "\\boxed" not in text):
+        return text.strip() or None  # no box or several: the comparison itself looks for the last expression
     return extract(text, "flexible")
 
 
@@ -90,7 +90,8 @@ def judge(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
         return Verdict(given is not None and close_numbers(given, gold, answer, problem.answer, tolerance), "number")
     if plain_latex(answer) == plain_latex(problem.answer) != "":
         return Verdict(True, "text")
-    outcome = shared_pool().same(as_latex(problem.answer), as_latex(answer))
+    options = {name: problem.meta[name] for name in ("decimals", "set_relations") if name in problem.meta}
+    outcome = shared_pool().same(as_latex(problem.answer), as_latex(answer), **options)
     return Verdict(outcome.same, "symbolic", outcome.failure)
 
 
@@ -120,5 +121,6 @@ def _judge_gym(problem: Problem, answer: str) -> Verdict:
 def as_latex(answer: str) -> str:
     """Marks a bare LaTeX answer as such; plain numbers and whole sentences stay as they are."""
     marked = any(sign in answer for sign in ("$", "\\boxed", "\\(", "\\["))
+    bare_number = re.fullmatch(r"[\d\s.,/%+-]*", answer) is not None
     sentence = len(re.findall(r"(?<!\\)\b[A-Za-z]{3,}\b", answer)) > 3 or "\n" in answer.strip()
-    return answer if marked or sentence or parse_number(answer) is not None else f"${answer}$"
+    return answer if marked or sentence or bare_number or parse_number(answer) is not None else f"${answer}$"

@@ -57,8 +57,13 @@ class SymbolicPool:
         for _ in range(self.workers):
             self._idle.put(None)  # a place without a process yet
 
-    def same(self, gold: str, answer: str) -> Outcome:
-        """Whether ``answer`` (a bare answer or a whole text) says the same as ``gold``; never raises on any text."""
+    def same(self, gold: str, answer: str, *, decimals: int = 6, set_relations: bool = False) -> Outcome:
+        """Whether ``answer`` (a bare answer or a whole text) says the same as ``gold``; never raises on any text.
+
+        Args:
+            decimals: floats are compared when rounded so.
+            set_relations: ``x in [1, 2]`` may answer ``1 <= x <= 2``.
+        """
         if max(len(gold), len(answer)) > LONGEST:
             return self._count(Outcome(False, "too long"))
         if self._owner != os.getpid():
@@ -67,7 +72,8 @@ class SymbolicPool:
         try:
             if worker is None or worker.process.poll() is not None:
                 worker = _Worker(self.memory_mb, self.seconds)
-            reply = worker.ask({"gold": gold, "answer": answer}, self.seconds)
+            options = {"float_rounding": decimals, "allow_set_relation_comp": set_relations}
+            reply = worker.ask({"gold": gold, "answer": answer, "options": options}, self.seconds)
             if reply is None:
                 outcome = Outcome(False, "timeout" if worker.process.poll() is None else "crash")
                 worker.kill()
@@ -114,7 +120,7 @@ class _Worker:
             self.kill()
             raise RuntimeError("the symbolic checker does not start: is math-verify installed?")
 
-    def ask(self, request: dict[str, str], seconds: float) -> dict[str, Any] | None:
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         """The reply, or None when there was none in time."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

@@ -36,7 +36,7 @@ def _compare(math_verify: Any, request: dict[str, Any], both: list[Any]) -> dict
     try:
         gold = math_verify.parse(request["gold"], extraction_config=both, parsing_timeout=None, raise_on_error=True)
         given = math_verify.parse(request["answer"], extraction_config=both, parsing_timeout=None, raise_on_error=True)
-        same = math_verify.verify(gold, given, timeout_seconds=None, raise_on_error=True, float_rounding=6)
+        same = math_verify.verify(gold, given, timeout_seconds=None, raise_on_error=True, **request["options"])
     except MemoryError:
         return {"same": False, "failure": "memory"}
     except Exception as error:  # sympy raises nearly anything on malformed input: fail closed, and say so
