@@ -148,22 +148,31 @@ def hostile(seed: int) -> list[dict[str, Any]]:
     texts = hostile_texts(1000, seed)
     pool = shared_pool()
     before = sum(pool.failures.values())
-    began = time.perf_counter()
     problems = [Problem("", "7", kind=kind) for kind in ("latex", "numeric")]
 
-    def right(text: str) -> bool:
-        return any(check(p, text, mode)[1].right for p in problems for mode in ("strict", "flexible"))
+    def attack(text: str) -> tuple[str, float]:
+        began = time.perf_counter()
+        try:
+            right = any(check(p, text, mode)[1].right for p in problems for mode in ("strict", "flexible"))
+        except Exception as error:  # counted: that is what is measured
+            return f"crash: {type(error).__name__}", 0.0
+        return "right" if right else "", time.perf_counter() - began
 
-    fooled = [text for text, r in zip(texts, in_parallel(texts, right), strict=True) if r]
-    for text in fooled:
-        print(f"  scored as right: {text[:100]!r}")
-    seconds = time.perf_counter() - began
+    results = in_parallel(texts, attack)
+    for text, (outcome, _) in zip(texts, results, strict=True):
+        if outcome:
+            print(f"  {outcome}: {text[:100]!r}")
+    fooled = sum(outcome == "right" for outcome, _ in results)
+    crashed = sum(outcome.startswith("crash") for outcome, _ in results)
+    slowest = max(seconds for _, seconds in results)
+    limit = 4 * pool.seconds + 5  # four checks, each under the pool's limit, and the start of a new worker
     return [
-        row(f"hostile texts scored as right of {len(texts)}", len(fooled), goal="0", met=not fooled, seeds=[seed]),
-        row("hostile texts: crashes of the checker", 0, goal="0", met=True, seeds=[seed]),  # a crash would end this command
-        row("hostile texts: seconds for all, four checks each", round(seconds), unit="s", seeds=[seed]),
-        row("hostile texts: checks given up by the pool", sum(pool.failures.values()) - before, seeds=[seed]),
-    ]
+        row(f"hostile texts scored as right of {len(texts)}", fooled, goal="0", met=fooled == 0, seeds=[seed]),
+        row("hostile texts that crash the checker", crashed, goal="0", met=crashed == 0, seeds=[seed]),
+        row("hostile texts: slowest, four checks", round(slowest, 1), unit="s", goal=f"at most {limit:g}", met=slowest <= limit,
+            seeds=[seed]),
+        row("hostile texts: checks given up by the pool, all counted wrong", sum(pool.failures.values()) - before, seeds=[seed]),
+    ]  # fmt: skip
 
 
 def hostile_texts(count: int, seed: int) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rsim.cli import data
 from rsim.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -17,6 +18,8 @@ lab = typer.Typer(no_args_is_help=True, help="The nano lab: tiny models on proce
 config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
 app.add_typer(lab, name="lab")
 app.add_typer(config_app, name="config")
+app.add_typer(data.app, name="data")
+app.command(name="check")(data.check)
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")]
 Strategies = Annotated[str, typer.Option(help="default, lab or a TOML file (models.strategies).")]

@@ -90,11 +90,16 @@ def _lab(split: str, limit: int, seed: int) -> list[Problem]:
     ]
 
 
+def gym_tasks() -> list[str]:
+    """The names of reasoning-gym's tasks."""
+    _imported("reasoning_gym", "reasoning-gym")
+    return sorted(importlib.import_module("reasoning_gym.factory").DATASETS)
+
+
 def _gym(task: str, split: str, limit: int, seed: int) -> list[Problem]:
     """Different problems of a reasoning-gym task whose question falls into the split's share of hashes (80, 10, 10%)."""
     gym = _imported("reasoning_gym", "reasoning-gym")
-    known = importlib.import_module("reasoning_gym.factory").DATASETS
-    if task not in known:
+    if task not in gym_tasks():
         raise UserError(f"reasoning-gym has no task {task!r}", "rsim data list --gym names them all")
     shares = {"train": range(80), "dev": range(80, 90), "test": range(90, 100)}
     found: dict[str, Problem] = {}
@@ -113,15 +118,21 @@ def _gym(task: str, split: str, limit: int, seed: int) -> list[Problem]:
 
 
 def _known(name: str, split: str, data_dir: str) -> list[Problem]:
+    splits = raw_splits(name, data_dir)
+    if split not in splits:
+        raise UserError(f"{name} has no split {split!r}", f"use one of {', '.join(splits)}")
+    return separate(splits)[split]
+
+
+def raw_splits(name: str, data_dir: str) -> dict[str, list[Problem]]:
+    """A known set as its files have it, before overlaps are taken out."""
     chosen = data_dir or os.environ.get("RSIM_DATA", "")
     if not chosen or not Path(chosen).is_dir():
         raise UserError(
             f"no data folder {chosen}".rstrip(), f"set $RSIM_DATA or data.data_dir to the folder that holds {name}'s"
         )
     source = SOURCES[name]
-    if split not in source.splits:
-        raise UserError(f"{name} has no split {split!r}", f"use one of {', '.join(source.splits)}")
-    return separate(source.read(Path(chosen) / source.folder))[split]
+    return source.read(Path(chosen) / source.folder)
 
 
 # --- files and hub sets with columns ---
