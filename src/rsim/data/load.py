@@ -215,6 +215,8 @@ def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
     kind: Any = record.get(columns["kind"]) or ("numeric" if parse_number(answer) is not None else "latex")
     if kind not in get_args(Kind):
         raise UserError(place, f"kind is {kind!r}: use one of {', '.join(get_args(Kind))}")
+    if kind == "choice" and not re.fullmatch("[A-J]", answer):
+        raise UserError(place, f"the answer to a choice must be a letter from A to J, not {answer!r}")
     meta = record.get("meta")
     name = str(record.get(columns["id"]) or re.sub(r"(\.\w+)?, (line|row) ", "-", place.rpartition("/")[2]))
     return Problem(question, answer, name, meta if isinstance(meta, dict) else {}, kind)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import selectors
 import shutil
@@ -28,10 +29,10 @@ from rsim.errors import UserError
 _GUEST = Path(__file__).with_name("sandbox_guest.py")
 _BOUND = ("/usr", "/lib", "/lib64", "/bin")  # read-only, where they exist, beside Python's own prefix
 
-# Builds a new root in memory, moves into it and gives up every capability. Arguments: root, Python's prefix, command.
+# Builds a new root in memory, moves into it and gives up every capability. Arguments: root, Python's prefix, user, command.
 _ENTER = """
 set -e
-root=$1; prefix=$2; shift 2
+root=$1; prefix=$2; user=$3; shift 3
 mount -t tmpfs -o size=32m,mode=755,nosuid,nodev tmpfs "$root"
 for place in BOUND "$prefix"; do
   [ -e "$place" ] || continue
@@ -51,7 +52,7 @@ pivot_root . old
 cd /
 umount -l /old
 cd /tmp
-exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+exec setpriv $user --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
 """.replace("BOUND", " ".join(_BOUND))
 
 
@@ -136,7 +137,7 @@ def _start(role: list[str], folder: str, limits: Limits, unsafe: bool, fds: list
     else:
         root = os.path.join(folder, role[0])
         os.mkdir(root)
-        command = [*_unshare(), "sh", "-c", _ENTER, "sh", root, sys.base_prefix, *command]
+        command = [*_unshare(), "sh", "-c", _ENTER, "sh", root, sys.base_prefix, _user(), *command]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=fds, cwd=folder,
         env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}, start_new_session=True,
@@ -144,7 +145,19 @@ def _start(role: list[str], folder: str, limits: Limits, unsafe: bool, fds: list
 
 
 def _unshare() -> list[str]:
-    return ["unshare", "--user", "--map-root-user", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+    own_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", *own_user, "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+
+
+_users = itertools.count()
+
+
+def _user() -> str:
+    """Limits on processes do not bind root: started by root, each sandbox gets a user number that nobody else has."""
+    if os.geteuid() != 0:
+        return ""
+    number = 1_000_000 + os.getpid() % 50_000 * 20_000 + next(_users) % 20_000
+    return f"--reuid={number} --regid={number} --clear-groups"
 
 
 @functools.cache
@@ -153,7 +166,7 @@ def sandbox_works() -> bool:
     if any(shutil.which(tool) is None for tool in ("unshare", "setpriv", "pivot_root", "prlimit", "mount")):
         return False
     with tempfile.TemporaryDirectory(prefix="rsim-") as root:
-        command = [*_unshare(), "sh", "-c", _ENTER, "sh", root, sys.base_prefix, "true"]
+        command = [*_unshare(), "sh", "-c", _ENTER, "sh", root, sys.base_prefix, _user(), "true"]
         return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
 
 
