@@ -128,6 +128,32 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, base_folder, tmp_path):
         assert message in said[0], (args, err)
 
 
+def test_data_and_check_commands(capsys, tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"problem": "2+2?", "gold": "4"}\n{"problem": "2 + 2", "gold": "4"}\n')
+    code, out, _ = run(
+        capsys, "data", "validate", "d.jsonl", "--column", "question=problem", "--column", "answer=gold", "--json"
+    )
+    assert (code, json.loads(out)["doubled_questions"]) == (0, 1)
+    code, out, _ = run(capsys, "data", "list", "--json")
+    assert {"lab", "gsm8k", "math", "mmlu_pro", "humaneval"} <= set(json.loads(out))
+    assert "gym:chain_sum" in json.loads(run(capsys, "data", "list", "--gym", "--json")[1])
+    code, out, _ = run(capsys, "data", "show", "gym:chain_sum", "--json")
+    assert (code, json.loads(out)["kinds"]) == (0, {"gym": 100})
+    code, out, _ = run(capsys, "check", "--gold", "\\frac{1}{2}", "--answer", "I say 0.5", "--json")
+    result = json.loads(out)
+    assert (code, result["strict"]["right"], result["flexible"]["right"]) == (0, False, True)
+    assert "right" in run(capsys, "check", "--gold", "7", "--answer", "\\boxed{7}")[1]
+    for args, message in (
+        (["check", "--gold", "7", "--answer", "7", "--kind", "numbr"], "numbr"),
+        (["data", "show", "math"], "RSIM_DATA"),
+        (["data", "show", "nothing"], "unknown data set"),
+        (["data", "validate", "gone.csv"], "not found"),
+    ):
+        code, _, err = run(capsys, *args)
+        assert (code, len(err.splitlines())) == (2, 1), err
+        assert message in err
+
+
 def test_damaged_records_are_named(capsys, base_folder):
     assert run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=1", 'out="r"'))[0] == 0
     with Path("r/metrics.jsonl").open("a") as file:

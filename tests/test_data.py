@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+from itertools import combinations
+from pathlib import Path
 
 import pytest
 
+from rsim.data.leaks import question_hash, shared_questions
 from rsim.data.load import load_problems
+from rsim.data.sources import SOURCES
 from rsim.errors import UserError
 from rsim.lab.expressions import parse, value_of
 from rsim.lab.problems import split_of
+from rsim.rewards.check import check
 
 
 def write(path, records) -> str:
@@ -93,3 +100,90 @@ def test_lab_problems_are_distinct_right_and_repeatable():
         assert str(value_of(expression)) == p.answer
         assert split_of(expression) == "test"
     assert {p.meta["family"] for p in problems} == {"arithmetic", "story", "equation", "comparison", "calendar"}
+
+
+def test_csv_and_parquet_with_a_column_map(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "d.csv").write_text('problem,gold,id\n"2+2, or?",4,a\nwhat?,x+1,b\n')
+    pyarrow.parquet.write_table(pyarrow.table({"problem": ["2+2, or?", "what?"], "gold": ["4", "x+1"]}), tmp_path / "d.parquet")
+    columns = ("question=problem", "answer=gold")
+    for name in ("d.csv", "d.parquet"):
+        problems = load_problems(str(tmp_path / name), "train", columns=columns)
+        assert [(p.question, p.answer, p.kind) for p in problems] == [("2+2, or?", "4", "numeric"), ("what?", "x+1", "latex")]
+    with pytest.raises(UserError, match="'question'"):
+        load_problems(str(tmp_path / "d.csv"), "train")
+    with pytest.raises(UserError, match="ours=theirs"):
+        load_problems(str(tmp_path / "d.csv"), "train", columns=("problem",))
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="not a Parquet file"):
+        load_problems(str(tmp_path / "bad.parquet"), "train")
+
+
+def test_kinds_in_a_file(tmp_path):
+    good = write(
+        tmp_path / "k.jsonl",
+        [{"question": "q", "answer": "B", "kind": "choice"}, {"question": "q2", "answer": "Paris", "kind": "text"}],
+    )
+    assert [p.kind for p in load_problems(good, "train")] == ["choice", "text"]
+    for record, message in (
+        ({"answer": "1", "kind": "number"}, "kind is 'number'"),
+        ({"answer": "BB", "kind": "choice"}, "letter"),
+    ):
+        path = write(tmp_path / "bad.jsonl", [{"question": "q"} | record])
+        with pytest.raises(UserError, match=message):
+            load_problems(path, "train")
+
+
+def test_gym_splits_are_disjoint_and_repeatable():
+    splits = {s: load_problems("gym:chain_sum", s, limit=60, seed=1) for s in ("train", "dev", "test")}
+    questions = [p.question for ps in splits.values() for p in ps]
+    assert len(set(questions)) == 180
+    assert splits["dev"] == load_problems("gym:chain_sum", "dev", limit=60, seed=1)
+    with pytest.raises(UserError, match="no task"):
+        load_problems("gym:nothing", "test", limit=1)
+
+
+def test_what_test_asks_is_taken_out_of_dev_and_train(tmp_path):
+    record = {"answer": "#### 4"}
+    write(tmp_path / "gsm8k" / "train.jsonl", [record | {"question": f"How many are {i}?"} for i in range(600)])
+    write(
+        tmp_path / "gsm8k" / "test.jsonl", [record | {"question": q} for q in ("how many  are 5", "HOW MANY ARE 590?", "new?")]
+    )
+    sizes = {s: len(load_problems("gsm8k", s, data_dir=str(tmp_path))) for s in ("train", "dev", "test")}
+    assert sizes == {"train": 99, "dev": 499, "test": 3}
+
+
+def test_question_hash():
+    assert question_hash("What is  2+2 ?") == question_hash("what is 2+2")
+    assert question_hash("What is 2+2?") != question_hash("What is 2-2?")
+    assert question_hash("x\u00b2") == question_hash("x2"), "Unicode forms are made alike"
+
+
+SHARED = Path(os.environ.get("RSIM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the data sets are not here: set RSIM_DATA")
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_real_sets(name):
+    counts = {"gsm8k": (6973, 500, 1319), "math": (6995, 500, 5000), "math500": (500,), "aqua": (254, 254), "mmlu_pro": (12032,), "theoremqa": (747,),
+              "svamp": (1000,), "tatqa": (1251, 200, 1453), "humaneval": (164,), "mbpp": (374, 90, 500)}  # fmt: skip
+    splits = {s: load_problems(name, s, data_dir=str(SHARED)) for s in SOURCES[name].splits}
+    assert tuple(len(ps) for ps in splits.values()) == counts[name]
+    for a, b in combinations(splits.values(), 2):
+        assert shared_questions(a, b) == []
+    for problems in splits.values():
+        assert all(p.question.strip() and p.answer.strip() and p.id for p in problems)
+        assert len({p.id for p in problems}) == len(problems)
+    sample = random.Random(0).sample(splits[SOURCES[name].splits[-1]], 20)
+    for p in sample:
+        if p.kind != "code":
+            assert check(p, f"So it is \\boxed{{{p.answer}}}.")[1].right, p
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the data sets are not here: set RSIM_DATA")
+def test_math500_lies_in_math_test_alone():
+    subset = load_problems("math500", "test", data_dir=str(SHARED))
+    assert len(shared_questions(load_problems("math", "test", data_dir=str(SHARED)), subset)) == 500
+    assert shared_questions(load_problems("math", "train", data_dir=str(SHARED)), subset) == []

@@ -122,5 +122,7 @@ def as_latex(answer: str) -> str:
     """Marks a bare LaTeX answer as such; plain numbers and whole sentences stay as they are."""
     marked = any(sign in answer for sign in ("$", "\\boxed", "\\(", "\\["))
     bare_number = re.fullmatch(r"[\d\s.,/%+-]*", answer) is not None
-    sentence = len(re.findall(r"(?<!\\)\b[A-Za-z]{3,}\b", answer)) > 3 or "\n" in answer.strip()
+    words = len(re.findall(r"(?<!\\)\b[A-Za-z]{2,}\b", answer))
+    plain = "\\" not in answer and "^" not in answer and " " in answer.strip()
+    sentence = words > 3 or (words > 0 and plain) or "\n" in answer.strip()
     return answer if marked or sentence or bare_number or parse_number(answer) is not None else f"${answer}$"
