@@ -27,12 +27,12 @@ _TITLE = "Answer checking"
 def main() -> None:
     parts = {"cases": cases, "gold": gold, "code": code, "speed": speed, "hostile": hostile}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", action="store_true", help="write results/checking.json and its page")
     args = parser.parse_args()
     os.environ.setdefault("RSIM_DATA", str(ROOT.parent / "shared" / "data"))
-    rows = [r for part in args.parts for r in parts[part](args.seed)]
+    rows = [r for part in args.parts or parts for r in parts[part](args.seed)]
     for r in rows:
         print(f"{r['what']:<80} {r['value']!s:<10} {r['goal']}  {'' if r['met'] is None else 'met' if r['met'] else 'MISSED'}")
     if args.record:
