@@ -92,12 +92,13 @@ def test_cheap_comparisons_start_no_process(monkeypatch):
         assert judge(Problem("", gold, kind="latex"), answer).right
 
 
-def test_a_hanging_comparison_is_killed_counted_and_wrong(pool):
+def test_a_hanging_comparison_is_killed_counted_logged_and_wrong(pool, caplog):
     began = time.monotonic()
     outcome = pool.same("$1$", HARD)
     assert (outcome.same, outcome.failure) == (False, "timeout")
     assert time.monotonic() - began < 8
     assert pool.failures["timeout"] >= 1
+    assert "gave up (timeout)" in caplog.text
     assert pool.same("$x+1$", "$1+x$").same, "the next comparison gets a new worker"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rsim.config import RewardsConfig
@@ -108,6 +110,25 @@ def test_custom_rewards_are_loaded_and_added(lab_strategies, tmp_path):
     for spec in ("nothing.py:f", f"{file}:missing", str(file)):
         with pytest.raises(UserError):
             load_custom((spec,))
+
+
+def test_failures_of_the_checker_are_reported_and_many_are_scored_at_once(lab_strategies):
+    from rsim.rewards.rewards import score_all
+
+    episodes = []
+    for answer in ("x+1", "1+x", "y", "(" * 30_000):
+        e = episode(lab_strategies, [("termination", f" \\boxed{{{answer}}}")], gold="1+x")
+        e.problem = replace(e.problem, kind="latex")
+        episodes.append(e)
+    scores = score_all(episodes, lab_strategies, RewardsConfig())
+    assert [s.correct for s in scores] == [True, True, False, False]
+    assert [s.failure for s in scores] == ["", "", "", "too long"]
+
+
+def test_the_config_may_override_the_kind(lab_strategies):
+    e = episode(lab_strategies, [("termination", " \\boxed{5.0}")])
+    assert score(e, lab_strategies, RewardsConfig()).correct
+    assert not score(e, lab_strategies, RewardsConfig(checker="text")).correct
 
 
 def test_without_planner_only_accuracy_and_format(lab_strategies):

@@ -11,7 +11,7 @@ import numpy as np
 from rsim.config import RewardsConfig
 from rsim.data.problem import Problem
 from rsim.rewards.check import check
-from rsim.rewards.rewards import Score, checked_as, score
+from rsim.rewards.rewards import Score, checked_as, score_all
 from rsim.rollout.episode import Episode
 from rsim.rollout.game import Game, OnStep
 
@@ -46,7 +46,7 @@ def evaluate(
     """Plays every problem once and scores it."""
     episodes = game.play(problems, seed=seed, greedy=greedy, on_step=on_step)
     strategies = game.planner.strategies if game.planner else None
-    scores = [score(e, strategies, rewards) for e in episodes]
+    scores = score_all(episodes, strategies, rewards)
     return summarise(name, episodes, scores, strategies.names if strategies else (), rewards), episodes, scores
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -13,7 +15,7 @@ from rsim.config import RewardsConfig
 from rsim.data.problem import Kind, Problem
 from rsim.errors import UserError
 from rsim.rewards.answers import boxed
-from rsim.rewards.check import judge, read_answer
+from rsim.rewards.check import Verdict, judge, read_answer
 from rsim.rollout.episode import Episode
 from rsim.strategies import TERMINATION, StrategySet
 
@@ -22,13 +24,15 @@ RewardFunction = Callable[[Episode], float]
 
 @dataclass(frozen=True)
 class Score:
-    """The returns of one episode. ``parts`` holds each weighted part; ``correct`` is strict (one box, final step)."""
+    """The returns of one episode. ``parts`` holds each weighted part; ``correct`` is strict (one box, final step);
+    ``failure`` says why the checker gave up on the answer, if it did."""
 
     predicted: str | None
     correct: bool
     planner: float
     reasoner: float
     parts: dict[str, float]
+    failure: str = ""
 
 
 def score(
@@ -44,7 +48,8 @@ def score(
     """
     problem = checked_as(episode.problem, config.checker)
     predicted = None if episode.truncated else read_answer(episode.final_text, "strict", problem.kind)
-    correct = predicted is not None and judge(problem, predicted, unsafe=config.unsafe_code).right
+    verdict = Verdict(False) if predicted is None else judge(problem, predicted, unsafe=config.unsafe_code)
+    correct = verdict.right
     answered = predicted is not None
     parts = {
         "accuracy": config.accuracy * correct,
@@ -63,7 +68,21 @@ def score(
         planner=parts["accuracy"] + parts["terminal"] + parts["penalty"] + added,
         reasoner=parts["accuracy"] + parts["format"] + parts["follow"] + added,
         parts=parts | extra,
+        failure=verdict.failure,
     )
+
+
+def score_all(
+    episodes: list[Episode],
+    strategies: StrategySet | None,
+    config: RewardsConfig,
+    custom: dict[str, RewardFunction] | None = None,
+) -> list[Score]:
+    """`score` of every episode; where answers are checked in other processes, several at once."""
+    if all(checked_as(e.problem, config.checker).kind == "numeric" for e in episodes):
+        return [score(e, strategies, config, custom) for e in episodes]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(lambda e: score(e, strategies, config, custom), episodes))
 
 
 def checked_as(problem: Problem, checker: str) -> Problem:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import logging
 import os
 import queue
 import selectors
@@ -23,6 +24,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+_log = logging.getLogger(__name__)
 _START_SECONDS = 120.0  # importing sympy on a busy machine
 LONGEST = 20_000  # characters; longer texts are refused, not cut
 
@@ -90,6 +92,8 @@ class SymbolicPool:
             raise
         finally:
             self._idle.put(worker)
+        if outcome.failure:
+            _log.warning("gave up (%s) on the answer %.200r for gold %.200r", outcome.failure, answer, gold)
         return self._count(outcome)
 
     def _count(self, outcome: Outcome) -> Outcome:

@@ -18,7 +18,7 @@ from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, evaluate
 from rsim.models import load_planner, load_reasoner
 from rsim.planner.planner import Planner
-from rsim.rewards.rewards import Score, load_custom, score
+from rsim.rewards.rewards import Score, load_custom, score_all
 from rsim.rollout.episode import Episode
 from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
@@ -170,7 +170,7 @@ class Trainer:
         episodes = self.game.play(problems, seed=self.config.seed, group_size=train.group, keys=keys)
         self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
         strategies = self.planner.strategies if self.planner else None
-        return episodes, [score(e, strategies, self.config.rewards, self.custom) for e in episodes]
+        return episodes, score_all(episodes, strategies, self.config.rewards, self.custom)
 
     # --- records ---
 
@@ -270,6 +270,7 @@ def rollout_metrics(episodes: list[Episode], scores: list[Score], names: tuple[s
     total = max(sum(used.values()), 1)
     return {
         "accuracy": sum(s.correct for s in scores) / count,
+        "checker_failures": float(sum(bool(s.failure) for s in scores)),
         **{f"reward/{part}": sum(s.parts[part] for s in scores) / count for part in scores[0].parts},
         "length/sampled": sum(e.sampled_tokens for e in episodes) / count,
         "length/injected": sum(e.injected_tokens for e in episodes) / count,
