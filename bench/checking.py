@@ -18,6 +18,7 @@ from typing import Any
 from bench.ledger import ROOT, record, row
 from rsim.data.load import load_problems
 from rsim.data.problem import Problem
+from rsim.data.sources import read_theoremqa
 from rsim.rewards.check import Verdict, check, judge
 from rsim.rewards.symbolic import shared_pool
 
@@ -70,6 +71,8 @@ def gold(seed: int) -> list[dict[str, Any]]:
     rows = []
     for name in ("math", "gsm8k", "theoremqa", "svamp", "aqua"):
         problems = load_problems(name, "test")
+        if name == "theoremqa":
+            problems = read_theoremqa(Path(os.environ["RSIM_DATA"]) / name, pictures=True)["test"]
 
         def accepted(problem: Problem) -> bool:
             verdict = check(problem, f"So the final answer is \\boxed{{{problem.answer}}}.", "strict")[1]

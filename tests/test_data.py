@@ -136,6 +136,26 @@ def test_kinds_in_a_file(tmp_path):
             load_problems(path, "train")
 
 
+def test_hub_sets_are_asked_for_by_name_subset_and_split(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, subset, *, split):
+        asked.append((name, subset, split))
+        if name == "gone":
+            raise FileNotFoundError("no such set\nmore lines")
+        return [{"problem": "1+1?", "gold": 2}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    columns = ("question=problem", "answer=gold")
+    assert [p.answer for p in load_problems("hf:org/name:main", "dev", columns=columns)] == ["2"]
+    load_problems("hf:org/name", "test", columns=columns)
+    assert asked == [("org/name", "main", "validation"), ("org/name", None, "test")]
+    with pytest.raises(UserError, match=r"cannot load hf:gone: no such set$"):
+        load_problems("hf:gone", "test")
+
+
 def test_gym_splits_are_disjoint_and_repeatable():
     splits = {s: load_problems("gym:chain_sum", s, limit=60, seed=1) for s in ("train", "dev", "test")}
     questions = [p.question for ps in splits.values() for p in ps]

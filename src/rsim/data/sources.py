@@ -82,8 +82,8 @@ def read_mmlu_pro(folder: Path) -> Splits:
     return {"test": _numbered(_lines(folder / "test.jsonl.gz"), "", problem)}
 
 
-def read_theoremqa(folder: Path) -> Splits:
-    """Questions that need their picture are left out."""
+def read_theoremqa(folder: Path, *, pictures: bool = False) -> Splits:
+    """Questions that need their picture are left out, unless ``pictures`` asks for them."""
 
     def problem(record: dict[str, Any], name: str) -> Problem:
         meta = {"subject": record["field"], "subfield": record["subfield"]}
@@ -96,7 +96,7 @@ def read_theoremqa(folder: Path) -> Splits:
             return Problem(record["Question"], str(gold), record["id"], meta, "latex")
         return Problem(record["Question"], str(gold), record["id"], meta | {"tolerance": 0.01 if kind == "float" else 0.0})
 
-    records = [r for r in _json(folder / "theoremqa_test.json") if r["Picture"] is None]
+    records = [r for r in _json(folder / "theoremqa_test.json") if pictures or r["Picture"] is None]
     return {"test": _numbered(records, "", problem)}
 
 
