@@ -112,6 +112,23 @@ def test_a_token_budget_forces_an_answer_in_time(reasoner, lab_strategies):
         assert e.forced or e.reasoner_ended
 
 
+def test_episodes_of_a_question_read_it_once(reasoner, planner):
+    """The shared prefill feeds each distinct question once, and every row continues as if it had read it itself."""
+    rows: list[int] = []
+    hook = reasoner.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    together = Game(reasoner, planner, RULES).play(PROBLEMS, seed=5, group_size=6)
+    hook.remove()
+    assert rows[0] == len(PROBLEMS)
+    assert max(rows) == 6 * len(PROBLEMS)
+    for first in range(0, len(together), 6):
+        alone = Game(reasoner, planner, replace(RULES, batch=1)).play(
+            [PROBLEMS[first // 6]], seed=5, group_size=6, keys=[str(first // 6)]
+        )
+        assert [e.token_ids for e in alone] == [e.token_ids for e in together[first : first + 6]]
+
+
 def test_sampling_does_not_depend_on_the_batch(reasoner, planner):
     whole = Game(reasoner, planner, RULES).play(PROBLEMS, seed=5, group_size=2)
     split = Game(reasoner, planner, replace(RULES, batch=3)).play(PROBLEMS, seed=5, group_size=2)

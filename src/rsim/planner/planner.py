@@ -87,10 +87,11 @@ class LearnedSession:
         self.planner = planner
         marker = planner.chunk(template.MARKER)
         encode = planner.tokenizer.encode
-        self.pending = [encode(template.question_chunk(q)) + marker for q in questions]
-        self.stream: list[list[int]] = [[] for _ in questions]
-        longest = max(map(len, self.pending))
-        self.decoder = Decoder(planner.model, len(questions), capacity=longest + 128)
+        opened = {q: encode(template.question_chunk(q)) + marker for q in set(questions)}
+        opening = [opened[q] for q in questions]
+        self.decoder = Decoder(planner.model, len(questions), capacity=max(map(len, opening)) + 128)
+        self.pending = self.decoder.start(opening)
+        self.stream: list[list[int]] = [ids[:-1] for ids in opening]
 
     @torch.no_grad()
     def decide(self, handles: list[int], uniforms: list[float], temperature: float) -> list[Decision]:

@@ -65,6 +65,13 @@ class RaggedCache(Cache):  # type: ignore[misc]
         self.values[:, pair, :, :upto] = self.values[:, swapped, :, :upto]
         self.lengths[pair] = self.lengths[swapped]
 
+    def copy(self, source: int, targets: list[int]) -> None:
+        """Makes the rows ``targets`` hold what row ``source`` holds."""
+        length = int(self.lengths[source])
+        self.keys[:, targets, :, :length] = self.keys[:, source : source + 1, :, :length]
+        self.values[:, targets, :, :length] = self.values[:, source : source + 1, :, :length]
+        self.lengths[targets] = length
+
     def _grow(self, capacity: int) -> None:
         extra = (0, 0, 0, capacity - self.capacity)  # pads the token dimension at its end
         self.keys = torch.nn.functional.pad(self.keys, extra)

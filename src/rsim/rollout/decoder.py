@@ -38,6 +38,22 @@ class Decoder:
         ids = torch.tensor([chunks[h] + [0] * (width - n) for h, n in zip(order, counts, strict=True)], device=device)
         return order, self._forward(ids, torch.tensor(counts, device=device))
 
+    def start(self, sequences: list[list[int]]) -> list[list[int]]:
+        """Reads the beginning of every sequence, a handle each: all but its last token, which is returned to be fed next.
+
+        Sequences that begin alike (the episodes of one question) are read once and copied.
+        """
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for handle, ids in enumerate(sequences):
+            alike.setdefault(tuple(ids[:-1]), []).append(handle)
+        readers = {handles[0]: list(ids) for ids, handles in alike.items() if ids}
+        if readers:
+            self.append(readers)
+        for beginning, (reader, *others) in alike.items():
+            if beginning and others:
+                self.cache.copy(self.places[reader], [self.places[h] for h in others])
+        return [ids[-1:] for ids in sequences]
+
     @torch.no_grad()
     def append_one(self, tokens: torch.Tensor) -> torch.Tensor:
         """Feeds one token ``[n]`` to each of the first ``n`` places; returns hidden states ``[n, hidden]``."""

@@ -109,9 +109,9 @@ class _Table:
         self.token_uniforms = torch.stack([torch.from_numpy(d[:limit]) for d in draws]).to(game.device)
         self.planner_uniforms = [d[limit : limit + decisions].tolist() for d in draws]
         self.prompt_uniforms = [d[limit + decisions :].tolist() for d in draws]
-        self.pending = [list(e.token_ids) for e in episodes]  # ids that the reasoner has not read yet
-        longest = max(map(len, self.pending))
+        longest = max(e.prompt_length for e in episodes)
         self.decoder = Decoder(game.reasoner.model, len(episodes), capacity=longest + 128)
+        self.pending = self.decoder.start([e.token_ids for e in episodes])  # ids that the reasoner has not read yet
         if game.planner is not None:
             self.planning = game.planner.begin([e.problem.question for e in episodes])
 
