@@ -1,6 +1,6 @@
 """Decoding speed of the native engine against transformers' ``generate`` and against the machine's bound.
 
-    python -m bench.rollout [--model smollm2-135m] [--rows 32] [--tokens 48] [--repeats 3] [--record]
+    python -m bench.rollout [--model smollm2-135m] [--rows 32] [--tokens 96] [--repeats 3] [--record]
 
 All measured in turn in the same run; medians. *equal*: every row has the same prompt and length. *ragged*: prompts of different
 lengths and rows that end at different, fixed times; useful tokens are those before a row's end. The bound is the time of the
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--record", action="store_true", help="write results/rollout.json and its page")
     args = parser.parse_args()

@@ -7,6 +7,8 @@ from transformers import PreTrainedModel
 
 from rsim.rollout.cache import RaggedCache
 
+_LIKE_LENGTH = 1.25  # longest to shortest of sequences that are padded to one length
+
 
 class Decoder:
     """A model (without its head) and the cached sequences it has read.
@@ -41,14 +43,18 @@ class Decoder:
     def start(self, sequences: list[list[int]]) -> list[list[int]]:
         """Reads the beginning of every sequence, a handle each: all but its last token, which is returned to be fed next.
 
-        Sequences that begin alike (the episodes of one question) are read once and copied.
+        Sequences that begin alike (the episodes of one question) are read once and copied; those of like length are read
+        together, so that little padding is computed.
         """
         alike: dict[tuple[int, ...], list[int]] = {}
         for handle, ids in enumerate(sequences):
             alike.setdefault(tuple(ids[:-1]), []).append(handle)
-        readers = {handles[0]: list(ids) for ids, handles in alike.items() if ids}
-        if readers:
-            self.append(readers)
+        readers = sorted(((list(ids), handles[0]) for ids, handles in alike.items() if ids), key=lambda r: len(r[0]))
+        while readers:
+            shortest = len(readers[0][0])
+            together = [r for r in readers if len(r[0]) <= _LIKE_LENGTH * shortest]
+            readers = readers[len(together) :]
+            self.append({handle: ids for ids, handle in together})
         for beginning, (reader, *others) in alike.items():
             if beginning and others:
                 self.cache.copy(self.places[reader], [self.places[h] for h in others])
