@@ -62,7 +62,7 @@ def test_strict_and_flexible_reading():
 @pytest.mark.parametrize(("text", "strict", "flexible"), [
     (r"\boxed{B}", True, True), (r"\boxed{(B)}", True, True), (r"\boxed{\text{B}}", True, True), (r"\boxed{a blue one}", True, True),
     (r"\boxed{C}", False, False), ("The answer is (B).", False, True), ("A is wrong, so B", False, True), ("Because it is big, B or C", False, False),
-    ("no letter", False, False),
+    ("no letter", False, False), (r"\boxed{b}", True, True), ("The answer is a blue one, so B", False, True), ("The answer is b", False, False),
 ])  # fmt: skip
 def test_choices(text, strict, flexible):
     problem = choice_problem("Which?", ["a red one", "a blue one", "none"], "B", "q")

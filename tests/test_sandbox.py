@@ -11,7 +11,7 @@ import pytest
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.rewards import sandbox
-from rsim.rewards.check import check
+from rsim.rewards.check import check, judge
 from rsim.rewards.sandbox import Limits, run_tests, sandbox_works
 
 TESTS = "assert add(2, 3) == 5\nassert add(1, 1) == 2\n"
@@ -129,6 +129,27 @@ def test_code_problems_through_the_checker():
     assert check(problem, block + block, "flexible")[1].right
     assert check(problem, SUM, "flexible")[1].right
     assert not check(problem, "no code", "flexible")[1].right
+
+
+@needs_sandbox
+def test_a_body_or_a_whole_function_completes_a_prompt():
+    """A whole function still has the prompt's imports and helpers."""
+    prefix = 'from typing import List\n\ndef twice(x): return 2 * x\n\ndef f(v: List[int]) -> List[int]:\n    """Doubles."""\n'
+    problem = Problem(
+        "q", "assert f([1, 2]) == [2, 4]\nassert twice(2) == 4", kind="code", meta={"prefix": prefix, "entry_point": "f"}
+    )
+    whole = "def f(v: List[int]) -> List[int]:\n    return [twice(x) for x in v]\n"
+    assert judge(problem, whole).right
+    assert judge(problem, "    return [twice(x) for x in v]\n").right
+    assert not judge(problem, "    pass\n").right
+    assert not judge(problem, whole.replace("twice(x)", "x")).right
+
+
+@needs_sandbox
+def test_the_candidate_gives_only_the_names_that_were_asked_for():
+    """Names of its own, even those of built-ins, change nothing in the tests."""
+    hijack = "def add(a, b): return 9\nabs = lambda x: 0\nlen = lambda x: 1\nprint = None\n"
+    assert not run_tests(hijack, "assert abs(add(2, 3) - 5) < 1\nassert len([1]) == 1").passed
 
 
 def test_without_namespaces_it_refuses_unless_told(monkeypatch):

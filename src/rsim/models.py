@@ -122,13 +122,19 @@ def _converted(file: Path) -> Path:
         raise UserError(f"reading {file.name} needs the package gguf", "pip install 'rsim[gguf]'")
     model, tokenizer = _read_gguf(file)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {cache}", "set $RSIM_CACHE to a folder for converted models") from error
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     (draft / "SOURCE.json").write_text(json.dumps({"file": file.name, "sha256": digest, "note": "dequantised"}) + "\n")
     try:
         os.replace(draft, target)
-    except OSError:  # another process was first
+    except OSError:
         shutil.rmtree(draft)
+        if not target.is_dir():  # else another process was first, and its folder is as good
+            raise
     return target
 
 

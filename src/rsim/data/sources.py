@@ -42,17 +42,19 @@ def read_gsm8k(folder: Path) -> Splits:
 
 
 def read_math(folder: Path) -> Splits:
+    """Two training problems whose solution boxes nothing are left out."""
+
     def problem(record: dict[str, Any], name: str) -> Problem:
         boxes = boxed(record["solution"])
         gold = boxes[-1] if boxes else _loose_box(record["solution"])
         return Problem(record["problem"], gold, record["id"], {"level": record["level"], "subject": record["type"]}, "latex")
 
-    train = _numbered(_lines(folder / "train.jsonl"), "", problem)
+    train = [p for p in _numbered(_lines(folder / "train.jsonl"), "", problem) if p.answer != "{}"]
     return _with_dev(train) | {"test": _numbered(_lines(folder / "test.jsonl"), "", problem)}
 
 
 def _loose_box(solution: str) -> str:
-    """Two solutions write ``\\boxed 5`` without braces."""
+    """Two training solutions write ``\\boxed 2`` without braces."""
     return solution.rpartition("\\boxed")[2].strip().split("$")[0].strip()
 
 

@@ -55,7 +55,7 @@ def summarise(
 ) -> Evaluation:
     strict = [s.correct for s in scores]
     low, high = bootstrap_interval(strict)
-    loose = [_flexible(e, rewards) for e in episodes]
+    loose = [_flexible(e, s, rewards) for e, s in zip(episodes, scores, strict=True)]
     used = Counter(names[s.strategy] for e in episodes for s in e.steps if s.strategy >= 0)
     return Evaluation(
         name,
@@ -70,7 +70,10 @@ def summarise(
     )
 
 
-def _flexible(episode: Episode, rewards: RewardsConfig) -> bool:
+def _flexible(episode: Episode, scored: Score, rewards: RewardsConfig) -> bool:
+    """What strict reading found, flexible reading finds as well."""
+    if scored.predicted is not None:
+        return scored.correct
     problem = checked_as(episode.problem, rewards.checker)
     return check(problem, episode.final_text, "flexible", unsafe=rewards.unsafe_code)[1].right
 

@@ -13,6 +13,7 @@ from typing import Literal
 Mode = Literal["strict", "flexible"]
 
 _BOX = "\\boxed{"
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MAX_ANSWER = 200  # characters; whatever is longer is no number
 _MAX_DIGITS = 60
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|-?\.\d+")
@@ -50,7 +51,7 @@ def boxed(text: str) -> list[str]:
 def _closing_brace(text: str, start: int) -> int:
     """The place of the brace that closes the one before ``start``, or -1; ``\\{`` and ``\\}`` do not count."""
     depth = 1
-    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+    for brace in _BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if depth == 0:
             return brace.start()

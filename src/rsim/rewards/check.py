@@ -7,18 +7,17 @@ worker process. Model-written code runs in a sandbox. Whatever fails counts as w
 
 from __future__ import annotations
 
-import importlib
 import re
 from dataclasses import dataclass
 
 from rsim.data.problem import Kind, Problem
-from rsim.rewards.answers import Mode, close_numbers, extract, parse_number, plain_latex, plain_text
+from rsim.rewards.answers import Mode, boxed, close_numbers, extract, parse_number, plain_latex, plain_text
 from rsim.rewards.sandbox import run_tests
 from rsim.rewards.symbolic import LONGEST, shared_pool
 
 _BLOCK = re.compile(r"^```(?:python|py)?[^\S\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z'])")
-_NAMED_LETTER = re.compile(r"(?:answer|option|choice)(?:\s+is)?:?\s*\(?([A-J])\b", re.IGNORECASE)
+_NAMED_LETTER = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?:?\s*\(?([A-J])\b")
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,8 @@ def read_answer(text: str, mode: Mode, kind: Kind) -> str | None:
     if found is not None or mode == "strict":
         return found
     if kind == "choice":
-        boxed_or_number = extract(text, "flexible")
-        letters = _NAMED_LETTER.findall(text) or _LETTER.findall(text)
-        return boxed_or_number if boxed_or_number and "\\boxed" in text else letters[-1] if letters else None
+        found_answers = boxed(text) or _NAMED_LETTER.findall(text) or _LETTER.findall(text)
+        return found_answers[-1] if found_answers else None
     if kind == "latex" or (kind in ("text", "gym") and "\\boxed" not in text):
         return text.strip() or None  # no box or several: the comparison itself looks for the last expression
     return extract(text, "flexible")
@@ -70,16 +68,19 @@ def judge(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
     """Whether a bare ``answer`` is right."""
     kind = problem.kind
     if kind == "code":
-        meta = problem.meta
-        program = answer if meta.get("entry_point", "") in answer else meta.get("prefix", "") + answer
-        result = run_tests(program, problem.answer, shadowed=tuple(meta.get("shadowed", ())), unsafe=unsafe)
+        program = problem.meta.get("prefix", "") + answer
+        if f"def {problem.meta.get('entry_point')}" in answer:  # the whole function, not its body alone
+            program = f"{problem.meta['prefix']}    pass\n\n{answer}"
+        shadowed = tuple(problem.meta.get("shadowed", ()))
+        result = run_tests(program, problem.answer, shadowed=shadowed, unsafe=unsafe)
         return Verdict(result.passed, "code", result.failure)
     if len(answer) > LONGEST:
         return Verdict(False, failure="too long")
     if kind == "choice":
         return _judge_choice(problem, answer)
     if kind == "gym":
-        return _judge_gym(problem, answer)
+        outcome = shared_pool().gym_mark(problem.meta["task"], problem.meta["entry"], answer)
+        return Verdict(outcome.same, "gym", outcome.failure)
     if plain_text(answer) == plain_text(problem.answer) != "":
         return Verdict(True, "text")
     if kind == "text":
@@ -97,25 +98,13 @@ def judge(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
 
 def _judge_choice(problem: Problem, answer: str) -> Verdict:
     """The letter, or the words of the right option."""
-    letter = _LETTER.fullmatch(plain_text(answer).upper().removeprefix("\\TEXT{").removesuffix("}").strip(" ."))
+    letter = _LETTER.fullmatch(plain_latex(answer).upper())
     if letter:
         return Verdict(letter[1] == problem.answer, "choice")
     options = problem.meta.get("options", [])
     place = ord(problem.answer) - 65
     right = place < len(options) and plain_latex(answer) == plain_latex(options[place]) != ""
     return Verdict(right, "choice")
-
-
-def _judge_gym(problem: Problem, answer: str) -> Verdict:
-    """The task's own verifier; its partial marks (a wrong answer may get some) are no pass."""
-    factory = importlib.import_module("reasoning_gym.factory")
-    kind = factory.DATASETS[problem.meta["task"]]
-    scorer = kind[0](config=kind[1](size=1, seed=0))
-    try:
-        mark = scorer.score_answer(answer, problem.meta["entry"])
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        return Verdict(False, "gym", f"error: {type(error).__name__}")
-    return Verdict(mark > 0.99, "gym")
 
 
 def as_latex(answer: str) -> str:

@@ -47,6 +47,7 @@ def score(
     Answers and evidence come from sampled tokens only. Without an answer, ``format``, ``follow`` and ``terminal`` are 0.
     """
     problem = checked_as(episode.problem, config.checker)
+    episode = replace(episode, problem=problem)
     predicted = None if episode.truncated else read_answer(episode.final_text, "strict", problem.kind)
     verdict = Verdict(False) if predicted is None else judge(problem, predicted, unsafe=config.unsafe_code)
     correct = verdict.right

@@ -1,16 +1,15 @@
 """Running model-written Python against tests, where it can do no harm.
 
-Each program runs in its own namespaces (user, mount, network, process, IPC): it sees a read-only Python, an empty ``/tmp`` in
-memory and nothing else, has no network, is alone among its processes, and has limits on processor time, memory, processes and
-file size. When it is over, or out of time, everything in it is killed at once. Where the kernel does not allow this, the
-answer is a clear refusal, unless ``unsafe`` says to go on with limits alone.
+Each program runs in its own namespaces (mount, network, process, IPC; user, unless root starts it). It sees a read-only
+Python, an empty ``/tmp`` in memory and nothing else, has no network, is alone among its processes, and has limits on processor
+time, memory, processes and file size. When it is over, or out of time, everything in it is killed at once. Where the kernel
+does not allow this, the answer is a clear refusal, unless ``unsafe`` says to go on with limits alone.
 
 The model's program and the tests are two processes in two sandboxes; see `rsim.rewards.sandbox_guest` for why.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import os
@@ -109,8 +108,7 @@ def run_tests(
         finally:
             os.close(verdict[0])
             for guest in guests:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(guest.pid, signal.SIGKILL)
+                os.killpg(guest.pid, signal.SIGKILL)  # not waited for yet, so the group is there even if all in it have ended
                 guest.wait()
     if said is None:
         return Result(False, "timeout")

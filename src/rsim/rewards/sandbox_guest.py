@@ -1,14 +1,13 @@
 """What runs inside the sandbox, from its own text alone: ``python -I -c TEXT ROLE SHADOWED SOURCE IN OUT [VERDICT]``.
 
-SOURCE, IN, OUT and VERDICT are file descriptors.
-
-SHADOWED names, separated by commas, are the candidate's even where Python has a built-in of that name.
+SOURCE, IN, OUT and VERDICT are file descriptors; SHADOWED names, separated by commas, are the candidate's even where Python
+has a built-in of that name.
 
 Two processes, each in a sandbox of its own, talk by lines. *candidate* runs the model's program and then serves calls into it.
-*tests* runs the test program, in which every name that it does not define itself is a stand-in for the candidate's; it alone
-holds the verdict's pipe. So a candidate can return wrong values, hang or die, but it can neither touch the tests nor speak for
-them: leaving with status 0, patching ``assert`` or overriding ``==`` gain nothing. Values cross as plain data; other objects
-stay where they are and cross as handles.
+*tests* runs the test program, in which the names that it does not define itself are the candidate's, or stand-ins for them; it
+alone holds the verdict's pipe. So a candidate can return wrong values, hang or die, but it can neither touch the tests nor
+speak for them: leaving with status 0, patching ``assert`` or overriding ``==`` gain nothing. Values cross as plain data; other
+objects stay where they are and cross as handles.
 """
 
 from __future__ import annotations
@@ -118,8 +117,8 @@ class Link:
             what, number, packed = json.loads(line)
             rest = [self.unpack(p) for p in packed]
             try:
-                if what == "name":
-                    result = names[rest[0]]
+                if what == "names":
+                    result = {name: names[name] for name in rest[0] if name in names}
                 elif what == "get":
                     result = getattr(self.kept[number], rest[0])
                 elif what == "set":
@@ -130,17 +129,6 @@ class Link:
                 self.send(["value", self.pack(result)])
             except BaseException as error:
                 self.send(["error", type(error).__name__])
-
-
-class Names(dict):  # type: ignore[type-arg]
-    """The tests' globals: what they do not define is the candidate's."""
-
-    link: Link
-
-    def __missing__(self, name: str) -> Any:
-        if name in vars(builtins):
-            return vars(builtins)[name]
-        return self.link.ask("name", 0, name)
 
 
 def main() -> None:
@@ -156,16 +144,12 @@ def main() -> None:
         link.serve(names)
         return
     verdict_fd = int(sys.argv[6])
-    tests = Names({"__name__": "tests", "__builtins__": builtins})
-    tests.link = link
+    tests: dict[str, Any] = {"__name__": "tests"}
     try:
-        # A function's globals look-up does not ask __missing__, so names that functions use are fetched beforehand.
         code = compile(source, "tests.py", "exec")
-        for name in sorted(_used_names(code) - _bound_names(code) - (set(vars(builtins)) - shadowed)):
-            try:
-                tests[name] = link.ask("name", 0, name)
-            except Exception:
-                continue  # a local name of a function, or missing: then using it fails
+        wanted = _used_names(code) - _bound_names(code) - (set(vars(builtins)) - shadowed)
+        given = link.ask("names", 0, sorted(wanted))
+        tests |= {name: given[name] for name in wanted if name in given}  # and nothing else that it may have sent
         exec(code, tests)
         verdict = "passed"
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Symbolic comparison of answers in killable worker processes.
+"""Symbolic comparison of answers, and reasoning-gym's verifiers, in killable worker processes.
 
 math-verify guards itself with ``signal.alarm``, which works in a main thread only and cannot stop a long integer power. Here
 each comparison runs in a worker with a wall-clock, processor and memory limit; one that hangs, crashes or grows is killed and
@@ -9,13 +9,13 @@ forked processes: a fork starts workers of its own.
 from __future__ import annotations
 
 import atexit
-import contextlib
+import base64
 import json
 import logging
 import os
+import pickle
 import queue
 import selectors
-import signal
 import subprocess
 import sys
 import threading
@@ -24,8 +24,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from rsim.errors import UserError
+
 _log = logging.getLogger(__name__)
-_START_SECONDS = 120.0  # importing sympy on a busy machine
+_START_SECONDS = 120.0  # importing a library on a busy machine
 LONGEST = 20_000  # characters; longer texts are refused, not cut
 
 
@@ -66,38 +68,42 @@ class SymbolicPool:
             decimals: floats are compared when rounded so.
             set_relations: ``x in [1, 2]`` may answer ``1 <= x <= 2``.
         """
-        if max(len(gold), len(answer)) > LONGEST:
-            return self._count(Outcome(False, "too long"))
+        options = {"float_rounding": decimals, "allow_set_relation_comp": set_relations}
+        return self._ask({"library": "math_verify", "gold": gold, "answer": answer, "options": options})
+
+    def gym_mark(self, task: str, entry: dict[str, Any], answer: str) -> Outcome:
+        """Whether the verifier of a reasoning-gym ``task`` gives ``answer`` full marks for its ``entry``."""
+        packed = base64.b64encode(pickle.dumps(entry)).decode()
+        return self._ask({"library": "reasoning_gym", "gold": "", "task": task, "entry": packed, "answer": answer})
+
+    def _ask(self, request: dict[str, Any]) -> Outcome:
+        if max(len(request["gold"]), len(request["answer"])) > LONGEST:
+            return self._count(Outcome(False, "too long"), request)
         if self._owner != os.getpid():
             self._reset()
-        worker = self._idle.get()
+        worker, usable = self._idle.get(), False
         try:
             if worker is None or worker.process.poll() is not None:
                 worker = _Worker(self.memory_mb, self.seconds)
-            options = {"float_rounding": decimals, "allow_set_relation_comp": set_relations}
-            reply = worker.ask({"gold": gold, "answer": answer, "options": options}, self.seconds)
+            worker.load(request["library"])
+            reply = worker.ask(request, self.seconds)
             if reply is None:
                 outcome = Outcome(False, "timeout" if worker.process.poll() is None else "crash")
-                worker.kill()
-                worker = None
             else:
                 outcome = Outcome(reply["same"], reply["failure"])
-                if outcome.failure == "memory":
-                    worker.kill()
-                    worker = None
-        except BaseException:
-            if worker is not None:
-                worker.kill()  # interrupted in the middle: its reply would be taken for the next one's
-            worker = None
-            raise
+                usable = outcome.failure != "memory"
         finally:
-            self._idle.put(worker)
-        if outcome.failure:
-            _log.warning("gave up (%s) on the answer %.200r for gold %.200r", outcome.failure, answer, gold)
-        return self._count(outcome)
+            # One that was interrupted would give its answer to the next question.
+            if worker is not None and not usable:
+                worker.kill()
+            self._idle.put(worker if usable else None)
+        return self._count(outcome, request)
 
-    def _count(self, outcome: Outcome) -> Outcome:
+    def _count(self, outcome: Outcome, request: dict[str, Any]) -> Outcome:
         if outcome.failure:
+            _log.warning(
+                "gave up (%s) on the answer %.200r for gold %.200r", outcome.failure, request["answer"], request["gold"]
+            )
             with self._lock:
                 self.failures[outcome.failure] += 1
         return outcome
@@ -117,19 +123,27 @@ class _Worker:
     def __init__(self, memory_mb: int, seconds: float) -> None:
         command = [sys.executable, "-m", "rsim.rewards.symbolic_worker", str(memory_mb), str(seconds)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
         self._rest = b""
-        if self._read_line(_START_SECONDS) != b"ready":
-            self.kill()
-            raise RuntimeError("the symbolic checker does not start: is math-verify installed?")
+        self._loaded: set[str] = set()
+
+    def load(self, library: str) -> None:
+        """Imports ``library`` in the worker, outside the time limit of an answer."""
+        if library not in self._loaded and self.ask({"import": library}, _START_SECONDS) != {"loaded": library}:
+            raise UserError(f"the answer checker cannot load {library}", "is it installed?")
+        self._loaded.add(library)
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-        """The reply, or None when there was none in time."""
+        """The reply, or None when there was none in time or the worker is dead."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
+        unsent = json.dumps(request).encode() + b"\n"
+        try:
+            while unsent:
+                unsent = unsent[self.process.stdin.write(unsent) :]
+        except BrokenPipeError:
+            self.process.wait()
+            return None
         line = self._read_line(seconds)
         if line is None:
             return None
@@ -153,13 +167,12 @@ class _Worker:
         return line
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
 
 
 _shared: SymbolicPool | None = None

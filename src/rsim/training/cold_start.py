@@ -13,7 +13,7 @@ from rsim.config import Config
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.planner.scripted import random_planner
-from rsim.rewards.rewards import RewardFunction, score_all, well_formatted
+from rsim.rewards.rewards import RewardFunction, checked_as, score_all, well_formatted
 from rsim.rollout.episode import Episode
 from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
@@ -42,7 +42,8 @@ def cold_start(
     game = Game(reasoner, random_planner(strategies), config.rollout)
     episodes = game.play(shown, seed=config.seed, keys=[f"cold:{i}" for i in range(len(shown))])
     scores = score_all(episodes, strategies, config.rewards, custom)
-    formatted = [well_formatted(e) for e in episodes]
+    checker = config.rewards.checker
+    formatted = [well_formatted(replace(e, problem=checked_as(e.problem, checker))) for e in episodes]
     kept = [e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and not s.correct]
     if len(kept) < settings.minimum:
         raise UserError(
