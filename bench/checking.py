@@ -1,6 +1,6 @@
 """Measures the answer checker on real data: agreement, gold answers, reference programs, speed, hostile texts.
 
-RSIM_DATA=... python -m bench.checking [cases gold code speed hostile] [--record]
+RSIM_DATA=... python -m bench.checking [cases gold gym code speed hostile] [--record]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.ledger import ROOT, record, row
-from rsim.data.load import load_problems
+from rsim.data.load import gym_tasks, load_problems
 from rsim.data.problem import Problem
 from rsim.data.sources import read_theoremqa
 from rsim.rewards.check import Verdict, check, judge
@@ -26,7 +26,7 @@ _TITLE = "Answer checking"
 
 
 def main() -> None:
-    parts = {"cases": cases, "gold": gold, "code": code, "speed": speed, "hostile": hostile}
+    parts = {"cases": cases, "gold": gold, "gym": gym, "code": code, "speed": speed, "hostile": hostile}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
     parser.add_argument("--seed", type=int, default=0)
@@ -83,6 +83,23 @@ def gold(seed: int) -> list[dict[str, Any]]:
         count = sum(in_parallel(problems, accepted))
         rows.append(row(f"{name}: gold answers accepted of {len(problems)}", count, goal="all", met=count == len(problems)))
     return rows
+
+
+def gym(seed: int) -> list[dict[str, Any]]:
+    """Every reasoning-gym task: it can be loaded, and its own gold answers, where it gives any, are accepted."""
+
+    def works(task: str) -> bool:
+        problems = load_problems(f"gym:{task}", "dev", limit=2, seed=seed)
+        judged = [(p, check(p, f"\\boxed{{{p.answer}}}")[1]) for p in problems if p.answer]
+        refused = [(p, verdict) for p, verdict in judged if not verdict.right]
+        for problem, verdict in refused:
+            print(f"  refused: {task}: {problem.answer[:80]!r}: {verdict}")
+        return not refused
+
+    tasks = gym_tasks()
+    count = sum(in_parallel(tasks, works))
+    return [row(f"reasoning-gym tasks that load and accept their gold answers of {len(tasks)}", count, goal="all",
+                met=count == len(tasks), seeds=[seed])]  # fmt: skip
 
 
 def code(seed: int) -> list[dict[str, Any]]:

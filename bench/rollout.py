@@ -17,7 +17,6 @@ from collections.abc import Callable
 from unittest.mock import patch
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from bench.ledger import record, row
 from rsim.config import RolloutConfig
@@ -56,8 +55,8 @@ def measure(reasoner: Reasoner, rows: int, tokens: int, repeats: int) -> list[di
         "generate with dynamic cache, equal": (lambda: _generate(reasoner, equal, tokens, None), rows * tokens),
         "generate with static cache, equal": (lambda: _generate(reasoner, equal, tokens, "static"), rows * tokens),
         "native, ragged": (lambda: _native(reasoner, ragged_questions, ends), useful),
-        "generate with dynamic cache, ragged": (lambda: _generate(reasoner, ragged, tokens, None), useful),
-        "generate with static cache, ragged": (lambda: _generate(reasoner, ragged, tokens, "static"), useful),
+        "generate with dynamic cache, ragged": (lambda: _generate(reasoner, ragged, max(ends), None), useful),
+        "generate with static cache, ragged": (lambda: _generate(reasoner, ragged, max(ends), "static"), useful),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     bounds = []
@@ -99,16 +98,6 @@ def _native(reasoner: Reasoner, questions: list[str], ends: list[int]) -> None:
         game.play(problems, seed=0)
 
 
-class _AllEnded(StoppingCriteria):  # type: ignore[misc]
-    """Stops ``generate`` when every row has reached its own end."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        return torch.full((len(ids),), ids.shape[1] >= self.length, dtype=torch.bool)
-
-
 @torch.no_grad()
 def _generate(reasoner: Reasoner, prompts: list[list[int]], tokens: int, cache: str | None) -> None:
     width = max(map(len, prompts))
@@ -118,7 +107,7 @@ def _generate(reasoner: Reasoner, prompts: list[list[int]], tokens: int, cache: 
     reasoner.model.generate(
         ids, attention_mask=mask, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, min_new_tokens=tokens,
         max_new_tokens=tokens,
-        pad_token_id=pad, cache_implementation=cache, stopping_criteria=StoppingCriteriaList([_AllEnded(width + tokens)]),
+        pad_token_id=pad, cache_implementation=cache,
         disable_compile=True,
     )  # fmt: skip
 

@@ -162,6 +162,8 @@ def test_a_start_that_failed_leaves_the_folder_free(small):
     """The context limit is met only when the first question is asked, after the folder was made."""
     with pytest.raises(UserError, match="context"):
         rsim.train(small("run", "rollout.max_tokens=9000"))
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        rsim.train(small("run", "rollout.max_tokens=9000"), resume=True)
     config = small("run", "train.steps=1")
     rsim.train(config)
     assert [r["step"] for r in metrics_of(config)] == [0, 1, 1]

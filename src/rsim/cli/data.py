@@ -9,11 +9,10 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from rsim.cli.options import DataDir, Json
 from rsim.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Look at data sets and check files.")
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
-DataDir = Annotated[str, typer.Option(help="Folder of the data sets (default: $RSIM_DATA).")]
 
 
 @app.command(name="list")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rsim.cli import data
+from rsim.cli.options import DataDir, Json, Rewards, Set, Strategies
 from rsim.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -20,12 +21,6 @@ app.add_typer(lab, name="lab")
 app.add_typer(config_app, name="config")
 app.add_typer(data.app, name="data")
 app.command(name="check")(data.check)
-
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")]
-Strategies = Annotated[str, typer.Option(help="default, lab or a TOML file (models.strategies).")]
-Rewards = Annotated[list[str] | None, typer.Option("--reward", metavar="FILE.py:FUNCTION", help="Add a reward; repeatable.")]
-DataDir = Annotated[str, typer.Option(help="Folder of the data sets (data.data_dir; default: $RSIM_DATA).")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 
 
 @app.command()

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -23,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from rsim.data.leaks import question_hash, separate
+from rsim.data.leaks import separate
 from rsim.data.problem import Kind, Problem
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError
@@ -91,13 +92,17 @@ def _lab(split: str, limit: int, seed: int) -> list[Problem]:
 
 
 def gym_tasks() -> list[str]:
-    """The names of reasoning-gym's tasks."""
+    """The names of reasoning-gym's tasks; ``composite`` is none, but a mixture of others."""
     _imported("reasoning_gym", "reasoning-gym")
-    return sorted(importlib.import_module("reasoning_gym.factory").DATASETS)
+    return sorted(set(importlib.import_module("reasoning_gym.factory").DATASETS) - {"composite"})
 
 
 def _gym(task: str, split: str, limit: int, seed: int) -> list[Problem]:
-    """Different problems of a reasoning-gym task whose question falls into the split's share of hashes (80, 10, 10%)."""
+    """Different problems of a reasoning-gym task whose question falls into the split's share of hashes (80, 10, 10%).
+
+    Questions differ by a single sign in some tasks (grids, emoji), so it is their exact text that is hashed. Some tasks give no
+    gold answer, because their verifier accepts any that is right; ``answer`` is empty then.
+    """
     gym = _imported("reasoning_gym", "reasoning-gym")
     if task not in gym_tasks():
         raise UserError(f"reasoning-gym has no task {task!r}", "rsim data list --gym names them all")
@@ -105,10 +110,10 @@ def _gym(task: str, split: str, limit: int, seed: int) -> list[Problem]:
     found: dict[str, Problem] = {}
     size = 20 * limit + 200
     for index, entry in enumerate(gym.create_dataset(task, size=size, seed=seed)):
-        key = question_hash(entry["question"])
+        key = hashlib.sha256(entry["question"].encode()).hexdigest()
         if int(key, 16) % 100 in shares[split] and key not in found:
             meta = {"task": task, "entry": entry}
-            found[key] = Problem(entry["question"], str(entry["answer"]), f"{task}-{seed}-{index}", meta, "gym")
+            found[key] = Problem(entry["question"], str(entry["answer"] or ""), f"{task}-{seed}-{index}", meta, "gym")
         if len(found) == limit:
             return list(found.values())
     raise UserError(f"gym:{task} gave only {len(found)} different problems for {split}", "ask for fewer")

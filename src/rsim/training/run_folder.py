@@ -34,8 +34,8 @@ class RunFolder:
         """The folder to start in or to go on with; nothing is written yet.
 
         Raises:
-            UserError: the folder has a run already and ``resume`` is off; or ``resume`` is on and there is no run there
-                or it was made with another config.
+            UserError: the folder has a run already and ``resume`` is off; or ``resume`` is on and there is no run there,
+                it has no checkpoint yet, or it was made with another config.
         """
         folder = cls(config.folder, config)
         known = folder.path / "config.toml"
@@ -45,6 +45,8 @@ class RunFolder:
             raise UserError(f"--resume: no run in {folder.path}", "start it without --resume")
         if resume and load_config(str(known)) != config:
             raise UserError(f"--resume: the config differs from {known}", "resume with the same settings")
+        if resume and not folder.latest():
+            raise UserError(f"--resume: the run in {folder.path} has no checkpoint yet", "start it again without --resume")
         return folder
 
     def begin(self, step: int | None) -> None:
