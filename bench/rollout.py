@@ -22,7 +22,7 @@ from bench.ledger import record, row
 from rsim.config import RolloutConfig
 from rsim.data.problem import Problem
 from rsim.models import load_reasoner
-from rsim.rollout.game import Game, _Table
+from rsim.rollout.game import Game, _Play
 from rsim.rollout.reasoner import Reasoner
 
 
@@ -92,9 +92,11 @@ def measure(reasoner: Reasoner, rows: int, tokens: int, repeats: int) -> list[di
 def _native(reasoner: Reasoner, questions: list[str], ends: list[int]) -> None:
     """Rows end at fixed times, by a cap of their own; the model's end-of-turn tokens are ignored."""
     game = Game(reasoner, None, RolloutConfig(max_tokens=max(ends), answer_tokens=1, batch=len(questions)))
-    game.is_end[:] = False
     problems = [Problem(q, "", str(end)) for q, end in zip(questions, ends, strict=True)]
-    with patch.object(_Table, "_left", lambda table, episode: int(episode.problem.id)):
+    with (
+        patch.object(Reasoner, "end_ids", frozenset()),
+        patch.object(_Play, "_left", lambda play, episode: int(episode.problem.id)),
+    ):
         game.play(problems, seed=0)
 
 

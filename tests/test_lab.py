@@ -132,6 +132,7 @@ def test_expressions_parse_back():
 
 def test_oracle_knows_only_its_problems(lab_strategies):
     problems = load_problems("lab", "dev", limit=3, seed=0)
-    session = oracle_planner(lab_strategies, problems).begin([p.question for p in problems])
+    session = oracle_planner(lab_strategies, problems).begin(3)
+    session.start([0, 1, 2], [p.question for p in problems])
     for decision in session.decide([0, 1, 2], [0.5] * 3, 1.0):
         assert max(decision.probabilities) == 1

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from rsim.config import RolloutConfig
 from rsim.lab.tokenizer import build_tokenizer
@@ -22,4 +30,8 @@ def tiny_model(architecture: str, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     if architecture == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape)).eval()
+    if architecture == "gemma3":  # sliding-window layers beside full ones, a head size of its own
+        layers = ["sliding_attention", "full_attention"]
+        config = Gemma3TextConfig(**shape, head_dim=16, sliding_window=12, layer_types=layers, query_pre_attn_scalar=16)
+        return Gemma3ForCausalLM(config).eval()
     return Qwen2ForCausalLM(Qwen2Config(**shape)).eval()

@@ -131,6 +131,7 @@ class TrainConfig:
     num_iterations: int = 1  # updates on one batch of episodes
     minibatches: int = 1  # optimiser steps per iteration
     micro_tokens: int = 16384  # tokens per forward; gradients are accumulated
+    gradient_checkpointing: bool = False  # make activations again in the backward pass: less memory, a third more time
     eval_every: int = 10
     save_every: int = 10
     samples_every: int = 5

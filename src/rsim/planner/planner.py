@@ -18,11 +18,12 @@ from rsim.strategies import StrategySet
 
 
 class PlannerSession(Protocol):
-    """The planner's side of a batch of plays; a handle names one play."""
+    """The planner's side of several plays at once, each in a slot."""
 
-    def decide(self, handles: list[int], uniforms: list[float], temperature: float) -> list[Decision]: ...
-    def observe(self, handle: int, strategy: str, text: str) -> None: ...
-    def ids(self, handle: int) -> list[int]: ...
+    def start(self, slots: list[int], questions: list[str]) -> None: ...
+    def decide(self, slots: list[int], uniforms: list[float], temperature: float) -> list[Decision]: ...
+    def observe(self, slot: int, strategy: str, text: str) -> None: ...
+    def ids(self, slot: int) -> list[int]: ...
 
 
 class AnyPlanner(Protocol):
@@ -30,7 +31,7 @@ class AnyPlanner(Protocol):
 
     strategies: StrategySet
 
-    def begin(self, questions: list[str]) -> PlannerSession: ...
+    def begin(self, slots: int) -> PlannerSession: ...
 
 
 @dataclass
@@ -76,47 +77,47 @@ class Planner:
         logits: torch.Tensor = self.model.score(hidden)
         return logits
 
-    def begin(self, questions: list[str]) -> LearnedSession:
-        return LearnedSession(self, questions)
+    def begin(self, slots: int) -> LearnedSession:
+        return LearnedSession(self, slots)
 
 
 class LearnedSession:
     """Incremental: each chunk of the stream goes through the model once."""
 
-    def __init__(self, planner: Planner, questions: list[str]) -> None:
+    def __init__(self, planner: Planner, slots: int) -> None:
         self.planner = planner
-        marker = planner.chunk(template.MARKER)
-        encode = planner.tokenizer.encode
+        self.decoder = Decoder(planner.model, slots, capacity=256)
+        self.pending: list[list[int]] = [[] for _ in range(slots)]  # ids that the model has not read yet
+        self.stream: list[list[int]] = [[] for _ in range(slots)]  # ids that it has read
+
+    def start(self, slots: list[int], questions: list[str]) -> None:
+        marker, encode = self.planner.chunk(template.MARKER), self.planner.tokenizer.encode
         opened = {q: encode(template.question_chunk(q)) + marker for q in set(questions)}
-        opening = [opened[q] for q in questions]
-        self.decoder = Decoder(planner.model, len(questions), capacity=max(map(len, opening)) + 128)
-        self.pending = self.decoder.start(opening)
-        self.stream: list[list[int]] = [ids[:-1] for ids in opening]
+        openings = [opened[q] for q in questions]
+        for slot, ids, pending in zip(slots, openings, self.decoder.start(slots, openings), strict=True):
+            self.pending[slot], self.stream[slot] = pending, ids[:-1]
 
     @torch.no_grad()
-    def decide(self, handles: list[int], uniforms: list[float], temperature: float) -> list[Decision]:
-        order, hidden = self.decoder.append({h: self.pending[h] for h in handles})
+    def decide(self, slots: list[int], uniforms: list[float], temperature: float) -> list[Decision]:
+        hidden = self.decoder.append(slots, [self.pending[s] for s in slots])
         logits = self.planner.logits(hidden).float()
-        draws = dict(zip(handles, uniforms, strict=True))
-        uniform = torch.tensor([draws[h] for h in order], device=logits.device)
-        actions, logprobs = choose(logits, temperature, uniform)
+        actions, logprobs = choose(logits, temperature, torch.tensor(uniforms, device=logits.device))
         probabilities = torch.softmax(logits / (temperature or 1.0), -1).tolist()
-        made = {}
-        for row, handle in enumerate(order):
-            self.stream[handle] += self.pending[handle]
-            self.pending[handle] = []
-            position = len(self.stream[handle]) - 1
-            made[handle] = Decision(position, int(actions[row]), float(logprobs[row]), probabilities[row])
-        return [made[h] for h in handles]
+        decisions = []
+        for slot, action, logprob, row in zip(slots, actions.tolist(), logprobs.tolist(), probabilities, strict=True):
+            self.stream[slot] = self.stream[slot] + self.pending[slot]
+            self.pending[slot] = []
+            decisions.append(Decision(len(self.stream[slot]) - 1, action, logprob, row))
+        return decisions
 
-    def observe(self, handle: int, strategy: str, text: str) -> None:
+    def observe(self, slot: int, strategy: str, text: str) -> None:
         # A step's text is not remembered like the fixed chunks: it hardly ever comes twice.
         body = self.planner.tokenizer.encode(text, add_special_tokens=False)
         named = self.planner.chunk(template.strategy_chunk(strategy))
-        self.pending[handle] = named + body + self.planner.chunk(template.MARKER)
+        self.pending[slot] = named + body + self.planner.chunk(template.MARKER)
 
-    def ids(self, handle: int) -> list[int]:
-        return self.stream[handle]
+    def ids(self, slot: int) -> list[int]:
+        return self.stream[slot]
 
 
 def check_labels(config: Any, strategies: StrategySet, source: str) -> None:

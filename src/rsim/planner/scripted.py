@@ -21,28 +21,32 @@ class ScriptedPlanner:
     strategies: StrategySet
     rule: Rule
 
-    def begin(self, questions: list[str]) -> ScriptedSession:
-        return ScriptedSession(self, questions)
+    def begin(self, slots: int) -> ScriptedSession:
+        return ScriptedSession(self, slots)
 
 
 class ScriptedSession:
-    def __init__(self, planner: ScriptedPlanner, questions: list[str]) -> None:
+    def __init__(self, planner: ScriptedPlanner, slots: int) -> None:
         self.planner = planner
-        self.questions = questions
-        self.steps: list[list[tuple[str, str]]] = [[] for _ in questions]
+        self.questions = [""] * slots
+        self.steps: list[list[tuple[str, str]]] = [[] for _ in range(slots)]
 
-    def decide(self, handles: list[int], uniforms: list[float], temperature: float) -> list[Decision]:
+    def start(self, slots: list[int], questions: list[str]) -> None:
+        for slot, question in zip(slots, questions, strict=True):
+            self.questions[slot], self.steps[slot] = question, []
+
+    def decide(self, slots: list[int], uniforms: list[float], temperature: float) -> list[Decision]:
         decisions = []
-        for handle, uniform in zip(handles, uniforms, strict=True):
-            probabilities = self.planner.rule(self.questions[handle], self.steps[handle], uniform)
+        for slot, uniform in zip(slots, uniforms, strict=True):
+            probabilities = self.planner.rule(self.questions[slot], self.steps[slot], uniform)
             action = _draw(probabilities, uniform)
             decisions.append(Decision(-1, action, math.log(probabilities[action]), probabilities))
         return decisions
 
-    def observe(self, handle: int, strategy: str, text: str) -> None:
-        self.steps[handle].append((strategy, text))
+    def observe(self, slot: int, strategy: str, text: str) -> None:
+        self.steps[slot].append((strategy, text))
 
-    def ids(self, handle: int) -> list[int]:
+    def ids(self, slot: int) -> list[int]:
         return []
 
 

@@ -1,82 +1,144 @@
-"""A preallocated KV cache whose rows have different lengths."""
+"""A preallocated KV cache with a slot for each sequence, and the packed forward pass that reads and writes it."""
 
 from __future__ import annotations
 
 import torch
-from transformers import Cache, PreTrainedConfig
+from transformers import PreTrainedConfig
+
+from rsim.packed import additive_mask, grouped_attention, heads_of
 
 
-class RaggedCache(Cache):  # type: ignore[misc]
-    """Keys and values of ``rows`` sequences, written in place; row ``i`` holds ``lengths[i]`` tokens.
+class SlotCache:
+    """Keys and values of ``slots`` sequences, written in place; slot ``i`` holds ``lengths[i]`` tokens.
 
-    ``capacity`` is the longest row that fits; it doubles when a row outgrows it.
-
-    A forward pass works on the first ``n`` rows (the caller keeps its active rows there, see `swap`) and appends a
-    right-padded chunk to each: nothing is copied, the attention reads a view. What padding writes lies beyond a row's
-    length, is never visible, and is overwritten by the row's next chunk.
+    ``capacity`` is the longest sequence that fits; it doubles when one outgrows it. Each layer's tensors are
+    ``[slots, kv_heads, capacity, d]``. What lies beyond a slot's length is never visible.
     """
 
-    def __init__(self, config: PreTrainedConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(layers=[])
-        text = config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        shape = (text.num_hidden_layers, rows, heads, capacity, size)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.capacity = capacity
-        self._positions = torch.empty(0, dtype=torch.long, device=device)
-        self._upto = 0
+    def __init__(self, config: PreTrainedConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        heads, kv_heads, size = heads_of(config)
+        self.group = heads // kv_heads
+        self.layers: int = config.get_text_config().num_hidden_layers
+        shape = (slots, kv_heads, capacity, size)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.layers)]
+        self.lengths = [0] * slots
+        self.capacity, self.dtype, self.device = capacity, dtype, device
 
-    def begin(self, rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prepares one forward pass over a chunk of ``width`` for the first ``rows`` rows.
-
-        Returns:
-            ``position_ids`` ``[rows, width]`` and the boolean mask ``[rows, 1, width, upto]``: query ``i`` of a row
-            sees key ``j`` iff ``j <= length + i``.
-        """
-        device = self.lengths.device
-        self._positions = self.lengths[:rows, None] + torch.arange(width, device=device)
-        self._upto = int(self._positions.max()) + 1
-        if self._upto > self.capacity:
-            self._grow(max(self._upto, 2 * self.capacity))
-        mask = torch.arange(self._upto, device=device) <= self._positions[:, :, None]
-        return self._positions, mask[:, None]
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = key_states.shape[0]
-        keys, values = self.keys[layer_idx, :rows], self.values[layer_idx, :rows]
-        row = torch.arange(rows, device=keys.device)[:, None]
-        keys[row, :, self._positions] = key_states.transpose(1, 2)
-        values[row, :, self._positions] = value_states.transpose(1, 2)
-        return keys[:, :, : self._upto], values[:, :, : self._upto]
-
-    def advance(self, lengths: torch.Tensor) -> None:
-        """Counts the true tokens ``[rows]`` of the chunk that was just appended."""
-        self.lengths[: len(lengths)] += lengths
-
-    def swap(self, a: int, b: int) -> None:
-        pair, swapped = [a, b], [b, a]
-        upto = int(self.lengths[pair].max())
-        self.keys[:, pair, :, :upto] = self.keys[:, swapped, :, :upto]
-        self.values[:, pair, :, :upto] = self.values[:, swapped, :, :upto]
-        self.lengths[pair] = self.lengths[swapped]
-
-    def copy(self, source: int, targets: list[int]) -> None:
-        """Makes the rows ``targets`` hold what row ``source`` holds."""
-        length = int(self.lengths[source])
-        self.keys[:, targets, :, :length] = self.keys[:, source : source + 1, :, :length]
-        self.values[:, targets, :, :length] = self.values[:, source : source + 1, :, :length]
-        self.lengths[targets] = length
-
-    def _grow(self, capacity: int) -> None:
+    def make_room(self, length: int) -> None:
+        """Makes sure that sequences of ``length`` tokens fit."""
+        if length <= self.capacity:
+            return
+        capacity = max(length, 2 * self.capacity)
         extra = (0, 0, 0, capacity - self.capacity)  # pads the token dimension at its end
-        self.keys = torch.nn.functional.pad(self.keys, extra)
-        self.values = torch.nn.functional.pad(self.values, extra)
+        for tensors in (self.keys, self.values):
+            for layer in range(self.layers):  # one after the other, so that only one layer is held twice
+                tensors[layer] = torch.nn.functional.pad(tensors[layer], extra)
         self.capacity = capacity
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return int(self.lengths.max())
+    def copy(self, source: int, targets: list[int], length: int) -> None:
+        """Makes the slots ``targets`` begin with the first ``length`` tokens of slot ``source``."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors:
+                tensor[targets, :, :length] = tensor[source : source + 1, :, :length]
+        for target in targets:
+            self.lengths[target] = length
+
+
+class CachedLayout:
+    """New tokens of some slots, packed: those of the slots with one new token first, in slot order, then the longer chunks.
+
+    All single tokens attend in one batch, over a view of the cache: nothing is copied. Longer chunks of like length
+    attend together, over a copy of their slots.
+    """
+
+    def __init__(self, cache: SlotCache, slots: list[int], counts: list[int]) -> None:
+        cache.make_room(max(cache.lengths[s] + n for s, n in zip(slots, counts, strict=True)))
+        self.cache = cache
+        owners: list[int] = []
+        positions: list[int] = []
+        for slot, count in zip(slots, counts, strict=True):
+            owners += [slot] * count
+            positions += range(cache.lengths[slot], cache.lengths[slot] + count)
+        self.owners = torch.tensor(owners, device=cache.device)
+        self.positions = torch.tensor(positions, device=cache.device)
+        self.last = torch.tensor(counts, device=cache.device).cumsum(0) - 1  # [rows], each row's last token
+        self.singles = counts.count(1)
+        self._decoding(slots[: self.singles])
+        self.buckets = [self._bucket(rows, slots, counts) for rows in _alike(counts, self.singles)]
+        self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
+
+    def _decoding(self, slots: list[int]) -> None:
+        self.span = slots[-1] + 1 if slots else 0  # slots 0 .. span-1 are in the view; those that rest are not looked at
+        self.gaps = len(slots) != self.span
+        self.upto = max((self.cache.lengths[s] for s in slots), default=0) + 1
+        self.lengths = torch.tensor(self.cache.lengths[: self.span], device=self.cache.device)
+
+    def _bucket(self, rows: list[int], slots: list[int], counts: list[int]) -> _Bucket:
+        device, ends = self.cache.device, self.last.tolist()
+        width = max(counts[r] for r in rows)
+        index = [[ends[r] - counts[r] + 1 + min(i, counts[r] - 1) for i in range(width)] for r in rows]
+        begin = torch.tensor([self.cache.lengths[slots[r]] for r in rows], device=device)
+        return _Bucket(
+            slots=torch.tensor([slots[r] for r in rows], device=device),
+            index=torch.tensor(index, device=device),
+            positions=begin[:, None] + torch.arange(width, device=device),
+            real=torch.tensor([[i < counts[r] for i in range(width)] for r in rows], device=device),
+            upto=max(self.cache.lengths[slots[r]] + counts[r] for r in rows),
+        )
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.owners, :, self.positions] = key.transpose(0, 1)
+        values[self.owners, :, self.positions] = value.transpose(0, 1)
+        query = query.transpose(0, 1)  # [N, heads, d]
+        if not self.buckets and not self.gaps:
+            return self._attend_singles(keys, values, query, scaling, window)
+        out = torch.empty_like(query)
+        if self.singles:
+            at = self.owners[: self.singles]
+            rows = query.new_zeros((self.span, *query.shape[1:])).index_copy_(0, at, query[: self.singles])
+            out[: self.singles] = self._attend_singles(keys, values, rows, scaling, window)[at]
+        for number, bucket in enumerate(self.buckets):
+            chosen_keys, chosen_values = (t[bucket.slots, :, : bucket.upto] for t in (keys, values))
+            rows = query[bucket.index].transpose(1, 2)
+            attended = grouped_attention(rows, chosen_keys, chosen_values, self._mask(number, window), scaling)
+            out[bucket.index[bucket.real]] = attended[bucket.real]
+        return out
+
+    def _attend_singles(
+        self, keys: torch.Tensor, values: torch.Tensor, query: torch.Tensor, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
+        """``query [span, heads, d]`` to the same shape."""
+        rows = query[:, :, None]
+        seen = keys[: self.span, :, : self.upto], values[: self.span, :, : self.upto]
+        return grouped_attention(rows, *seen, self._mask(-1, window), scaling)[:, 0]
+
+    def _mask(self, bucket: int, window: int | None) -> torch.Tensor:
+        """The mask of a bucket, or of the single tokens (-1); made once per forward pass."""
+        if (bucket, window) not in self._masks:
+            positions = self.lengths[:, None] if bucket < 0 else self.buckets[bucket].positions
+            upto = self.upto if bucket < 0 else self.buckets[bucket].upto
+            distance = positions[:, :, None] - torch.arange(upto, device=self.cache.device)
+            visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            self._masks[bucket, window] = additive_mask(visible, self.cache.group, self.cache.dtype)
+        return self._masks[bucket, window]
+
+
+class _Bucket:
+    """Chunks of like length: ``index``, ``positions`` and ``real`` are ``[rows, width]``, right-padded."""
+
+    def __init__(
+        self, *, slots: torch.Tensor, index: torch.Tensor, positions: torch.Tensor, real: torch.Tensor, upto: int
+    ) -> None:
+        self.slots, self.index, self.positions, self.real, self.upto = slots, index, positions, real, upto
+
+
+def _alike(counts: list[int], first: int) -> list[list[int]]:
+    """Rows from ``first`` on whose counts share a power of two."""
+    by_size: dict[int, list[int]] = {}
+    for row in range(first, len(counts)):
+        by_size.setdefault((counts[row] - 1).bit_length(), []).append(row)
+    return list(by_size.values())

@@ -1,92 +1,75 @@
-"""Appending ragged chunks to many sequences at once: the part shared by the reasoner's and the planner's KV cache."""
+"""Sequences that grow chunk by chunk, several at once: what the reasoner's and the planner's reading have in common."""
 
 from __future__ import annotations
 
 import torch
 from transformers import PreTrainedModel
 
-from rsim.rollout.cache import RaggedCache
+from rsim import packed
+from rsim.rollout.cache import CachedLayout, SlotCache
 
-_LIKE_LENGTH = 1.25  # longest to shortest of sequences that are padded to one length
+_PREFILL_TOKENS = 4096  # of the beginnings that are read in one forward pass
 
 
 class Decoder:
-    """A model (without its head) and the cached sequences it has read.
+    """A model (without its head) and the cached sequences it has read, each in a slot.
 
-    Sequences are known by their handle (0..rows-1); their place in the cache moves so that the ones being worked on are
-    always its first rows. The cache belongs to one rollout and to one version of the weights: make a new `Decoder` after
-    every update.
+    The cache belongs to one rollout and to one version of the weights: make a new `Decoder` after every update.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, capacity: int) -> None:
-        self.base = model.base_model
+    def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
+        packed.prepare(model)
+        self.model = model
         weight = model.get_input_embeddings().weight
-        self.cache = RaggedCache(model.config, rows, capacity, weight.dtype, weight.device)
-        self.handles = list(range(rows))  # handle at each place
-        self.places = list(range(rows))  # place of each handle
+        self.cache = SlotCache(model.config, slots, capacity, weight.dtype, weight.device)
+        self.beginnings: dict[int, tuple[int, ...]] = {}  # of the sequences in their slots
 
-    @torch.no_grad()
-    def append(self, chunks: dict[int, list[int]]) -> tuple[list[int], torch.Tensor]:
-        """Feeds each handle's chunk (one token or more).
+    def start(self, slots: list[int], sequences: list[list[int]]) -> list[list[int]]:
+        """Puts new sequences into ``slots``: all but their last token is read; that one is returned, to be appended next.
 
-        Returns:
-            the handles in row order and their last token's hidden states ``[n, hidden]``.
+        Sequences that begin alike (the episodes of one question) are read once and copied, also from a slot where such a
+        sequence has gone on already.
         """
-        self._bring_forward(set(chunks))
-        order = self.handles[: len(chunks)]
-        counts = [len(chunks[h]) for h in order]
-        width = max(counts)
-        device = self.cache.lengths.device
-        ids = torch.tensor([chunks[h] + [0] * (width - n) for h, n in zip(order, counts, strict=True)], device=device)
-        return order, self._forward(ids, torch.tensor(counts, device=device))
-
-    def start(self, sequences: list[list[int]]) -> list[list[int]]:
-        """Reads the beginning of every sequence, a handle each: all but its last token, which is returned to be fed next.
-
-        Sequences that begin alike (the episodes of one question) are read once and copied; those of like length are read
-        together, so that little padding is computed.
-        """
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for handle, ids in enumerate(sequences):
-            alike.setdefault(tuple(ids[:-1]), []).append(handle)
-        readers = sorted(((list(ids), handles[0]) for ids, handles in alike.items() if ids), key=lambda r: len(r[0]))
+        for slot in slots:
+            self.release(slot)
+        holder = {beginning: slot for slot, beginning in self.beginnings.items()}
+        copies: dict[int, list[int]] = {}
+        readers: list[int] = []
+        for slot, ids in zip(slots, sequences, strict=True):
+            beginning = self.beginnings[slot] = tuple(ids[:-1])
+            if beginning in holder:
+                copies.setdefault(holder[beginning], []).append(slot)
+            elif beginning:
+                holder[beginning] = slot
+                readers.append(slot)
         while readers:
-            shortest = len(readers[0][0])
-            together = [r for r in readers if len(r[0]) <= _LIKE_LENGTH * shortest]
-            readers = readers[len(together) :]
-            self.append({handle: ids for ids, handle in together})
-        for beginning, (reader, *others) in alike.items():
-            if beginning and others:
-                self.cache.copy(self.places[reader], [self.places[h] for h in others])
+            now: list[int] = []
+            while readers and (not now or sum(len(self.beginnings[s]) for s in [*now, readers[0]]) <= _PREFILL_TOKENS):
+                now.append(readers.pop(0))
+            self.append(now, [list(self.beginnings[s]) for s in now])
+        for source, targets in copies.items():
+            self.cache.copy(source, targets, len(self.beginnings[source]))
         return [ids[-1:] for ids in sequences]
 
     @torch.no_grad()
-    def append_one(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Feeds one token ``[n]`` to each of the first ``n`` places; returns hidden states ``[n, hidden]``."""
-        return self._forward(tokens[:, None], torch.ones_like(tokens))
+    def append(self, slots: list[int], chunks: list[list[int]]) -> torch.Tensor:
+        """Feeds each slot its chunk (one token or more); returns their last tokens' hidden states ``[n, hidden]``."""
+        order = sorted(range(len(slots)), key=lambda i: (len(chunks[i]) > 1, slots[i]))
+        counts = [len(chunks[i]) for i in order]
+        layout = CachedLayout(self.cache, [slots[i] for i in order], counts)
+        ids = torch.tensor([token for i in order for token in chunks[i]], device=self.cache.device)
+        hidden = packed.forward(self.model, ids, layout.positions, layout)
+        for slot, chunk in zip(slots, chunks, strict=True):
+            self.cache.lengths[slot] += len(chunk)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return hidden[layout.last[back]]
 
-    def drop_to_back(self, place: int, active: int) -> None:
-        """Moves the sequence at ``place`` out of the first ``active`` places (the last of them takes its place)."""
-        self._swap(place, active - 1)
+    def release(self, slot: int) -> None:
+        self.beginnings.pop(slot, None)
+        self.cache.lengths[slot] = 0
 
-    def _forward(self, ids: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        positions, mask = self.cache.begin(*ids.shape)
-        output = self.base(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
-        )
-        self.cache.advance(counts)
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden[torch.arange(len(ids), device=ids.device), counts - 1]
-
-    def _bring_forward(self, wanted: set[int]) -> None:
-        front = len(wanted)
-        free = [p for p in range(front) if self.handles[p] not in wanted]
-        for handle in wanted:
-            if self.places[handle] >= front:
-                self._swap(free.pop(), self.places[handle])
-
-    def _swap(self, a: int, b: int) -> None:
-        if a != b:
-            self.cache.swap(a, b)
-            self.handles[a], self.handles[b] = self.handles[b], self.handles[a]
-            self.places[self.handles[a]], self.places[self.handles[b]] = a, b
+    def move(self, source: int, target: int) -> None:
+        """Moves a sequence to a free slot."""
+        self.cache.copy(source, [target], self.cache.lengths[source])
+        self.beginnings[target] = self.beginnings[source]
+        self.release(source)

@@ -81,10 +81,10 @@ class Episode:
         self.reasoner_mask += [0] * len(ids)
         self.logprobs += [0.0] * len(ids)
 
-    def sample(self, token: int, logprob: float) -> None:
-        self.token_ids.append(token)
-        self.reasoner_mask.append(1)
-        self.logprobs.append(logprob)
+    def sample(self, tokens: list[int], logprobs: list[float]) -> None:
+        self.token_ids += tokens
+        self.reasoner_mask += [1] * len(tokens)
+        self.logprobs += logprobs
 
     def to_json(self, names: tuple[str, ...]) -> dict[str, Any]:
         """A record for people and reports: text, strategies and probabilities, without the token arrays."""

@@ -1,11 +1,12 @@
 """The game (SPEC 1): planner and reasoner take turns until an answer is given or a limit is met.
 
-All live trajectories move in lockstep by step: one batched planner decision, one prefill of the injected prompts, then
-one token at a time until every row has ended its step. Rows that end early leave the batch without a copy of the rest.
+Trajectories do not wait for each other: each goes on as soon as the planner has chosen for it, and a finished one is replaced
+by the next in the queue. Decisions are taken for several at once, when enough of them wait.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,14 +16,15 @@ from rsim.config import RolloutConfig
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.planner.planner import AnyPlanner
-from rsim.rollout.decoder import Decoder
+from rsim.rollout.engine import Engine, SampledStep
 from rsim.rollout.episode import Episode, Step
+from rsim.rollout.native import NativeEngine
 from rsim.rollout.reasoner import Reasoner
-from rsim.rollout.sampling import StepEnds, choose, episode_uniforms
+from rsim.rollout.sampling import StepEnds, episode_uniforms
 
 OnStep = Callable[[int, Episode], None]
 
-_END_OF_TURN, _DELIMITER, _CAP = "end_of_turn", "delimiter", "cap"
+_WAITING = 1 / 8  # share of the slots that rests before the planner is asked: its forward pass is worth several decisions
 
 
 @dataclass
@@ -36,10 +38,6 @@ class Game:
     def __post_init__(self) -> None:
         vocabulary = self.reasoner.model.get_output_embeddings().weight.shape[0]
         self.step_ends = StepEnds(self.reasoner.tokenizer, self.rules.delimiter, vocabulary)
-        self.device = self.reasoner.model.device
-        self.step_ends.touching = self.step_ends.touching.to(self.device)
-        self.is_end = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
-        self.is_end[list(self.reasoner.end_ids)] = True
         self.prompts: list[list[list[int]]] = []
         if self.planner is not None:
             self.prompts = [[self.reasoner.injected_ids(p) for p in s.prompts] for s in self.planner.strategies.strategies]
@@ -63,9 +61,8 @@ class Game:
         """Plays every problem ``group_size`` times.
 
         Args:
-            problems: one group each, in this order in the result.
-            seed: of all sampling.
-            keys: a name per problem that its random stream depends on (default: its place in ``problems``).
+            seed: with ``keys``, all that sampling depends on.
+            keys: one name per problem that its random stream depends on (default: its place in ``problems``).
             greedy: argmax for both agents instead of sampling.
             on_step: called with ``(index, episode)`` after each step of each episode.
 
@@ -80,9 +77,12 @@ class Game:
             for member in range(group_size):
                 episodes.append(Episode(problem, group, list(prompt), len(prompt), [0] * len(prompt), [0.0] * len(prompt)))
                 names.append(f"{key}:{member}")
-        for first in range(0, len(episodes), self.rules.batch):
-            rows = slice(first, first + self.rules.batch)
-            _Table(self, episodes[rows], names[rows], seed, greedy, on_step, first).play()
+        slots = min(self.rules.batch, len(episodes))
+        engine = NativeEngine(
+            self.reasoner, self.step_ends if self.planner is not None else None, slots, seed=seed,
+            temperature=0.0 if greedy else self.rules.temperature, max_tokens=self.rules.max_tokens,
+        )  # fmt: skip
+        _Play(self, engine, slots, episodes, names, seed, greedy, on_step).run()
         return episodes
 
     def _check_context(self, prompt: int) -> None:
@@ -95,49 +95,82 @@ class Game:
             )
 
 
-class _Table:
-    """One batch of trajectories being played."""
+class _Play:
+    """The episodes of one `Game.play`, in the queue or in a slot, and the rules of opening and closing a step."""
 
     def __init__(
-        self, game: Game, episodes: list[Episode], keys: list[str], seed: int, greedy: bool, on_step: OnStep | None, first: int
-    ) -> None:
-        self.game, self.rules, self.episodes, self.on_step, self.first = game, game.rules, episodes, on_step, first
-        self.temperature = 0.0 if greedy else self.rules.temperature
+        self, game: Game, engine: Engine, slots: int, episodes: list[Episode], keys: list[str], seed: int, greedy: bool,
+        on_step: OnStep | None,
+    ) -> None:  # fmt: skip
+        self.game, self.rules, self.engine, self.on_step = game, game.rules, engine, on_step
+        self.episodes, self.keys, self.seed = episodes, keys, seed
         self.planner_temperature = 0.0 if greedy else self.rules.planner_temperature
-        limit, decisions = self.rules.max_tokens, self.rules.max_steps + 1
-        draws = [episode_uniforms(seed, key, limit + 2 * decisions) for key in keys]
-        self.token_uniforms = torch.stack([torch.from_numpy(d[:limit]) for d in draws]).to(game.device)
-        self.planner_uniforms = [d[limit : limit + decisions].tolist() for d in draws]
-        self.prompt_uniforms = [d[limit + decisions :].tolist() for d in draws]
-        longest = max(e.prompt_length for e in episodes)
-        self.decoder = Decoder(game.reasoner.model, len(episodes), capacity=longest + 128)
-        self.pending = self.decoder.start([e.token_ids for e in episodes])  # ids that the reasoner has not read yet
+        self.queue = deque(range(len(episodes)))
+        self.free = list(range(slots))
+        self.resting: list[int] = []  # slots whose sequence waits for its next step
+        self.index: dict[int, int] = {}  # the episode in each taken slot
+        self.draws: dict[int, tuple[list[float], list[float]]] = {}  # uniform numbers for decisions and paraphrases
+        self.enough = max(1, int(slots * _WAITING))
         if game.planner is not None:
-            self.planning = game.planner.begin([e.problem.question for e in episodes])
+            self.planning = game.planner.begin(slots)
 
-    def play(self) -> None:
-        live = list(range(len(self.episodes)))
-        while live:
-            strategies = self._choose(live) if self.game.planner is not None else {}
-            caps = {h: self._open_step(h, strategies.get(h)) for h in live}
-            ends = self._sample_steps(caps)
-            live = [h for h in live if not self._close_step(h, ends[h])]
+    def run(self) -> None:
+        while self.queue or self.resting or self.engine.running:
+            if len(self.resting) + min(len(self.free), len(self.queue)) >= self.enough or not self.engine.running:
+                self._admit()
+                self._open(self.resting)
+                self.resting = []
+            for step in self.engine.advance():
+                if self._close(step):
+                    self.engine.release(step.slot)
+                    self.free.append(step.slot)
+                else:
+                    self.resting.append(step.slot)
+        self.engine.close()
+
+    def _admit(self) -> None:
+        slots = [self.free.pop() for _ in range(min(len(self.free), len(self.queue)))]
+        for slot in slots:
+            self.index[slot] = self.queue.popleft()
+        if not slots:
+            return
+        entering = [self.episodes[self.index[s]] for s in slots]
+        keys = [self.keys[self.index[s]] for s in slots]
+        self.engine.start(slots, [e.token_ids for e in entering], keys)
+        if self.game.planner is not None:
+            limit, decisions = self.rules.max_tokens, self.rules.max_steps + 1
+            for slot, key in zip(slots, keys, strict=True):
+                uniforms = episode_uniforms(self.seed, key, limit + 2 * decisions)[limit:].tolist()
+                self.draws[slot] = uniforms[:decisions], uniforms[decisions:]
+            self.planning.start(slots, [e.problem.question for e in entering])
+        self.resting += slots
 
     # --- before a step: the planner's decision and the injection ---
 
-    def _choose(self, live: list[int]) -> dict[int, int]:
-        """The strategy of every live row; the forced ones are no decisions."""
+    def _open(self, slots: list[int]) -> None:
+        if self.game.planner is None:
+            for slot in slots:
+                episode = self.episodes[self.index[slot]]
+                start = len(episode.token_ids)
+                episode.steps.append(Step(-1, start, start, start))
+                self.engine.submit(slot, [], self._left(episode))
+            return
+        for slot, strategy in self._choose(slots).items():
+            self._inject(slot, strategy)
+
+    def _choose(self, slots: list[int]) -> dict[int, int]:
+        """The strategy of every slot; the forced ones are no decisions."""
         assert self.game.planner is not None
-        termination = self.game.planner.strategies.termination
-        free = [h for h in live if not self._must_end(self.episodes[h])]
-        chosen = dict.fromkeys(live, termination)
+        episodes = {s: self.episodes[self.index[s]] for s in slots}
+        free = [s for s in slots if not self._must_end(episodes[s])]
+        chosen = dict.fromkeys(slots, self.game.planner.strategies.termination)
         if free:
-            uniforms = [self.planner_uniforms[h][len(self.episodes[h].steps)] for h in free]
-            for handle, decision in zip(free, self.planning.decide(free, uniforms, self.planner_temperature), strict=True):
-                self.episodes[handle].decisions.append(decision)
-                chosen[handle] = decision.action
-        for handle in set(live) - set(free):
-            self.episodes[handle].forced = True
+            uniforms = [self.draws[s][0][len(episodes[s].steps)] for s in free]
+            for slot, decision in zip(free, self.planning.decide(free, uniforms, self.planner_temperature), strict=True):
+                episodes[slot].decisions.append(decision)
+                chosen[slot] = decision.action
+        for slot in set(slots) - set(free):
+            episodes[slot].forced = True
         return chosen
 
     def _must_end(self, episode: Episode) -> bool:
@@ -154,95 +187,46 @@ class _Table:
     def _left(self, episode: Episode) -> int:
         return self.rules.max_tokens - (len(episode.token_ids) - episode.prompt_length)
 
-    def _open_step(self, handle: int, strategy: int | None) -> int:
-        """Injects the prompt of ``strategy`` and returns the number of tokens that the step may sample."""
-        episode = self.episodes[handle]
-        start = len(episode.token_ids)
-        if strategy is None:
-            episode.steps.append(Step(-1, start, start, start))
-            return self._left(episode)
+    def _inject(self, slot: int, strategy: int) -> None:
+        """Appends the prompt of ``strategy`` and lets the reasoner go on."""
+        episode, rules = self.episodes[self.index[slot]], self.rules
         paraphrases = self.game.prompts[strategy]
-        draw = self.prompt_uniforms[handle][len(episode.steps)] if self.rules.paraphrase == "random" else 0.0
+        draw = self.draws[slot][1][len(episode.steps)] if rules.paraphrase == "random" else 0.0
         prompt = paraphrases[int(draw * len(paraphrases))]
-        room = self._room(episode)
+        cap = min(rules.step_tokens, self._room(episode))
+        closing = self._closing_delimiter(episode)
+        start = len(episode.token_ids)
         episode.inject(prompt)
-        self.pending[handle] += prompt
         episode.steps.append(Step(strategy, start, start + len(prompt), start + len(prompt), forced=episode.forced))
         if strategy == self.game.planner.strategies.termination:  # type: ignore[union-attr]
-            return min(self._left(episode), max(self.rules.answer_tokens, self.rules.step_tokens))
-        return min(self.rules.step_tokens, room)
+            cap = min(self._left(episode), max(rules.answer_tokens, rules.step_tokens))
+        self.engine.submit(slot, closing + prompt, cap)
 
-    # --- the step itself ---
-
-    def _sample_steps(self, caps: dict[int, int]) -> dict[int, str]:
-        """Samples every row's step; returns why each ended."""
-        game, decoder = self.game, self.decoder
-        device, active, width = game.device, len(caps), max(caps.values())
-        rows = len(self.episodes)
-        tokens = torch.zeros(rows, width, dtype=torch.long, device=device)
-        logprobs = torch.zeros(rows, width, device=device)
-        cap = torch.zeros(rows, dtype=torch.long, device=device)
-        offset = torch.zeros(rows, dtype=torch.long, device=device)
-        for handle, limit in caps.items():
-            cap[handle] = limit
-            offset[handle] = len(self.episodes[handle].token_ids) - self.episodes[handle].prompt_length
-        delimited = game.planner is not None
-        ends: dict[int, str] = {}
-        order, hidden = decoder.append({h: self.pending[h] for h in caps})
-        for count in range(width):
-            handles = torch.tensor(order, device=device)
-            draws = self.token_uniforms[handles, offset[handles] + count]
-            picked, logprob = choose(game.reasoner.logits(hidden), self.temperature, draws)
-            tokens[handles, count], logprobs[handles, count] = picked, logprob
-            suspects = game.is_end[picked] | (count + 1 >= cap[handles])
-            if delimited:
-                suspects |= game.step_ends.touching[picked]
-            # From the back, so that the row moved into a freed place has been looked at already.
-            for place in reversed(suspects.nonzero()[:, 0].tolist()):
-                handle = order[place]
-                if game.is_end[picked[place]]:
-                    ends[handle] = _END_OF_TURN
-                elif delimited and game.step_ends.ended(tokens[handle, : count + 1].tolist()):
-                    ends[handle] = _DELIMITER
-                elif count + 1 >= caps[handle]:
-                    ends[handle] = _CAP
-                else:
-                    continue
-                self._record(handle, tokens[handle, : count + 1], logprobs[handle, : count + 1])
-                decoder.drop_to_back(place, active)
-                active -= 1
-            if active == 0:
-                break
-            order = decoder.handles[:active]
-            hidden = decoder.append_one(tokens[torch.tensor(order, device=device), count])
-        return ends
-
-    def _record(self, handle: int, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
-        episode, ids = self.episodes[handle], tokens.tolist()
-        for token, logprob in zip(ids, logprobs.tolist(), strict=True):
-            episode.sample(token, logprob)
-        episode.steps[-1].end = len(episode.token_ids)
-        episode.steps[-1].text = self.game.reasoner.tokenizer.decode(ids, skip_special_tokens=True)
-        self.pending[handle] = ids[-1:]  # sampled last, not read yet
+    def _closing_delimiter(self, episode: Episode) -> list[int]:
+        """What was injected behind the last step's sampled tokens: a delimiter, if a cap had cut it."""
+        return episode.token_ids[episode.steps[-1].end :] if episode.steps else []
 
     # --- after a step ---
 
-    def _close_step(self, handle: int, end: str) -> bool:
-        """Sets the flags; True when the episode is over."""
-        episode, planner = self.episodes[handle], self.game.planner
+    def _close(self, sampled: SampledStep) -> bool:
+        """Records the step and sets the flags; True when the episode is over."""
+        index = self.index[sampled.slot]
+        episode, planner = self.episodes[index], self.game.planner
         step = episode.steps[-1]
+        episode.sample(sampled.tokens, sampled.logprobs)
+        step.end = len(episode.token_ids)
+        step.text = self.game.reasoner.tokenizer.decode(sampled.tokens, skip_special_tokens=True)
         final = planner is None or step.strategy == planner.strategies.termination
         if final:
-            episode.truncated = end == _CAP
+            episode.truncated = sampled.end == "cap"
             episode.terminated = planner is not None and not episode.forced and not episode.truncated
-        elif end == _END_OF_TURN:
+        elif sampled.end == "end_of_turn":
             episode.reasoner_ended = True
-        elif end == _CAP:
+        elif sampled.end == "cap":
             episode.inject(self.game.step_ends.ids)
-            self.pending[handle] += self.game.step_ends.ids
         if planner is not None:
-            self.planning.observe(handle, planner.strategies[step.strategy].name, step.text)
-            episode.planner_ids = self.planning.ids(handle)
+            self.planning.observe(sampled.slot, planner.strategies[step.strategy].name, step.text)
+            episode.planner_ids = self.planning.ids(sampled.slot)
         if self.on_step is not None:
-            self.on_step(self.first + handle, episode)
+            self.on_step(index, episode)
         return final or episode.reasoner_ended

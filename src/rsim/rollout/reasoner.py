@@ -46,6 +46,14 @@ class Reasoner:
             raise UserError("the reasoner's tokenizer has no end-of-turn token", "set eos_token in its config")
         return ends
 
+    @property
+    def head_weight(self) -> torch.Tensor | None:
+        """The output head's matrix ``[V, hidden]``, or None where the head is more than a matrix."""
+        head = self.model.get_output_embeddings()
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        plain = type(head) is torch.nn.Linear and head.bias is None and cap is None
+        return head.weight if plain else None
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Next-token logits ``[..., vocabulary]`` of final hidden states ``[..., hidden]``."""
         logits: torch.Tensor = self.model.get_output_embeddings()(hidden)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import GradientCheckpointingLayer, PreTrainedModel
 
+from rsim import packed
 from rsim.objective.joint import Evaluated
+from rsim.objective.logprobs import token_logprobs
 from rsim.training.batch import ActionBatch
-
-_CHUNK_LOGITS = 1 << 25  # logits that are alive at once in a forward pass
+from rsim.training.packing import Stream, pack
 
 
 class Agent:
@@ -29,8 +29,17 @@ class Agent:
         learning_rate: float,
         weight_decay: float,
         with_values: bool = False,
+        head_weight: torch.Tensor | None = None,
+        checkpointing: bool = False,
     ) -> None:
-        self.name, self.model, self.head = name, model, head
+        """``head_weight`` ``[V, hidden]``: what ``head`` multiplies by, if it does nothing else; log-probs then take little
+        memory, and entropies carry no gradient. ``checkpointing``: activations are made again in the backward pass."""
+        self.name, self.model, self.head, self.head_weight = name, model, head, head_weight
+        packed.prepare(model)
+        self.checkpointed: list[torch.nn.Module] = []
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
         self.temperature, self.learning_rate = temperature, learning_rate
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.value_head: torch.nn.Linear | None = None
@@ -41,26 +50,30 @@ class Agent:
             torch.nn.init.zeros_(self.value_head.weight)
             torch.nn.init.zeros_(self.value_head.bias)
             groups.append({"params": list(self.value_head.parameters()), "weight_decay": 0.0})
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
         self.reference: PreTrainedModel | None = None
 
     def set_reference(self, model: PreTrainedModel) -> None:
         """Keeps a frozen copy of ``model`` for the KL term."""
         self.reference = copy.deepcopy(model).requires_grad_(False)
+        packed.prepare(self.reference)
 
     def evaluate(self, batch: ActionBatch, *, with_reference: bool = False) -> Evaluated:
         """Log-probs (at the sampling temperature), entropies and values of a batch's actions, each ``[B, K]``."""
-        hidden = self._hidden(self.model, batch)
+        stream = pack(batch, self.model.config)
         chosen = batch.mask.bool()
-        logprobs, entropy = self._score(self.head, hidden[chosen], batch.actions[chosen])
+        actions = batch.actions[chosen]
+        hidden = self._hidden(self.model, stream, chosen)
+        logprobs, entropy = self._score(self.head, hidden, actions, self.head_weight)
         values = None
         if self.value_head is not None:
-            values = self.value_head(hidden.detach())[..., 0] * batch.mask  # the policy's trunk is not trained on values
+            values = _fill(batch.mask, self.value_head(hidden.detach())[:, 0])  # the policy's trunk is not trained on values
         reference = None
         if with_reference and self.reference is not None:
             with torch.no_grad():
-                frozen = self._hidden(self.reference, batch)[chosen]
-                reference = _fill(batch.mask, self._score(self._reference_head, frozen, batch.actions[chosen])[0])
+                frozen = self._hidden(self.reference, stream, chosen)
+                weight = None if self.head_weight is None else self.reference.get_output_embeddings().weight
+                reference = _fill(batch.mask, self._score(self._reference_head, frozen, actions, weight)[0])
         return Evaluated(_fill(batch.mask, logprobs), _fill(batch.mask, entropy), values, reference)
 
     def _reference_head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -68,33 +81,25 @@ class Agent:
         logits: torch.Tensor = self.reference.get_output_embeddings()(hidden)
         return logits
 
-    def _hidden(self, model: PreTrainedModel, batch: ActionBatch) -> torch.Tensor:
-        """Final hidden states at the positions of the actions, ``[B, K, hidden]``; right padding needs no mask."""
-        hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-        rows = torch.arange(len(batch), device=batch.ids.device)[:, None]
-        picked: torch.Tensor = hidden[rows, batch.positions]
-        return picked
+    def _hidden(self, model: PreTrainedModel, stream: Stream, chosen: torch.Tensor) -> torch.Tensor:
+        """Final hidden states at the positions of the actions, ``[N, hidden]``."""
+        for layer in self.checkpointed:  # transformers checkpoints layers in training mode; dropout stays off inside them
+            layer.training = torch.is_grad_enabled()
+        hidden = packed.forward(model, stream.ids, stream.positions, stream.layout)
+        return hidden.index_select(0, stream.index[chosen])
 
     def _score(
-        self, head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, actions: torch.Tensor
+        self,
+        head: Callable[[torch.Tensor], torch.Tensor],
+        hidden: torch.Tensor,
+        actions: torch.Tensor,
+        weight: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies ``[N]``; never more than a chunk of logits at once, recomputed in the backward pass."""
-
-        def one(part: torch.Tensor, taken: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logprobs = torch.log_softmax(head(part).float() / self.temperature, -1)
-            return logprobs.gather(-1, taken[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
-
-        if len(hidden) == 0:
-            return hidden.new_zeros(0), hidden.new_zeros(0)
-        vocabulary = self.model.config.get_text_config().vocab_size
-        rows = max(1, _CHUNK_LOGITS // vocabulary)
-        if len(hidden) <= rows:
-            return one(hidden, actions)
-        parts = [
-            checkpoint(one, h, a, use_reentrant=False)
-            for h, a in zip(torch.split(hidden, rows), torch.split(actions, rows), strict=True)
-        ]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        """Log-probs and entropies ``[N]``."""
+        if weight is not None:
+            return token_logprobs(hidden, weight, actions, self.temperature)
+        logprobs = torch.log_softmax(head(hidden).float() / self.temperature, -1)
+        return logprobs.gather(-1, actions[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
     def step(self, learning_rate: float, grad_clip: float) -> float:
         """One optimiser step; returns the gradient norm before clipping."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,9 @@ class ActionBatch:
     """``B`` right-padded sequences with up to ``K`` actions each.
 
     ``ids`` ``[B, T]``; ``positions`` ``[B, K]``, the token whose hidden state predicts the action; ``actions``,
-    ``mask``, ``old_logprobs``, ``advantages`` and ``weights`` ``[B, K]``; ``joint_lengths`` ``[B]``. Injected tokens are
-    read but are never an action, so nothing that is computed here can touch them.
+    ``mask``, ``old_logprobs``, ``advantages`` and ``weights`` ``[B, K]``; ``joint_lengths`` ``[B]``; ``groups`` ``[B]`` and
+    ``prefixes`` ``[B]``, the number of tokens with which all rows of a group begin. Injected tokens are read but are never
+    an action, so nothing that is computed here can touch them.
     """
 
     ids: torch.Tensor
@@ -26,6 +28,8 @@ class ActionBatch:
     advantages: torch.Tensor
     weights: torch.Tensor
     joint_lengths: torch.Tensor
+    groups: torch.Tensor
+    prefixes: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -38,16 +42,29 @@ class ActionBatch:
         cut = {"ids": self.ids[index][:, :long]}
         for name in ("positions", "actions", "mask", "old_logprobs", "advantages", "weights"):
             cut[name] = getattr(self, name)[index][:, :wide]
-        return ActionBatch(**cut, joint_lengths=self.joint_lengths[index])
+        for name in ("joint_lengths", "groups", "prefixes"):
+            cut[name] = getattr(self, name)[index]
+        return ActionBatch(**cut)
 
     def micro_rows(self, max_tokens: int) -> list[torch.Tensor]:
-        """Row numbers of micro-batches: rows of like length, at most ``max_tokens`` padded tokens (one row at least)."""
+        """Row numbers of micro-batches of at most ``max_tokens`` tokens (one row at least).
+
+        A group's rows stay together where they fit, since they share their beginning; groups of like length come together.
+        """
         lengths = ((self.positions * self.mask.long()).max(1).values + 1).tolist()
+        prefixes, members = self.prefixes.tolist(), defaultdict(list)
+        for row, group in enumerate(self.groups.tolist()):
+            members[group].append(row)
         parts: list[list[int]] = [[]]
-        for row in sorted(range(len(self)), key=lambda r: (lengths[r], r)):
-            if parts[-1] and (len(parts[-1]) + 1) * lengths[row] > max_tokens:
-                parts.append([])
-            parts[-1].append(row)
+        tokens = 0
+        for rows in sorted(members.values(), key=lambda rows: max(lengths[r] for r in rows)):
+            for number, row in enumerate(sorted(rows, key=lambda r: lengths[r])):
+                added = lengths[row] - (prefixes[row] if number else 0)
+                if parts[-1] and tokens + added > max_tokens:
+                    parts.append([])
+                    tokens, added = 0, lengths[row]
+                parts[-1].append(row)
+                tokens += added
         return [torch.tensor(part) for part in parts]
 
 
@@ -60,6 +77,7 @@ def reasoner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch
         [[t - 1 for t in row] for row in places],
         [[e.token_ids[t] for t in row] for e, row in zip(episodes, places, strict=True)],
         [[e.logprobs[t] for t in row] for e, row in zip(episodes, places, strict=True)],
+        [e.prompt_length for e in episodes],
         device,
     )
 
@@ -72,6 +90,7 @@ def planner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch:
         [[d.position for d in e.decisions] for e in episodes],
         [[d.action for d in e.decisions] for e in episodes],
         [[d.logprob for d in e.decisions] for e in episodes],
+        [e.decisions[0].position + 1 if e.decisions else 0 for e in episodes],
         device,
     )
 
@@ -82,6 +101,7 @@ def _batch(
     positions: list[list[int]],
     actions: list[list[int]],
     logprobs: list[list[float]],
+    prefixes: list[int],
     device: torch.device,
 ) -> ActionBatch:
     mask = _pad([[1.0] * len(row) for row in actions], torch.float32, device)
@@ -95,6 +115,8 @@ def _batch(
         advantages=torch.zeros_like(mask),
         weights=torch.zeros_like(mask),
         joint_lengths=torch.tensor(joint, device=device).clamp(min=1),
+        groups=torch.tensor([e.group for e in episodes], device=device),
+        prefixes=torch.tensor(prefixes, device=device),
     )
 
 

@@ -82,7 +82,8 @@ def _fine_tune(config: Config, reasoner: Reasoner, episodes: list[Episode]) -> l
     """Cross-entropy on sampled tokens, one optimiser step per ``train.questions * group`` episodes; loss of each step."""
     settings, train = config.cold_start, config.train
     agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=1.0,
-                  learning_rate=settings.learning_rate, weight_decay=0.0)  # fmt: skip
+                  learning_rate=settings.learning_rate, weight_decay=0.0, head_weight=reasoner.head_weight,
+                  checkpointing=train.gradient_checkpointing)  # fmt: skip
     size, losses = train.questions * train.group, []
     for epoch in range(settings.epochs):
         order = list(range(len(episodes)))

@@ -75,11 +75,15 @@ class Trainer:
 
     def _agents(self) -> dict[str, Agent]:
         train, objective, rollout = self.config.train, self.config.objective, self.config.rollout
-        common: dict[str, Any] = {"weight_decay": train.weight_decay, "with_values": objective.loss == "ppo"}
+        common: dict[str, Any] = {
+            "weight_decay": train.weight_decay,
+            "with_values": objective.loss == "ppo",
+            "checkpointing": train.gradient_checkpointing,
+        }
         agents = {
             "reasoner": Agent(
                 "reasoner", self.reasoner.model, self.reasoner.logits, temperature=rollout.temperature,
-                learning_rate=train.reasoner_lr, **common,
+                learning_rate=train.reasoner_lr, head_weight=self.reasoner.head_weight, **common,
             )
         }  # fmt: skip
         if self.planner is not None:

@@ -55,19 +55,24 @@ class Update:
 
     def _optimise(self, agent: Agent, batch: ActionBatch, returns: torch.Tensor, groups: list[int]) -> dict[str, float]:
         train = self.config.train
-        sampler = batch.old_logprobs
-        targets = self._before(agent, batch, returns)
+        sampler = batch.old_logprobs.clone()
+        minibatches = min(train.minibatches, len(set(groups)))
+        # With a single step on the batch the old policy is the current one, and its log-probs come with the gradient.
+        once = train.num_iterations * minibatches == 1 and self.config.objective.loss != "ppo"
+        targets = None if once else self._before(agent, batch, returns)
         sums: dict[str, float] = defaultdict(float)
-        difference = (batch.old_logprobs - sampler) * batch.mask
         actions = float(batch.mask.sum())
         norms = []
         for iteration in range(train.num_iterations):
             for rows in self._minibatches(groups, iteration):
                 part = batch.rows(rows)
                 self._weigh(agent, part)
-                for name, value in self._gradient(agent, part, rows, sampler, targets).items():
+                for name, value in self._gradient(agent, part, rows, sampler, targets, once=once).items():
                     sums[name] += value
+                if once:
+                    batch.old_logprobs = part.old_logprobs
                 norms.append(agent.step(self._learning_rate(agent), train.grad_clip))
+        difference = (batch.old_logprobs - sampler) * batch.mask
         seen = max(sums.pop("actions"), 1.0)
         metrics = {
             "ratio": float((difference.exp() * batch.mask).sum()) / actions,
@@ -84,7 +89,6 @@ class Update:
     def _before(self, agent: Agent, batch: ActionBatch, returns: torch.Tensor) -> torch.Tensor | None:
         """Log-probs under the trainer's numerics before the first step and, for PPO, GAE advantages; value targets."""
         objective = self.config.objective
-        # With a single step on the batch the old policy is the current one, ratio 1 by the trainer's own numbers.
         values = torch.zeros_like(batch.mask)
         trainer = torch.zeros_like(batch.mask)
         with torch.no_grad():
@@ -114,9 +118,10 @@ class Update:
         )
 
     def _gradient(
-        self, agent: Agent, batch: ActionBatch, rows: torch.Tensor, sampler: torch.Tensor, targets: torch.Tensor | None
-    ) -> dict[str, float]:
-        """Accumulates the gradient of one minibatch over its micro-batches."""
+        self, agent: Agent, batch: ActionBatch, rows: torch.Tensor, sampler: torch.Tensor, targets: torch.Tensor | None, *,
+        once: bool,
+    ) -> dict[str, float]:  # fmt: skip
+        """Accumulates the gradient of one minibatch over its micro-batches; ``once``: fills in its old log-probs."""
         objective = self.config.objective
         beta = objective.beta if agent.name == "reasoner" else 0.0
         bonus = objective.planner_entropy if agent.name == "planner" else 0.0
@@ -126,8 +131,11 @@ class Update:
             micro = batch.rows(index)
             wide = micro.mask.shape[1]
             origin = rows[index]
+            now = agent.evaluate(micro, with_reference=beta > 0)
+            if once:
+                micro.old_logprobs = batch.old_logprobs[index, :wide] = now.logprobs.detach()
             value, parts = agent_objective(
-                agent.evaluate(micro, with_reference=beta > 0),
+                now,
                 micro.old_logprobs,
                 micro.advantages,
                 micro.mask,

@@ -1,0 +1,107 @@
+"""The native engine: samples from the very weights that are trained, one packed forward pass per token.
+
+Continuous batching: a forward pass carries one token of every sequence that is sampling and the whole injected chunk of those
+that have just been told to go on. Only each sequence's last token goes through the output head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rsim.rollout.decoder import Decoder
+from rsim.rollout.engine import End, SampledStep
+from rsim.rollout.reasoner import Reasoner
+from rsim.rollout.sampling import StepEnds, choose, episode_uniforms
+
+_FULL = 0.75
+
+
+@dataclass
+class _Sequence:
+    """One slot's sequence: ``pending`` ids were not read yet; ``place`` counts its tokens after the prompt."""
+
+    pending: list[int]
+    uniforms: np.ndarray
+    place: int = 0
+    cap: int = 0
+
+
+class NativeEngine:
+    """Samples without top-p and top-k; ``temperature`` 0 is greedy. ``step_ends`` None: only end of turn and cap end a step."""
+
+    def __init__(
+        self, reasoner: Reasoner, step_ends: StepEnds | None, slots: int, *, seed: int, temperature: float, max_tokens: int
+    ) -> None:
+        self.reasoner, self.step_ends = reasoner, step_ends
+        self.seed, self.temperature, self.max_tokens = seed, temperature, max_tokens
+        self.ends = reasoner.end_ids
+        self.decoder = Decoder(reasoner.model, slots, capacity=256)
+        self.sequences: dict[int, _Sequence] = {}
+        self.places = list(range(slots))  # where in the cache a slot's sequence lies; sequences move to fill gaps
+        self.steps: dict[int, tuple[list[int], list[float]]] = {}  # tokens and log-probs of the steps being sampled
+
+    @property
+    def running(self) -> int:
+        return len(self.steps)
+
+    def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
+        pending = self.decoder.start([self.places[s] for s in slots], prompts)
+        for slot, ids, key in zip(slots, pending, keys, strict=True):
+            self.sequences[slot] = _Sequence(ids, episode_uniforms(self.seed, key, self.max_tokens))
+
+    def submit(self, slot: int, injected: list[int], cap: int) -> None:
+        sequence = self.sequences[slot]
+        sequence.pending = sequence.pending + injected
+        sequence.place += len(injected)
+        sequence.cap = cap
+        self.steps[slot] = ([], [])
+
+    @torch.no_grad()
+    def advance(self) -> list[SampledStep]:
+        """One forward pass and one sampled token of every running sequence."""
+        self._close_gaps()
+        slots = list(self.steps)
+        rows = [self.sequences[s] for s in slots]
+        hidden = self.decoder.append([self.places[s] for s in slots], [r.pending for r in rows])
+        draws = torch.tensor([float(r.uniforms[r.place]) for r in rows], device=hidden.device)
+        picked, logprobs = choose(self.reasoner.logits(hidden), self.temperature, draws)
+        finished = []
+        for slot, row, token, logprob in zip(slots, rows, picked.tolist(), logprobs.tolist(), strict=True):
+            tokens, values = self.steps[slot]
+            tokens.append(token)
+            values.append(logprob)
+            row.pending = [token]
+            row.place += 1
+            end = self._end(tokens, row.cap)
+            if end is not None:
+                finished.append(SampledStep(slot, tokens, values, end))
+                del self.steps[slot]
+        return finished
+
+    def _end(self, tokens: list[int], cap: int) -> End | None:
+        if tokens[-1] in self.ends:
+            return "end_of_turn"
+        if self.step_ends is not None and self.step_ends.ended(tokens):
+            return "delimiter"
+        return "cap" if len(tokens) >= cap else None
+
+    def release(self, slot: int) -> None:
+        del self.sequences[slot]
+        self.decoder.release(self.places[slot])
+
+    def _close_gaps(self) -> None:
+        """Once a quarter of the cache that a forward pass looks at lies idle, moves its last sequences into the gaps."""
+        taken = {self.places[s]: s for s in self.sequences}
+        if len(taken) > _FULL * (max(taken) + 1):
+            return
+        gaps = [p for p in range(len(taken)) if p not in taken]
+        for place, target in zip(sorted(p for p in taken if p >= len(taken)), gaps, strict=True):
+            self.decoder.move(place, target)
+            idle = self.places.index(target)
+            self.places[taken[place]], self.places[idle] = target, place
+
+    def close(self) -> None:
+        self.sequences.clear()

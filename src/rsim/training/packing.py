@@ -1,0 +1,141 @@
+"""A batch of recorded sequences as one packed stream in which the episodes of a question share its tokens.
+
+Every token goes through the model once: no padding, and the beginning that a group's episodes have in common is read once for
+all of them, forward and backward. Attention works on two padded batches, the beginnings and the continuations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rsim.packed import additive_mask, grouped_attention, heads_of
+from rsim.training.batch import ActionBatch
+
+
+@dataclass
+class Stream:
+    """``ids`` and ``positions`` ``[N]``; ``index [B, K]``: where in the stream the hidden state of each action lies."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    index: torch.Tensor
+    layout: SharedLayout
+
+
+def pack(batch: ActionBatch, config: object) -> Stream:
+    """Lays a batch out; ``config`` is the model's, for its numbers of heads."""
+    owner, shared = _shared_beginnings(batch)
+    begins = batch.prefixes[shared]
+    skipped = torch.where(owner >= 0, batch.prefixes, 0)  # tokens of a row that lie in a shared beginning
+    lengths = ((batch.positions + 1) * batch.mask.long()).max(1).values.maximum(skipped)
+    device = batch.ids.device
+    prefix = _Padded.of(begins, 0, device)
+    own = _Padded.of(lengths - skipped, int(begins.sum()), device)
+    columns = skipped[:, None] + torch.arange(own.width, device=device)
+    ids = torch.cat([batch.ids[shared][:, : prefix.width][prefix.real], _take(batch.ids, columns)[own.real]])
+    positions = torch.cat([torch.arange(prefix.width, device=device).expand_as(prefix.real)[prefix.real], columns[own.real]])
+    inside = batch.positions < skipped[:, None]
+    at_prefix = (prefix.first[owner.clamp(min=0)][:, None] if len(shared) else 0) + batch.positions
+    index = torch.where(inside, at_prefix, own.first[:, None] + batch.positions - skipped[:, None])
+    heads, kv_heads, _ = heads_of(config)
+    return Stream(ids, positions, index, SharedLayout(prefix, own, owner, columns, heads // kv_heads))
+
+
+def _shared_beginnings(batch: ActionBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """``owner [B]``, the number of the beginning that a row shares (-1: its own), and a row that has each, ``[n]``.
+
+    Raises:
+        ValueError: rows of a group that are said to begin alike do not.
+    """
+    groups: list[int] = batch.groups.tolist()
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    owner = [-1] * len(groups)
+    shared: list[int] = []
+    prefixes = batch.prefixes.tolist()
+    for rows in members.values():
+        length = prefixes[rows[0]]
+        if len(rows) == 1 or length == 0:
+            continue
+        beginnings = batch.ids[rows, :length]
+        if any(prefixes[r] != length for r in rows) or not bool((beginnings == beginnings[:1]).all()):
+            raise ValueError(f"the episodes of group {groups[rows[0]]} do not begin alike")
+        for row in rows:
+            owner[row] = len(shared)
+        shared.append(rows[0])
+    device = batch.ids.device
+    return torch.tensor(owner, device=device), torch.tensor(shared, dtype=torch.long, device=device)
+
+
+@dataclass
+class _Padded:
+    """Sequences of the stream as a right-padded batch: ``index`` and ``real`` ``[rows, width]``, ``first [rows]``."""
+
+    index: torch.Tensor
+    real: torch.Tensor
+    first: torch.Tensor
+    width: int
+
+    @classmethod
+    def of(cls, lengths: torch.Tensor, begin: int, device: torch.device) -> _Padded:
+        width = int(lengths.max()) if len(lengths) else 0
+        first = begin + lengths.cumsum(0) - lengths
+        steps = torch.arange(width, device=device)
+        real = steps < lengths[:, None]
+        return cls(torch.where(real, first[:, None] + steps, 0), real, first, width)
+
+    def take(self, tokens: torch.Tensor) -> torch.Tensor:
+        """``tokens [heads, N, d]`` as ``[rows, heads, width, d]``."""
+        heads, _, size = tokens.shape
+        return tokens.index_select(1, self.index.flatten()).view(heads, *self.index.shape, size).transpose(0, 1)
+
+
+class SharedLayout:
+    """Beginnings see themselves; a continuation sees its beginning and itself, causally."""
+
+    def __init__(self, prefix: _Padded, own: _Padded, owner: torch.Tensor, columns: torch.Tensor, group: int) -> None:
+        self.prefix, self.own, self.owner, self.columns, self.group = prefix, own, owner, columns, group
+        # Where each token of the stream lies in the two padded batches, laid end to end.
+        self.back = torch.cat([prefix.real.flatten(), own.real.flatten()]).nonzero()[:, 0]
+        self._masks: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
+        among_prefixes, among_own = self._mask(window, query.dtype)
+        queries, keys, values = (self.own.take(t) for t in (query, key, value))
+        parts = []
+        if self.prefix.width:
+            first_queries, first_keys, first_values = (self.prefix.take(t) for t in (query, key, value))
+            parts.append(grouped_attention(first_queries, first_keys, first_values, among_prefixes, scaling).flatten(0, 1))
+            at = self.owner.clamp(min=0)
+            keys = torch.cat([first_keys.index_select(0, at), keys], 2)
+            values = torch.cat([first_values.index_select(0, at), values], 2)
+        parts.append(grouped_attention(queries, keys, values, among_own, scaling).flatten(0, 1))
+        return torch.cat(parts).index_select(0, self.back)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        if window not in self._masks:
+            device = self.owner.device
+            steps = torch.arange(self.prefix.width, device=device)
+            own = torch.arange(self.own.width, device=device)
+            among_prefixes = _near(steps[None, :, None] - steps, window)
+            owned = (
+                self.prefix.real[self.owner.clamp(min=0)] if len(self.prefix.real) else steps.new_zeros((len(self.owner), 0))
+            )
+            of_prefix = (owned.bool() & (self.owner >= 0)[:, None])[:, None] & _near(self.columns[:, :, None] - steps, window)
+            of_own = _near(own[None, :, None] - own, window).expand(len(self.owner), -1, -1)
+            among_own = torch.cat([of_prefix, of_own], 2)
+            self._masks[window] = additive_mask(among_prefixes, self.group, dtype), additive_mask(among_own, self.group, dtype)
+        return self._masks[window]
+
+
+def _near(distance: torch.Tensor, window: int | None) -> torch.Tensor:
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+def _take(ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return ids.gather(1, columns.clamp(max=ids.shape[1] - 1))
