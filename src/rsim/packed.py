@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rsim.errors import UserError
+from rsim.linear import speed_up
 
 _NAME = "rsim_packed"
 
@@ -41,6 +42,7 @@ def prepare(model: PreTrainedModel) -> None:
     """
     if model.config._attn_implementation == _NAME:
         return
+    speed_up(model)
     model.set_attn_implementation(_NAME)
     if model.config._attn_implementation != _NAME:
         raise UserError(
@@ -80,8 +82,12 @@ def grouped_attention(
     """
     b, heads, w, d = query.shape
     kv_heads = key.shape[1]
-    stacked = query.reshape(b, kv_heads, heads // kv_heads * w, d)
-    out = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, scale=scaling)
+    if w == 1 and query.device.type == "cpu":
+        # PyTorch's kernel for CPUs is faster with single queries; its masks are then not per head.
+        out = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, :, :1], scale=scaling, enable_gqa=True)
+    else:
+        stacked = query.reshape(b, kv_heads, heads // kv_heads * w, d)
+        out = scaled_dot_product_attention(stacked, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(b, heads, w, d).transpose(1, 2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
         if checkpoint is None:
             raise UserError(f"{run} has no checkpoint yet", "train it first")
         return load_config(str(path / "config.toml"), overrides), checkpoint
-    if (path / "reasoner").is_dir() and (path.parent.parent / "config.toml").is_file():
+    if ((path / "reasoner").is_dir() or (path / "planner").is_dir()) and (path.parent.parent / "config.toml").is_file():
         return load_config(str(path.parent.parent / "config.toml"), overrides), path
     if run in presets() or path.suffix == ".toml":
         return load_config(run, overrides), None
@@ -45,15 +46,25 @@ def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
 def load_game(config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem]) -> Game:
     quiet_models()
     models = config.models
-    source = reasoner or (str(checkpoint / "reasoner") if checkpoint else models.reasoner)
+    trained = checkpoint / "reasoner" if checkpoint else None  # there is none where only the planner was trained
+    source = reasoner or (str(trained) if trained and trained.is_dir() else models.reasoner)
     strategies = load_strategies(models.strategies)
     chosen: AnyPlanner | None = None
     if planner:
         chosen = planner_from(planner, strategies, problems)
     elif checkpoint and (checkpoint / "planner").is_dir():
         chosen = load_planner(str(checkpoint / "planner"), strategies, device=models.device, dtype=models.dtype, seed=0)
-    loaded = load_reasoner(source, device=models.device, dtype=models.dtype, system_prompt=models.system_prompt)
-    return Game(loaded, chosen, config.rollout)
+    served = config.rollout.engine == "vllm"
+    handed_over = served and (bool(reasoner) or source != models.reasoner)  # else the server has the model that is meant
+    loaded = load_reasoner(
+        source, device=models.device, dtype=models.dtype, system_prompt=models.system_prompt,
+        weights=not served or handed_over,
+    )  # fmt: skip
+    game = Game(loaded, chosen, config.rollout)
+    if game.server is not None and handed_over:
+        with tempfile.TemporaryDirectory() as folder:
+            game.server.check_updates(loaded.model, Path(folder) / "reasoner")
+    return game
 
 
 def run_eval(

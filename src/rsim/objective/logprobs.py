@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from rsim.linear import product
+
 _CHUNK = 1 << 23  # logits that are alive at once (32 MiB in float32)
 
 
@@ -73,4 +75,4 @@ def _parts(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
-    return (hidden @ weight.T).float().div_(temperature)
+    return product(hidden, weight).float().div_(temperature)

@@ -95,7 +95,7 @@ class LearnedSession:
         opened = {q: encode(template.question_chunk(q)) + marker for q in set(questions)}
         openings = [opened[q] for q in questions]
         for slot, ids, pending in zip(slots, openings, self.decoder.start(slots, openings), strict=True):
-            self.pending[slot], self.stream[slot] = pending, ids[:-1]
+            self.pending[slot], self.stream[slot] = pending, ids[: len(ids) - len(pending)]
 
     @torch.no_grad()
     def decide(self, slots: list[int], uniforms: list[float], temperature: float) -> list[Decision]:

@@ -25,31 +25,30 @@ class Decoder:
         self.beginnings: dict[int, tuple[int, ...]] = {}  # of the sequences in their slots
 
     def start(self, slots: list[int], sequences: list[list[int]]) -> list[list[int]]:
-        """Puts new sequences into ``slots``: all but their last token is read; that one is returned, to be appended next.
+        """Puts new sequences into ``slots``; returns what of each is still to be read, for the next `append`.
 
         Sequences that begin alike (the episodes of one question) are read once and copied, also from a slot where such a
-        sequence has gone on already.
+        sequence has gone on already; then only the last token is left. A sequence on its own is left whole.
         """
         for slot in slots:
             self.release(slot)
-        holder = {beginning: slot for slot, beginning in self.beginnings.items()}
-        copies: dict[int, list[int]] = {}
-        readers: list[int] = []
+        holder = {beginning: slot for slot, beginning in self.beginnings.items() if self.cache.lengths[slot] >= len(beginning)}
+        members: dict[tuple[int, ...], list[int]] = {}
         for slot, ids in zip(slots, sequences, strict=True):
-            beginning = self.beginnings[slot] = tuple(ids[:-1])
-            if beginning in holder:
-                copies.setdefault(holder[beginning], []).append(slot)
-            elif beginning:
-                holder[beginning] = slot
-                readers.append(slot)
+            self.beginnings[slot] = tuple(ids[:-1])
+            members.setdefault(self.beginnings[slot], []).append(slot)
+        readers = [alike[0] for beginning, alike in members.items() if beginning not in holder and len(alike) > 1]
+        holder |= {self.beginnings[slot]: slot for slot in readers}
         while readers:
             now: list[int] = []
             while readers and (not now or sum(len(self.beginnings[s]) for s in [*now, readers[0]]) <= _PREFILL_TOKENS):
                 now.append(readers.pop(0))
             self.append(now, [list(self.beginnings[s]) for s in now])
-        for source, targets in copies.items():
-            self.cache.copy(source, targets, len(self.beginnings[source]))
-        return [ids[-1:] for ids in sequences]
+        for beginning, alike in members.items():
+            targets = [slot for slot in alike if slot != holder.get(beginning)]
+            if beginning in holder and targets:
+                self.cache.copy(holder[beginning], targets, len(beginning))
+        return [ids[self.cache.lengths[slot] :] for slot, ids in zip(slots, sequences, strict=True)]
 
     @torch.no_grad()
     def append(self, slots: list[int], chunks: list[list[int]]) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -21,10 +22,11 @@ from rsim.rollout.episode import Episode, Step
 from rsim.rollout.native import NativeEngine
 from rsim.rollout.reasoner import Reasoner
 from rsim.rollout.sampling import StepEnds, episode_uniforms
+from rsim.rollout.vllm import VllmEngine, VllmServer
 
 OnStep = Callable[[int, Episode], None]
 
-_WAITING = 1 / 8  # share of the slots that rests before the planner is asked: its forward pass is worth several decisions
+_WAITING = 1 / 4  # share of the slots that rests before the planner is asked: its forward pass is worth several decisions
 
 
 @dataclass
@@ -36,16 +38,24 @@ class Game:
     rules: RolloutConfig
 
     def __post_init__(self) -> None:
-        vocabulary = self.reasoner.model.get_output_embeddings().weight.shape[0]
-        self.step_ends = StepEnds(self.reasoner.tokenizer, self.rules.delimiter, vocabulary)
+        self.server: VllmServer | None = None
+        if self.rules.engine == "vllm":
+            self.server = VllmServer(self.rules.vllm_url, self.rules.vllm_timeout)
+            self.server.check_temperature(self.rules.temperature)
+        self.delimiter_ids = self.reasoner.injected_ids(self.rules.delimiter)
         self.prompts: list[list[list[int]]] = []
         if self.planner is not None:
             self.prompts = [[self.reasoner.injected_ids(p) for p in s.prompts] for s in self.planner.strategies.strategies]
             longest = max(len(p) for p in self.prompts[self.planner.strategies.termination])
-            closing = longest + self.rules.answer_tokens + len(self.step_ends.ids)
+            closing = longest + self.rules.answer_tokens + len(self.delimiter_ids)
             if self.rules.max_tokens <= closing:
                 raise UserError(f"rollout.max_tokens = {self.rules.max_tokens}",
                                 f"a final answer alone takes {closing} tokens")  # fmt: skip
+
+    @cached_property
+    def step_ends(self) -> StepEnds:
+        vocabulary = self.reasoner.model.get_output_embeddings().weight.shape[0]
+        return StepEnds(self.reasoner.tokenizer, self.rules.delimiter, vocabulary)
 
     @torch.no_grad()
     def play(
@@ -78,12 +88,25 @@ class Game:
                 episodes.append(Episode(problem, group, list(prompt), len(prompt), [0] * len(prompt), [0.0] * len(prompt)))
                 names.append(f"{key}:{member}")
         slots = min(self.rules.batch, len(episodes))
-        engine = NativeEngine(
-            self.reasoner, self.step_ends if self.planner is not None else None, slots, seed=seed,
-            temperature=0.0 if greedy else self.rules.temperature, max_tokens=self.rules.max_tokens,
-        )  # fmt: skip
-        _Play(self, engine, slots, episodes, names, seed, greedy, on_step).run()
+        engine = self._engine(slots, seed, greedy, max(e.prompt_length for e in episodes))
+        try:
+            _Play(self, engine, slots, episodes, names, seed, greedy, on_step).run()
+        finally:
+            engine.close()
         return episodes
+
+    def _engine(self, slots: int, seed: int, greedy: bool, longest_prompt: int) -> Engine:
+        temperature = 0.0 if greedy else self.rules.temperature
+        if self.server is not None:
+            delimiter = self.rules.delimiter if self.planner is not None else None
+            return VllmEngine(
+                self.server, slots, seed=seed, temperature=temperature, delimiter=delimiter, end_ids=self.reasoner.end_ids
+            )
+        step_ends = self.step_ends if self.planner is not None else None
+        return NativeEngine(
+            self.reasoner, step_ends, slots, seed=seed, temperature=temperature, max_tokens=self.rules.max_tokens,
+            longest_prompt=longest_prompt,
+        )  # fmt: skip
 
     def _check_context(self, prompt: int) -> None:
         limit = self.reasoner.model.config.get_text_config().max_position_embeddings
@@ -110,7 +133,7 @@ class _Play:
         self.resting: list[int] = []  # slots whose sequence waits for its next step
         self.index: dict[int, int] = {}  # the episode in each taken slot
         self.draws: dict[int, tuple[list[float], list[float]]] = {}  # uniform numbers for decisions and paraphrases
-        self.enough = max(1, int(slots * _WAITING))
+        self.enough = max(1, int(slots * _WAITING)) if game.planner is not None else 1
         if game.planner is not None:
             self.planning = game.planner.begin(slots)
 
@@ -126,7 +149,6 @@ class _Play:
                     self.free.append(step.slot)
                 else:
                     self.resting.append(step.slot)
-        self.engine.close()
 
     def _admit(self) -> None:
         slots = [self.free.pop() for _ in range(min(len(self.free), len(self.queue)))]
@@ -182,7 +204,7 @@ class _Play:
         termination = self.game.planner.strategies.termination  # type: ignore[union-attr]
         longest = max(len(p) for prompt in prompts for p in prompt)
         closing = max(len(p) for p in prompts[termination]) + self.rules.answer_tokens
-        return self._left(episode) - longest - len(self.game.step_ends.ids) - closing
+        return self._left(episode) - longest - len(self.game.delimiter_ids) - closing
 
     def _left(self, episode: Episode) -> int:
         return self.rules.max_tokens - (len(episode.token_ids) - episode.prompt_length)
@@ -223,7 +245,7 @@ class _Play:
         elif sampled.end == "end_of_turn":
             episode.reasoner_ended = True
         elif sampled.end == "cap":
-            episode.inject(self.game.step_ends.ids)
+            episode.inject(self.game.delimiter_ids)
         if planner is not None:
             self.planning.observe(sampled.slot, planner.strategies[step.strategy].name, step.text)
             episode.planner_ids = self.planning.ids(sampled.slot)

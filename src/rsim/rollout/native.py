@@ -17,6 +17,7 @@ from rsim.rollout.reasoner import Reasoner
 from rsim.rollout.sampling import StepEnds, choose, episode_uniforms
 
 _FULL = 0.75
+_FIRST_TOKENS = 256  # after the prompt, that the cache has room for before it grows
 
 
 @dataclass
@@ -33,12 +34,13 @@ class NativeEngine:
     """Samples without top-p and top-k; ``temperature`` 0 is greedy. ``step_ends`` None: only end of turn and cap end a step."""
 
     def __init__(
-        self, reasoner: Reasoner, step_ends: StepEnds | None, slots: int, *, seed: int, temperature: float, max_tokens: int
-    ) -> None:
+        self, reasoner: Reasoner, step_ends: StepEnds | None, slots: int, *, seed: int, temperature: float, max_tokens: int,
+        longest_prompt: int,
+    ) -> None:  # fmt: skip
         self.reasoner, self.step_ends = reasoner, step_ends
         self.seed, self.temperature, self.max_tokens = seed, temperature, max_tokens
         self.ends = reasoner.end_ids
-        self.decoder = Decoder(reasoner.model, slots, capacity=256)
+        self.decoder = Decoder(reasoner.model, slots, capacity=longest_prompt + min(max_tokens, _FIRST_TOKENS))
         self.sequences: dict[int, _Sequence] = {}
         self.places = list(range(slots))  # where in the cache a slot's sequence lies; sequences move to fill gaps
         self.steps: dict[int, tuple[list[int], list[float]]] = {}  # tokens and log-probs of the steps being sampled

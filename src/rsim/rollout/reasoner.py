@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rsim.errors import UserError
+from rsim.linear import Linear
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Reasoner:
         """The output head's matrix ``[V, hidden]``, or None where the head is more than a matrix."""
         head = self.model.get_output_embeddings()
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        plain = type(head) is torch.nn.Linear and head.bias is None and cap is None
+        plain = type(head) in (torch.nn.Linear, Linear) and head.bias is None and cap is None
         return head.weight if plain else None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,6 @@ class StepEnds:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, delimiter: str, vocabulary: int) -> None:
         self.tokenizer = tokenizer
         self.delimiter = delimiter
-        self.ids: list[int] = tokenizer.encode(delimiter, add_special_tokens=False)
         # Only a token that holds a character of the delimiter can complete it; the rest need no decoding. Characters
         # outside ASCII may be spread over several tokens: then every token is looked at.
         pieces = tokenizer.batch_decode([[i] for i in range(min(vocabulary, len(tokenizer)))])

@@ -48,8 +48,12 @@ class Trainer:
         checkpoint = self.folder.latest() if resume else None
         models = config.models
         place = {"device": models.device, "dtype": models.dtype}
-        source = str(checkpoint / "reasoner") if checkpoint else models.reasoner
-        self.reasoner: Reasoner = load_reasoner(source, system_prompt=models.system_prompt, **place)
+        saved = checkpoint / "reasoner" if checkpoint else None
+        source = str(saved) if saved and saved.is_dir() else models.reasoner
+        # A reasoner that never changes needs no optimiser and no checkpoints and, with vLLM, no weights here.
+        self.reasoner_changes = bool(config.cold_start.episodes) or any(stage.train_reasoner for stage in config.stages)
+        weights = self.reasoner_changes or config.rollout.engine == "native"
+        self.reasoner: Reasoner = load_reasoner(source, system_prompt=models.system_prompt, weights=weights, **place)
         self.planner: Planner | None = None
         if models.planner != "none":
             source = str(checkpoint / "planner") if checkpoint else models.planner
@@ -61,6 +65,8 @@ class Trainer:
         if checkpoint:
             self._restore(checkpoint)
         self.folder.begin(self.step if checkpoint else None)
+        if self.game.server is not None and self.reasoner_changes:
+            self.game.server.check_updates(self.reasoner.model, self._handover)
         self.trackers = Trackers(config.train.trackers, self.folder.path, config)
 
     # --- setting up ---
@@ -80,12 +86,12 @@ class Trainer:
             "with_values": objective.loss == "ppo",
             "checkpointing": train.gradient_checkpointing,
         }
-        agents = {
-            "reasoner": Agent(
+        agents = {}
+        if self.reasoner_changes:
+            agents["reasoner"] = Agent(
                 "reasoner", self.reasoner.model, self.reasoner.logits, temperature=rollout.temperature,
                 learning_rate=train.reasoner_lr, head_weight=self.reasoner.head_weight, **common,
-            )
-        }  # fmt: skip
+            )  # fmt: skip
         if self.planner is not None:
             agents["planner"] = Agent(
                 "planner", self.planner.model, self.planner.logits, temperature=rollout.planner_temperature,
@@ -136,7 +142,8 @@ class Trainer:
             self.sampled_tokens += tokens
             self._log({"step": 0, "stage": "cold_start"} | report)
         self.cold_started = True
-        if self.config.objective.beta > 0:
+        self._sync()
+        if self.config.objective.beta > 0 and "reasoner" in self.agents:
             self._savers()["reasoner"](self.folder.path / "reference")
             self.agents["reasoner"].set_reference(self.reasoner.model)
         if self.config.train.eval_every:
@@ -156,6 +163,7 @@ class Trainer:
             if self.config.objective.update_order == "leader_first" and self.planner is not None and stage.train_planner:
                 episodes, scores = self._rollout("b")  # the follower answers the leader's new policy
             metrics |= update.agent(self.agents["reasoner"], episodes, scores)
+            self._sync()
         self.step += 1
         seconds = time.perf_counter() - began
         record = {"step": self.step, "stage": stage.name, "lambda": stage.lambda_}
@@ -175,6 +183,16 @@ class Trainer:
         self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
         strategies = self.planner.strategies if self.planner else None
         return episodes, score_all(episodes, strategies, self.config.rewards, self.custom)
+
+    def _sync(self) -> None:
+        """Gives a sampling server the reasoner's new weights; the native engine samples from the weights themselves."""
+        if self.game.server is not None and self.reasoner_changes:
+            self.game.server.update_weights(self.reasoner.model, self._handover)
+
+    @property
+    def _handover(self) -> Path:
+        """Where weights lie while a sampling server reads them."""
+        return self.folder.path / "vllm"
 
     # --- records ---
 
@@ -209,7 +227,8 @@ class Trainer:
             self.reasoner.model.save_pretrained(path)
             self.reasoner.tokenizer.save_pretrained(path)
 
-        return {"reasoner": save_reasoner} | ({"planner": self.planner.save_pretrained} if self.planner else {})
+        savers = {"reasoner": save_reasoner} if self.reasoner_changes else {}
+        return savers | ({"planner": self.planner.save_pretrained} if self.planner else {})
 
     def save(self, name: str) -> Path:
         state = {
@@ -226,7 +245,7 @@ class Trainer:
         self.cold_started = True
         for key, agent in self.agents.items():
             agent.load_state(state["agents"][key])
-        if self.config.objective.beta > 0:
+        if self.config.objective.beta > 0 and "reasoner" in self.agents:
             models = self.config.models
             reference = load_reasoner(str(self.folder.path / "reference"), device=models.device, dtype=models.dtype)
             self.agents["reasoner"].set_reference(reference.model)
