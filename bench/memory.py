@@ -13,7 +13,7 @@ from typing import Any
 from bench.ledger import record, row
 from bench.workload import in_child, show
 
-_TOKENS = (64, 128, 256)
+_TOKENS = (64, 256)
 _SIDES: dict[str, dict[str, Any]] = {
     "rsim": {"side": "rsim"},
     "rsim, gradient checkpointing": {"side": "rsim", "checkpointing": True},

@@ -47,6 +47,18 @@ def test_help_and_config_never_load_torch():
     assert "planner_lr" in done.stdout
 
 
+def test_export_writes_an_untied_folder_once(capsys, base_folder, tmp_path):
+    from transformers import AutoConfig, AutoTokenizer
+
+    code, out, _ = run(capsys, "export", str(base_folder), "served", "--json")
+    assert (code, json.loads(out)) == (0, {"folder": "served"})
+    assert not AutoConfig.from_pretrained(tmp_path / "served").tie_word_embeddings
+    assert AutoTokenizer.from_pretrained(tmp_path / "served").encode("7=?")
+    code, _, err = run(capsys, "export", str(base_folder), "served")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "exists already" in err
+
+
 def test_train_eval_solve_report(capsys, base_folder, tmp_path):
     code, out, _ = run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=2", 'out="r"'))
     assert code == 0

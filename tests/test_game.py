@@ -141,6 +141,27 @@ def test_every_token_is_read_once_and_a_question_once_for_all_its_episodes(reaso
         assert [e.token_ids for e in alone] == [e.token_ids for e in together[first : first + 6]]
 
 
+@pytest.mark.parametrize("slots", [64, 3])
+def test_a_system_prompt_is_read_once_for_all_questions(reasoner, lab_strategies, slots):
+    in_float64(reasoner, reasoner)
+    prompted = replace(reasoner, system_prompt="Ann has 3 boxes of 17, finds 12 pens, how many are there in all of them?")
+    read: list[int] = []
+    hook = reasoner.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    rules, chooser = replace(RULES, batch=slots), random_planner(lab_strategies)
+    together = Game(prompted, chooser, rules).play(PROBLEMS, seed=5)
+    hook.remove()
+    prompts = [reasoner_ids[: e.prompt_length - 1] for e in together for reasoner_ids in [e.token_ids]]
+    shared = next(i for i in range(100) if len({p[i] for p in prompts}) > 1)
+    assert shared >= 16
+    own = [len(e.token_ids) - 1 - shared for e in together]
+    assert sum(read) == shared + sum(own)
+    for index, problem in enumerate(PROBLEMS):
+        alone = Game(prompted, chooser, rules).play([problem], seed=5, keys=[str(index)])
+        assert alone[0].token_ids == together[index].token_ids
+
+
 @pytest.mark.parametrize("slots", [2, 3, 7])
 def test_finished_rows_are_replaced_at_once(reasoner, planner, slots):
     """Continuous batching: as long as episodes wait, few slots are idle; whatever moves in the cache, the result is the same."""

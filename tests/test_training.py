@@ -200,6 +200,17 @@ def test_without_planner_the_reasoner_trains_alone(small):
     assert not (config.folder / "checkpoints" / "final" / "planner").exists()
 
 
+@pytest.mark.parametrize("switch", ["gradient_checkpointing", "compile"])
+def test_switches_for_memory_and_speed_change_no_number(small, switch):
+    plain, switched = small("plain"), small("switched", f"train.{switch}=true")
+    rsim.train(plain)
+    rsim.train(switched)
+    for a, b in zip(metrics_of(plain), metrics_of(switched), strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            assert value == (pytest.approx(b[name], rel=1e-3, abs=1e-5) if isinstance(value, float) else b[name]), name
+
+
 @pytest.mark.parametrize(("frozen", "moving"), [("reasoner", "planner"), ("planner", "reasoner")])
 def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen, moving):
     from rsim.models import load_planner, load_reasoner

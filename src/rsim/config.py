@@ -135,6 +135,7 @@ class TrainConfig:
     minibatches: int = 1  # optimiser steps per iteration
     micro_tokens: int = 16384  # tokens per forward; gradients are accumulated
     gradient_checkpointing: bool = False  # make activations again in the backward pass: less memory, a third more time
+    compile: bool = False  # torch.compile each layer's norms and MLP; minutes at the start
     eval_every: int = 10
     save_every: int = 10
     samples_every: int = 5

@@ -19,6 +19,7 @@ from rsim.planner.planner import AnyPlanner
 from rsim.report.report import build_report
 from rsim.rollout.episode import Episode
 from rsim.rollout.game import Game
+from rsim.rollout.vllm import save_untied
 from rsim.strategies import load_strategies
 from rsim.training.trainer import episode_record
 
@@ -65,6 +66,27 @@ def load_game(config: Config, checkpoint: Path | None, planner: str, reasoner: s
         with tempfile.TemporaryDirectory() as folder:
             game.server.check_updates(loaded.model, Path(folder) / "reasoner")
     return game
+
+
+def run_export(source: str, folder: str) -> Path:
+    """Writes a reasoner as a folder that a vLLM server can serve and be trained through; ``source`` is a run or a model.
+
+    Raises:
+        UserError: the folder exists already.
+    """
+    quiet_models()
+    target = Path(folder)
+    if target.exists():
+        raise UserError(f"{folder} exists already", "name a new folder")
+    if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").is_file():
+        config, checkpoint = locate(source, [])
+        trained = checkpoint / "reasoner" if checkpoint else None
+        source = str(trained) if trained and trained.is_dir() else config.models.reasoner
+    reasoner = load_reasoner(source, device="cpu")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_untied(reasoner.model, target)
+    reasoner.tokenizer.save_pretrained(target)
+    return target
 
 
 def run_eval(

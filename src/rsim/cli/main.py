@@ -92,6 +92,21 @@ def solve(
 
 
 @app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A run, a packaged model, a folder, a GGUF file or a hub id.")
+    ],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER")],
+    as_json: Json = False,
+) -> None:
+    """Write a reasoner as a folder for a vLLM server that is to sample while it is trained."""
+    from rsim.cli.commands import run_export
+
+    target = run_export(source, folder)
+    print(json.dumps({"folder": str(target)}) if as_json else f"wrote {target}")
+
+
+@app.command()
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN")],
     out: Annotated[str, typer.Option(help="Default: RUN/report.html")] = "",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+
 import torch
 from transformers import PreTrainedModel
 
@@ -9,6 +11,7 @@ from rsim import packed
 from rsim.rollout.cache import CachedLayout, SlotCache
 
 _PREFILL_TOKENS = 4096  # of the beginnings that are read in one forward pass
+_WORTH_COPYING = 16  # tokens: fewer are read again
 
 
 class Decoder:
@@ -27,28 +30,41 @@ class Decoder:
     def start(self, slots: list[int], sequences: list[list[int]]) -> list[list[int]]:
         """Puts new sequences into ``slots``; returns what of each is still to be read, for the next `append`.
 
-        Sequences that begin alike (the episodes of one question) are read once and copied, also from a slot where such a
-        sequence has gone on already; then only the last token is left. A sequence on its own is left whole.
+        What sequences have in common is read once and copied: the whole question between the episodes of a group, a system
+        prompt between all of them, also from slots whose sequences have gone on already.
         """
         for slot in slots:
             self.release(slot)
-        holder = {beginning: slot for slot, beginning in self.beginnings.items() if self.cache.lengths[slot] >= len(beginning)}
+        known = sorted((b, slot) for slot, b in self.beginnings.items() if self.cache.lengths[slot] >= len(b))
         members: dict[tuple[int, ...], list[int]] = {}
         for slot, ids in zip(slots, sequences, strict=True):
             self.beginnings[slot] = tuple(ids[:-1])
             members.setdefault(self.beginnings[slot], []).append(slot)
-        readers = [alike[0] for beginning, alike in members.items() if beginning not in holder and len(alike) > 1]
-        holder |= {self.beginnings[slot]: slot for slot in readers}
-        while readers:
-            now: list[int] = []
-            while readers and (not now or sum(len(self.beginnings[s]) for s in [*now, readers[0]]) <= _PREFILL_TOKENS):
-                now.append(readers.pop(0))
-            self.append(now, [list(self.beginnings[s]) for s in now])
-        for beginning, alike in members.items():
-            targets = [slot for slot in alike if slot != holder.get(beginning)]
-            if beginning in holder and targets:
-                self.cache.copy(holder[beginning], targets, len(beginning))
+        new = sorted(members)
+        shared = _common(new[0], new[-1])  # by all of them, since they are sorted
+        if len(new) > 1 and shared >= _WORTH_COPYING and _closest(known, new[0])[1] < shared:
+            first = members[new[0]][0]
+            self.append([first], [list(new[0][:shared])])
+            bisect.insort(known, (new[0][:shared], first))
+        for beginning in new:
+            (target, *_), (source, length) = members[beginning], _closest(known, beginning)
+            if target != source and (length >= _WORTH_COPYING or length == len(beginning)):
+                self.cache.copy(source, [target], length)
+        self._read_whole([alike[0] for alike in members.values() if len(alike) > 1])
+        for beginning, (first, *others) in members.items():
+            if others:
+                self.cache.copy(first, others, len(beginning))
         return [ids[self.cache.lengths[slot] :] for slot, ids in zip(slots, sequences, strict=True)]
+
+    def _read_whole(self, slots: list[int]) -> None:
+        """Reads what the slots' beginnings still lack, some thousand tokens at a time."""
+        rest = {s: list(self.beginnings[s][self.cache.lengths[s] :]) for s in slots}
+        waiting = [s for s in slots if rest[s]]
+        while waiting:
+            now = [waiting.pop()]
+            while waiting and sum(len(rest[s]) for s in [*now, waiting[-1]]) <= _PREFILL_TOKENS:
+                now.append(waiting.pop())
+            self.append(now, [rest[s] for s in now])
 
     @torch.no_grad()
     def append(self, slots: list[int], chunks: list[list[int]]) -> torch.Tensor:
@@ -72,3 +88,16 @@ class Decoder:
         self.cache.copy(source, [target], self.cache.lengths[source])
         self.beginnings[target] = self.beginnings[source]
         self.release(source)
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """The number of tokens with which both begin."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _closest(known: list[tuple[tuple[int, ...], int]], beginning: tuple[int, ...]) -> tuple[int, int]:
+    """The slot whose beginning shares most with this one, and how many tokens; ``known`` is sorted, so it is a neighbour."""
+    at = bisect.bisect(known, (beginning,))
+    near = [(_common(b, beginning), slot) for b, slot in known[max(at - 1, 0) : at + 1]]
+    length, slot = max(near, default=(0, -1))
+    return slot, length

@@ -31,15 +31,21 @@ class Agent:
         with_values: bool = False,
         head_weight: torch.Tensor | None = None,
         checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         """``head_weight`` ``[V, hidden]``: what ``head`` multiplies by, if it does nothing else; log-probs then take little
-        memory, and entropies carry no gradient. ``checkpointing``: activations are made again in the backward pass."""
+        memory, and entropies carry no gradient. ``checkpointing``: activations are made again in the backward pass.
+        ``compiled``: the layers' norms and MLPs go through torch.compile."""
         self.name, self.model, self.head, self.head_weight = name, model, head, head_weight
         packed.prepare(model)
         self.checkpointed: list[torch.nn.Module] = []
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             self.checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if compiled:
+            for module in model.modules():
+                if type(module).__name__.endswith(("RMSNorm", "MLP")):
+                    module.compile(dynamic=True)
         self.temperature, self.learning_rate = temperature, learning_rate
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.value_head: torch.nn.Linear | None = None

@@ -50,10 +50,10 @@ class Trainer:
         place = {"device": models.device, "dtype": models.dtype}
         saved = checkpoint / "reasoner" if checkpoint else None
         source = str(saved) if saved and saved.is_dir() else models.reasoner
-        # A reasoner that never changes needs no optimiser and no checkpoints and, with vLLM, no weights here.
+        # A reasoner that never changes needs no optimiser and, with vLLM, no weights here.
         self.reasoner_changes = bool(config.cold_start.episodes) or any(stage.train_reasoner for stage in config.stages)
-        weights = self.reasoner_changes or config.rollout.engine == "native"
-        self.reasoner: Reasoner = load_reasoner(source, system_prompt=models.system_prompt, weights=weights, **place)
+        self.reasoner_here = self.reasoner_changes or config.rollout.engine == "native"
+        self.reasoner: Reasoner = load_reasoner(source, system_prompt=models.system_prompt, weights=self.reasoner_here, **place)
         self.planner: Planner | None = None
         if models.planner != "none":
             source = str(checkpoint / "planner") if checkpoint else models.planner
@@ -85,6 +85,7 @@ class Trainer:
             "weight_decay": train.weight_decay,
             "with_values": objective.loss == "ppo",
             "checkpointing": train.gradient_checkpointing,
+            "compiled": train.compile,
         }
         agents = {}
         if self.reasoner_changes:
@@ -227,7 +228,7 @@ class Trainer:
             self.reasoner.model.save_pretrained(path)
             self.reasoner.tokenizer.save_pretrained(path)
 
-        savers = {"reasoner": save_reasoner} if self.reasoner_changes else {}
+        savers = {"reasoner": save_reasoner} if self.reasoner_here else {}
         return savers | ({"planner": self.planner.save_pretrained} if self.planner else {})
 
     def save(self, name: str) -> Path:
