@@ -47,6 +47,58 @@ def test_help_and_config_never_load_torch():
     assert "planner_lr" in done.stdout
 
 
+def test_eval_goes_on_where_it_was_stopped(capsys, base_folder, tmp_path, monkeypatch):
+    """Stopped after the first write, asked for again: only the rest is played, and the result is that of one go."""
+    from rsim.evaluation.evaluate import play_scored
+
+    run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=1", 'out="r"'))
+    asked = ["eval", "r", "--limit", "9", "--samples", "2", "--json", "--set", "rollout.batch=2"]
+    code, out, _ = run(capsys, *asked, "--out", "whole")
+    assert code == 0
+    whole = json.loads(out)
+    calls: list[int] = []
+
+    def stops(game, problems, *args, first, **kwargs):
+        calls.append(first)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return play_scored(game, problems, *args, first=first, **kwargs)
+
+    monkeypatch.setattr("rsim.cli.commands.play_scored", stops)
+    code, _, _ = run(capsys, *asked, "--out", "parts")
+    assert code == 130
+    with (tmp_path / "parts" / "episodes.jsonl").open("a") as file:
+        file.write('{"half": ')
+    code, out, _ = run(capsys, *asked, "--out", "parts")
+    assert code == 0
+    assert calls == [0, 2, 4, 4, 6, 8]
+    timed = "planner_share"
+    assert {k: v for k, v in json.loads(out).items() if k != timed} == {k: v for k, v in whole.items() if k != timed}
+    assert (tmp_path / "parts" / "episodes.jsonl").read_text() == (tmp_path / "whole" / "episodes.jsonl").read_text()
+    code, _, err = run(capsys, *asked, "--out", "parts", "--seed", "1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--overwrite" in err
+    code, out, _ = run(capsys, *asked, "--out", "parts", "--seed", "1", "--overwrite")
+    assert (code, json.loads(out)["seed"]) == (0, 1)
+
+
+def test_samples_at_equal_tokens_and_compare(capsys, base_folder, tmp_path):
+    run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=1", 'out="r"'))
+    run(capsys, "eval", "r", "--limit", "6", "--json", "--out", "planned")
+    code, out, _ = run(
+        capsys, "eval", "r", "--limit", "6", "--planner", "none", "--match-tokens", "planned", "--json", "--out", "sc"
+    )
+    assert code == 0
+    summary = json.loads(out)
+    planned = json.loads((tmp_path / "planned" / "summary.json").read_text())
+    one = summary["tokens_per_question"] / summary["samples"]
+    assert (summary["samples"] - 1.5) * one <= planned["tokens_per_question"]
+    code, out, _ = run(capsys, "compare", "planned", "sc", "--json")
+    assert (code, json.loads(out)["questions"]) == (0, 6)
+    code, _, err = run(capsys, "compare", "planned", "nowhere")
+    assert (code, err.count("\n")) == (2, 1)
+
+
 def test_export_writes_an_untied_folder_once(capsys, base_folder, tmp_path):
     from transformers import AutoConfig, AutoTokenizer
 

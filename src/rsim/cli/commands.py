@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from rsim.config import Config, load_config, presets
 from rsim.data.load import load_problems
 from rsim.data.problem import Problem
 from rsim.errors import UserError
-from rsim.evaluation.evaluate import evaluate
+from rsim.evaluation.compare import compare
+from rsim.evaluation.evaluate import evaluate, play_scored, summarise
 from rsim.evaluation.planners import planner_from
 from rsim.models import load_planner, load_reasoner
 from rsim.planner.planner import AnyPlanner
@@ -44,23 +47,26 @@ def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
     raise UserError(f"no run, checkpoint or preset {run!r}", f"train one first, or use a preset: {', '.join(presets())}")
 
 
-def load_game(config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem]) -> Game:
+def load_game(
+    config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem], seed: int = 0
+) -> Game:
     quiet_models()
     models = config.models
     trained = checkpoint / "reasoner" if checkpoint else None  # there is none where only the planner was trained
     source = reasoner or (str(trained) if trained and trained.is_dir() else models.reasoner)
     strategies = load_strategies(models.strategies)
-    chosen: AnyPlanner | None = None
-    if planner:
-        chosen = planner_from(planner, strategies, problems)
-    elif checkpoint and (checkpoint / "planner").is_dir():
-        chosen = load_planner(str(checkpoint / "planner"), strategies, device=models.device, dtype=models.dtype, seed=0)
     served = config.rollout.engine == "vllm"
     handed_over = served and (bool(reasoner) or source != models.reasoner)  # else the server has the model that is meant
     loaded = load_reasoner(
         source, device=models.device, dtype=models.dtype, system_prompt=models.system_prompt,
         weights=not served or handed_over,
     )  # fmt: skip
+    own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
+    chosen: AnyPlanner | None = None
+    if planner:
+        chosen = planner_from(planner, strategies, problems, reasoner=loaded, rules=config.rollout, trained=own, seed=seed)
+    elif own:
+        chosen = load_planner(str(own), strategies, device=models.device, dtype=models.dtype, seed=0)
     game = Game(loaded, chosen, config.rollout)
     if game.server is not None and handed_over:
         with tempfile.TemporaryDirectory() as folder:
@@ -89,32 +95,104 @@ def run_export(source: str, folder: str) -> Path:
     return target
 
 
-def run_eval(
-    run: str, *, planner: str, reasoner: str, data: str, split: str, limit: int, seed: int, greedy: bool, out: str,
-    overrides: list[str],
-) -> tuple[dict[str, Any], Path]:  # fmt: skip
-    """Evaluates and writes ``summary.json``, ``episodes.jsonl`` and ``report.html``; returns the summary and the page."""
-    config, checkpoint = locate(run, overrides)
-    settings = config.data
+@dataclass(frozen=True)
+class EvalSettings:
+    """What an evaluation depends on, beside the run: kept in its folder, so that it can go on where it was stopped."""
+
+    run: str
+    planner: str
+    reasoner: str
+    data: str
+    split: str
+    limit: int
+    seed: int
+    greedy: bool
+    samples: int
+    overrides: tuple[str, ...]
+
+
+def run_eval(settings: EvalSettings, *, out: str, match_tokens: str, overwrite: bool) -> tuple[dict[str, Any], Path]:
+    """Evaluates and writes ``episodes.jsonl`` (as questions are done), ``summary.json`` and ``report.html``.
+
+    An evaluation that was stopped goes on when it is asked for again. Returns the summary and the page.
+
+    Raises:
+        UserError: the folder holds an evaluation with other settings.
+    """
+    config, checkpoint = locate(settings.run, list(settings.overrides))
+    data = settings.data or config.data.eval
     problems = load_problems(
-        data or settings.eval, split, data_dir=settings.data_dir, limit=limit, seed=seed, columns=settings.columns
+        data,
+        settings.split,
+        data_dir=config.data.data_dir,
+        limit=settings.limit,
+        seed=settings.seed,
+        columns=config.data.columns,
     )
-    game = load_game(config, checkpoint, planner, reasoner, problems)
-    name = planner or ("trained planner" if game.planner else "no planner")
-    result, episodes, scores = evaluate(name, game, problems, config.rewards, seed=seed, greedy=greedy)
-    folder = Path(out) if out else (Path(run) / "eval" if Path(run).is_dir() else Path("runs/eval"))
-    folder.mkdir(parents=True, exist_ok=True)
+    game = load_game(config, checkpoint, settings.planner, settings.reasoner, problems, settings.seed)
+    if match_tokens:
+        settings = replace(settings, greedy=False, samples=_samples_for(match_tokens, game, problems, config, settings.seed))
+    folder = Path(out) if out else (Path(settings.run) / "eval" if Path(settings.run).is_dir() else Path("runs/eval"))
+    records = _begin_or_go_on(folder, settings, overwrite)
     names = game.planner.strategies.names if game.planner else ()
-    summary = result.to_json() | {"run": run, "data": data or config.data.eval, "split": split, "seed": seed, "greedy": greedy}
+    step = max(1, 2 * config.rollout.batch // settings.samples)  # questions between two writes
+    for first in range(len(records) // settings.samples, len(problems), step):
+        done, episodes, scores = play_scored(
+            game, problems[first : first + step], config.rewards, seed=settings.seed, greedy=settings.greedy,
+            samples=settings.samples, first=first,
+        )  # fmt: skip
+        done = [{"step": 0} | episode_record(e, s, names) | r for r, e, s in zip(done, episodes, scores, strict=True)]
+        with (folder / "episodes.jsonl").open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in done))
+        records += done
+    name = settings.planner or ("trained planner" if game.planner else "no planner")
+    result = summarise(name, records, game)
+    summary = result.to_json() | {"run": settings.run, "data": data, "split": settings.split, "seed": settings.seed,
+                                  "greedy": settings.greedy, "engine": config.rollout.engine}  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    with (folder / "episodes.jsonl").open("w", encoding="utf-8") as file:
-        for episode, scored in zip(episodes, scores, strict=True):
-            file.write(json.dumps({"step": 0} | episode_record(episode, scored, names)) + "\n")
     record = {"step": 0, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low, "eval/accuracy_high": result.high}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    title = f"{summary['data']} {split}, {len(problems)} questions"
+    title = f"{data} {settings.split}, {len(problems)} questions"
     (folder / "table.json").write_text(json.dumps({"title": title, "rows": [result.to_json()]}) + "\n")
     return summary, build_report(folder)
+
+
+def _begin_or_go_on(folder: Path, settings: EvalSettings, overwrite: bool) -> list[dict[str, Any]]:
+    """The records of whole questions that are there already; half-written ones are dropped."""
+    known, episodes = folder / "settings.json", folder / "episodes.jsonl"
+    wanted = json.loads(json.dumps(asdict(settings)))
+    if known.is_file() and not overwrite and json.loads(known.read_text()) == wanted:
+        lines = episodes.read_text(encoding="utf-8").splitlines(keepends=True) if episodes.is_file() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        whole = whole[: len(whole) // settings.samples * settings.samples]
+        episodes.write_text("".join(whole), encoding="utf-8")
+        return [json.loads(line) for line in whole]
+    if known.is_file() and not overwrite:
+        raise UserError(f"{folder} holds an evaluation with other settings", "give --out another folder, or --overwrite")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}", error.strerror or str(error)) from error
+    for name in ("summary.json", "episodes.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    known.write_text(json.dumps(wanted, indent=2) + "\n")
+    return []
+
+
+def _samples_for(summary: str, game: Game, problems: list[Problem], config: Config, seed: int) -> int:
+    """How many samples a question cost as many tokens as the evaluation ``summary`` did, rounded up."""
+    path = Path(summary) / "summary.json" if Path(summary).is_dir() else Path(summary)
+    if not path.is_file():
+        raise UserError(f"--match-tokens {summary}", "give a folder that rsim eval wrote")
+    budget: float = json.loads(path.read_text())["tokens_per_question"]
+    trial = problems[: min(len(problems), 50)]
+    episodes = game.play(trial, seed=seed, keys=[f"cost:{i}" for i in range(len(trial))])
+    one = sum(e.sampled_tokens + e.injected_tokens for e in episodes) / len(episodes)
+    return max(1, ceil(budget / one))
+
+
+def run_compare(first: str, second: str) -> dict[str, Any]:
+    return asdict(compare(Path(first), Path(second)))
 
 
 def run_solve(question: str, run: str, planner: str, overrides: list[str], *, live: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import StrategySet, load_strategies
 
-_DEV_QUESTIONS = 200  # on which the best fixed strategy is picked
+_DEV_QUESTIONS = 100  # on which the best fixed strategy is picked
 
 
 def run_demo(out: Path, seed: int, questions: int, overrides: list[str], *, quiet: bool) -> dict[str, Any]:

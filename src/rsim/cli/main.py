@@ -13,6 +13,8 @@ from rsim.cli import data
 from rsim.cli.options import DataDir, Json, Rewards, Set, Strategies
 from rsim.errors import UserError
 
+_PLANNER = "none, random, fixed:NAME, sequence:a,b, shuffled, prompted, wait:TIMES, oracle or a planner's folder."
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train a planner and a reasoner together, and plug the planner into any LLM.")  # fmt: skip
 lab = typer.Typer(no_args_is_help=True, help="The nano lab: tiny models on procedural problems.")
@@ -49,13 +51,18 @@ def train(
 @app.command(name="eval")
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|PRESET", help="A run folder, a checkpoint in it, or a preset.")],
-    planner: Annotated[str, typer.Option(help="none, random, fixed:NAME, sequence:a,b, oracle or a planner's folder.")] = "",
+    planner: Annotated[str, typer.Option(help=_PLANNER)] = "",
     reasoner: Annotated[str, typer.Option(help="Another reasoner than the run's.")] = "",
     data: Annotated[str, typer.Option(help="lab, gsm8k or a JSONL file (default: the run's).")] = "",
     split: Annotated[str, typer.Option()] = "test",
     limit: Annotated[int, typer.Option(help="Number of questions.", min=1)] = 200,
     seed: Annotated[int, typer.Option(help="Of the questions drawn and of sampling.")] = 0,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of greedy decoding.")] = False,
+    samples: Annotated[int, typer.Option(help="Samples a question: majority vote and pass@k.", min=1)] = 1,
+    match_tokens: Annotated[
+        str, typer.Option(metavar="EVAL", help="Take as many samples as cost this evaluation's tokens.")
+    ] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation with other settings.")] = False,
     out: Annotated[str, typer.Option(help="Folder for results (default: RUN/eval or runs/eval).")] = "",
     overrides: Set = None,
     strategies: Strategies = "",
@@ -63,17 +70,33 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, with a 95% interval, and write the episodes and a summary."""
-    from rsim.cli.commands import run_eval
+    from rsim.cli.commands import EvalSettings, run_eval
 
-    merged = _merge(overrides, strategies=strategies, data_dir=data_dir)
-    summary, page = run_eval(run, planner=planner, reasoner=reasoner, data=data, split=split, limit=limit, seed=seed,
-                             greedy=not sample, out=out, overrides=merged)  # fmt: skip
+    merged = tuple(_merge(overrides, strategies=strategies, data_dir=data_dir))
+    settings = EvalSettings(run, planner, reasoner, data, split, limit, seed, not sample and samples == 1, samples, merged)
+    summary, page = run_eval(settings, out=out, match_tokens=match_tokens, overwrite=overwrite)
     if as_json:
         print(json.dumps(summary))
         return
     print(f"accuracy {summary['accuracy']:.1%}  [{summary['low']:.1%}, {summary['high']:.1%}]  "
           f"flexible {summary['flexible']:.1%}  questions {summary['questions']}  "
           f"tokens/question {summary['tokens_per_question']:.1f}\nreport: {page}")  # fmt: skip
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A")],
+    second: Annotated[str, typer.Argument(metavar="B")],
+    as_json: Json = False,
+) -> None:
+    """Compare two evaluations of the same questions: paired interval and exact test."""
+    from rsim.cli.commands import run_compare
+
+    c = run_compare(first, second)
+    print(json.dumps(c) if as_json else
+          f"A {c['a']:.1%}  B {c['b']:.1%}  A - B {100 * c['difference']:+.1f} points "
+          f"[{100 * c['low']:+.1f}, {100 * c['high']:+.1f}]  questions {c['questions']}  "
+          f"only A right {c['only_a']}, only B {c['only_b']}, p = {c['p']:.3g}")  # fmt: skip
 
 
 @app.command()

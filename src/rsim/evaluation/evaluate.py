@@ -1,25 +1,35 @@
-"""Accuracy of a reasoner, alone or planned, with bootstrap intervals and token counts."""
+"""Accuracy of a reasoner, alone or planned, with bootstrap intervals, token counts and compute."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from math import comb
 from typing import Any
 
 import numpy as np
 
 from rsim.config import RewardsConfig
 from rsim.data.problem import Problem
+from rsim.rewards.answers import parse_number, plain_latex
 from rsim.rewards.check import check
 from rsim.rewards.rewards import Score, checked_as, score_all
 from rsim.rollout.episode import Episode
 from rsim.rollout.game import Game, OnStep
 
+Record = dict[str, Any]
+
 
 @dataclass
 class Evaluation:
     """``accuracy`` is strict (exactly one box, in the final step), ``flexible`` takes the last answer; ``low`` and ``high``
-    bound the 95% bootstrap interval of the strict one. Tokens are means per question."""
+    bound the 95% bootstrap interval of the strict one. With several samples a question, ``accuracy`` is the majority vote's,
+    ``mean_accuracy`` a single sample's, and ``pass_at`` the chance that one of k is right.
+
+    Tokens are per question, over all its samples; ``tflops`` count 2 per parameter and token read (arXiv 2001.08361, section
+    2.1), both models, a question's prompt once. ``usage`` is each strategy's share of the steps, ``accuracy_with`` the
+    accuracy of the episodes that used it; ``planner_share`` is the planner's part of the time.
+    """
 
     name: str
     accuracy: float
@@ -30,6 +40,13 @@ class Evaluation:
     sampled_tokens: float
     injected_tokens: float
     usage: dict[str, float] = field(default_factory=dict)
+    samples: int = 1
+    mean_accuracy: float = 0.0
+    pass_at: dict[str, float] = field(default_factory=dict)
+    planner_tokens: float = 0.0
+    tflops: float = 0.0
+    planner_share: float = 0.0
+    accuracy_with: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens_per_question(self) -> float:
@@ -41,33 +58,110 @@ class Evaluation:
 
 def evaluate(
     name: str, game: Game, problems: list[Problem], rewards: RewardsConfig, *, seed: int, greedy: bool = True,
-    on_step: OnStep | None = None,
+    samples: int = 1, on_step: OnStep | None = None,
 ) -> tuple[Evaluation, list[Episode], list[Score]]:  # fmt: skip
-    """Plays every problem once and scores it."""
-    episodes = game.play(problems, seed=seed, greedy=greedy, on_step=on_step)
+    """Plays every problem ``samples`` times and scores it."""
+    records, episodes, scores = play_scored(game, problems, rewards, seed=seed, greedy=greedy, samples=samples, on_step=on_step)
+    return summarise(name, records, game), episodes, scores
+
+
+def play_scored(
+    game: Game, problems: list[Problem], rewards: RewardsConfig, *, seed: int, greedy: bool, samples: int = 1, first: int = 0,
+    on_step: OnStep | None = None,
+) -> tuple[list[Record], list[Episode], list[Score]]:  # fmt: skip
+    """Plays and scores problems number ``first``, ``first + 1``, ...: what comes out does not depend on how a set is cut."""
+    keys = [str(first + i) for i in range(len(problems))]
+    episodes = game.play(problems, seed=seed, group_size=samples, keys=keys, greedy=greedy, on_step=on_step)
     strategies = game.planner.strategies if game.planner else None
     scores = score_all(episodes, strategies, rewards)
-    return summarise(name, episodes, scores, strategies.names if strategies else (), rewards), episodes, scores
+    records = []
+    for number, (episode, scored) in enumerate(zip(episodes, scores, strict=True)):
+        records.append({
+            "index": first + number // samples,
+            "sample": number % samples,
+            "kind": episode.problem.kind,
+            "predicted": scored.predicted,
+            "correct": scored.correct,
+            "flexible": _flexible(episode, scored, rewards),
+            "prompt_tokens": episode.prompt_length,
+            "sampled_tokens": episode.sampled_tokens,
+            "injected_tokens": episode.injected_tokens,
+            "planner_tokens": len(episode.planner_ids),
+            "strategies": [strategies.names[s.strategy] for s in episode.steps] if strategies else [],
+        })  # fmt: skip
+    return records, episodes, scores
 
 
-def summarise(
-    name: str, episodes: list[Episode], scores: list[Score], names: tuple[str, ...], rewards: RewardsConfig
-) -> Evaluation:
-    strict = [s.correct for s in scores]
+def summarise(name: str, records: list[Record], game: Game) -> Evaluation:
+    """The numbers of an evaluation from its records, ordered by question and sample."""
+    by_question: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        by_question[record["index"]].append(record)
+    groups = list(by_question.values())
+    samples = len(groups[0])
+    strict = [vote(group)["correct"] for group in groups]
     low, high = bootstrap_interval(strict)
-    loose = [_flexible(e, s, rewards) for e, s in zip(episodes, scores, strict=True)]
-    used = Counter(names[s.strategy] for e in episodes for s in e.steps if s.strategy >= 0)
+    names = game.planner.strategies.names if game.planner else ()
+    used = Counter(s for r in records for s in r["strategies"])
+    used_by: dict[str, list[bool]] = defaultdict(list)
+    for record in records:
+        for strategy in set(record["strategies"]):
+            used_by[strategy].append(record["correct"])
+    right = [sum(r["correct"] for r in group) for group in groups]
+    ks = [k for k in (2**i for i in range(20)) if k <= samples]
+
+    def total(key: str) -> float:
+        return float(sum(r[key] for r in records)) / len(groups)
+
+    sizes = game.parameters
+    read = total("sampled_tokens") + total("injected_tokens") + total("prompt_tokens") / samples
     return Evaluation(
         name,
         accuracy=float(np.mean(strict)),
         low=low,
         high=high,
-        flexible=float(np.mean(loose)),
-        questions=len(episodes),
-        sampled_tokens=float(np.mean([e.sampled_tokens for e in episodes])),
-        injected_tokens=float(np.mean([e.injected_tokens for e in episodes])),
+        flexible=float(np.mean([vote(group)["flexible"] for group in groups])),
+        questions=len(groups),
+        sampled_tokens=total("sampled_tokens"),
+        injected_tokens=total("injected_tokens"),
         usage={n: used[n] / max(sum(used.values()), 1) for n in names},
+        samples=samples,
+        mean_accuracy=float(np.mean([r["correct"] for r in records])),
+        pass_at={str(k): float(np.mean([pass_at_k(samples, c, k) for c in right])) for k in ks},
+        planner_tokens=total("planner_tokens"),
+        tflops=2e-12 * (sizes["reasoner"] * read + sizes["planner"] * total("planner_tokens")),
+        planner_share=game.seconds["planner"] / game.seconds["all"] if game.seconds["all"] else 0.0,
+        accuracy_with={n: float(np.mean(used_by[n])) for n in names if n in used_by},
     )
+
+
+def vote(samples: list[Record]) -> Record:
+    """The sample whose answer most samples share (self-consistency, arXiv 2203.11171); the earliest of equals.
+
+    Answers are compared as numbers, else as plain LaTeX; samples without an answer have no vote.
+    """
+    answers = [_canonical(r["predicted"]) for r in samples]
+    counts = Counter(a for a in answers if a is not None)
+    if not counts:
+        return samples[0]
+    best = max(counts.values())
+    return next(r for r, a in zip(samples, answers, strict=True) if a is not None and counts[a] == best)
+
+
+def _canonical(answer: str | None) -> str | None:
+    if answer is None:
+        return None
+    number = parse_number(answer)
+    return str(number) if number is not None else plain_latex(answer)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The chance that one of ``k`` of the samples, drawn without replacement, is right (arXiv 2107.03374, equation 1).
+
+    >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 4), pass_at_k(4, 0, 2)
+    (0.25, 1.0, 0.0)
+    """
+    return 1.0 - comb(samples - right, k) / comb(samples, k)
 
 
 def _flexible(episode: Episode, scored: Score, rewards: RewardsConfig) -> bool:
@@ -78,7 +172,7 @@ def _flexible(episode: Episode, scored: Score, rewards: RewardsConfig) -> bool:
     return check(problem, episode.final_text, "flexible", unsafe=rewards.unsafe_code)[1].right
 
 
-def bootstrap_interval(outcomes: list[bool], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(outcomes: list[bool] | list[float], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """The 95% percentile bootstrap interval of a mean.
 
     >>> bootstrap_interval([True] * 10)

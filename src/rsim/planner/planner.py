@@ -31,6 +31,10 @@ class AnyPlanner(Protocol):
 
     strategies: StrategySet
 
+    @property
+    def parameters(self) -> int:
+        """Of its model; a rule has none."""
+
     def begin(self, slots: int) -> PlannerSession: ...
 
 
@@ -72,6 +76,15 @@ class Planner:
             self._chunks[text] = self.tokenizer.encode(text, add_special_tokens=False)
         return self._chunks[text]
 
+    @property
+    def parameters(self) -> int:
+        return int(self.model.num_parameters())
+
+    def opening(self, question: str) -> list[int]:
+        """The stream up to the first decision."""
+        ids: list[int] = self.tokenizer.encode(template.question_chunk(question))
+        return ids + self.chunk(template.MARKER)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Strategy logits ``[..., strategies]`` of final hidden states ``[..., hidden]``."""
         logits: torch.Tensor = self.model.score(hidden)
@@ -81,18 +94,29 @@ class Planner:
         return LearnedSession(self, slots)
 
 
+class ModelPlanner(Protocol):
+    """What a session asks of a planner that reads its stream with a model."""
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    def chunk(self, text: str) -> list[int]: ...
+    def opening(self, question: str) -> list[int]: ...
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
 class LearnedSession:
     """Incremental: each chunk of the stream goes through the model once."""
 
-    def __init__(self, planner: Planner, slots: int) -> None:
+    def __init__(self, planner: ModelPlanner, slots: int) -> None:
         self.planner = planner
         self.decoder = Decoder(planner.model, slots, capacity=256)
         self.pending: list[list[int]] = [[] for _ in range(slots)]  # ids that the model has not read yet
         self.stream: list[list[int]] = [[] for _ in range(slots)]  # ids that it has read
 
     def start(self, slots: list[int], questions: list[str]) -> None:
-        marker, encode = self.planner.chunk(template.MARKER), self.planner.tokenizer.encode
-        opened = {q: encode(template.question_chunk(q)) + marker for q in set(questions)}
+        opened = {q: self.planner.opening(q) for q in set(questions)}
         openings = [opened[q] for q in questions]
         for slot, ids, pending in zip(slots, openings, self.decoder.start(slots, openings), strict=True):
             self.pending[slot], self.stream[slot] = pending, ids[: len(ids) - len(pending)]

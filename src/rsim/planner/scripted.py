@@ -20,6 +20,7 @@ class ScriptedPlanner:
 
     strategies: StrategySet
     rule: Rule
+    parameters: int = 0
 
     def begin(self, slots: int) -> ScriptedSession:
         return ScriptedSession(self, slots)

@@ -6,8 +6,10 @@ by the next in the queue. Decisions are taken for several at once, when enough o
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,6 +40,7 @@ class Game:
     rules: RolloutConfig
 
     def __post_init__(self) -> None:
+        self.seconds = {"planner": 0.0, "all": 0.0}  # spent in `play` so far
         self.server: VllmServer | None = None
         if self.rules.engine == "vllm":
             self.server = VllmServer(self.rules.vllm_url, self.rules.vllm_timeout)
@@ -56,6 +59,12 @@ class Game:
     def step_ends(self) -> StepEnds:
         vocabulary = self.reasoner.model.get_output_embeddings().weight.shape[0]
         return StepEnds(self.reasoner.tokenizer, self.rules.delimiter, vocabulary)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many parameters each side has."""
+        planner = self.planner.parameters if self.planner is not None else 0
+        return {"reasoner": self.reasoner.model.num_parameters(), "planner": planner}
 
     @torch.no_grad()
     def play(
@@ -89,10 +98,12 @@ class Game:
                 names.append(f"{key}:{member}")
         slots = min(self.rules.batch, len(episodes))
         engine = self._engine(slots, seed, greedy, max(e.prompt_length for e in episodes))
+        began = time.perf_counter()
         try:
             _Play(self, engine, slots, episodes, names, seed, greedy, on_step).run()
         finally:
             engine.close()
+            self.seconds["all"] += time.perf_counter() - began
         return episodes
 
     def _engine(self, slots: int, seed: int, greedy: bool, longest_prompt: int) -> Engine:
@@ -164,8 +175,15 @@ class _Play:
             for slot, key in zip(slots, keys, strict=True):
                 uniforms = episode_uniforms(self.seed, key, limit + 2 * decisions)[limit:].tolist()
                 self.draws[slot] = uniforms[:decisions], uniforms[decisions:]
-            self.planning.start(slots, [e.problem.question for e in entering])
+            with self._planners_time():
+                self.planning.start(slots, [e.problem.question for e in entering])
         self.resting += slots
+
+    @contextmanager
+    def _planners_time(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.game.seconds["planner"] += time.perf_counter() - began
 
     # --- before a step: the planner's decision and the injection ---
 
@@ -188,7 +206,9 @@ class _Play:
         chosen = dict.fromkeys(slots, self.game.planner.strategies.termination)
         if free:
             uniforms = [self.draws[s][0][len(episodes[s].steps)] for s in free]
-            for slot, decision in zip(free, self.planning.decide(free, uniforms, self.planner_temperature), strict=True):
+            with self._planners_time():
+                decisions = self.planning.decide(free, uniforms, self.planner_temperature)
+            for slot, decision in zip(free, decisions, strict=True):
                 episodes[slot].decisions.append(decision)
                 chosen[slot] = decision.action
         for slot in set(slots) - set(free):
@@ -247,7 +267,8 @@ class _Play:
         elif sampled.end == "cap":
             episode.inject(self.game.delimiter_ids)
         if planner is not None:
-            self.planning.observe(sampled.slot, planner.strategies[step.strategy].name, step.text)
+            with self._planners_time():
+                self.planning.observe(sampled.slot, planner.strategies[step.strategy].name, step.text)
             episode.planner_ids = self.planning.ids(sampled.slot)
         if self.on_step is not None:
             self.on_step(index, episode)
