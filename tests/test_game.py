@@ -179,7 +179,8 @@ def test_finished_rows_are_replaced_at_once(reasoner, planner, slots):
     assert [e.token_ids for e in few] == [e.token_ids for e in many]
     assert [e.planner_ids for e in few] == [e.planner_ids for e in many]
     busy = sizes[: len(sizes) // 2]  # half way through, episodes are still waiting
-    assert sum(n == slots for n in busy) > 0.9 * len(busy)
+    assert sum(busy) > 0.85 * slots * len(busy)
+    assert min(busy) >= 0.75 * slots - 1, "a quarter rests at most, until the planner has chosen for all of them"
 
 
 def test_sampling_does_not_depend_on_the_batch(reasoner, planner):

@@ -16,6 +16,9 @@ import rsim
 from rsim.config import Config, load_config
 from rsim.errors import UserError
 from rsim.report.report import build_report
+from rsim.rewards.rewards import Score
+from rsim.rollout.episode import Episode
+from rsim.training.cold_start import cold_start
 from rsim.training.run_folder import RunFolder
 from rsim.training.trainer import Trainer, questions_of_step
 
@@ -221,6 +224,53 @@ def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen,
     rsim.train(config)
     changed = {a: any(not torch.equal(start[a][k], v) for k, v in weights_of(config, a).items()) for a in start}
     assert changed == {frozen: False, moving: True}
+
+
+@pytest.mark.parametrize("teach", ["format", "strategies"])
+def test_strategy_labelled_fine_tuning_learns_the_prompts(small, lab_strategies, monkeypatch, teach):
+    """The control keeps right episodes and puts its loss on the prompts and the end of the turn; the format's cold start does
+    neither."""
+    from rsim.data.load import load_problems
+    from rsim.models import load_reasoner
+    from rsim.training import cold_start as module
+
+    config = small("run", "cold_start.episodes=24", "cold_start.minimum=1", "cold_start.epochs=8", "train.questions=2",
+                   "cold_start.learning_rate=1e-2", f"cold_start.teach={teach}", "rollout.max_tokens=64")  # fmt: skip
+    reasoner = load_reasoner(config.models.reasoner)
+    seen = {}
+
+    def scored(episodes, *args):
+        seen["all"] = episodes
+        return [Score("1", i % 2 == 0, 0.0, 0.0, {}) for i, _ in enumerate(episodes)]
+
+    kept: list[Episode] = []
+    fine_tune = module._fine_tune
+    monkeypatch.setattr(module, "score_all", scored)
+    monkeypatch.setattr(module, "well_formatted", lambda episode: True)
+    monkeypatch.setattr(module, "_fine_tune", lambda c, r, episodes: (kept.extend(episodes), fine_tune(c, r, episodes))[1])
+
+    def prompt_logprob() -> float:
+        values = []
+        for e in seen["all"]:
+            with torch.no_grad():
+                table = torch.log_softmax(reasoner.model(torch.tensor([e.token_ids])).logits[0], -1)
+            values += [float(table[s.start - 1, e.token_ids[s.start]]) for s in e.steps]
+        return sum(values) / len(values)
+
+    problems = load_problems("lab", "train", limit=20, seed=0)
+    before_model = {k: v.clone() for k, v in reasoner.model.state_dict().items()}
+    cold_start(config, reasoner, problems, {})
+    after = prompt_logprob()
+    reasoner.model.load_state_dict(before_model)
+    gain = after - prompt_logprob()
+    ends = reasoner.end_ids
+    if teach == "strategies":
+        assert gain > 1
+        assert all(e.token_ids[-1] in ends and all(e.reasoner_mask[e.prompt_length :]) for e in kept)
+        assert len(kept) == 12
+    else:
+        assert gain < 1
+        assert any(not all(e.reasoner_mask[e.prompt_length :]) for e in kept)
 
 
 def test_cold_start_teaches_the_format_without_the_answers(small):

@@ -143,7 +143,7 @@ def test_a_server_that_keeps_its_old_head_is_refused(reasoner, planner, standin,
 def config_for(folder, base_folder, *more):
     return load_config("nano", [
         f'out="{folder}/run"', f'models.reasoner="{base_folder}"', f'models.planner="{base_folder}"', "cold_start.episodes=0",
-        'rollout.engine="vllm"', "train.questions=4", "train.group=4", "train.eval_every=0", "train.trackers=[]",
+        'rollout.engine="vllm"', "train.questions=2", "train.group=4", "train.eval_every=0", "train.trackers=[]",
         "rollout.max_steps=3", "rollout.step_tokens=10", "rollout.max_tokens=64", "rollout.answer_tokens=6", "data.eval_size=4",
         "train.reasoner_lr=3e-3", "objective.mask_truncated=false", *more,
     ])  # fmt: skip
@@ -229,6 +229,22 @@ def test_a_real_server(real_folder, lab_strategies, tmp_path):
         trainer = Trainer(config)
         for _ in range(3):
             assert trainer.train_step()["reasoner/ratio"] == pytest.approx(1.0, abs=1e-3)
+
+
+@needs_vllm
+def test_joint_training_with_a_real_bfloat16_server(real_folder, tmp_path):
+    """Sampling in bfloat16, masters in float32: the sampler stays near the trainer from update to update, and the gap is seen."""
+    rewarding = tmp_path / "reward.py"
+    rewarding.write_text("def share(episode):\n    return sum(episode.token_ids) % 7 / 7\n")
+    with served_model(str(real_folder), "--max-model-len", "512", "--dtype", "bfloat16") as client:
+        config = config_for(tmp_path, real_folder, f'rollout.vllm_url="{client.base_url}"', "objective.importance_cap=2.0",
+                            "train.reasoner_lr=1e-3", f'rewards.custom=["{rewarding}:share"]')  # fmt: skip
+        trainer = Trainer(config)
+        for _ in range(3):
+            metrics = trainer.train_step()
+            assert metrics["reasoner/ratio"] == pytest.approx(1.0, abs=0.05)
+            assert 1e-6 < metrics["reasoner/sampler_kl"] < 0.05
+        assert all(p.dtype == torch.float32 for p in trainer.reasoner.model.parameters())
 
 
 @needs_vllm

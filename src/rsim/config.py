@@ -110,8 +110,14 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class ColdStartConfig:
-    """SPEC 6.0: format-only fine-tuning of the reasoner on its own wrong but well-formatted episodes."""
+    """SPEC 6.0: fine-tuning of the reasoner on its own episodes, before the stages.
 
+    ``teach = "format"`` keeps wrong but well-formatted episodes and learns their sampled tokens: the step format, no answers.
+    ``teach = "strategies"`` is a control: it keeps right episodes and learns the strategies' prompts too, so that a reasoner
+    without planner writes them by itself.
+    """
+
+    teach: Literal["format", "strategies"] = "format"
     episodes: int = 0  # sampled; 0 skips the cold start
     keep: int = 1000
     minimum: int = 16  # fewer than this is an error

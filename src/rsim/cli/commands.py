@@ -133,7 +133,9 @@ def run_eval(settings: EvalSettings, *, out: str, match_tokens: str, overwrite: 
     if match_tokens:
         settings = replace(settings, greedy=False, samples=_samples_for(match_tokens, game, problems, config, settings.seed))
     folder = Path(out) if out else (Path(settings.run) / "eval" if Path(settings.run).is_dir() else Path("runs/eval"))
-    records = _begin_or_go_on(folder, settings, overwrite)
+    models = [str(p) for p in (checkpoint, settings.planner, settings.reasoner) if p and Path(p).is_dir()]
+    wanted = asdict(settings) | {"models": {path: _newest(Path(path)) for path in models}}
+    records = _begin_or_go_on(folder, json.loads(json.dumps(wanted)), settings.samples, overwrite)
     names = game.planner.strategies.names if game.planner else ()
     step = max(1, 2 * config.rollout.batch // settings.samples)  # questions between two writes
     for first in range(len(records) // settings.samples, len(problems), step):
@@ -157,18 +159,24 @@ def run_eval(settings: EvalSettings, *, out: str, match_tokens: str, overwrite: 
     return summary, build_report(folder)
 
 
-def _begin_or_go_on(folder: Path, settings: EvalSettings, overwrite: bool) -> list[dict[str, Any]]:
+def _newest(folder: Path) -> int:
+    """When a file of a model's folder was last written, in nanoseconds: weights that changed are another evaluation."""
+    return max(path.stat().st_mtime_ns for path in folder.rglob("*"))
+
+
+def _begin_or_go_on(folder: Path, wanted: dict[str, Any], samples: int, overwrite: bool) -> list[dict[str, Any]]:
     """The records of whole questions that are there already; half-written ones are dropped."""
     known, episodes = folder / "settings.json", folder / "episodes.jsonl"
-    wanted = json.loads(json.dumps(asdict(settings)))
     if known.is_file() and not overwrite and json.loads(known.read_text()) == wanted:
         lines = episodes.read_text(encoding="utf-8").splitlines(keepends=True) if episodes.is_file() else []
         whole = [line for line in lines if line.endswith("\n")]
-        whole = whole[: len(whole) // settings.samples * settings.samples]
+        whole = whole[: len(whole) // samples * samples]
         episodes.write_text("".join(whole), encoding="utf-8")
         return [json.loads(line) for line in whole]
     if known.is_file() and not overwrite:
-        raise UserError(f"{folder} holds an evaluation with other settings", "give --out another folder, or --overwrite")
+        raise UserError(
+            f"{folder} holds an evaluation with other settings or weights", "give --out another folder, or --overwrite"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

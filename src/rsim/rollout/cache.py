@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import add
+
 import torch
 from transformers import PreTrainedConfig
 
@@ -53,16 +55,15 @@ class CachedLayout:
     """
 
     def __init__(self, cache: SlotCache, slots: list[int], counts: list[int]) -> None:
-        cache.make_room(max(cache.lengths[s] + n for s, n in zip(slots, counts, strict=True)))
+        begins = [cache.lengths[slot] for slot in slots]
+        cache.make_room(max(map(add, begins, counts)))
         self.cache = cache
-        owners: list[int] = []
-        positions: list[int] = []
-        for slot, count in zip(slots, counts, strict=True):
-            owners += [slot] * count
-            positions += range(cache.lengths[slot], cache.lengths[slot] + count)
-        self.owners = torch.tensor(owners, device=cache.device)
-        self.positions = torch.tensor(positions, device=cache.device)
-        self.last = torch.tensor(counts, device=cache.device).cumsum(0) - 1  # [rows], each row's last token
+        # Of each row: its slot, how many tokens, how many are in the slot already; and of each token its slot and position.
+        owner, count, begin = (torch.tensor(numbers, device=cache.device) for numbers in (slots, counts, begins))
+        self.last = count.cumsum(0) - 1
+        self.owners = owner.repeat_interleave(count)
+        self.positions = torch.arange(sum(counts), device=cache.device)
+        self.positions += (begin - (self.last - count + 1)).repeat_interleave(count)
         self.singles = counts.count(1)
         self._decoding(slots[: self.singles])
         self.buckets = [self._bucket(rows, slots, counts) for rows in _alike(counts, self.singles)]

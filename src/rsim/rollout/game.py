@@ -28,7 +28,7 @@ from rsim.rollout.vllm import VllmEngine, VllmServer
 
 OnStep = Callable[[int, Episode], None]
 
-_WAITING = 1 / 4  # share of the slots that rests before the planner is asked: its forward pass is worth several decisions
+_WAITING = 1 / 4  # share of the episodes in play that rests before the planner is asked: a forward pass is worth several
 
 
 @dataclass
@@ -144,13 +144,14 @@ class _Play:
         self.resting: list[int] = []  # slots whose sequence waits for its next step
         self.index: dict[int, int] = {}  # the episode in each taken slot
         self.draws: dict[int, tuple[list[float], list[float]]] = {}  # uniform numbers for decisions and paraphrases
-        self.enough = max(1, int(slots * _WAITING)) if game.planner is not None else 1
+        self.patience = _WAITING if game.planner is not None else 0.0
         if game.planner is not None:
             self.planning = game.planner.begin(slots)
 
     def run(self) -> None:
         while self.queue or self.resting or self.engine.running:
-            if len(self.resting) + min(len(self.free), len(self.queue)) >= self.enough or not self.engine.running:
+            waiting = len(self.resting) + min(len(self.free), len(self.queue))
+            if waiting and waiting >= self.patience * (self.engine.running + len(self.resting)):
                 self._admit()
                 self._open(self.resting)
                 self.resting = []

@@ -85,16 +85,16 @@ class VllmServer:
             UserError: it does not follow.
         """
         ids = self._call("POST", "/tokenize", {"prompt": _PROBE})["tokens"]
-        head = model.get_output_embeddings().weight
+        with torch.no_grad():
+            hidden = model.base_model(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1]
+            logits = (model.get_output_embeddings().weight @ hidden).float()
         sure = []
-        for factor in (0.5, 1.0):
+        for factor, other in ((0.5, 1.0), (1.0, 0.5)):
             save_untied(model, folder, head_factor=factor)
             self._reload(folder)
-            _, logprobs, choice = self.complete(ids, max_tokens=1, temperature=0.0)
-            with torch.no_grad():
-                hidden = model.base_model(torch.tensor([ids], device=head.device)).last_hidden_state[0, -1]
-                own = torch.log_softmax((hidden @ (head * factor).T).float(), -1)[choice["token_ids"][0]]
-            sure.append(abs(logprobs[0] - float(own)) < 0.1)
+            tokens, logprobs, _ = self.complete(ids, max_tokens=1, temperature=0.0)
+            expected, wrong = (float(torch.log_softmax(f * logits, -1)[tokens[0]]) for f in (factor, other))
+            sure.append(abs(logprobs[0] - expected) < abs(logprobs[0] - wrong))  # a bfloat16 server is near, not equal
         if not all(sure):
             raise UserError(
                 f"the server at {self.url} does not take new weights as they are",

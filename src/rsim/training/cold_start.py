@@ -2,6 +2,9 @@
 
 Answers are not taught: only wrong episodes are kept. Injected tokens are read but carry no loss; worked examples that helped
 while sampling are removed before fine-tuning.
+
+The control ``teach = "strategies"`` (SPEC 7: fine-tuning on strategy-labelled steps) turns this round: right episodes are
+kept, and the injected prompts and the end of the turn are learned as well.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from rsim.training.batch import reasoner_batch
 def cold_start(
     config: Config, reasoner: Reasoner, problems: list[Problem], custom: dict[str, RewardFunction]
 ) -> tuple[dict[str, float], int]:
-    """Samples under the random planner, keeps wrong well-formatted episodes, fine-tunes ``reasoner`` in place.
+    """Samples under the random planner, keeps well-formatted episodes, fine-tunes ``reasoner`` in place.
 
     Returns:
         the report (``cold_start/sampled``, ``kept``, ``format_rate``, ``loss_before``, ``loss_after``) and the number of
@@ -44,16 +47,20 @@ def cold_start(
     scores = score_all(episodes, strategies, config.rewards, custom)
     checker = config.rewards.checker
     formatted = [well_formatted(replace(e, problem=checked_as(e.problem, checker))) for e in episodes]
-    kept = [e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and not s.correct]
+    teaches_strategies = settings.teach == "strategies"
+    kept = [e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and s.correct == teaches_strategies]
     if len(kept) < settings.minimum:
+        wanted = "right and" if teaches_strategies else "wrong but"
         raise UserError(
-            f"cold start: only {len(kept)} of {len(episodes)} episodes were wrong but well formatted",
+            f"cold start: only {len(kept)} of {len(episodes)} episodes were {wanted} well formatted",
             f"at least cold_start.minimum = {settings.minimum} are needed: raise cold_start.episodes or give few_shot",
         )
     kept = kept[: settings.keep]
     if settings.few_shot:
         plain = {e.problem.question: p for e, p in zip(episodes, asked, strict=True)}
         kept = [_without_examples(e, plain[e.problem.question], reasoner) for e in kept]
+    if teaches_strategies:
+        kept = [_with_prompts_learned(e, reasoner) for e in kept]
     losses = _fine_tune(config, reasoner, kept)
     report = {
         "cold_start/sampled": float(len(episodes)),
@@ -75,6 +82,21 @@ def _without_examples(episode: Episode, problem: Problem, reasoner: Reasoner) ->
         prompt_length=len(prompt),
         reasoner_mask=[0] * len(prompt) + episode.reasoner_mask[old:],
         logprobs=[0.0] * len(prompt) + episode.logprobs[old:],
+    )
+
+
+def _with_prompts_learned(episode: Episode, reasoner: Reasoner) -> Episode:
+    """Everything after the question is to be written by the reasoner itself, up to the end of its turn."""
+    ids = episode.token_ids
+    if ids[-1] not in reasoner.end_ids:
+        own_end = reasoner.tokenizer.eos_token_id
+        ids = [*ids, own_end if own_end is not None else min(reasoner.end_ids)]
+    own = len(ids) - episode.prompt_length
+    return replace(
+        episode,
+        token_ids=ids,
+        reasoner_mask=[0] * episode.prompt_length + [1] * own,
+        logprobs=[0.0] * len(ids),
     )
 
 
