@@ -70,6 +70,8 @@ def measure_demo(seed: int, questions: int) -> list[dict[str, Any]]:
             met=gain >= 0.15, seeds=seeds),
         row("demo: slower of two runs, packages installed", round(slowest, 2), unit="min", goal="at most 8 min",
             met=slowest <= 8, seeds=seeds),
+        row("demo: the same, against the goal of the speed work", round(slowest, 2), unit="min", goal="at most 5 min",
+            met=slowest <= 5, seeds=seeds),
         row("demo: peak memory", round(peak, 2), unit="GiB", goal="at most 3 GB (2.79 GiB)", met=peak <= 3e9 / 2**30,
             seeds=seeds),
         row("demo: the same table when repeated with the same seed", "equal" if same else "different", goal="equal", met=same,

@@ -1,6 +1,6 @@
 """What planning costs: the time of an episode of the same sampled tokens in 1, 2, 4, 8 and 16 planned steps.
 
-    python -m bench.planned [--reasoner smollm2-135m] [--rows 16] [--tokens 384] [--rounds 2] [--record]
+    python -m bench.planned [--reasoner smollm2-135m] [--rows 12] [--tokens 512] [--rounds 1] [--record]
 
 Two planners: one of the reasoner's size, and one of at most a tenth of it (a small Llama with random weights: time does not
 depend on what they are). Every step is ended by its cap, every strategy is drawn uniformly and carries its prompt; end of turn
@@ -35,9 +35,9 @@ _STEPS = (1, 2, 4, 8, 16)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--reasoner", default="smollm2-135m")
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=384, help="sampled in an episode, whatever its number of steps")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=512, help="sampled in an episode, whatever its number of steps")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--record", action="store_true", help="write results/planned.json and its page")
     args = parser.parse_args()
     reasoner, strategies = load_reasoner(args.reasoner), load_strategies("default")

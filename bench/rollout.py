@@ -32,7 +32,7 @@ from bench.ledger import record, row
 from bench.workload import questions, served_model, show
 from rsim.config import RolloutConfig
 from rsim.data.problem import Problem
-from rsim.linear import product
+from rsim.inference import product
 from rsim.models import load_reasoner
 from rsim.rollout.game import Game, _Play
 from rsim.rollout.reasoner import Reasoner

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rsim.errors import UserError
-from rsim.linear import speed_up
+from rsim.inference import speed_up
 
 _NAME = "rsim_packed"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rsim.linear import product
+from rsim.inference import product
 
 _CHUNK = 1 << 23  # logits that are alive at once (32 MiB in float32)
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rsim.errors import UserError
-from rsim.linear import Linear
+from rsim.inference import Linear
 
 
 @dataclass

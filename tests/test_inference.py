@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rsim import packed
-from rsim.linear import Linear, product
+from rsim.inference import Linear, product
 from tiny import tiny_model
 
 
@@ -20,6 +21,32 @@ def test_product_is_the_linear_layer(rows, shape, with_bias):
     weight, x = torch.randn(shape, generator=generator), torch.randn(2, rows, shape[1], generator=generator)
     bias = torch.randn(shape[0], generator=generator) if with_bias else None
     assert torch.allclose(product(x, weight, bias), torch.nn.functional.linear(x, weight, bias), atol=1e-4)
+
+
+@pytest.mark.parametrize("hidden", [32, 320])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_faster_layers_give_what_the_stock_ones_give(architecture, hidden):
+    """Small matrices, which stay with PyTorch's product, and large ones; with gradients, the stock code runs."""
+    if architecture == "llama":
+        config = LlamaConfig(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=4,
+                             vocab_size=64, mlp_bias=True, initializer_range=0.2)  # fmt: skip
+        stock = LlamaForCausalLM(config).eval()
+    else:
+        config = Qwen2Config(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=4,
+                             num_key_value_heads=4, vocab_size=64, initializer_range=0.2)  # fmt: skip
+        stock = Qwen2ForCausalLM(config).eval()
+    for name, p in stock.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(p, 1.0, 0.3, generator=torch.Generator().manual_seed(0))
+    model = copy.deepcopy(stock)
+    packed.prepare(model)
+    swapped = [type(m) for m in model.modules() if type(m).__name__.endswith(("RMSNorm", "MLP"))]
+    assert swapped
+    assert all(not kind.__module__.startswith("transformers.") for kind in swapped)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, stock(ids).logits, atol=1e-3)
+    assert torch.equal(model(ids).logits, stock(ids).logits)
 
 
 def test_other_dtypes_and_strided_weights():
