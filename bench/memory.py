@@ -1,6 +1,6 @@
 """Peak memory of a GRPO step against the tokens of an episode: rsim, rsim with gradient checkpointing, TRL.
 
-    python -m bench.memory [--model smollm2-135m] [--questions 2] [--group 8] [--record]
+    python -m bench.memory [--model smollm2-135m] [--questions 2] [--group 8] [--tokens 64 256] [--record]
 
 Each measurement is a process of its own (`bench.step`), loading and optimiser states included. TRL's two modes are both shown.
 """
@@ -13,7 +13,6 @@ from typing import Any
 from bench.ledger import record, row
 from bench.workload import in_child, show
 
-_TOKENS = (64, 256)
 _SIDES: dict[str, dict[str, Any]] = {
     "rsim": {"side": "rsim"},
     "rsim, gradient checkpointing": {"side": "rsim", "checkpointing": True},
@@ -27,10 +26,11 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--questions", type=int, default=2)
     parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--record", action="store_true", help="write results/memory.json and its page")
     args = parser.parse_args()
     rows = []
-    for tokens in _TOKENS:
+    for tokens in args.tokens:
         for name, settings in _SIDES.items():
             common = {"model": args.model, "count": args.questions, "group": args.group, "tokens": tokens}
             peak = in_child("bench.step", settings | common)["peak"]
