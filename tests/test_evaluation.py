@@ -18,6 +18,7 @@ from rsim.evaluation.compare import compare, mcnemar
 from rsim.evaluation.controls import PromptedPlanner, shuffled_planner, wait_planner
 from rsim.evaluation.evaluate import pass_at_k, play_scored, summarise, vote
 from rsim.evaluation.planners import planner_from
+from rsim.models import load_reasoner
 from rsim.planner import template
 from rsim.rollout.game import Game
 from rsim.strategies import load_strategies
@@ -129,6 +130,12 @@ def test_shuffled_planner_gives_each_question_the_decisions_of_another(reasoner,
 def test_wrong_planners_are_one_error(reasoner, lab_strategies, spec):
     with pytest.raises(UserError):
         planner_from(spec, lab_strategies, PROBLEMS, reasoner=reasoner, rules=RULES)
+
+
+def test_a_reasoner_without_weights_cannot_be_prompted(base_folder, lab_strategies):
+    shape = load_reasoner(str(base_folder), weights=False)
+    with pytest.raises(UserError, match="native"):
+        planner_from("prompted", lab_strategies, PROBLEMS, reasoner=shape, rules=RULES)
 
 
 def write_evaluation(folder, outcomes, questions=None):

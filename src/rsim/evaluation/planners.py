@@ -49,6 +49,8 @@ def planner_from(
         return wait_planner(strategies, int(rest or 1))
     if kind == "prompted":
         assert reasoner is not None
+        if reasoner.model.device.type == "meta":
+            raise UserError("--planner prompted", "the reasoner's weights are on a server: use rollout.engine = native")
         return PromptedPlanner(reasoner, strategies)
     if kind == "shuffled":
         assert reasoner is not None
