@@ -1,6 +1,6 @@
 """What planning costs: the time of an episode of the same sampled tokens in 1, 2, 4, 8 and 16 planned steps.
 
-    python -m bench.planned [--reasoner smollm2-135m] [--rows 12] [--tokens 512] [--rounds 1] [--record]
+    python -m bench.planned [--reasoner smollm2-135m] [--rows 8] [--tokens 512] [--rounds 1] [--record]
 
 Two planners: one of the reasoner's size, and one of at most a tenth of it (a small Llama with random weights: time does not
 depend on what they are). Every step is ended by its cap, every strategy is drawn uniformly and carries its prompt; end of turn
@@ -35,7 +35,7 @@ _STEPS = (1, 2, 4, 8, 16)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--reasoner", default="smollm2-135m")
-    parser.add_argument("--rows", type=int, default=12)
+    parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=512, help="sampled in an episode, whatever its number of steps")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--record", action="store_true", help="write results/planned.json and its page")
@@ -84,7 +84,7 @@ def measure(
     ratio = statistics.median(a / b for a, b in zip(seconds[16], seconds[1], strict=True))
     # Linear in the number of steps: no step costs much more than the line through all of them says.
     slope, base = np.polyfit(_STEPS, [times[s] for s in _STEPS], 1)
-    off = max(abs(times[s] / (base + slope * s) - 1) for s in _STEPS)
+    off = max(abs(times[s] / float(base + slope * s) - 1) for s in _STEPS)
     size = planner.model.num_parameters() / 1e6
     return [
         row(f"planner of {name} ({size:.0f}M): 16 steps / the same tokens in one", round(ratio, 2), unit="x",
