@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import rsim.lab.pretrain as pretraining
 from rsim.data.load import load_problems
+from rsim.errors import UserError
 from rsim.lab.behaviour import write_solution
 from rsim.lab.expressions import parse, render, value_of
 from rsim.lab.oracle import _pick, oracle_planner
@@ -19,6 +22,7 @@ from rsim.lab.pretrain import PretrainConfig, batches, documents, pretrain
 from rsim.lab.problems import sample_problems
 from rsim.lab.steps import Rates, start, write_step
 from rsim.lab.tokenizer import build_tokenizer
+from rsim.models import load_reasoner
 from rsim.rewards.answers import extract
 from tiny import tiny_model
 
@@ -122,6 +126,42 @@ def test_pretraining_is_repeatable_and_its_result_loads(tmp_path):
     a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("a", "b"))
     for p, q in zip(a.parameters(), b.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_pretraining_goes_on_after_a_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "_KEEP_EVERY", 2)
+    config = PretrainConfig(batch=4, steps=5)
+    whole = pretrain(config, tmp_path / "whole", quiet=True)
+    assert not (tmp_path / "whole" / "partial.pt").exists()
+
+    def stopped(*args):
+        yield from islice(batches(*args), 3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretraining, "batches", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, tmp_path / "cut", quiet=True)
+    with pytest.raises(UserError, match="other settings"):
+        pretrain(replace(config, seed=1), tmp_path / "cut", quiet=True)
+    resumed = pretrain(config, tmp_path / "cut", quiet=True)
+    assert (resumed["loss"], resumed["tokens"]) == (whole["loss"], whole["tokens"])
+    a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_the_second_family_has_another_architecture_and_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setenv("RSIM_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="rsim lab pretrain --size nano-llama"):
+        load_reasoner("nano-llama")
+    pretrain(PretrainConfig(size="nano-llama", batch=2, steps=1), tmp_path / "nano-llama", quiet=True)
+    reasoner = load_reasoner("nano-llama")
+    assert reasoner.model.config.model_type == "llama"
+    words = build_tokenizer()
+    assert len(words.encode("Split it:")) == 1
+    assert len(reasoner.tokenizer.encode("Split it:")) == len("Split it:")
+    for problem in islice(sample_problems("train", 5), 50):
+        assert reasoner.tokenizer.decode(reasoner.tokenizer.encode(problem.question)) == problem.question
 
 
 def test_expressions_parse_back():

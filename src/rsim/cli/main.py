@@ -160,8 +160,8 @@ def demo(
 
 @lab.command()
 def pretrain(
-    size: Annotated[str, typer.Option(help="nano-s, nano-m or nano-l")] = "nano-s",
-    out: Annotated[str, typer.Option(help="Default: runs/lab/SIZE")] = "",
+    size: Annotated[str, typer.Option(help="nano-s, nano-m, nano-l or nano-llama")] = "nano-s",
+    out: Annotated[str, typer.Option(help="Default: where the size's name finds it, in the cache.")] = "",
     seed: Annotated[int, typer.Option()] = 0,
     steps: Annotated[int, typer.Option(help="0: the size's own number.", min=0)] = 0,
     as_json: Json = False,
@@ -169,10 +169,11 @@ def pretrain(
     """Pre-train a nano base from nothing on written lab solutions."""
     from rsim.lab.pretrain import SIZES, PretrainConfig
     from rsim.lab.pretrain import pretrain as run
+    from rsim.models import cache_folder
 
     if size not in SIZES:
         raise UserError(f"--size {size}", f"use one of {', '.join(SIZES)}")
-    folder = Path(out or f"runs/lab/{size}")
+    folder = Path(out) if out else cache_folder() / size
     result = run(PretrainConfig(size=size, seed=seed, steps=steps or None), folder, quiet=as_json)
     print(json.dumps(result | {"folder": str(folder)}) if as_json else f"saved {folder}")
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rsim.errors import UserError
 from rsim.planner import template
-from rsim.planner.planner import LearnedSession
+from rsim.planner.planner import LearnedSession, name_tokens
 from rsim.planner.scripted import ScriptedPlanner, one_hot
 from rsim.rollout.episode import Episode
 from rsim.rollout.reasoner import Reasoner
@@ -35,9 +34,7 @@ class PromptedPlanner:
     first_tokens: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.first_tokens = [self.chunk(template.strategy_chunk(name))[0] for name in self.strategies.names]
-        if len(set(self.first_tokens)) < len(self.first_tokens):
-            raise UserError("--planner prompted: two strategy names begin with the same token", "rename one of them")
+        self.first_tokens = name_tokens(self.chunk, self.strategies)
 
     @property
     def parameters(self) -> int:

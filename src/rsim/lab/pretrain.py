@@ -14,12 +14,15 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from rsim.errors import UserError
 from rsim.lab.behaviour import write_solution
 from rsim.lab.problems import LabProblem, ProblemMix, sample_problems
 from rsim.lab.steps import Rates
@@ -27,21 +30,27 @@ from rsim.lab.tokenizer import ANSWER, DELIMITER, EOS, QUESTION, build_tokenizer
 from rsim.planner.template import MARKER, question_chunk, strategy_chunk
 from rsim.strategies import load_strategies
 
+_KEEP_EVERY = 250  # steps
+
 
 @dataclass(frozen=True)
 class Size:
+    """``spelled``: Llama architecture, and a tokenizer that spells phrases, names and things; else Qwen2's and one of words."""
+
     hidden: int
     layers: int
     heads: int
     intermediate: int
     steps: int
     learning_rate: float
+    spelled: bool = False
 
 
 SIZES = {
     "nano-s": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3),
     "nano-m": Size(hidden=192, layers=4, heads=6, intermediate=448, steps=6000, learning_rate=2e-3),
-    "nano-l": Size(hidden=384, layers=5, heads=6, intermediate=896, steps=6000, learning_rate=1e-3),
+    "nano-l": Size(hidden=384, layers=5, heads=6, intermediate=896, steps=3000, learning_rate=1e-3),
+    "nano-llama": Size(hidden=128, layers=3, heads=4, intermediate=256, steps=4000, learning_rate=4e-3, spelled=True),
 }
 
 
@@ -56,23 +65,22 @@ class PretrainConfig:
     rates: Rates = field(default_factory=Rates)
 
 
-def new_model(size: Size, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=size.hidden,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.heads,
-            intermediate_size=size.intermediate,
-            max_position_embeddings=1024,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-        )
-    )
+def new_model(size: Size, tokenizer: Qwen2Tokenizer) -> PreTrainedModel:
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": size.hidden,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.heads,
+        "intermediate_size": size.intermediate,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    return LlamaForCausalLM(LlamaConfig(**shape)) if size.spelled else Qwen2ForCausalLM(Qwen2Config(**shape))
 
 
 def documents(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Iterator[tuple[list[int], int]]:
@@ -121,13 +129,19 @@ def batches(config: PretrainConfig, tokenizer: Qwen2Tokenizer, pool: int = 16) -
 def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[str, float]:
     """Trains a base from nothing and saves model, tokenizer and the procedure (``pretrain.json``) under ``out``.
 
+    The state is kept in ``out/partial.pt`` every `_KEEP_EVERY` steps: asked for again after a stop, it goes on from there and
+    ends with the very weights of a run without a stop.
+
     Returns:
         ``loss`` (nats per token, mean over the last 50 steps), ``tokens`` trained on, ``seconds``.
+
+    Raises:
+        UserError: ``out`` holds the state of a pre-training with other settings.
     """
     torch.manual_seed(config.seed)
     size = SIZES[config.size]
     steps = config.steps or size.steps
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(spelled=size.spelled)
     model = new_model(size, tokenizer)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
@@ -136,9 +150,20 @@ def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[
         lr=size.learning_rate, betas=(0.9, 0.98),
     )  # fmt: skip
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, steps))
-    began, losses, tokens = time.perf_counter(), [], 0
+    partial = out / "partial.pt"
+    wanted = json.loads(json.dumps(asdict(config) | {"size": asdict(size)}))
+    first, losses, tokens, seconds = 0, [], 0, 0.0
+    if partial.is_file():
+        state = torch.load(partial, weights_only=True)
+        if state["wanted"] != wanted:
+            raise UserError(f"{out} holds a pre-training with other settings", "remove it, or give --out another folder")
+        for part, saved in zip((model, optimizer, schedule), state["parts"], strict=True):
+            part.load_state_dict(saved)
+        first, losses, tokens, seconds = state["step"], state["losses"], state["tokens"], state["seconds"]
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter() - seconds
     model.train()
-    for step, (ids, weights) in zip(range(steps), batches(config, tokenizer), strict=False):
+    for step, (ids, weights) in zip(range(first, steps), islice(batches(config, tokenizer), first, None), strict=False):
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         per_token = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         loss = (per_token * weights[:, 1:]).sum()
@@ -147,16 +172,22 @@ def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
+        losses = [*losses[-49:], loss.item()]
         tokens += int((ids != tokenizer.pad_token_id).sum())
         if (step + 1) % 100 == 0 and not quiet:
             rate = tokens / (time.perf_counter() - began)
-            print(f"step {step + 1}/{steps}  loss {sum(losses[-50:]) / 50:.4f}  {rate:,.0f} tokens/s", flush=True)
-    out.mkdir(parents=True, exist_ok=True)
+            print(f"step {step + 1}/{steps}  loss {sum(losses) / len(losses):.4f}  {rate:,.0f} tokens/s", flush=True)
+        if (step + 1) % _KEEP_EVERY == 0:
+            parts = [part.state_dict() for part in (model, optimizer, schedule)]
+            kept = {"wanted": wanted, "parts": parts, "step": step + 1, "losses": losses, "tokens": tokens,
+                    "seconds": time.perf_counter() - began}  # fmt: skip
+            torch.save(kept, partial.with_suffix(".new"))
+            partial.with_suffix(".new").replace(partial)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    result = {"loss": sum(losses[-50:]) / len(losses[-50:]), "tokens": tokens, "seconds": time.perf_counter() - began}
+    result = {"loss": sum(losses) / len(losses), "tokens": tokens, "seconds": time.perf_counter() - began}
     (out / "pretrain.json").write_text(json.dumps({"config": asdict(config), "size": asdict(size), "result": result}, indent=2))
+    partial.unlink(missing_ok=True)
     return result
 
 

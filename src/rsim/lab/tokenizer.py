@@ -29,12 +29,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> Qwen2Tokenizer:
-    """The lab tokenizer, made from nothing; the same on every machine."""
+def build_tokenizer(*, spelled: bool = False) -> Qwen2Tokenizer:
+    """The lab tokenizer, made from nothing; the same on every machine.
+
+    ``spelled``: the second family's, which spells the strategies' prompts, names and things letter by letter.
+    """
     strategies = load_strategies("lab")
     phrases = [prompt for s in strategies.strategies for prompt in s.prompts]
     planner = [QUESTION_PREFIX, MARKER, *(strategy_chunk(name) for name in strategies.names)]
     words = [*NAMES, *(f" {thing}" for thing in THINGS), *_STORY, *_OTHER, *_STEPS, *phrases, *planner]
+    if spelled:
+        words = [*_STORY, *_OTHER, *_STEPS, *planner]
     vocabulary = {token: index for index, token in enumerate([PAD, EOS, QUESTION, ANSWER, *sorted(ByteLevel.alphabet())])}
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary, merges=[], unk_token=None, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,6 +143,18 @@ class LearnedSession:
 
     def ids(self, slot: int) -> list[int]:
         return self.stream[slot]
+
+
+def name_tokens(chunk: Callable[[str], list[int]], strategies: StrategySet) -> list[int]:
+    """The first token of each strategy's name as the stream has it: where a causal LM says which one comes next.
+
+    Raises:
+        UserError: two names begin with the same token.
+    """
+    first = [chunk(template.strategy_chunk(name))[0] for name in strategies.names]
+    if len(set(first)) < len(first):
+        raise UserError("two strategy names begin with the same token", "rename one of them")
+    return first
 
 
 def check_labels(config: Any, strategies: StrategySet, source: str) -> None:

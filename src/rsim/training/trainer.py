@@ -57,7 +57,7 @@ class Trainer:
         self.planner: Planner | None = None
         if models.planner != "none":
             source = str(checkpoint / "planner") if checkpoint else models.planner
-            self.planner = load_planner(source, strategies, seed=config.seed, **place)
+            self.planner = load_planner(source, strategies, seed=config.seed, head=models.planner_head, **place)
         self.agents = self._agents()
         self.game = Game(self.reasoner, self.planner, config.rollout)
         self.step, self.sampled_tokens, self.best, self.cold_started = 0, 0, -1.0, False
