@@ -28,7 +28,7 @@ lint: setup
 	$(BIN)/mypy
 
 results: setup
-	$(BIN)/python -m bench.ledger
+	$(BIN)/python -m rsim.report.ledger
 
 clean:
 	rm -rf runs runs-demo.* build *.egg-info

@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.ledger import ROOT, record, row
 from rsim.data.load import gym_tasks, load_problems
 from rsim.data.problem import Problem
 from rsim.data.sources import read_theoremqa
+from rsim.report.ledger import record, row
 from rsim.rewards.check import Verdict, check, judge
 from rsim.rewards.symbolic import shared_pool
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", action="store_true", help="write results/checking.json and its page")
     args = parser.parse_args()
-    os.environ.setdefault("RSIM_DATA", str(ROOT.parent / "shared" / "data"))
+    os.environ.setdefault("RSIM_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
     rows = [r for part in args.parts or parts for r in parts[part](args.seed)]
     for r in rows:
         print(f"{r['what']:<80} {r['value']!s:<10} {r['goal']}  {'' if r['met'] is None else 'met' if r['met'] else 'MISSED'}")

@@ -11,15 +11,16 @@ import argparse
 import time
 from dataclasses import replace
 
-from bench.ledger import record, row
 from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.data.problem import Problem
 from rsim.evaluation.evaluate import Evaluation, evaluate
 from rsim.evaluation.planners import planner_from
+from rsim.evaluation.search import best_fixed, best_sequence
 from rsim.models import load_reasoner
+from rsim.report.ledger import record, row
 from rsim.rollout.game import Game
-from rsim.strategies import TERMINATION, load_strategies
+from rsim.strategies import load_strategies
 
 
 def main() -> None:
@@ -48,10 +49,8 @@ def measure(model: str, questions: int, seed: int) -> list[dict[str, object]]:
 
     began = time.perf_counter()
     cot, oracle, random = run("none"), run("oracle"), run("random", greedy=False)
-    fixed_name = max(strategies.names, key=lambda name: run(f"fixed:{name}", picking).accuracy)
-    fixed = run(f"fixed:{fixed_name}")
-    best = best_sequence(list(strategies.names), lambda names: run(f"sequence:{','.join(names)}", picking).accuracy)
-    sequence = run(f"sequence:{','.join(best)}")
+    fixed = run(best_fixed(strategies.names, lambda spec: run(spec, picking).accuracy))
+    sequence = run(best_sequence(strategies.names, lambda spec: run(spec, picking).accuracy))
     print(f"measured in {time.perf_counter() - began:.0f} s")
 
     def share(what: str, e: Evaluation, goal: str, met: bool | None) -> dict[str, object]:
@@ -65,24 +64,11 @@ def measure(model: str, questions: int, seed: int) -> list[dict[str, object]]:
         share("random planner, greedy reasoner", run("random"), "", None),
         share("oracle planner", oracle, "at least 80%", oracle.accuracy >= 0.8),
         share("oracle planner, sampled at temperature 1", run("oracle", greedy=False), "", None),
-        share(f"best fixed strategy ({fixed_name})", fixed, "", None),
-        share(f"best fixed sequence ({', '.join(best)})", sequence, "", None),
+        share(f"best fixed strategy ({fixed.name.partition(':')[2]})", fixed, "", None),
+        share(f"best fixed sequence ({sequence.name.partition(':')[2].replace(',', ', ')})", sequence, "", None),
         row("oracle above the best fixed strategy or sequence", gap, unit="share", goal="at least 10 points",
             met=gap >= 0.1, seeds=[seed]),
     ]  # fmt: skip
-
-
-def best_sequence(names: list[str], accuracy: object, width: int = 3, longest: int = 6) -> list[str]:
-    """Beam search over sequences that end in termination: grow by one strategy at a time, keep the ``width`` best."""
-    assert callable(accuracy)
-    beam: list[tuple[float, list[str]]] = [(accuracy([TERMINATION]), [TERMINATION])]
-    overall = beam[0]
-    for _ in range(longest):
-        grown = {(*sequence[:-1], name, TERMINATION) for _, sequence in beam for name in names if name != TERMINATION}
-        scored = sorted(((accuracy(list(s)), list(s)) for s in sorted(grown)), key=lambda pair: -pair[0])
-        beam = scored[:width]
-        overall = max(overall, beam[0], key=lambda pair: pair[0])
-    return overall[1]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.ledger import record, row
+from rsim.report.ledger import record, row
 
 _TITLE = "The main job: a planner and a reasoner trained together"
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from bench.ledger import record, row
 from bench.workload import in_child, show
+from rsim.report.ledger import record, row
 
 _SIDES: dict[str, dict[str, Any]] = {
     "rsim": {"side": "rsim"},

@@ -18,12 +18,12 @@ from unittest.mock import patch
 import numpy as np
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from bench.ledger import record, row
 from bench.workload import questions, show
 from rsim.config import RolloutConfig
 from rsim.data.problem import Problem
 from rsim.models import load_planner, load_reasoner
 from rsim.planner.planner import LearnedSession, Planner
+from rsim.report.ledger import record, row
 from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.rollout.sampling import StepEnds

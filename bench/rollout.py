@@ -28,12 +28,12 @@ from unittest.mock import patch
 import httpx
 import torch
 
-from bench.ledger import record, row
 from bench.workload import questions, served_model, show
 from rsim.config import RolloutConfig
 from rsim.data.problem import Problem
 from rsim.inference import product
 from rsim.models import load_reasoner
+from rsim.report.ledger import record, row
 from rsim.rollout.game import Game, _Play
 from rsim.rollout.reasoner import Reasoner
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from bench.ledger import record, row
 from bench.workload import in_child, peak_gib, questions, show
+from rsim.report.ledger import record, row
 
 _TIMED = 2  # steps of each process that count; one before them warms up
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from bench.ledger import record, row
 from bench.workload import questions, show
 from rsim.config import Config, TrainConfig
 from rsim.data.problem import Problem
 from rsim.models import load_reasoner
 from rsim.objective.advantages import group_advantages
+from rsim.report.ledger import record, row
 from rsim.rewards.rewards import Score
 from rsim.rollout.episode import Episode
 from rsim.rollout.reasoner import Reasoner

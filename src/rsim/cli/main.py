@@ -70,7 +70,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, with a 95% interval, and write the episodes and a summary."""
-    from rsim.cli.commands import EvalSettings, run_eval
+    from rsim.cli.commands import run_eval
+    from rsim.evaluation.saved import EvalSettings
 
     merged = tuple(_merge(overrides, strategies=strategies, data_dir=data_dir))
     settings = EvalSettings(run, planner, reasoner, data, split, limit, seed, not sample and samples == 1, samples, merged)
@@ -156,6 +157,29 @@ def demo(
     table = run_demo(Path(out), seed, questions, overrides or [], quiet=as_json)
     if as_json:
         print(json.dumps(table))
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME")] = "",
+    seeds: Annotated[int, typer.Option(help="Runs of everything that is trained: seeds 0, 1, ...", min=1)] = 3,
+    questions: Annotated[int, typer.Option(help="Unseen problems in every evaluation.", min=10)] = 1000,
+    jobs: Annotated[int, typer.Option(help="Processes side by side.", min=1)] = 2,
+    out: Annotated[
+        str, typer.Option(help="Folder of all runs and evaluations; what is there is not done again.")
+    ] = "runs/experiments",
+    publish: Annotated[str, typer.Option(help="Folder under which docs/results and results are written.")] = ".",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Repeat an experiment on the nano lab and write its page; without a name, list them."""
+    from rsim.cli.experiment import EXPERIMENTS, run_experiment
+
+    if not name:
+        print(json.dumps(EXPERIMENTS) if as_json else "\n".join(f"{n:<10} {what}" for n, what in EXPERIMENTS.items()))
+        return
+    page = run_experiment(name, range(seeds), questions, jobs, Path(out), Path(publish), overrides or [], quiet=as_json)
+    print(json.dumps({"page": str(page)}) if as_json else f"page: {page}")
 
 
 @lab.command()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import Any
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rsim.config import Config
+from rsim.models import quiet_models
 from rsim.training.trainer import Trainer
 
 
@@ -55,11 +52,3 @@ def _line(record: dict[str, Any]) -> str:
     if "planner/entropy" in record:
         parts.append(f"planner H {record['planner/entropy']:.2f}")
     return "  ".join(parts)
-
-
-def quiet_models() -> None:
-    """Silences transformers' weight-loading bars: progress is ours to show."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

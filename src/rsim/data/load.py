@@ -1,7 +1,7 @@
 """From a data set's name, file or generator to a list of problems; splits never overlap.
 
 ==========================  ===============================================================================
-``lab``                     the nano lab's own problems, made on the spot
+``lab``, ``lab:A+B``        the nano lab's own problems, made on the spot; of these families alone
 ``gsm8k``, ``math``, ...    the sets of `rsim.data.sources.SOURCES`, under ``data_dir``
 ``gym:TASK``                any task of reasoning-gym, made on the spot
 ``hf:NAME``                 a data set of the Hugging Face hub (needs ``datasets``)
@@ -20,6 +20,7 @@ import os
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +30,7 @@ from rsim.data.problem import Kind, Problem
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError
 from rsim.lab.expressions import render
-from rsim.lab.problems import SPLITS, sample_problems
+from rsim.lab.problems import SPLITS, ProblemMix, sample_problems
 from rsim.rewards.answers import parse_number
 
 _COLUMNS = ("question", "answer", "id", "kind")
@@ -52,12 +53,14 @@ def load_problems(
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}")
-    if source == "lab" or source.startswith("gym:"):
+    if source.partition(":")[0] in ("lab", "gym"):
         if limit < 1:
             raise UserError(
                 f"the problems of {source} have no end", "give a number: data.train_size, data.eval_size or --limit"
             )
-        return _lab(split, limit, seed) if source == "lab" else _gym(source.removeprefix("gym:"), split, limit, seed)
+        if source.startswith("gym:"):
+            return _gym(source.removeprefix("gym:"), split, limit, seed)
+        return _lab(_mix(source), split, limit, seed)
     if source in SOURCES:
         problems = _known(source, split, data_dir)
     elif source.startswith("hf:"):
@@ -72,15 +75,44 @@ def load_problems(
     return problems
 
 
+def with_replay(problems: list[Problem], earlier: list[list[Problem]], share: float, seed: int) -> list[Problem]:
+    """``problems``, of which ``share`` are replaced by problems of earlier tasks, in equal parts: replay.
+
+    Raises:
+        UserError: an earlier task has too few.
+    """
+    count = round(share * len(problems))
+    rng = random.Random(f"replay:{seed}")
+    kept = rng.sample(problems, len(problems) - count)
+    for number, task in enumerate(earlier):
+        part = count // len(earlier) + (number < count % len(earlier))
+        if part > len(task):
+            raise UserError(f"data.replay_share = {share}", f"an earlier task has {len(task)} problems, {part} are wanted")
+        kept += rng.sample(task, part)
+    return kept
+
+
 # --- generators ---
 
 
-def _lab(split: str, limit: int, seed: int) -> list[Problem]:
+def _mix(source: str) -> ProblemMix:
+    """What ``lab`` or ``lab:A+B`` is made of; families keep their weights to each other."""
+    usual = ProblemMix()
+    chosen = source.removeprefix("lab").removeprefix(":").split("+") if ":" in source else list(usual.families)
+    for name in chosen:
+        if name not in usual.families:
+            raise UserError(
+                f"the lab has no family {name!r}", f"use some of {', '.join(usual.families)}, e.g. lab:story+equation"
+            )
+    return replace(usual, families={name: weight for name, weight in usual.families.items() if name in chosen})
+
+
+def _lab(mix: ProblemMix, split: str, limit: int, seed: int) -> list[Problem]:
     """The first ``limit`` different problems of the seed's stream."""
     seen: set[str] = set()
 
     def fresh() -> Iterator[Any]:
-        for problem in sample_problems(split, seed):
+        for problem in sample_problems(split, seed, mix):
             if problem.question not in seen:
                 seen.add(problem.question)
                 yield problem

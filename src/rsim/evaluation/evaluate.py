@@ -92,6 +92,16 @@ def play_scored(
     return records, episodes, scores
 
 
+def episode_record(episode: Episode, score: Score, names: tuple[str, ...]) -> Record:
+    """An episode as it is written to ``episodes.jsonl``."""
+    return episode.to_json(names) | {
+        "predicted": score.predicted,
+        "correct": score.correct,
+        "rewards": {"planner": score.planner, "reasoner": score.reasoner},
+        "names": list(names),
+    }
+
+
 def summarise(name: str, records: list[Record], game: Game) -> Evaluation:
     """The numbers of an evaluation from its records, ordered by question and sample."""
     by_question: dict[int, list[Record]] = defaultdict(list)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from rsim.config import Config, StageConfig
-from rsim.data.load import load_problems
+from rsim.data.load import load_problems, with_replay
 from rsim.data.problem import Problem
 from rsim.errors import UserError
-from rsim.evaluation.evaluate import Evaluation, evaluate
+from rsim.evaluation.evaluate import Evaluation, episode_record, evaluate
 from rsim.models import load_planner, load_reasoner
 from rsim.planner.planner import Planner
 from rsim.rewards.rewards import Score, load_custom, score_all
@@ -72,12 +72,16 @@ class Trainer:
     # --- setting up ---
 
     def _problems(self, split: str) -> list[Problem]:
-        data = self.config.data
-        if split == "train":
-            limit, seed = data.train_size, self.config.seed
-            return load_problems(data.train, "train", data_dir=data.data_dir, limit=limit, seed=seed, columns=data.columns)
-        split, limit = data.eval_split, data.eval_size
-        return load_problems(data.eval, split, data_dir=data.data_dir, limit=limit, seed=0, columns=data.columns)
+        data, seed = self.config.data, self.config.seed
+
+        def load(source: str, split: str, limit: int, seed: int) -> list[Problem]:
+            return load_problems(source, split, data_dir=data.data_dir, limit=limit, seed=seed, columns=data.columns)
+
+        if split == "eval":
+            return load(data.eval, data.eval_split, data.eval_size, 0)
+        problems = load(data.train, "train", data.train_size, seed)
+        earlier = [load(source, "train", data.train_size, seed) for source in data.replay]
+        return with_replay(problems, earlier, data.replay_share, seed) if earlier else problems
 
     def _agents(self) -> dict[str, Agent]:
         train, objective, rollout = self.config.train, self.config.objective, self.config.rollout
@@ -303,12 +307,3 @@ def rollout_metrics(episodes: list[Episode], scores: list[Score], names: tuple[s
            for f in ("forced", "truncated", "reasoner_ended", "terminated")},
         **{f"strategy/{name}": used[i] / total for i, name in enumerate(names)},
     }  # fmt: skip
-
-
-def episode_record(episode: Episode, score: Score, names: tuple[str, ...]) -> dict[str, Any]:
-    return episode.to_json(names) | {
-        "predicted": score.predicted,
-        "correct": score.correct,
-        "rewards": {"planner": score.planner, "reasoner": score.reasoner},
-        "names": list(names),
-    }

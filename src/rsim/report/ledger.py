@@ -18,16 +18,16 @@ from rich.table import Table
 
 from rsim.training.run_folder import git_commit
 
-ROOT = Path(__file__).parent.parent
 _COMMIT = git_commit()[:12]  # of the code that this process runs
-RESULTS, PAGES = ROOT / "results", ROOT / "docs" / "results"
+RESULTS, PAGES = Path("results"), Path("docs/results")  # of the working directory
 
 
 def row(
     what: str, value: Any, *, unit: str = "", goal: str = "", met: bool | None = None, seeds: list[int] | None = None,
-    interval: tuple[float, float] | None = None,
+    interval: tuple[float, float] | None = None, command: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """One measurement; ``met`` is None where there is no target. The command line, machine, date and commit are filled in."""
+    """One measurement; ``met`` is None where there is no target. Machine, date and commit are filled in, and the command line
+    where none is given."""
     module = (sys.modules["__main__"].__spec__ or sys.modules[__name__].__spec__).name  # type: ignore[union-attr]
     return {
         "what": what,
@@ -35,7 +35,7 @@ def row(
         "unit": unit,
         "goal": goal,
         "met": met,
-        "command": " ".join(["python -m", module, *sys.argv[1:]]),
+        "command": command or " ".join(["python -m", module, *sys.argv[1:]]),
         "seeds": seeds or [],
         "interval": list(interval) if interval else None,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_memory_gib()} GiB, no GPU",
@@ -46,26 +46,33 @@ def row(
 
 def record(topic: str, issue: int, title: str, rows: list[dict[str, Any]]) -> None:
     """Puts ``rows`` into the topic's ledger, in place of older rows of the same name, and rewrites its page."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{topic}.json"
     old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     new = {r["what"] for r in rows}
-    ledger = {"issue": issue, "title": title, "rows": [r for r in old if r["what"] not in new] + rows}
-    path.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _write_page(topic, ledger)
+    ledger = write(topic, issue, title, [r for r in old if r["what"] not in new] + rows)
+    PAGES.mkdir(parents=True, exist_ok=True)
+    page = "\n".join([f"# {ledger['title']}", "", *table(topic, ledger["rows"])])
+    (PAGES / f"{topic}.md").write_text(page, encoding="utf-8")
 
 
-def _write_page(topic: str, ledger: dict[str, Any]) -> None:
-    lines = [f"# {ledger['title']}", "", "| what | value | 95% interval | goal | met | command | seeds | date | commit |",
+def write(topic: str, issue: int, title: str, rows: list[dict[str, Any]], root: Path = Path()) -> dict[str, Any]:
+    """The topic's ledger with these rows and no others, under ``root``."""
+    (root / RESULTS).mkdir(parents=True, exist_ok=True)
+    ledger = {"issue": issue, "title": title, "rows": rows}
+    (root / RESULTS / f"{topic}.json").write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return ledger
+
+
+def table(topic: str, rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as lines of Markdown."""
+    lines = ["| what | value | 95% interval | goal | met | command | seeds | date | commit |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for r in ledger["rows"]:
+    for r in rows:
         cells = [r["what"], _value(r), _interval(r), r["goal"], _met(r), f"`{r['command']}`",
                  ", ".join(map(str, r["seeds"])), r["date"], r["commit"]]  # fmt: skip
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-    machines = sorted({r["machine"] for r in ledger["rows"]})
-    lines += ["", f"Measured on: {'; '.join(machines)}. Made from `results/{topic}.json`.", ""]
-    PAGES.mkdir(parents=True, exist_ok=True)
-    (PAGES / f"{topic}.md").write_text("\n".join(lines), encoding="utf-8")
+    machines = sorted({r["machine"] for r in rows})
+    return [*lines, "", f"Measured on: {'; '.join(machines)}. Made from `results/{topic}.json`.", ""]
 
 
 def _value(r: dict[str, Any]) -> str:
@@ -93,13 +100,13 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 150)
     for path in sorted(RESULTS.glob("*.json")):
         ledger = json.loads(path.read_text(encoding="utf-8"))
-        table = Table(title=f"{ledger['title']} (issue {ledger['issue']})", title_justify="left", expand=True)
-        table.add_column("what", ratio=1)
+        shown = Table(title=f"{ledger['title']} (issue {ledger['issue']})", title_justify="left", expand=True)
+        shown.add_column("what", ratio=1)
         for name in ("value", "95% interval", "goal", "met", "date", "commit"):
-            table.add_column(name, no_wrap=name in ("date", "commit", "met"))
+            shown.add_column(name, no_wrap=name in ("date", "commit", "met"))
         for r in ledger["rows"]:
-            table.add_row(r["what"], _value(r), _interval(r), r["goal"], _met(r).strip("*"), r["date"], r["commit"])
-        console.print(table)
+            shown.add_row(r["what"], _value(r), _interval(r), r["goal"], _met(r).strip("*"), r["date"], r["commit"])
+        console.print(shown)
 
 
 if __name__ == "__main__":

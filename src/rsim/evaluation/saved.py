@@ -1,0 +1,165 @@
+"""Evaluations that are kept in a folder: what they depend on, every episode, a summary; and that go on after a stop."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from rsim.config import Config, load_config, presets
+from rsim.data.load import load_problems
+from rsim.data.problem import Problem
+from rsim.errors import UserError
+from rsim.evaluation.evaluate import Evaluation, episode_record, play_scored, summarise
+from rsim.evaluation.planners import planner_from
+from rsim.models import load_planner, load_reasoner
+from rsim.planner.planner import AnyPlanner
+from rsim.rollout.game import Game
+from rsim.strategies import load_strategies
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What an evaluation depends on, beside the run: kept in its folder, so that it can go on where it was stopped."""
+
+    run: str
+    planner: str
+    reasoner: str
+    data: str
+    split: str
+    limit: int
+    seed: int
+    greedy: bool
+    samples: int
+    overrides: tuple[str, ...]
+
+
+def evaluate_into(folder: Path, settings: EvalSettings, *, match_tokens: str = "", overwrite: bool = False) -> Evaluation:
+    """Evaluates and writes ``settings.json``, ``episodes.jsonl`` (as questions are done) and ``summary.json``.
+
+    An evaluation that was stopped goes on when it is asked for again.
+
+    Args:
+        match_tokens: the folder of another evaluation, whose tokens per question the number of samples is to reach.
+
+    Raises:
+        UserError: the folder holds an evaluation with other settings.
+    """
+    config, checkpoint = locate(settings.run, list(settings.overrides))
+    data = settings.data or config.data.eval
+    problems = load_problems(
+        data, settings.split, data_dir=config.data.data_dir, limit=settings.limit, seed=settings.seed,
+        columns=config.data.columns,
+    )  # fmt: skip
+    game = load_game(config, checkpoint, settings.planner, settings.reasoner, problems, settings.seed)
+    if match_tokens:
+        settings = replace(settings, greedy=False, samples=_samples_for(match_tokens, game, problems, config, settings.seed))
+    models = [str(p) for p in (checkpoint, settings.planner, settings.reasoner) if p and Path(p).is_dir()]
+    wanted = asdict(settings) | {"models": {path: _newest(Path(path)) for path in models}}
+    records = _begin_or_go_on(folder, json.loads(json.dumps(wanted)), settings.samples, overwrite)
+    names = game.planner.strategies.names if game.planner else ()
+    step = max(1, 2 * config.rollout.batch // settings.samples)  # questions between two writes
+    for first in range(len(records) // settings.samples, len(problems), step):
+        done, episodes, scores = play_scored(
+            game, problems[first : first + step], config.rewards, seed=settings.seed, greedy=settings.greedy,
+            samples=settings.samples, first=first,
+        )  # fmt: skip
+        done = [{"step": 0} | episode_record(e, s, names) | r for r, e, s in zip(done, episodes, scores, strict=True)]
+        with (folder / "episodes.jsonl").open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in done))
+        records += done
+    name = settings.planner or ("trained planner" if game.planner else "no planner")
+    result = summarise(name, records, game)
+    summary = result.to_json() | {"run": settings.run, "data": data, "split": settings.split, "seed": settings.seed,
+                                  "greedy": settings.greedy, "engine": config.rollout.engine}  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return result
+
+
+def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
+    """The config and checkpoint that a run folder, a checkpoint folder or a preset names.
+
+    A run folder means its final checkpoint, or the newest one while it is still training.
+    """
+    path = Path(run)
+    if (path / "config.toml").is_file():
+        final = path / "checkpoints" / "final"
+        found = sorted((path / "checkpoints").glob("step-*"))
+        checkpoint = final if final.is_dir() else found[-1] if found else None
+        if checkpoint is None:
+            raise UserError(f"{run} has no checkpoint yet", "train it first")
+        return load_config(str(path / "config.toml"), overrides), checkpoint
+    if ((path / "reasoner").is_dir() or (path / "planner").is_dir()) and (path.parent.parent / "config.toml").is_file():
+        return load_config(str(path.parent.parent / "config.toml"), overrides), path
+    if run in presets() or path.suffix == ".toml":
+        return load_config(run, overrides), None
+    raise UserError(f"no run, checkpoint or preset {run!r}", f"train one first, or use a preset: {', '.join(presets())}")
+
+
+def load_game(
+    config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem], seed: int = 0
+) -> Game:
+    models = config.models
+    trained = checkpoint / "reasoner" if checkpoint else None  # there is none where only the planner was trained
+    source = reasoner or (str(trained) if trained and trained.is_dir() else models.reasoner)
+    strategies = load_strategies(models.strategies)
+    served = config.rollout.engine == "vllm"
+    handed_over = served and (bool(reasoner) or source != models.reasoner)  # else the server has the model that is meant
+    loaded = load_reasoner(
+        source, device=models.device, dtype=models.dtype, system_prompt=models.system_prompt,
+        weights=not served or handed_over,
+    )  # fmt: skip
+    own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
+    chosen: AnyPlanner | None = None
+    if planner:
+        chosen = planner_from(planner, strategies, problems, reasoner=loaded, rules=config.rollout, trained=own, seed=seed)
+    elif own:
+        chosen = load_planner(str(own), strategies, device=models.device, dtype=models.dtype, seed=0)
+    game = Game(loaded, chosen, config.rollout)
+    if game.server is not None and handed_over:
+        with tempfile.TemporaryDirectory() as folder:
+            game.server.check_updates(loaded.model, Path(folder) / "reasoner")
+    return game
+
+
+def _newest(folder: Path) -> int:
+    """When a file of a model's folder was last written, in nanoseconds: weights that changed are another evaluation."""
+    return max(path.stat().st_mtime_ns for path in folder.rglob("*"))
+
+
+def _begin_or_go_on(folder: Path, wanted: dict[str, Any], samples: int, overwrite: bool) -> list[dict[str, Any]]:
+    """The records of whole questions that are there already; half-written ones are dropped."""
+    known, episodes = folder / "settings.json", folder / "episodes.jsonl"
+    if known.is_file() and not overwrite and json.loads(known.read_text()) == wanted:
+        lines = episodes.read_text(encoding="utf-8").splitlines(keepends=True) if episodes.is_file() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        whole = whole[: len(whole) // samples * samples]
+        episodes.write_text("".join(whole), encoding="utf-8")
+        return [json.loads(line) for line in whole]
+    if known.is_file() and not overwrite:
+        raise UserError(
+            f"{folder} holds an evaluation with other settings or weights", "give --out another folder, or --overwrite"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}", error.strerror or str(error)) from error
+    for name in ("summary.json", "episodes.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    known.write_text(json.dumps(wanted, indent=2) + "\n")
+    return []
+
+
+def _samples_for(summary: str, game: Game, problems: list[Problem], config: Config, seed: int) -> int:
+    """How many samples a question cost as many tokens as the evaluation ``summary`` did, rounded up."""
+    path = Path(summary) / "summary.json" if Path(summary).is_dir() else Path(summary)
+    if not path.is_file():
+        raise UserError(f"--match-tokens {summary}", "give a folder that rsim eval wrote")
+    budget: float = json.loads(path.read_text())["tokens_per_question"]
+    trial = problems[: min(len(problems), 50)]
+    episodes = game.play(trial, seed=seed, keys=[f"cost:{i}" for i in range(len(trial))])
+    one = sum(e.sampled_tokens + e.injected_tokens for e in episodes) / len(episodes)
+    return max(1, ceil(budget / one))

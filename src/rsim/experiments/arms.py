@@ -1,0 +1,64 @@
+"""The runs that several experiments share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint, sampled_tokens
+
+CONTROLS = ("random", "fixed", "sequence", "shuffled", "prompted", "wait")  # SPEC 7; each without a trained decision
+
+Arms = dict[str, list[Measured]]
+
+
+def rsim_runs(bench: Workbench, *changes: str) -> list[Path]:
+    """The preset nano, one run a seed."""
+    return bench.train([Training("nano", changes, seed) for seed in bench.seeds])
+
+
+def grpo_runs(bench: Workbench, like: list[Path], *changes: str, preset: str = "nano-grpo") -> list[Path]:
+    """GRPO alone, each run with the sampled tokens of its partner in ``like``."""
+    budgets = [f"train.token_budget={sampled_tokens(run)}" for run in like]
+    trainings = [Training(preset, (budget, *changes), s) for s, budget in zip(bench.seeds, budgets, strict=True)]
+    return bench.train(trainings)
+
+
+def measure_arms(bench: Workbench, arms: dict[str, list[Measurement]]) -> Arms:
+    """All evaluations of all arms at once; an arm has one evaluation, or one for each seed.
+
+    A measurement that matches the tokens of another names it as ``ARM/NUMBER``.
+    """
+    flat = {f"{arm}/{i}": m for arm, measurements in arms.items() for i, m in enumerate(measurements)}
+    done = bench.measure(flat)
+    return {arm: [done[f"{arm}/{i}"] for i in range(len(measurements))] for arm, measurements in arms.items()}
+
+
+def planned(run: Path) -> Measurement:
+    """A run's planner with its own reasoner."""
+    return Measurement(checkpoint(run))
+
+
+def plugged(run: Path, reasoner: str = "nano-s", data: str = "lab") -> Measurement:
+    """A run's planner with a reasoner that it was not trained with."""
+    return Measurement("nano", checkpoint(run, "planner"), reasoner, data)
+
+
+def alone(reasoner: str = "nano-s", data: str = "lab") -> Measurement:
+    """Chain of thought."""
+    return Measurement("nano", "none", reasoner, data)
+
+
+def controls_of(bench: Workbench, runs: list[Path], reasoners: list[str]) -> dict[str, list[Measurement]]:
+    """The controls for each run's planner and the reasoner beside it in ``reasoners``; picked on dev problems where there is
+    something to pick."""
+    picked = {kind: bench.search(kind, reasoners) for kind in ("fixed", "sequence", "wait")}
+    specs = {
+        "random": ["random"] * len(runs),
+        **picked,
+        "shuffled": [f"shuffled:{checkpoint(run, 'planner')}" for run in runs],
+        "prompted": ["prompted"] * len(runs),
+    }
+    return {
+        kind: [Measurement("nano", spec, reasoner) for spec, reasoner in zip(specs[kind], reasoners, strict=True)]
+        for kind in CONTROLS
+    }

@@ -1,0 +1,224 @@
+"""What an experiment is made of: trainings, searches and evaluations, each done once and kept.
+
+Every piece of work lies in a folder whose name holds a hash of its settings. Asked for again, by the same experiment or by
+another one, it is there already; stopped in the middle, it goes on. Pieces that do not depend on each other run side by side in
+processes of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from rsim.config import Config, load_config, to_table
+from rsim.data.load import load_problems
+from rsim.evaluation.evaluate import evaluate, vote
+from rsim.evaluation.planners import planner_from
+from rsim.evaluation.saved import EvalSettings, evaluate_into
+from rsim.evaluation.search import best_fixed, best_sequence
+from rsim.lab.pretrain import SIZES, PretrainConfig, pretrain
+from rsim.models import cache_folder, load_reasoner, quiet_models
+from rsim.rollout.game import Game
+from rsim.strategies import load_strategies
+from rsim.training.trainer import train
+
+SEARCHED = {"fixed": 200, "sequence": 100, "wait": 200}  # dev problems on which a control is picked
+_DEV_SEED = 1000  # of those problems: not the trainer's held-out ones
+
+
+@dataclass(frozen=True)
+class Training:
+    """A preset, what is changed in it, and a seed."""
+
+    preset: str
+    changes: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An evaluation: of a run's checkpoint or a preset, as `EvalSettings` has it."""
+
+    run: str
+    planner: str = ""
+    reasoner: str = ""
+    data: str = "lab"
+    samples: int = 1
+    match_tokens: str = ""  # the key of another measurement
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished evaluation: its summary, and for each question whether it was answered right (by majority)."""
+
+    folder: Path
+    summary: dict[str, Any]
+    right: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.mean())
+
+
+@dataclass
+class Workbench:
+    """``questions`` unseen problems are asked in every measurement, always the same ones."""
+
+    out: Path
+    seeds: tuple[int, ...] = (0, 1, 2)
+    questions: int = 1000
+    jobs: int = 2
+    changes: tuple[str, ...] = ()  # in every training, e.g. "train.steps=2" to try an experiment out
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        self.console = Console(stderr=True, quiet=self.quiet)
+
+    def train(self, trainings: list[Training]) -> list[Path]:
+        """The folders of the finished runs, in order."""
+        configs = [self._config(t) for t in trainings]
+        self._all(_train, [(c,) for c in configs], [c.folder for c in configs])
+        return [c.folder for c in configs]
+
+    def _config(self, training: Training) -> Config:
+        config = load_config(training.preset, [*training.changes, *self.changes, f"seed={training.seed}", "train.trackers=[]"])
+        return replace(config, out=str(self.out / "runs" / f"{config.name}-{training.seed}-{_digest(to_table(config))}"))
+
+    def measure(self, measurements: dict[str, Measurement]) -> dict[str, Measured]:
+        """Finished evaluations by the same keys; those that match another's tokens come after it."""
+        folders: dict[str, Path] = {}
+        for matching in (False, True):
+            now = {k: m for k, m in measurements.items() if bool(m.match_tokens) == matching}
+            for key, m in now.items():
+                matched = str(folders[m.match_tokens]) if m.match_tokens else ""
+                folders[key] = self._evaluation(replace(m, match_tokens=matched))
+            arguments = [
+                (folders[k], self._settings(m), str(folders[m.match_tokens]) if m.match_tokens else "") for k, m in now.items()
+            ]
+            self._all(_measure, arguments, [folders[k] for k in now])
+        return {key: _measured(folders[key]) for key in measurements}
+
+    def _evaluation(self, m: Measurement) -> Path:
+        digest = _digest(asdict(m) | {"questions": self.questions})
+        return self.out / "evaluations" / f"{Path(m.run).parent.parent.name or 'base'}-{digest}"
+
+    def _settings(self, m: Measurement) -> EvalSettings:
+        greedy = m.samples == 1
+        return EvalSettings(m.run, m.planner, m.reasoner, m.data, "test", self.questions, 0, greedy, m.samples, m.changes)
+
+    def search(self, kind: str, reasoners: list[str]) -> list[str]:
+        """The best control of a kind (``fixed``, ``sequence``, ``wait``) for each reasoner, picked on dev problems."""
+        files = [self.out / "searches" / f"{kind}-{_digest([reasoner, SEARCHED[kind]])}.json" for reasoner in reasoners]
+        self._all(_search, [(f, kind, r) for f, r in zip(files, reasoners, strict=True)], files)
+        return [json.loads(f.read_text())["best"] for f in files]
+
+    def base(self, name: str) -> str:
+        """A lab base by name; pre-trained now if it is not there yet."""
+        if name != "nano-s" and not (cache_folder() / name / "config.json").is_file():
+            self.console.print(f"pre-training {name}: {SIZES[name].steps} steps")
+            pretrain(PretrainConfig(size=name), cache_folder() / name, quiet=self.quiet)
+        return name
+
+    def _all(self, work: Callable[..., None], arguments: list[tuple[Any, ...]], targets: list[Path]) -> None:
+        """Does each different piece of work that was not done yet."""
+        todo = {target: given for target, given in zip(targets, arguments, strict=True) if not _done(target)}
+        if not todo:
+            return
+        threads = max(1, (os.cpu_count() or 1) // min(self.jobs, len(todo)))
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(self.jobs, len(todo)), context, _begin, (threads,)) as pool:
+            pending = {pool.submit(work, *given): target for target, given in todo.items()}
+            for number, future in enumerate(as_completed(pending), 1):
+                future.result()
+                self.console.print(f"  {number}/{len(pending)} {pending[future].name}")
+
+
+def checkpoint(run: Path, agent: str = "") -> str:
+    """A run's best checkpoint by held-out accuracy, or one agent of it."""
+    return str(run / "checkpoints" / "best" / agent)
+
+
+def sampled_tokens(run: Path) -> int:
+    """Reasoner tokens that a run sampled in training, cold start included."""
+    return int([r["sampled_tokens"] for r in records(run) if "sampled_tokens" in r][-1])
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def episodes(evaluation: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (evaluation / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _digest(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _done(target: Path) -> bool:
+    """A run's last checkpoint, an evaluation's summary or a search's file: each is written last, and whole."""
+    return target.is_file() or (target / "summary.json").is_file() or (target / "checkpoints" / "final").is_dir()
+
+
+def _measured(folder: Path) -> Measured:
+    by_question: dict[int, list[dict[str, Any]]] = {}
+    for record in episodes(folder):
+        by_question.setdefault(record["index"], []).append(record)
+    right = np.array([vote(group)["correct"] for _, group in sorted(by_question.items())])
+    return Measured(folder, json.loads((folder / "summary.json").read_text()), right)
+
+
+# --- what the processes do ---
+
+
+def _begin(threads: int) -> None:
+    torch.set_num_threads(threads)
+    quiet_models()
+
+
+def _train(config: Config) -> None:
+    started = any((config.folder / "checkpoints").glob("step-*/state.pt"))
+    if not started:
+        shutil.rmtree(config.folder, ignore_errors=True)
+    train(config, resume=started)
+
+
+def _measure(folder: Path, settings: EvalSettings, match_tokens: str) -> None:
+    evaluate_into(folder, settings, match_tokens=match_tokens)
+
+
+def _search(file: Path, kind: str, source: str) -> None:
+    rules, rewards = load_config("nano").rollout, load_config("nano").rewards
+    reasoner, strategies = load_reasoner(source), load_strategies("lab")
+    problems = load_problems("lab", "dev", limit=SEARCHED[kind], seed=_DEV_SEED)
+    tried: dict[str, float] = {}
+
+    def accuracy(spec: str) -> float:
+        if spec not in tried:
+            game = Game(reasoner, planner_from(spec, strategies, problems, reasoner=reasoner, rules=rules), rules)
+            tried[spec] = evaluate(spec, game, problems, rewards, seed=0)[0].accuracy
+        return tried[spec]
+
+    if kind == "fixed":
+        best = best_fixed(strategies.names, accuracy)
+    elif kind == "sequence":
+        best = best_sequence(strategies.names, accuracy, width=2)
+    else:
+        best = max((f"wait:{times}" for times in (1, 2, 3)), key=accuracy)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".draft")
+    draft.write_text(json.dumps({"best": best, "accuracy": tried}, indent=2) + "\n")
+    draft.replace(file)
