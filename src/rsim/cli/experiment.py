@@ -9,12 +9,19 @@ from pathlib import Path
 from rsim.errors import UserError
 
 EXPERIMENTS = {
-    "controls": "the trained planner against every control, co-trained and as a plug-in",
-    "budgets": "rSIM against tuned GRPO at three budgets of equal tokens",
+    "fig1": "strategies used before and after GRPO, and by the planner",
     "fig3": "reasoner sizes x {CoT, + GRPO, + rSIM, + planner}",
     "fig4": "the frozen planner with other reasoners and other tasks",
+    "fig5": "training curves for a small and a large planner",
+    "collapse": "long runs of GRPO alone and of rSIM",
+    "controls": "the trained planner against every control, co-trained and as a plug-in",
+    "budgets": "rSIM against tuned GRPO at three budgets of equal tokens",
+    "rewards": "reward parts, removed one at a time",
+    "schedule": "lambda fixed, switched, reversed",
+    "continual": "a sequence of tasks, with and without replay",
+    "prompts": "other wordings of the injected prompts",
 }
-_MODULES = {"fig3": "sizes", "fig4": "transfer"}  # where the module has another name
+_MODULES = {"fig1": "usage", "fig3": "sizes", "fig4": "transfer", "fig5": "curves"}  # where the module has another name
 
 
 def run_experiment(

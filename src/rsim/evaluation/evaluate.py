@@ -14,7 +14,7 @@ from rsim.data.problem import Problem
 from rsim.rewards.answers import parse_number, plain_latex
 from rsim.rewards.check import check
 from rsim.rewards.rewards import Score, checked_as, score_all
-from rsim.rollout.episode import Episode
+from rsim.rollout.episode import FLAGS, Episode
 from rsim.rollout.game import Game, OnStep
 
 Record = dict[str, Any]
@@ -28,7 +28,8 @@ class Evaluation:
 
     Tokens are per question, over all its samples; ``tflops`` count 2 per parameter and token read (arXiv 2001.08361, section
     2.1), both models, a question's prompt once. ``usage`` is each strategy's share of the steps, ``accuracy_with`` the
-    accuracy of the episodes that used it; ``planner_share`` is the planner's part of the time.
+    accuracy of the episodes that used it, ``flags`` the share of episodes with each flag; ``planner_share`` is the planner's part of
+    the time.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Evaluation:
     tflops: float = 0.0
     planner_share: float = 0.0
     accuracy_with: dict[str, float] = field(default_factory=dict)
+    steps: float = 0.0
+    flags: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens_per_question(self) -> float:
@@ -87,6 +90,8 @@ def play_scored(
             "sampled_tokens": episode.sampled_tokens,
             "injected_tokens": episode.injected_tokens,
             "planner_tokens": len(episode.planner_ids),
+            "step_count": len(episode.steps),
+            "flags": [f for f in FLAGS if getattr(episode, f)],
             "strategies": [strategies.names[s.strategy] for s in episode.steps] if strategies else [],
         })  # fmt: skip
     return records, episodes, scores
@@ -141,6 +146,8 @@ def summarise(name: str, records: list[Record], game: Game) -> Evaluation:
         planner_tokens=total("planner_tokens"),
         tflops=2e-12 * (sizes["reasoner"] * read + sizes["planner"] * total("planner_tokens")),
         planner_share=game.seconds["planner"] / game.seconds["all"] if game.seconds["all"] else 0.0,
+        steps=total("step_count"),
+        flags={f: float(np.mean([f in r["flags"] for r in records])) for f in FLAGS},
         accuracy_with={n: float(np.mean(used_by[n])) for n in names if n in used_by},
     )
 

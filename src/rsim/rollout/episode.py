@@ -10,6 +10,8 @@ from typing import Any
 
 from rsim.data.problem import Problem
 
+FLAGS = ("forced", "truncated", "reasoner_ended", "terminated")  # of an episode
+
 
 @dataclass
 class Decision:
@@ -108,5 +110,5 @@ class Episode:
             "steps": steps,
             "sampled_tokens": self.sampled_tokens,
             "injected_tokens": self.injected_tokens,
-            "flags": [f for f in ("forced", "truncated", "reasoner_ended", "terminated") if getattr(self, f)],
+            "flags": [f for f in FLAGS if getattr(self, f)],
         }

@@ -19,7 +19,7 @@ from rsim.evaluation.evaluate import Evaluation, episode_record, evaluate
 from rsim.models import load_planner, load_reasoner
 from rsim.planner.planner import Planner
 from rsim.rewards.rewards import Score, load_custom, score_all
-from rsim.rollout.episode import Episode
+from rsim.rollout.episode import FLAGS, Episode
 from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import load_strategies
@@ -304,6 +304,6 @@ def rollout_metrics(episodes: list[Episode], scores: list[Score], names: tuple[s
         "length/injected": sum(e.injected_tokens for e in episodes) / count,
         "length/steps": sum(len(e.steps) for e in episodes) / count,
         **{f"flags/{f}": sum(getattr(e, f) for e in episodes) / count
-           for f in ("forced", "truncated", "reasoner_ended", "terminated")},
+           for f in FLAGS},
         **{f"strategy/{name}": used[i] / total for i, name in enumerate(names)},
     }  # fmt: skip

@@ -1,0 +1,63 @@
+"""How much hangs on the wording of the injected prompts: each paraphrase alone, mixed, and some that no one saw in training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rsim.experiments.arms import measure_arms, rsim_runs
+from rsim.experiments.page import Page
+from rsim.experiments.stats import estimate
+from rsim.experiments.workbench import Measurement, Workbench, checkpoint
+from rsim.strategies import Strategy, load_strategies
+
+_UNSEEN = {
+    "self-reflection": "Again:", "decomposition": "Break it up:", "deliberation": "Slowly now:", "validation": "Is it so?",
+    "summarization": "All in all:", "prioritization": "Before that:", "sub-planning": "In short form:", "continuation": "Then:",
+    "termination": "So the answer:",
+}  # fmt: skip
+
+
+def run(bench: Workbench) -> Page:
+    page = Page("prompts", "Wording: paraphrases of the injected prompts", bench)
+    runs = rsim_runs(bench)
+    sets = {
+        "both, at random (as in training)": lambda s: s.prompts,
+        "the first alone": lambda s: s.prompts[:1],
+        "the second alone": lambda s: s.prompts[1:],
+        "unseen wording": lambda s: (_UNSEEN[s.name],),
+    }
+    arms: dict[str, list[Measurement]] = {}
+    for name, pick in sets.items():
+        file = _written(bench.out / "strategies" / f"{name.split(',')[0].replace(' ', '-')}.toml", pick)
+        change = (f"models.strategies={json.dumps(str(file))}",)
+        arms[f"trained reasoner, {name}"] = [Measurement(checkpoint(r), changes=change) for r in runs]
+        arms[f"untrained reasoner, {name}"] = [
+            Measurement("nano", checkpoint(r, "planner"), "nano-s", changes=change) for r in runs
+        ]
+    done = measure_arms(bench, arms)
+    page.arms(done)
+    for name, arm in done.items():
+        page.measured(name, estimate(arm))
+    for reasoner in ("trained reasoner", "untrained reasoner"):
+        seen = [estimate(done[f"{reasoner}, {name}"]).mean for name in list(sets)[:3]]
+        page.value(f"{reasoner}: spread over wordings seen in training", round(100 * (max(seen) - min(seen)), 1), unit="points")
+    return page
+
+
+def _written(file: Path, pick: object) -> Path:
+    """The lab's strategies with other prompts, as a file."""
+    assert callable(pick)
+
+    def entry(s: Strategy) -> str:
+        fields = {"name": s.name, "description": s.description, "prompts": list(pick(s)), "keywords": list(s.keywords)}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+        return "\n".join(["[[strategy]]", *lines, f"repeat_free = {str(s.repeat_free).lower()}"])
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n\n".join(entry(s) for s in load_strategies("lab").strategies) + "\n", encoding="utf-8")
+    return file
+
+
+LIMITS = """The lab's prompts are single tokens with one meaning each; the unseen wordings are spelled letter by letter,
+which the base hardly ever read. Between this and the paraphrases of an LLM's prompts lies a wide field."""
