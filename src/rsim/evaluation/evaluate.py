@@ -28,8 +28,8 @@ class Evaluation:
 
     Tokens are per question, over all its samples; ``tflops`` count 2 per parameter and token read (arXiv 2001.08361, section
     2.1), both models, a question's prompt once. ``usage`` is each strategy's share of the steps, ``accuracy_with`` the
-    accuracy of the episodes that used it, ``flags`` the share of episodes with each flag; ``planner_share`` is the planner's part of
-    the time.
+    accuracy of the episodes that used it, ``flags`` the share of episodes with each flag; ``planner_share`` is the
+    planner's part of the time.
     """
 
     name: str

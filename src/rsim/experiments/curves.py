@@ -24,8 +24,8 @@ def run(bench: Workbench) -> Page:
         "nano-s, random head": rsim_runs(bench, *_LONGER, 'models.planner_head="random"'),
     }
     done = measure_arms(bench, {name: [planned(r) for r in runs] for name, runs in arms.items()})
-    page.text("Reasoner nano-s; planner nano-s (0.37 M parameters) or nano-m (1.7 M). 12 steps at lambda 0.7, then 8 at 0.3. The "
-              "planner's head begins either with the base's own output rows of the strategies' names, or at random.")  # fmt: skip
+    page.text("Reasoner nano-s; planner nano-s (0.37 M parameters) or nano-m (1.7 M). 12 steps at lambda 0.7, then 8 at 0.3. "
+              "The planner's head begins with the base's own output rows of the strategies' names, or at random.")  # fmt: skip
     left, right = page.figure("curves", "Mean over seeds; the bands span the seeds.", 2, 7.2)
     for name, runs in arms.items():
         _curve(left, name, runs, "eval/accuracy")

@@ -11,8 +11,8 @@ _LONGER = ("stages.stage1.steps=12", "stages.stage2.steps=8", 'models.planner_he
 
 def run(bench: Workbench) -> Page:
     page = Page("schedule", "The schedule of lambda", bench)
-    page.text("12 and 8 steps. The planner's head begins at random: with the preset's head of names every schedule is at the top "
-              "after two steps, and there is nothing to compare.")  # fmt: skip
+    page.text("12 and 8 steps. The planner's head begins at random: with the preset's head of names every schedule is at the "
+              "top after two steps, and there is nothing to compare.")  # fmt: skip
     ablate(page, bench, {
         "0.7 then 0.3": _lambdas(0.7, 0.3),
         "0.3 then 0.7": _lambdas(0.3, 0.7),

@@ -23,8 +23,8 @@ def run(bench: Workbench) -> Page:
         "base, oracle planner": [Measurement("nano", "oracle")],
     })  # fmt: skip
     used = {name: _per_question(arm, strategies) for name, arm in done.items()}
-    page.text("Steps of each kind per question. Without a planner, a step counts for the strategy whose prompt the reasoner wrote; "
-              "with one, for the strategy that was injected.")  # fmt: skip
+    page.text("Steps of each kind per question. Without a planner, a step counts for the strategy whose prompt the reasoner "
+              "wrote; with one, for the strategy that was injected.")  # fmt: skip
     rows = [[s, *(f"{counts[s]:.2f}" for counts in used.values())] for s in strategies.names]
     rows.append(["all", *(f"{sum(counts.values()):.2f}" for counts in used.values())])
     rows.append(["accuracy", *(percent(estimate(arm).mean) for arm in done.values())])
