@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from rsim.data.leaks import question_hash, shared_questions
-from rsim.data.load import load_problems
+from rsim.data.load import load_problems, with_replay
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError
 from rsim.lab.expressions import parse, value_of
@@ -207,3 +208,19 @@ def test_math500_lies_in_math_test_alone():
     subset = load_problems("math500", "test", data_dir=str(SHARED))
     assert len(shared_questions(load_problems("math", "test", data_dir=str(SHARED)), subset)) == 500
     assert shared_questions(load_problems("math", "train", data_dir=str(SHARED)), subset) == []
+
+
+def test_lab_families_and_replay():
+    story = load_problems("lab:story", "train", limit=40, seed=0)
+    assert {p.meta["family"] for p in story} == {"story"}
+    both = load_problems("lab:story+equation", "test", limit=60, seed=0)
+    assert {p.meta["family"] for p in both} == {"story", "equation"}
+    with pytest.raises(UserError, match="no family 'novel'"):
+        load_problems("lab:novel", "train", limit=1)
+    equation, calendar = (load_problems(f"lab:{f}", "train", limit=40, seed=0) for f in ("equation", "calendar"))
+    mixed = with_replay(story, [equation, calendar], 0.25, seed=0)
+    count = Counter(p.meta["family"] for p in mixed)
+    assert count == {"story": 30, "equation": 5, "calendar": 5}
+    assert mixed == with_replay(story, [equation, calendar], 0.25, seed=0)
+    with pytest.raises(UserError, match="replay_share"):
+        with_replay(story, [equation[:3]], 0.5, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 from rsim.errors import UserError
 
@@ -38,7 +39,11 @@ def run_experiment(
     from rsim.models import quiet_models
 
     quiet_models()
-    module = importlib.import_module(f"rsim.experiments.{_MODULES.get(name, name)}")
+    module = module_of(name)
     bench = Workbench(out.resolve(), tuple(seeds), questions, jobs, tuple(overrides), quiet)
     page: Path = module.run(bench).publish(root, module.LIMITS)
     return page
+
+
+def module_of(name: str) -> ModuleType:
+    return importlib.import_module(f"rsim.experiments.{_MODULES.get(name, name)}")

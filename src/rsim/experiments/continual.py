@@ -29,7 +29,7 @@ def run(bench: Workbench) -> Page:
                     for folder in by_task[after]
                 ]
     done = measure_arms(bench, arms)
-    page.text(f"Tasks in order: {', '.join(TASKS)}. Six steps of planner-only training on each (the reasoner nano-s is frozen); "
+    page.text(f"Tasks in order: {', '.join(TASKS)}. Six steps of planner-only training on each (nano-s is frozen); "
               "with replay, a quarter of the questions come from earlier tasks. The last weights are measured.")  # fmt: skip
     for method in _METHODS:
         page.text(f"## {method.capitalize()}: accuracy on each task (columns) after each stage (rows)")
