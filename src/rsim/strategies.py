@@ -6,6 +6,7 @@ The nine packaged strategies live in ``strategies.toml``. A user's file may repl
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from dataclasses import dataclass
@@ -128,3 +129,14 @@ def _parse(path: Path, entry: dict[str, object]) -> Strategy:
     if not isinstance(description, str) or not isinstance(free, bool):
         raise UserError(f"{path}: strategy {name!r}: description must be text and repeat_free true or false")
     return Strategy(name.strip(), description, tuple(prompts), tuple(keywords), free)
+
+
+def to_toml(strategies: StrategySet) -> str:
+    """The set as a file that `load_strategies` reads back."""
+
+    def entry(s: Strategy) -> str:
+        fields = {"name": s.name, "description": s.description, "prompts": s.prompts, "keywords": s.keywords}
+        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
+        return "\n".join(["[[strategy]]", *lines, f"repeat_free = {str(s.repeat_free).lower()}"])
+
+    return "\n\n".join(entry(s) for s in strategies.strategies) + "\n"

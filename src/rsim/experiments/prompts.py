@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rsim.experiments.arms import measure_arms, rsim_runs
 from rsim.experiments.page import Page
 from rsim.experiments.stats import estimate
 from rsim.experiments.workbench import Measurement, Workbench, checkpoint
-from rsim.strategies import Strategy, load_strategies
+from rsim.strategies import StrategySet, load_strategies, to_toml
 
 _UNSEEN = {
     "self-reflection": "Again:", "decomposition": "Break it up:", "deliberation": "Slowly now:", "validation": "Is it so?",
@@ -49,13 +50,9 @@ def _written(file: Path, pick: object) -> Path:
     """The lab's strategies with other prompts, as a file."""
     assert callable(pick)
 
-    def entry(s: Strategy) -> str:
-        fields = {"name": s.name, "description": s.description, "prompts": list(pick(s)), "keywords": list(s.keywords)}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
-        return "\n".join(["[[strategy]]", *lines, f"repeat_free = {str(s.repeat_free).lower()}"])
-
+    chosen = [replace(s, prompts=tuple(pick(s))) for s in load_strategies("lab").strategies]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n\n".join(entry(s) for s in load_strategies("lab").strategies) + "\n", encoding="utf-8")
+    file.write_text(to_toml(StrategySet(tuple(chosen))), encoding="utf-8")
     return file
 
 

@@ -9,13 +9,16 @@ from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from rsim.errors import UserError
 from rsim.planner import template
 from rsim.rollout.decoder import Decoder
 from rsim.rollout.episode import Decision
 from rsim.rollout.sampling import choose
-from rsim.strategies import StrategySet
+from rsim.strategies import StrategySet, load_strategies, to_toml
+
+_STRATEGIES = "strategies.toml"  # in a planner's folder
 
 
 class PlannerSession(Protocol):
@@ -25,6 +28,8 @@ class PlannerSession(Protocol):
     def decide(self, slots: list[int], uniforms: list[float], temperature: float) -> list[Decision]: ...
     def observe(self, slot: int, strategy: str, text: str) -> None: ...
     def ids(self, slot: int) -> list[int]: ...
+    def length(self, slot: int) -> int:
+        """Tokens that the planner's model will have read of a slot's play at its next decision."""
 
 
 class AnyPlanner(Protocol):
@@ -53,8 +58,8 @@ class Planner:
     _chunks: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, strategies: StrategySet) -> Planner:
-        """Loads a saved planner.
+    def from_pretrained(cls, source: str | Path, strategies: StrategySet | None = None) -> Planner:
+        """Loads a saved planner from a folder or the hub, by default with the strategies that it was saved with.
 
         Raises:
             UserError: the folder is no planner, or was trained on another strategy set or template.
@@ -64,12 +69,18 @@ class Planner:
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot load a planner from {source}", str(error).splitlines()[0]) from error
+        if strategies is None:
+            file = cached_file(str(source), _STRATEGIES, _raise_exceptions_for_missing_entries=False)
+            if file is None:
+                raise UserError(f"{source} holds no {_STRATEGIES}", "pass the strategies that it was trained with")
+            strategies = load_strategies(file)
         check_labels(model.config, strategies, str(source))
         return cls(model, tokenizer, strategies)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        (Path(folder) / _STRATEGIES).write_text(to_toml(self.strategies), encoding="utf-8")
 
     def chunk(self, text: str) -> list[int]:
         """The ids of one chunk of the stream, tokenised alone and remembered."""
@@ -143,6 +154,9 @@ class LearnedSession:
 
     def ids(self, slot: int) -> list[int]:
         return self.stream[slot]
+
+    def length(self, slot: int) -> int:
+        return len(self.stream[slot]) + len(self.pending[slot])
 
 
 def name_tokens(chunk: Callable[[str], list[int]], strategies: StrategySet) -> list[int]:

@@ -50,6 +50,9 @@ class ScriptedSession:
     def ids(self, slot: int) -> list[int]:
         return []
 
+    def length(self, slot: int) -> int:
+        return 0
+
 
 def _draw(probabilities: list[float], uniform: float) -> int:
     total = 0.0

@@ -22,7 +22,9 @@ def episode_uniforms(seed: int, key: str, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big"))).random(count, dtype=np.float32)
 
 
-def choose(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def choose(
+    logits: torch.Tensor, temperature: float | torch.Tensor, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples one index per row by inverting the CDF, with no top-p or top-k filter; temperature 0 takes the argmax.
 
     The CDF is inverted in two levels (blocks of the vocabulary, then inside one block), which reads the logits once and
@@ -30,14 +32,16 @@ def choose(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor) -> 
 
     Args:
         logits: ``[n, v]``.
-        temperature: divides the logits; at 0 the log-probs are those at temperature 1.
+        temperature: divides the logits; at 0 the log-probs are those at temperature 1. One number, or one for each row ``[n]``.
         uniforms: ``[n]`` in ``[0, 1)``.
 
     Returns:
         indices ``[n]`` and their log-probs ``[n]`` (nats) under the distribution that was sampled from.
     """
     logits = logits.float()
-    if temperature not in (0, 1):
+    if isinstance(temperature, torch.Tensor):
+        logits = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
+    elif temperature not in (0, 1):
         logits = logits / temperature
     n, vocabulary = logits.shape
     largest, best = logits.max(-1)
@@ -45,7 +49,10 @@ def choose(logits: torch.Tensor, temperature: float, uniforms: torch.Tensor) -> 
     blocks = pad(weights, (0, -vocabulary % _BLOCK)).view(n, -1, _BLOCK)
     upto = blocks.sum(-1).cumsum(-1)  # [n, blocks]
     total = upto[:, -1]
-    index = best if temperature == 0 else _invert(blocks, upto, uniforms * total)
+    if isinstance(temperature, torch.Tensor):
+        index = torch.where(temperature > 0, _invert(blocks, upto, uniforms * total), best)
+    else:
+        index = best if temperature == 0 else _invert(blocks, upto, uniforms * total)
     return index, logits.gather(-1, index[:, None])[:, 0] - largest - total.log()
 
 

@@ -1,0 +1,80 @@
+"""What ``rsim serve`` does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from rsim.errors import UserError
+from rsim.evaluation.planners import planner_from
+from rsim.models import load_reasoner, quiet_models
+from rsim.planner.planner import AnyPlanner, Planner
+from rsim.plugin.connections import PatientProtocol
+from rsim.plugin.play import PlayRules
+from rsim.plugin.server import SUFFIX, ServeConfig, create_app
+from rsim.strategies import load_strategies
+
+_RULES = ("random", "fixed", "sequence", "wait")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    planner: str
+    upstream: str
+    model: str
+    mode: str
+    host: str
+    port: int
+    gate: float
+    delimiter: str
+    max_steps: int
+    step_tokens: int
+    slots: int
+    waiting: int
+    request_seconds: float
+    strategies: str
+
+
+def run_server(options: ServeOptions) -> None:
+    """Serves until interrupted."""
+    quiet_models()
+    if options.mode not in ("", "prefill", "turn"):
+        raise UserError(f"--mode {options.mode}", "use prefill or turn, or leave it out")
+    if options.upstream and not options.upstream.startswith(("http://", "https://")):
+        raise UserError(f"--upstream {options.upstream}", "give a base URL, e.g. http://127.0.0.1:8080/v1")
+    if not (options.upstream or options.model):
+        raise UserError("no model to serve", "give --upstream URL or --model PATH")
+    if not options.delimiter:
+        raise UserError("--delimiter is empty", "use e.g. '\\n\\n'")
+    config = ServeConfig(
+        upstream=options.upstream,
+        upstream_key=os.environ.get("RSIM_UPSTREAM_API_KEY", ""),
+        api_key=os.environ.get("RSIM_API_KEY", ""),
+        model=options.model if options.upstream else "",
+        mode=options.mode or None,  # type: ignore[arg-type]
+        rules=PlayRules(options.delimiter, options.max_steps, options.step_tokens, gate=options.gate),
+        slots=options.slots,
+        waiting=options.waiting,
+        request_seconds=options.request_seconds,
+    )
+    reasoner = None if options.upstream else load_reasoner(options.model)
+    name = Path(options.model).name or "local"
+    app = create_app(config, _planner(options), reasoner, name=name)
+    if options.host not in ("127.0.0.1", "localhost", "::1") and not config.api_key:
+        print(f"warning: {options.host} is open to others and $RSIM_API_KEY is not set", flush=True)
+    shown = f"the upstream's models with {SUFFIX!r} behind their name" if options.upstream else f"{name}{SUFFIX}"
+    print(f"http://{options.host}:{options.port}   planned answers: {shown}", flush=True)
+    uvicorn.run(app, host=options.host, port=options.port, http=PatientProtocol, log_level="warning", access_log=False)
+
+
+def _planner(options: ServeOptions) -> AnyPlanner:
+    kind = options.planner.partition(":")[0]
+    strategies = load_strategies(options.strategies) if options.strategies else None
+    if kind in _RULES:
+        chosen = planner_from(options.planner, strategies or load_strategies("default"), [])
+        assert chosen is not None
+        return chosen
+    return Planner.from_pretrained(options.planner, strategies)

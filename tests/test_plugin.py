@@ -1,0 +1,206 @@
+"""The plug-in server against the official client: planned answers, streams, usage, errors, passing through."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import httpx
+import openai
+import pytest
+
+from rsim.config import load_config
+from rsim.data.load import load_problems
+from rsim.models import load_planner, load_reasoner
+from rsim.plugin.openai_api import Stops
+from rsim.plugin.play import PlayRules
+from rsim.plugin.server import SUFFIX, ServeConfig, create_app
+from rsim.rollout.game import Game
+from serving import serving
+
+RULES = PlayRules(delimiter="\n", max_steps=7, step_tokens=64, max_tokens=320, answer_tokens=12)
+PROBLEMS = load_problems("lab", "dev", limit=12, seed=5)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return load_reasoner("nano-s")
+
+
+@pytest.fixture(scope="module")
+def trained(nano):
+    """A planner that chooses sensibly without training: its head begins with the base's own rows."""
+    from rsim.strategies import load_strategies
+
+    return load_planner("nano-s", load_strategies("lab"), seed=0, head="names")
+
+
+@pytest.fixture(scope="module")
+def local(nano, trained):
+    """The model in the server's process."""
+    with serving(create_app(ServeConfig(rules=RULES, slots=8), trained, nano, name="nano-s")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def proxied(local, trained):
+    """A second server, whose upstream is the first."""
+    with serving(create_app(ServeConfig(upstream=local, rules=RULES, slots=8), trained)) as url:
+        yield url
+
+
+def client(url: str, **options: object) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key="x", max_retries=0, **options)
+
+
+def ask(url: str, question: str, model: str = f"nano-s{SUFFIX}", **options: object):
+    messages = [{"role": "user", "content": question}]
+    return client(url).chat.completions.create(model=model, messages=messages, temperature=0, **options)
+
+
+def test_in_process_answers_are_the_games_token_for_token(local, nano, trained):
+    rules = replace(load_config("nano").rollout, paraphrase="first")
+    for episode in Game(nano, trained, rules).play(PROBLEMS, seed=0, greedy=True):
+        reply = ask(local, episode.problem.question)
+        text = nano.tokenizer.decode(episode.token_ids[episode.prompt_length :], skip_special_tokens=True)
+        assert reply.choices[0].message.content == text
+        assert reply.rsim["mode"] == "exact"
+        assert [s["strategy"] for s in reply.rsim["choices"][0]["steps"]] == [
+            trained.strategies[s.strategy].name for s in episode.steps
+        ]
+        assert reply.usage.completion_tokens == episode.sampled_tokens
+        assert reply.choices[0].finish_reason == "stop"
+
+
+def test_a_stream_is_the_answer_in_pieces_with_injected_prompts_marked(local):
+    question = PROBLEMS[0].question
+    whole = ask(local, question)
+    chunks = list(ask(local, question, stream=True, stream_options={"include_usage": True}))
+    said = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert said == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert len({c.id for c in chunks}) == 1
+    injected = [c.rsim for c in chunks if getattr(c, "rsim", None)]
+    assert [i["strategy"] for i in injected] == [s["strategy"] for s in whole.rsim["choices"][0]["steps"]]
+    assert all(abs(sum(i["probabilities"].values()) - 1) < 0.01 for i in injected if not i["forced"])
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason]
+    assert reasons == ["stop"]
+    assert chunks[-1].usage == whole.usage
+    pieces = [c for c in chunks if c.choices and c.choices[0].delta.content]
+    assert len(pieces) > 2 * len(injected), "tokens must come one by one, not step by step"
+
+
+def test_the_same_through_an_upstream(local, proxied):
+    """The lab's tokenizer gives the same ids for the text as for its chunks, so that prefill by text is exact here."""
+    for problem in PROBLEMS[:4]:
+        prompt = f"<q>{problem.question}<a>"
+        there = client(proxied).completions.create(model=f"nano-s{SUFFIX}", prompt=prompt, temperature=0)
+        here = client(local).completions.create(model=f"nano-s{SUFFIX}", prompt=prompt, temperature=0)
+        assert there.choices[0].text.split() == here.choices[0].text.split()
+        assert there.choices[0].finish_reason == "stop"
+        assert there.usage.completion_tokens > 0
+
+
+def test_async_client_and_many_answers_at_once_are_not_mixed(local):
+    async def all_of_them() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=local, api_key="x", max_retries=0) as many:
+            replies = await asyncio.gather(*(
+                many.chat.completions.create(
+                    model=f"nano-s{SUFFIX}", messages=[{"role": "user", "content": p.question}], temperature=0
+                )
+                for p in PROBLEMS * 2
+            ))  # fmt: skip
+        return [r.choices[0].message.content for r in replies]
+
+    together = asyncio.run(all_of_them())
+    alone = [ask(local, p.question).choices[0].message.content for p in PROBLEMS]
+    assert together == alone * 2
+
+
+def test_n_answers_usage_and_seeds(local):
+    question = PROBLEMS[1].question
+    messages = [{"role": "user", "content": question}]
+    api = client(local)
+    many = api.chat.completions.create(model=f"nano-s{SUFFIX}", messages=messages, n=3, seed=4, temperature=1.0)
+    again = api.chat.completions.create(model=f"nano-s{SUFFIX}", messages=messages, n=3, seed=4, temperature=1.0)
+    texts = [c.message.content for c in many.choices]
+    assert texts == [c.message.content for c in again.choices]
+    assert [c.index for c in many.choices] == [0, 1, 2]
+    assert len(many.rsim["choices"]) == 3
+
+
+def test_max_tokens_and_stop(local):
+    question = PROBLEMS[2].question
+    short = ask(local, question, max_tokens=5)
+    assert short.usage.completion_tokens <= 5
+    assert short.choices[0].finish_reason == "length"
+    whole = ask(local, question).choices[0].message.content
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    cut = ask(local, question, stop=[stop]).choices[0]
+    assert stop not in cut.message.content or cut.message.content.index(stop) < len(whole) // 2
+    assert cut.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("server", ["local", "proxied"])
+def test_planning_is_off_without_the_suffix_and_by_a_field(server, request):
+    url = request.getfixturevalue(server)
+    question = PROBLEMS[3].question
+    plain = ask(url, question, model="nano-s")
+    off = ask(url, question, extra_body={"rsim": False})
+    assert plain.choices[0].message.content == off.choices[0].message.content
+    assert getattr(plain, "rsim", None) is None
+    streamed = "".join(c.choices[0].delta.content or "" for c in ask(url, question, model="nano-s", stream=True) if c.choices)
+    assert streamed == plain.choices[0].message.content
+
+
+def test_models_health_and_metrics(local, proxied):
+    names = [m.id for m in client(proxied).models.list()]
+    assert f"nano-s{SUFFIX}" in names
+    ask(local, PROBLEMS[0].question)
+    health = httpx.get(local.replace("/v1", "/healthz")).json()
+    assert (health["status"], health["mode"], health["approximate"]) == ("ok", "exact", False)
+    shown = httpx.get(local.replace("/v1", "/metrics")).text
+    assert 'rsim_requests_total{kind="chat",planned="true",status="200"}' in shown
+    assert "rsim_active_requests 0.0" in shown
+    assert httpx.get(local.replace("/v1", "/")).status_code == 200
+
+
+def test_bad_requests_are_openai_errors(local):
+    for body, param in [({"messages": []}, "messages"), ({"messages": "x"}, "messages"), ({"max_tokens": 0}, "max_tokens")]:
+        full = {"model": f"nano-s{SUFFIX}", "messages": [{"role": "user", "content": "7=?"}]} | body
+        reply = httpx.post(f"{local}/chat/completions", json=full)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    reply = httpx.post(f"{local}/chat/completions", content=b"{")
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError, match="top_p is not supported"):
+        ask(local, "7=?", top_p=0.5)
+
+
+def test_keys_body_limit_and_crowds(nano, trained):
+    config = ServeConfig(rules=RULES, slots=1, waiting=1, api_key="secret", body_bytes=2000)
+    with serving(create_app(config, trained, nano, name="nano-s")) as url:
+        with pytest.raises(openai.AuthenticationError):
+            ask(url, "7=?")
+        headers = {"Authorization": "Bearer secret"}
+        body = {"model": f"nano-s{SUFFIX}", "messages": [{"role": "user", "content": PROBLEMS[0].question}]}
+        assert httpx.post(f"{url}/chat/completions", json=body, headers=headers).status_code == 200
+        big = httpx.post(f"{url}/chat/completions", content=b"x" * 3000, headers=headers)
+        assert (big.status_code, big.json()["error"]["type"]) == (413, "invalid_request_error")
+
+        async def crowd() -> list[httpx.Response]:
+            async with httpx.AsyncClient(timeout=60) as http:
+                posts = (http.post(f"{url}/chat/completions", json=body, headers=headers) for _ in range(12))
+                return list(await asyncio.gather(*posts))
+
+        statuses = [r.status_code for r in asyncio.run(crowd())]
+        assert set(statuses) == {200, 429}
+        refused = next(r for r in asyncio.run(crowd()) if r.status_code == 429)
+        assert refused.headers["retry-after"] == "1"
+
+
+def test_a_stop_string_is_found_across_pieces():
+    stops = Stops(("END",))
+    assert stops.feed("so far E") == ("so far ", False)
+    assert stops.feed("NOT") == ("ENOT", False)
+    assert stops.feed("x EN") == ("x ", False)
+    assert stops.feed("D more") == ("", True)
