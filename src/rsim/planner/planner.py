@@ -105,6 +105,12 @@ class Planner:
     def begin(self, slots: int) -> LearnedSession:
         return LearnedSession(self, slots)
 
+    def wrap(self, target: Any, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Any:
+        """Any LLM with this planner: see `rsim.plugin.wrap.wrap`."""
+        from rsim.plugin.wrap import wrap
+
+        return wrap(self, target, tokenizer, **options)
+
 
 class ModelPlanner(Protocol):
     """What a session asks of a planner that reads its stream with a model."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rsim.plugin.play import Asked, Finished, Injected, Piece, Usage
+from rsim.plugin.play import Asked, Event, Finished, Injected, Piece, Usage
 
 Kind = Literal["chat", "completion"]
 
@@ -212,6 +214,21 @@ class Stops:
                 return text[:-length], False
         return text, False
 
-    def flush(self) -> str:
-        text, self.held = self.held, ""
-        return text
+    async def cut(self, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+        """The events up to the first stop string in sampled text; usage is an estimate then: the upstream was cut short."""
+        sampled = 0
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Piece):
+                    sampled += 1
+                    text, met = self.feed(event.text)
+                    if text:
+                        yield Piece(text)
+                    if met:
+                        yield Finished("stop", Usage(0, sampled, 0, estimated=True))
+                        return
+                    continue
+                if self.held:
+                    yield Piece(self.held)
+                    self.held = ""
+                yield event

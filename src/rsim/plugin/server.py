@@ -333,29 +333,16 @@ async def _play(
     state: _State, upstream: Upstream, asked: Asked, wanted: api.Request, *, planned: bool
 ) -> AsyncGenerator[Event]:  # fmt: skip
     """One answer, cut at the client's stop strings."""
-    stops = api.Stops(wanted.stops)
-    usage = Usage(estimated=True)
     async with state.slots:
-        source = play(asked, state.planning, upstream, state.config.rules, wanted.limit) if planned else _plain(
-            upstream, asked, wanted.limit
-        )  # fmt: skip
-        async with aclosing(source):
-            async for event in source:
-                if isinstance(event, Piece):
-                    usage.completion_tokens += 1
-                    text, met = stops.feed(event.text)
-                    if text:
-                        yield Piece(text)
-                    if met:
-                        yield Finished("stop", usage)
-                        return
-                    continue
-                held = stops.flush()
-                if held:
-                    yield Piece(held)
+        if planned:
+            source = play(asked, state.planning, upstream, state.config.rules, wanted.limit)
+        else:
+            source = _plain(upstream, asked, wanted.limit)
+        async with aclosing(api.Stops(wanted.stops).cut(source)) as events:
+            async for event in events:
                 if isinstance(event, Injected):
                     state.metrics.steps.labels(event.strategy).inc()
-                else:
+                elif isinstance(event, Finished):
                     state.metrics.spent(event.usage)
                 yield event
 
