@@ -185,7 +185,7 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
                 continue
             data = line[5:].strip()
             if data == "[DONE]":
-                return
+                continue  # what follows ends the response; a connection that is not read to its end cannot be used again
             chunk = json.loads(data)
             if "error" in chunk:
                 raise UpstreamError(502, chunk["error"])

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from rsim.errors import UserError
@@ -31,10 +31,12 @@ from rsim.plugin.local_upstream import LocalUpstream
 from rsim.plugin.metrics import Metrics
 from rsim.plugin.planning import Planning
 from rsim.plugin.play import Asked, Event, Finished, Injected, Mode, Piece, PlayRules, StepEnd, Upstream, Usage, play
+from rsim.plugin.streams import WatchedStream, cancel, client_gone
 from rsim.rollout.reasoner import Reasoner
 
 SUFFIX = "-rsim"
 _HOP = {"host", "content-length", "connection", "authorization", "transfer-encoding", "keep-alive", "accept-encoding"}
+_EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 _ANSWERED = ("content-type", "retry-after", "x-request-id")
 log = logging.getLogger("rsim.serve")
 
@@ -226,7 +228,13 @@ async def _answer(
     merged = _merge(plays, deadline)
     if wanted.stream:
         first = await _first(merged)  # decides between a stream and an error object
-        return _PlannedStream(state, wanted, merged, first, began, {**headers, "Cache-Control": "no-cache"})
+        outcome = _Outcome()
+
+        def done() -> None:
+            _leave(state)
+            state.metrics.done(kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
+
+        return WatchedStream(_chunks(wanted, merged, first, outcome), 200, headers | _EVENTS, done)
     choices = [api.Choice() for _ in wanted.asked]
 
     async def collect() -> None:
@@ -256,11 +264,7 @@ async def _first(stream: AsyncGenerator[tuple[int, Event]]) -> tuple[int, Event]
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, None]) -> None:
     """Waits for ``work``, and cancels it when the client goes away."""
 
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(client_gone(request.receive))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -273,56 +277,43 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, None]) -> Non
     except TimeoutError as error:
         raise Refusal(504, "the request took too long", "timeout") from error
     finally:
-        for each in (task, watch):
-            each.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await each
+        await cancel(task, watch)
 
 
-class _PlannedStream(StreamingResponse):
-    """A request's events as a stream. Whatever becomes of the client, its plays are closed and the request is counted out."""
+@dataclass
+class _Outcome:
+    """How a streamed answer ended; for the metrics."""
 
-    def __init__(
-        self, state: _State, wanted: api.Request, events: AsyncGenerator[tuple[int, Event]], first: tuple[int, Event],
-        began: float, headers: dict[str, str],
-    ) -> None:  # fmt: skip
-        self.state, self.wanted, self.events, self.first, self.began = state, wanted, events, first, began
-        self.status = 200  # of the whole answer, for the metrics
-        super().__init__(self._chunks(), media_type="text/event-stream", headers=headers)
+    status: int = 200
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self.events.aclose()
-            _leave(self.state)
-            seconds = time.perf_counter() - self.began
-            self.state.metrics.done(self.wanted.kind, planned=True, status=self.status, seconds=seconds)
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        """An error after the first event ends the stream with an error object, which OpenAI's clients raise."""
-        seen: set[int] = set()
-        usages: list[Usage] = []
-        event: tuple[int, Event] | None = self.first
+async def _chunks(
+    wanted: api.Request, events: AsyncGenerator[tuple[int, Event]], first: tuple[int, Event], outcome: _Outcome
+) -> AsyncGenerator[bytes]:
+    """A stream's chunks. An error after the first event ends it with an error object, which OpenAI's clients raise."""
+    seen: set[int] = set()
+    usages: list[Usage] = []
+    event: tuple[int, Event] | None = first
+    async with aclosing(events):
         try:
             while event is not None:
                 index, what = event
-                yield _data(api.chunk(self.wanted, index, what, first=index not in seen))
+                yield _data(api.chunk(wanted, index, what, first=index not in seen))
                 seen.add(index)
                 if isinstance(what, Finished):
                     usages.append(what.usage)
-                event = await anext(self.events, None)
+                event = await anext(events, None)
         except UpstreamError as error:
-            self.status = error.status
+            outcome.status = error.status
             yield _data({"error": error.error})
             return
         except TimeoutError:
-            self.status = 504
+            outcome.status = 504
             yield _data(api.error_object("the request took too long", "timeout"))
             return
-        if self.wanted.include_usage:
-            yield _data(api.usage_chunk(self.wanted, usages))
-        yield b"data: [DONE]\n\n"
+    if wanted.include_usage:
+        yield _data(api.usage_chunk(wanted, usages))
+    yield b"data: [DONE]\n\n"
 
 
 def _data(chunk: dict[str, Any]) -> bytes:
@@ -421,7 +412,7 @@ async def _pass_through(
         await response.aclose()
         return Response(content, response.status_code, kept)
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes]:
         try:
             async for part in response.aiter_raw():
                 yield part
@@ -430,7 +421,7 @@ async def _pass_through(
         finally:
             await response.aclose()
 
-    return StreamingResponse(stream(), response.status_code, kept)
+    return WatchedStream(stream(), response.status_code, kept)
 
 
 # --- the small routes ---

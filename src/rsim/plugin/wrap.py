@@ -264,13 +264,13 @@ class _Endpoint:
 
 
 def _typed(kind: api.Kind, response: dict[str, Any], *, streamed: bool) -> Any:
-    """The response as the official client's own type."""
+    """The response as the official client's own type, built as that client builds it: without validation."""
     from openai.types import Completion
     from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
     if kind == "completion":
-        return Completion.model_validate(response)
-    return (ChatCompletionChunk if streamed else ChatCompletion).model_validate(response)
+        return Completion.construct(**response)
+    return (ChatCompletionChunk if streamed else ChatCompletion).construct(**response)
 
 
 def wrap(

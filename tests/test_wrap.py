@@ -1,0 +1,291 @@
+"""``Planner.wrap`` in process, and what the plug-in does with upstreams of different kinds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import httpx
+import openai
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from rsim.config import load_config
+from rsim.data.load import load_problems
+from rsim.errors import UserError
+from rsim.models import load_planner, load_reasoner
+from rsim.planner.planner import Planner
+from rsim.planner.scripted import sequence_planner
+from rsim.plugin.http_upstream import probe
+from rsim.plugin.play import Finished, Injected, Piece, PlayRules
+from rsim.plugin.server import SUFFIX, ServeConfig, create_app
+from rsim.plugin.wrap import wrap
+from rsim.rollout.game import Game
+from rsim.strategies import load_strategies
+from serving import serving
+
+RULES = PlayRules(delimiter="\n", max_steps=7, step_tokens=64, max_tokens=320, answer_tokens=12)
+PROBLEMS = load_problems("lab", "dev", limit=6, seed=5)
+QUESTIONS = [p.question for p in PROBLEMS]
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return load_reasoner("nano-s")
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory):
+    """Saved and loaded again: the folder holds its strategies."""
+    folder = tmp_path_factory.mktemp("planner")
+    load_planner("nano-s", load_strategies("lab"), seed=0, head="names").save_pretrained(folder)
+    return Planner.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def expected(nano, planner):
+    rules = replace(load_config("nano").rollout, paraphrase="first")
+    episodes = Game(nano, planner, rules).play(PROBLEMS, seed=0, greedy=True)
+    return [nano.tokenizer.decode(e.token_ids[e.prompt_length :], skip_special_tokens=True) for e in episodes]
+
+
+def test_a_wrapped_model_answers_as_the_game_does(nano, planner, expected):
+    with planner.wrap(nano.model, nano.tokenizer, rules=RULES, slots=4) as planned:
+        assert planned.generate(QUESTIONS[0]).text == expected[0]
+        assert [a.text for a in planned.generate(QUESTIONS)] == expected
+        chat = [{"role": "user", "content": QUESTIONS[1]}]
+        assert planned.generate(chat).text == expected[1]
+        events = list(planned.stream(QUESTIONS[2]))
+        assert "".join(e.text for e in events if not isinstance(e, Finished)) == expected[2]
+        assert isinstance(events[0], Injected)
+        assert isinstance(events[-1], Finished)
+        for event in planned.stream(QUESTIONS[3]):  # given up half-way: its slot is free again
+            if isinstance(event, Piece):
+                break
+
+        async def later() -> tuple[list[str], str]:
+            answers = await planned.agenerate(QUESTIONS)
+            return [a.text for a in answers], "".join(
+                [e.text async for e in planned.astream(QUESTIONS[0]) if hasattr(e, "text")]
+            )
+
+        assert asyncio.run(later()) == (expected, expected[0])
+        deadline = time.monotonic() + 5
+        while planned.upstream.free.qsize() < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert planned.upstream.free.qsize() == 4, "every slot is free again"
+
+
+def test_a_wrapped_client_returns_the_clients_own_types(nano, planner, expected):
+    app = create_app(ServeConfig(rules=RULES, slots=8), planner, nano, name="nano-s")
+    with serving(app) as url:
+        plain = openai.OpenAI(base_url=url, api_key="x", max_retries=0)
+        with planner.wrap(plain, rules=RULES, mode="prefill") as planned:
+            prompt = f"<q>{QUESTIONS[0]}<a>"
+            done = planned.completions.create(model="nano-s", prompt=prompt, temperature=0)
+            assert isinstance(done, openai.types.Completion)
+            assert done.choices[0].text.split() == expected[0].split()
+            parts = list(planned.completions.create(model="nano-s", prompt=prompt, temperature=0, stream=True))
+            assert "".join(p.choices[0].text for p in parts) == done.choices[0].text
+            assert planned.models.list().data, "what is not planned is the client's own"
+            with pytest.raises(UserError, match="not planned"):
+                planned.chat.completions.create(model="nano-s", messages=[], tools=[{"type": "function"}])
+
+        async def go() -> str:
+            client = openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0)
+            with planner.wrap(client, rules=RULES, mode="prefill") as planned:
+                reply = await planned.completions.create(model="nano-s", prompt=prompt, temperature=0)
+                stream = planned.completions.create(model="nano-s", prompt=prompt, temperature=0, stream=True)
+                streamed = "".join([c.choices[0].text async for c in stream])
+                assert streamed == reply.choices[0].text
+            await client.close()
+            return reply.choices[0].text
+
+        assert asyncio.run(go()) == done.choices[0].text
+    with pytest.raises(UserError, match="cannot wrap a dict"):
+        wrap(planner, {})
+    with pytest.raises(UserError, match="needs its tokenizer"):
+        wrap(planner, nano.model)
+
+
+class StandIn:
+    """An upstream that writes a fixed script, and remembers what it was asked. ``prefill``: whether it can continue a turn."""
+
+    def __init__(self, script: list[str], *, prefill: bool = False, usage: bool = True, failures: int = 0) -> None:
+        self.script, self.prefill, self.usage, self.failures = script, prefill, usage, failures
+        self.bodies: list[dict] = []
+        self.connections: set[tuple[str, int]] = set()
+        self.cancelled = threading.Event()
+        self.app = FastAPI()
+        self.app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
+        self.app.add_api_route("/v1/models", lambda: {"data": [{"id": "m", "object": "model"}]})
+
+    async def chat(self, request: Request) -> Response:
+        body = await request.json()
+        self.connections.add(tuple(request.scope["client"]))
+        said = [m for m in body["messages"] if m["role"] == "assistant"]
+        if body.get("max_tokens") == 1 and not body.get("stream"):  # a probe: four tokens a turn, one a word
+            words = sum(4 + len(str(m["content"]).split()) for m in body["messages"])
+            continued = self.prefill and body.get("continue_final_message")
+            tokens = words + (0 if continued else 3) - (1 if continued else 0)
+            return JSONResponse({"choices": [], "usage": {"prompt_tokens": tokens, "completion_tokens": 1}})
+        if self.failures:
+            self.failures -= 1
+            return JSONResponse({"error": {"message": "busy", "type": "overloaded"}}, 503)
+        self.bodies.append(body)
+        asked = sum(m["role"] == "user" for m in body["messages"]) if not self.prefill else None
+        step = (asked - 1) if asked is not None else len(self.bodies) - 1
+        text = self.script[min(step, len(self.script) - 1)]
+        if text == "FAIL":
+            return JSONResponse({"error": {"message": "no such model", "type": "not_found", "code": "x"}}, 404)
+        assert said or step == 0
+        return StreamingResponse(self.stream(text), media_type="text/event-stream")
+
+    async def stream(self, text: str) -> AsyncIterator[str]:
+        try:
+            for word in text.split(" "):
+                if word == "SLOW":
+                    await asyncio.sleep(30)
+                yield f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': word + ' '}}]})}\n\n"
+                await asyncio.sleep(0)
+            yield f"data: {json.dumps({'choices': [{'index': 0, 'delta': {}, 'finish_reason': 'stop'}]})}\n\n"
+            if self.usage:
+                tokens = {"prompt_tokens": 10, "completion_tokens": len(text.split()), "total_tokens": 0}
+                yield f"data: {json.dumps({'choices': [], 'usage': tokens})}\n\n"
+            yield "data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+SCRIPTED = sequence_planner(load_strategies("default"), ["decomposition", "validation", "termination"])
+PROMPTS = [SCRIPTED.strategies[SCRIPTED.strategies.index(n)].prompts[0] for n in ("decomposition", "validation", "termination")]
+
+
+def chat(url: str, **options: object):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
+    api = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
+    return api.chat.completions.create(model=f"m{SUFFIX}", messages=messages, **options)
+
+
+@pytest.mark.parametrize("prefill", [True, False])
+def test_the_probe_tells_prefill_from_turn(prefill):
+    async def asked(url: str) -> str:
+        async with httpx.AsyncClient(base_url=f"{url}/") as http:
+            return await probe(http, "m")
+
+    with serving(StandIn([], prefill=prefill).app) as url:
+        assert asyncio.run(asked(url)) == ("prefill" if prefill else "turn")
+
+
+def test_turn_mode_sends_strategies_as_messages_and_keeps_the_rest():
+    upstream = StandIn(["one two", "three", "so 5"])
+    with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there), SCRIPTED)) as url:
+        reply = chat(url, extra_body={"top_k": 7}, temperature=0.5)
+        streamed = chat(url, stream=True, stream_options={"include_usage": True})
+        text = "".join(c.choices[0].delta.content or "" for c in streamed if c.choices)
+    assert reply.rsim["mode"] == "turn"
+    assert reply.rsim["approximate"]
+    assert reply.choices[0].message.content == text == f"{PROMPTS[0]}one two \n\n{PROMPTS[1]}three \n\n{PROMPTS[2]}so 5 "
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (30, 5)
+    last = upstream.bodies[2]
+    assert [m["role"] for m in last["messages"]] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert last["messages"][1]["content"] == f"How many?\n\n{PROMPTS[0]}"
+    assert last["messages"][-1]["content"] == PROMPTS[2]
+    assert (last["top_k"], last["temperature"], last["model"]) == (7, 0.5, "m")
+    assert "stop" not in last, "the final step goes to the end of its turn"
+    assert upstream.bodies[0]["stop"] == ["\n\n"]
+
+
+def test_prefill_mode_continues_the_open_turn_and_images_pass_through():
+    upstream = StandIn(["one", "two", "three"], prefill=True)
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}]
+    with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there), SCRIPTED)) as url:
+        api = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
+        reply = api.chat.completions.create(model=f"m{SUFFIX}", messages=messages)
+    assert reply.rsim["mode"] == "prefill"
+    assert upstream.bodies[1]["messages"][0] == messages[0]
+    assert upstream.bodies[1]["messages"][1]["content"] == f"{PROMPTS[0]}one \n\n{PROMPTS[1]}"
+    assert upstream.bodies[1]["continue_final_message"] is True
+
+
+def test_usage_is_marked_as_estimated_where_the_upstream_says_nothing():
+    upstream = StandIn(["one two", "three", "four"], usage=False)
+    with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there), SCRIPTED)) as url:
+        usage = chat(url).usage
+    assert usage.completion_tokens == 4
+    assert usage.estimated is True
+
+
+def test_retries_only_before_the_first_token_and_errors_keep_their_form():
+    upstream = StandIn(["one", "FAIL"], failures=2)
+    with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there), SCRIPTED)) as url:
+        with pytest.raises(openai.NotFoundError) as refused:
+            chat(url)
+        assert refused.value.body["message"] == "no such model"
+        assert len(upstream.bodies) == 2, "two refusals with 503 were tried again, 404 was not"
+        with pytest.raises(openai.APIError, match="no such model"):
+            list(chat(url, stream=True))
+        upstream.failures = 9
+        with pytest.raises(openai.InternalServerError, match="busy"):
+            chat(url)
+    with serving(create_app(ServeConfig(upstream="http://127.0.0.1:9/v1"), SCRIPTED)) as url:
+        with pytest.raises(openai.InternalServerError, match=r"cannot be reached|cannot be listed") as down:
+            chat(url)
+        assert down.value.status_code == 502
+        assert httpx.get(url.replace("/v1", "/healthz")).json()["status"] == "upstream not reached yet"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_cancels_the_upstream(stream):
+    upstream = StandIn(["one SLOW"])
+    with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there), SCRIPTED)) as url:
+        body = {"model": f"m{SUFFIX}", "messages": [{"role": "user", "content": "q"}], "stream": stream}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/chat/completions", json=body, timeout=httpx.Timeout(1.0))
+        assert upstream.cancelled.wait(10)
+        for _ in range(50):
+            if httpx.get(url.replace("/v1", "/healthz")).json()["active"] == 0:
+                break
+        assert httpx.get(url.replace("/v1", "/healthz")).json()["active"] == 0
+
+
+def test_a_time_limit_is_an_error_and_not_a_hang():
+    upstream = StandIn(["one SLOW"])
+    config = ServeConfig(upstream="", request_seconds=1.0)
+    with serving(upstream.app) as there, serving(create_app(replace(config, upstream=there), SCRIPTED)) as url:
+        with pytest.raises(openai.InternalServerError, match="took too long") as late:
+            chat(url)
+        assert late.value.status_code == 504
+        with pytest.raises(openai.APIError, match="took too long"):
+            list(chat(url, stream=True))
+
+
+def test_upstream_connections_are_kept_and_keys_stay_apart(caplog):
+    upstream = StandIn(["one", "two", "three"])
+    config = ServeConfig(upstream="", upstream_key="up-secret", api_key="own-secret")
+    assert "secret" not in repr(config)
+    with serving(upstream.app) as there, serving(create_app(replace(config, upstream=there), SCRIPTED)) as url:
+        api = openai.OpenAI(base_url=url, api_key="own-secret", max_retries=0)
+        for _ in range(4):
+            api.chat.completions.create(model=f"m{SUFFIX}", messages=[{"role": "user", "content": "q"}])
+    assert len(upstream.connections) <= 2
+    assert "secret" not in caplog.text
+
+
+def test_the_gate_keeps_an_unsure_planner_from_intervening():
+    upstream = StandIn(["one", "two", "three", "four"])
+    rules = PlayRules(gate=0.5, max_steps=2)
+    from rsim.planner.scripted import random_planner
+
+    unsure = random_planner(load_strategies("default"))
+    with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there, rules=rules), unsure)) as url:
+        steps = chat(url).rsim["choices"][0]["steps"]
+    assert [s["prompt"] for s in steps[:2]] == ["", ""]
+    assert steps[-1]["forced"]
