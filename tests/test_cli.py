@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from rsim.cli.main import main
+from rsim.planner.planner import Planner
+from rsim.strategies import load_strategies
 
 SMALL = ["train.questions=2", "train.group=2", "train.eval_every=2", "train.save_every=1", "data.eval_size=4", "data.train_size=20",
          "cold_start.episodes=0", "rollout.max_steps=2", "rollout.step_tokens=8", "rollout.max_tokens=40", "rollout.answer_tokens=6",
@@ -181,6 +183,12 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, base_folder, tmp_path):
         (["eval", "r", "--data", "gsm9k"], "unknown data set"),
         (["solve", " ", "--run", "r"], "question is empty"),
         (["report", "nowhere"], "no metrics"),
+        (["push", "nano", "me/planner"], "no trained planner"),
+        (["serve", "--planner", "random"], "no model to serve"),
+        (["serve", "--planner", "random", "--upstream", "localhost:80"], "base URL"),
+        (["serve", "--planner", "random", "--model", "./gone"], "no model folder"),
+        (["serve", "--planner", "./gone", "--upstream", "http://127.0.0.1:9/v1"], "cannot load a planner"),
+        (["serve", "--planner", "random", "--upstream", "http://127.0.0.1:9/v1", "--mode", "x"], "prefill or turn"),
         (["lab", "pretrain", "--size", "nano-xl"], "nano-xl"),
         (["config", "show", "gone"], "no preset"),
     ]  # fmt: skip
@@ -190,6 +198,28 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, base_folder, tmp_path):
         assert code == 2, (args, err)
         assert len(said) == 1, (args, err)
         assert message in said[0], (args, err)
+
+
+def test_push_writes_a_hub_ready_folder(capsys, base_folder, tmp_path, monkeypatch):
+    run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=1", 'out="r"'))
+    code, _, _ = run(capsys, "push", "r", "me/good-planner", "--to", "ready")
+    assert code == 0
+    card = (tmp_path / "ready" / "README.md").read_text()
+    for part in ("license: apache-2.0", "# good-planner", "| validation |", "lambda 0.7", "Held-out accuracy", "## Limits"):
+        assert part in card, part
+    again = Planner.from_pretrained(tmp_path / "ready")
+    assert again.strategies.names == load_strategies("lab").names
+    uploaded: dict[str, object] = {}
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo, **kw: uploaded.update(repo=repo, **kw))
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.upload_folder", lambda self, **kw: uploaded.update(files=sorted(os.listdir(kw["folder_path"])))
+    )
+    assert run(capsys, "push", "r", "me/good-planner", "--private")[0] == 0
+    assert (uploaded["repo"], uploaded["private"]) == ("me/good-planner", True)
+    assert {"README.md", "strategies.toml", "config.json", "model.safetensors"} <= set(uploaded["files"])
+    code, _, err = run(capsys, "push", "r", "me/good-planner", "--to", "ready")
+    assert code == 2
+    assert "exists already" in err
 
 
 def test_data_and_check_commands(capsys, tmp_path):

@@ -131,6 +131,29 @@ def export(
 
 
 @app.command()
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME")],
+    to: Annotated[str, typer.Option(help="Only write the hub-ready folder here; nothing is uploaded.")] = "",
+    licence: Annotated[str, typer.Option()] = "apache-2.0",
+    private: Annotated[bool, typer.Option("--private")] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish a run's planner on the Hugging Face hub, with a generated model card."""
+    import tempfile
+
+    from rsim.plugin.card import hub_folder
+    from rsim.plugin.card import push as upload
+
+    if to:
+        done = str(hub_folder(run, Path(to), repo=repo, licence=licence))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            done = upload(hub_folder(run, Path(folder) / "planner", repo=repo, licence=licence), repo, private=private)
+    print(json.dumps({"pushed": not to, "to": done}) if as_json else done)
+
+
+@app.command()
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN")],
     out: Annotated[str, typer.Option(help="Default: RUN/report.html")] = "",
