@@ -22,8 +22,8 @@ _INSTRUCTION = "Strategies for the next step of a solution:"
 class PromptedPlanner:
     """An LLM that is told what the strategies are and asked for the next one; nothing is trained.
 
-    It reads the planner's own stream (`rsim.planner.template`) behind a list of the strategies with their descriptions. The
-    probability of a strategy is that of the first token of its name, among the names.
+    It reads the planner's own stream (`rsim.planner.template`) behind a list of the strategies with their descriptions, or
+    ``bare``, without that list. The probability of a strategy is that of the first token of its name, among the names.
 
     Raises:
         UserError: two names begin with the same token.
@@ -31,6 +31,7 @@ class PromptedPlanner:
 
     reasoner: Reasoner
     strategies: StrategySet
+    bare: bool = False
     first_tokens: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,9 +53,12 @@ class PromptedPlanner:
         return self.reasoner.injected_ids(text)
 
     def opening(self, question: str) -> list[int]:
+        stream = self.chunk(template.question_chunk(question)) + self.chunk(template.MARKER)
+        if self.bare:
+            return stream
         lines = [f"{s.name}: {s.description}" for s in self.strategies.strategies]
         preamble: list[int] = self.tokenizer.encode("\n".join([_INSTRUCTION, *lines, "", ""]))
-        return preamble + self.chunk(template.question_chunk(question)) + self.chunk(template.MARKER)
+        return preamble + stream
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.reasoner.logits(hidden)[..., self.first_tokens]

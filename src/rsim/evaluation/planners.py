@@ -16,7 +16,7 @@ from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import StrategySet
 
-CHOICES = "none, random, fixed:NAME, sequence:a,b, shuffled[:PATH], prompted, wait[:TIMES], oracle or a planner's folder"
+CHOICES = "none, random, fixed:NAME, sequence:a,b, shuffled[:PATH], prompted[:bare], wait[:TIMES], oracle or a planner's folder"
 
 
 def planner_from(
@@ -24,8 +24,8 @@ def planner_from(
     rules: RolloutConfig | None = None, trained: Path | None = None, seed: int = 0,
 ) -> AnyPlanner | None:  # fmt: skip
     """``none``, ``random``, ``fixed:NAME``, ``sequence:a,b,c``, ``shuffled`` (the trained planner's decisions, given to other
-    questions), ``prompted`` (the reasoner itself is asked), ``wait:TIMES``, ``oracle`` (lab problems only) or a planner's
-    folder.
+    questions), ``prompted`` (the reasoner itself is asked; ``prompted:bare``: without being told what the strategies are),
+    ``wait:TIMES``, ``oracle`` (lab problems only) or a planner's folder.
 
     Args:
         reasoner, rules: of the game, for the controls that play or ask (``shuffled``, ``prompted``).
@@ -51,7 +51,9 @@ def planner_from(
         assert reasoner is not None
         if reasoner.model.device.type == "meta":
             raise UserError("--planner prompted", "the reasoner's weights are on a server: use rollout.engine = native")
-        return PromptedPlanner(reasoner, strategies)
+        if rest not in ("", "bare"):
+            raise UserError(f"--planner {spec}", "write prompted or prompted:bare")
+        return PromptedPlanner(reasoner, strategies, bare=rest == "bare")
     if kind == "shuffled":
         assert reasoner is not None
         assert rules is not None

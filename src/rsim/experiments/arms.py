@@ -6,7 +6,15 @@ from pathlib import Path
 
 from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint, sampled_tokens
 
-CONTROLS = ("random", "fixed", "sequence", "shuffled", "prompted", "wait")  # SPEC 7; each without a trained decision
+CONTROLS = (
+    "random",
+    "fixed",
+    "sequence",
+    "shuffled",
+    "prompted",
+    "prompted:bare",
+    "wait",
+)  # SPEC 7; each without a trained decision
 
 Arms = dict[str, list[Measured]]
 
@@ -57,6 +65,7 @@ def controls_of(bench: Workbench, runs: list[Path], reasoners: list[str]) -> dic
         **picked,
         "shuffled": [f"shuffled:{checkpoint(run, 'planner')}" for run in runs],
         "prompted": ["prompted"] * len(runs),
+        "prompted:bare": ["prompted:bare"] * len(runs),
     }
     return {
         kind: [Measurement("nano", spec, reasoner) for spec, reasoner in zip(specs[kind], reasoners, strict=True)]

@@ -38,6 +38,15 @@ def run(bench: Workbench) -> Page:
     page.arms(own)
     page.text("## Plug-in: the untrained reasoner")
     page.arms(base)
+    axes = page.figure("bars", "The trained planner and the controls.", width=7.2)[0]
+    for place, (use, arms) in enumerate({"co-trained": own, "plug-in": base}.items()):
+        found = [estimate(arm) for arm in arms.values()]
+        errors = [[100 * (e.mean - e.low) for e in found], [100 * (e.high - e.mean) for e in found]]
+        xs = [i + 0.38 * (place - 0.5) for i in range(len(arms))]
+        axes.bar(xs, [100 * e.mean for e in found], 0.36, yerr=errors, label=use, error_kw={"lw": 0.8})
+    axes.set_xticks(range(len(own)), own, rotation=30, ha="right")
+    axes.set_ylabel("accuracy, %")
+    axes.legend(frameon=False)
     page.text("## Without a planner, at equal training tokens")
     page.arms(others)
     _compare(page, "co-trained", own)

@@ -81,8 +81,11 @@ class Page:
         ledger.write(self.name, _ISSUE, self.title, self.rows, root)
         seeds = ", ".join(map(str, self.bench.seeds))
         made = f"Made by `{self.command}` (seeds {seeds}; intervals resample seeds and questions)."
-        parts = [f"# {self.title}", made, *self.parts, "## Measurements", "\n".join(ledger.table(self.name, self.rows)),
-                 f"## What this does not show\n\n{limits}"]  # fmt: skip
+        parts = [f"# {self.title}", made, *self.parts]
+        aims = [row for row in self.rows if row["goal"]]
+        if aims:
+            parts += ["## Targets", "\n".join(ledger.table(self.name, aims))]
+        parts += [f"## What this does not show\n\n{limits}", f"Every number: `results/{self.name}.json`."]
         target = pages / f"{self.name}.md"
         target.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
         return target
