@@ -22,7 +22,7 @@ from rsim.rollout.decoder import Decoder
 from rsim.rollout.reasoner import Reasoner
 from rsim.rollout.sampling import StepEnds, choose
 
-_FIRST_TOKENS = 1024  # that the cache has room for before it grows
+_FIRST_TOKENS = 256  # that the cache has room for before it grows
 SAMPLING = {"temperature", "seed"}  # what requests may set
 
 
@@ -54,7 +54,7 @@ class LocalUpstream:
         self.reasoner = reasoner
         self.decoder = Decoder(reasoner.model, slots, capacity=_FIRST_TOKENS)
         self.context: int = reasoner.model.config.get_text_config().max_position_embeddings
-        self.free: asyncio.Queue[int] = asyncio.Queue()
+        self.free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()  # low ones first: the cache is read up to the last
         for slot in range(slots):
             self.free.put_nowait(slot)
         self.commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
