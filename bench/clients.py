@@ -2,7 +2,8 @@
 
     python -m bench.clients [--model smollm2-135m] [--limit 8] [--record]
 
-(The official Python client is in the tests.) Needs $RSIM_DATA for GSM8K, and `bench/lm_eval_env.sh` (which installs the harness into an environment of its own).
+(The official Python client is in the tests.) Needs $RSIM_DATA for GSM8K, and `bench/lm_eval_env.sh`, which installs the harness
+into an environment of its own.
 """
 
 from __future__ import annotations
