@@ -96,8 +96,8 @@ def _harness(python: str, kind: str, port: int, args: argparse.Namespace, folder
     (folder / "gsm8k_local.yaml").write_text(_TASK.format(file=data))
     name = "local-chat-completions" if kind == "chat" else "local-completions"
     path = "chat/completions" if kind == "chat" else "completions"
-    settings = [f"model={args.model}{SUFFIX}", f"base_url=http://127.0.0.1:{port}/v1/{path}", "num_concurrent=4", "max_retries=1",
-                f"tokenizer={resolve(args.model)}"]  # fmt: skip
+    address = f"base_url=http://127.0.0.1:{port}/v1/{path}"
+    settings = [f"model={args.model}{SUFFIX}", address, "num_concurrent=4", f"tokenizer={resolve(args.model)}"]
     command = [python, "-m", "lm_eval", "--model", name, "--model_args", ",".join(settings), "--tasks", "gsm8k_local",
                "--include_path", str(folder), "--limit", str(args.limit), "--output_path", str(folder / kind), "--log_samples",
                *(["--apply_chat_template"] if kind == "chat" else [])]  # fmt: skip

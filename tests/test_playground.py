@@ -9,7 +9,8 @@ import pytest
 
 from rsim.models import load_planner, load_reasoner
 from rsim.plugin.play import PlayRules
-from rsim.plugin.server import ServeConfig, create_app
+from rsim.plugin.server import create_app
+from rsim.plugin.state import ServeConfig
 from rsim.strategies import load_strategies
 from serving import serving
 

@@ -14,7 +14,8 @@ from rsim.data.load import load_problems
 from rsim.models import load_planner, load_reasoner
 from rsim.plugin.openai_api import Stops
 from rsim.plugin.play import PlayRules
-from rsim.plugin.server import SUFFIX, ServeConfig, create_app
+from rsim.plugin.server import SUFFIX, create_app
+from rsim.plugin.state import ServeConfig
 from rsim.rollout.game import Game
 from serving import serving
 

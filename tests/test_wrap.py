@@ -23,7 +23,8 @@ from rsim.planner.planner import Planner
 from rsim.planner.scripted import sequence_planner
 from rsim.plugin.http_upstream import probe
 from rsim.plugin.play import Finished, Injected, Piece, PlayRules
-from rsim.plugin.server import SUFFIX, ServeConfig, create_app
+from rsim.plugin.server import SUFFIX, create_app
+from rsim.plugin.state import ServeConfig
 from rsim.plugin.wrap import wrap
 from rsim.rollout.game import Game
 from rsim.strategies import load_strategies

@@ -14,7 +14,8 @@ from rsim.models import load_reasoner, quiet_models
 from rsim.planner.planner import AnyPlanner, Planner
 from rsim.plugin.connections import PatientProtocol
 from rsim.plugin.play import PlayRules
-from rsim.plugin.server import SUFFIX, ServeConfig, create_app
+from rsim.plugin.server import SUFFIX, create_app
+from rsim.plugin.state import ServeConfig
 from rsim.strategies import load_strategies
 
 _RULES = ("random", "fixed", "sequence", "wait")
