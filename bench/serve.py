@@ -62,10 +62,13 @@ def main() -> None:
 
 
 @contextmanager
-def process(command: list[str], port: int, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    command: list[str], port: int, env: dict[str, str] | None = None, seconds: float = 120.0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server as a child, once it listens on ``port``."""
     child = subprocess.Popen(command, env=os.environ | (env or {}), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(port)
+        wait_for(port, seconds)
         yield child
     finally:
         child.kill()

@@ -134,7 +134,7 @@ def resolve(source: str) -> str:
             raise UserError(f"model {source!r} is not there yet", f"rsim lab pretrain --size {source}")
         return str(cache_folder() / source)
     if source in _GGUF_PACKAGES:
-        return str(_converted(_package_file(source)))
+        return str(_converted(package_file(source)))
     if source.endswith(".gguf"):
         if not Path(source).is_file():
             raise UserError(f"no GGUF file {source!r}", "check the path")
@@ -150,7 +150,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RSIM_CACHE") or Path.home() / ".cache" / "rsim" / "models")
 
 
-def _package_file(name: str) -> Path:
+def package_file(name: str) -> Path:
     module, package = _GGUF_PACKAGES[name]
     spec = importlib.util.find_spec(module)
     places = spec.submodule_search_locations if spec else None
