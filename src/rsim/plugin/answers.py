@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from rsim.plugin import openai_api as api
 from rsim.plugin.http_upstream import UpstreamError
 from rsim.plugin.play import Asked, Event, Finished, Injected, Piece, StepEnd, Upstream, Usage, play
 from rsim.plugin.state import Refusal, State, from_upstream, leave, log, upstream_of
-from rsim.plugin.streams import WatchedStream, cancel, client_gone
+from rsim.plugin.streams import ClientGone, WatchedStream, unless_gone
 
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
@@ -26,7 +26,7 @@ _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 async def answer(
     state: State, request: Request, kind: api.Kind, body: dict[str, Any], model: str, *, planned: bool
 ) -> Response:  # fmt: skip
-    """A response whose answers are played; calls `leave` when it is over."""
+    """A response whose answers are played. A stream calls `leave` when it is over; for all else the caller does."""
     began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     with _refusing():
@@ -53,8 +53,8 @@ async def answer(
             async for index, event in merged:
                 choices[index].add(event)
 
-    await _unless_gone(request, collect())
-    leave(state)
+    with _refusing():
+        await unless_gone(request.receive, collect())
     state.metrics.done(kind, planned=planned, status=200, seconds=time.perf_counter() - began)
     used = [step["strategy"] for step in choices[0].steps]
     shown = {"X-Rsim-Strategies": ",".join(used)} if planned else {}
@@ -74,20 +74,8 @@ def _refusing() -> Iterator[None]:
         raise from_upstream(error) from error
     except TimeoutError as error:
         raise Refusal(504, "the request took too long", "timeout") from error
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, None]) -> None:
-    """Waits for ``work``, and cancels it when the client goes away."""
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(client_gone(request.receive))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Refusal(499, "the client went away", "client_disconnected")
-        with _refusing():
-            await task
-    finally:
-        await cancel(task, watch)
+    except ClientGone as error:
+        raise Refusal(499, "the client went away", "client_disconnected") from error
 
 
 @dataclass

@@ -30,7 +30,7 @@ from rsim.plugin.local_upstream import LocalUpstream
 from rsim.plugin.metrics import Metrics
 from rsim.plugin.planning import Planning
 from rsim.plugin.state import Refusal, ServeConfig, State, enter, from_upstream, leave, upstream_models, upstream_of
-from rsim.plugin.streams import WatchedStream
+from rsim.plugin.streams import ClientGone, WatchedStream, unless_gone
 from rsim.rollout.reasoner import Reasoner
 
 SUFFIX = "-rsim"
@@ -117,6 +117,8 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     except BaseException:
         leave(state)
         raise
+    if not isinstance(reply, WatchedStream):
+        leave(state)
     return reply
 
 
@@ -134,18 +136,18 @@ async def _pass_through(
         raw = json.dumps(body).encode()
     headers = {k: v for k, v in request.headers.items() if k not in _HOP}
     path = "chat/completions" if kind == "chat" else "completions"
+    sent = state.client.build_request("POST", path, content=raw, headers=headers)
     try:
-        sent = state.client.build_request("POST", path, content=raw, headers=headers)
-        response = await state.client.send(sent, stream=True)
+        response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
     except httpx.TimeoutException as error:
         raise Refusal(504, "the upstream did not answer in time", "timeout") from error
     except httpx.TransportError as error:
         raise Refusal(502, "the upstream cannot be reached", "connection_error") from error
+    except ClientGone as error:
+        raise Refusal(499, "the client went away", "client_disconnected") from error
     kept = {k: response.headers[k] for k in _ANSWERED if k in response.headers}
     state.metrics.done(kind, planned=False, status=response.status_code, seconds=time.perf_counter() - began)
-    if "event-stream" not in response.headers.get("content-type", ""):
-        content = await response.aread()
-        await response.aclose()
+    if content is not None:
         return Response(content, response.status_code, kept)
 
     async def stream() -> AsyncGenerator[bytes]:
@@ -158,6 +160,18 @@ async def _pass_through(
             await response.aclose()
 
     return WatchedStream(stream(), response.status_code, kept)
+
+
+async def _sent_on(client: httpx.AsyncClient, sent: httpx.Request) -> tuple[httpx.Response, bytes | None]:
+    """The upstream's response, read to its end unless it is a stream."""
+    response = await client.send(sent, stream=True)
+    try:
+        streamed = "event-stream" in response.headers.get("content-type", "")
+        content = None if streamed else await response.aread()
+    except BaseException:
+        await response.aclose()
+        raise
+    return response, content
 
 
 # --- the small routes ---

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi.responses import StreamingResponse
+
+T = TypeVar("T")
 
 
 class WatchedStream(StreamingResponse):
@@ -39,6 +41,26 @@ async def client_gone(receive: Any) -> None:
     """Returns when the client of a request, whose body was read, has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+class ClientGone(Exception):
+    """The client of a request has gone; there is no one to answer."""
+
+
+async def unless_gone(receive: Any, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is cancelled when the client goes away.
+
+    Raises:
+        ClientGone: it did.
+    """
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(client_gone(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return await task
+    finally:
+        await cancel(task, watch)
 
 
 async def cancel(*tasks: asyncio.Future[Any]) -> None:
