@@ -75,7 +75,7 @@ def _sizes(parameters: dict[str, int], large_tokens: int) -> str:
     )
 
 
-LIMITS = """The sizes differ by a factor of 22, but the largest has 8 million parameters. nano-l saw half as many
-documents in pre-training as nano-s and nano-m (two hours on two cores), and its GRPO is one short run that nobody
-tuned: read that row as a lower bound. The lab's writer makes its most likely step often a poor one, so greedy CoT
-follows poor habits at every size; text written by people need not."""
+LIMITS = """The sizes differ by a factor of 22, but the largest has 8 million parameters. The bases saw different numbers of
+documents (steps above), from the same writer. GRPO on nano-l is one short run that nobody tuned: read that row as a lower
+bound. The lab's writer makes its most likely step often a poor one, so greedy CoT follows poor habits at every size; text
+written by people need not."""
