@@ -220,7 +220,7 @@ def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen,
 
     config = small("run", f"stages.stage1.train_{frozen}=false", f"stages.stage2.train_{frozen}=false")
     start = {"reasoner": load_reasoner(str(base_folder)).model.state_dict(),
-             "planner": load_planner(str(base_folder), lab_strategies, seed=0).model.state_dict()}  # fmt: skip
+             "planner": load_planner(str(base_folder), lab_strategies, seed=0, head=config.models.planner_head).model.state_dict()}  # fmt: skip
     rsim.train(config)
     changed = {a: any(not torch.equal(start[a][k], v) for k, v in weights_of(config, a).items()) for a in start}
     assert changed == {frozen: False, moving: True}
