@@ -18,7 +18,8 @@ from rsim.evaluation.evaluate import bootstrap_interval
 from rsim.evaluation.search import best_fixed, best_sequence
 from rsim.experiments.page import Page
 from rsim.experiments.stats import crossed, difference, estimate
-from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint, sampled_tokens
+from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint
+from rsim.training.run_folder import sampled_tokens
 
 SMALL = (
     "train.steps=1",

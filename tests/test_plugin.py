@@ -128,6 +128,7 @@ def test_n_answers_usage_and_seeds(local):
     again = api.chat.completions.create(model=f"nano-s{SUFFIX}", messages=messages, n=3, seed=4, temperature=1.0)
     texts = [c.message.content for c in many.choices]
     assert texts == [c.message.content for c in again.choices]
+    assert len(set(texts)) > 1, "three choices are not one sample thrice"
     assert [c.index for c in many.choices] == [0, 1, 2]
     assert len(many.rsim["choices"]) == 3
 

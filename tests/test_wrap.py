@@ -184,6 +184,16 @@ def test_the_probe_tells_prefill_from_turn(prefill):
         assert asyncio.run(asked(url)) == ("prefill" if prefill else "turn")
 
 
+def test_an_upstream_that_does_not_count_cannot_be_probed_and_says_so():
+    app = FastAPI()
+    app.add_api_route("/v1/chat/completions", lambda: {"choices": []}, methods=["POST"])
+    app.add_api_route("/v1/models", lambda: {"data": [{"id": "m"}]})
+    with serving(app) as there, serving(create_app(ServeConfig(upstream=there), SCRIPTED)) as url:
+        with pytest.raises(openai.APIStatusError, match="state --mode") as refused:
+            chat(url)
+        assert refused.value.status_code == 501
+
+
 def test_turn_mode_sends_strategies_as_messages_and_keeps_the_rest():
     upstream = StandIn(["one two", "three", "so 5"])
     with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there), SCRIPTED)) as url:
@@ -269,6 +279,7 @@ def test_a_time_limit_is_an_error_and_not_a_hang():
 
 
 def test_upstream_connections_are_kept_and_keys_stay_apart(caplog):
+    caplog.set_level("DEBUG")
     upstream = StandIn(["one", "two", "three"])
     config = ServeConfig(upstream="", upstream_key="up-secret", api_key="own-secret")
     assert "secret" not in repr(config)
@@ -277,6 +288,7 @@ def test_upstream_connections_are_kept_and_keys_stay_apart(caplog):
         for _ in range(4):
             api.chat.completions.create(model=f"m{SUFFIX}", messages=[{"role": "user", "content": "q"}])
     assert len(upstream.connections) <= 2
+    assert "chat/completions" in caplog.text, "the log is looked at"
     assert "secret" not in caplog.text
 
 

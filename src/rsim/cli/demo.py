@@ -23,6 +23,7 @@ from rsim.report.report import build_report
 from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import load_strategies
+from rsim.training.run_folder import sampled_tokens
 
 _DEV_QUESTIONS = 100  # on which the best fixed strategy is picked
 
@@ -39,7 +40,7 @@ def run_demo(out: Path, seed: int, questions: int, overrides: list[str], *, quie
     config = load_config("nano", [f'out="{out / "nano"}"', *common])
     console.print("[bold]1/3[/bold] rSIM: planner and reasoner together, both stages")
     train_with_progress(config, resume=False, quiet=quiet)
-    budget = _sampled_tokens(config.folder)
+    budget = sampled_tokens(config.folder)
     console.print(f"[bold]2/3[/bold] GRPO alone on the same reasoner, at the same {budget:,} sampled tokens")
     control = load_config("nano-grpo", [f'out="{out / "nano-grpo"}"', *common, f"train.token_budget={budget}"])
     train_with_progress(control, resume=False, quiet=quiet)
@@ -48,7 +49,7 @@ def run_demo(out: Path, seed: int, questions: int, overrides: list[str], *, quie
     table = {
         "title": f"nano lab, {questions} unseen problems, greedy, seed {seed}",
         "rows": [row.to_json() for row in rows],
-        "reasoner_tokens": {"rsim": budget, "grpo": _sampled_tokens(control.folder)},
+        "reasoner_tokens": {"rsim": budget, "grpo": sampled_tokens(control.folder)},
     }
     (config.folder / "table.json").write_text(json.dumps(table, indent=2) + "\n")
     page = build_report(config.folder)
@@ -85,11 +86,6 @@ def _compare(config: Config, control: Config, questions: int) -> list[Evaluation
         measure("trained + trained planner (rSIM)", trained, planner),
         measure("trained + oracle planner", trained, planner_from("oracle", strategies, test)),
     ]
-
-
-def _sampled_tokens(folder: Path) -> int:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return int([r["sampled_tokens"] for r in records if "sampled_tokens" in r][-1])
 
 
 def _print(rows: list[Evaluation], title: str) -> None:

@@ -53,7 +53,7 @@ def load_problems(
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}")
-    if source.partition(":")[0] in ("lab", "gym"):
+    if source == "lab" or source.startswith(("lab:", "gym:")):
         if limit < 1:
             raise UserError(
                 f"the problems of {source} have no end", "give a number: data.train_size, data.eval_size or --limit"

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint, sampled_tokens
+from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint
+from rsim.training.run_folder import sampled_tokens
 
-CONTROLS = (
-    "random",
-    "fixed",
-    "sequence",
-    "shuffled",
-    "prompted",
-    "prompted:bare",
-    "wait",
-)  # SPEC 7; each without a trained decision
+# SPEC 7; none of them takes a trained decision where it belongs.
+CONTROLS = ("random", "fixed", "sequence", "shuffled", "prompted", "prompted:bare", "wait")
 
 Arms = dict[str, list[Measured]]
 

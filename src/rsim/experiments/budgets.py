@@ -7,7 +7,8 @@ from pathlib import Path
 from rsim.experiments.arms import measure_arms, planned
 from rsim.experiments.page import Page, each, interval, percent, points
 from rsim.experiments.stats import difference, estimate
-from rsim.experiments.workbench import Measurement, Training, Workbench, checkpoint, records, sampled_tokens
+from rsim.experiments.workbench import Measurement, Training, Workbench, checkpoint
+from rsim.training.run_folder import records, sampled_tokens
 
 BUDGETS = (100_000, 200_000, 400_000)  # reasoner tokens sampled, cold start included
 _TOKENS_A_STEP = 24_500  # of 32 x 8 episodes at the start: where stage 1 ends follows from it
@@ -67,4 +68,5 @@ def _best_held_out(run: Path) -> float:
 LIMITS = """A budget counts the reasoner's sampled tokens; the planner's forward and backward passes come on top (the
 tables of the other pages give FLOPs). The lab's base was pre-trained on the planner's template too, so that the planner
 starts from a head that knows the writer's habits; a base that never saw such a template starts lower, and the gain at
-small budgets would be smaller. At budgets beyond these, GRPO alone catches up on this lab."""
+small budgets would be smaller. Budgets beyond
+these were not measured."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from rsim.experiments.arms import measure_arms
 from rsim.experiments.page import Page
 from rsim.experiments.stats import estimate
-from rsim.experiments.workbench import Measurement, Training, Workbench, records
+from rsim.experiments.workbench import Measurement, Training, Workbench
+from rsim.training.run_folder import records
 
 _BUDGET = 1_600_000
 _ARMS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rsim.experiments.arms import CONTROLS, Arms, alone, controls_of, grpo_runs, measure_arms, planned, plugged, rsim_runs
-from rsim.experiments.page import Page, points
+from rsim.experiments.page import Page, bars, points
 from rsim.experiments.stats import difference, estimate
 from rsim.experiments.workbench import Measurement, Workbench, checkpoint
 
@@ -40,10 +40,8 @@ def run(bench: Workbench) -> Page:
     page.arms(base)
     axes = page.figure("bars", "The trained planner and the controls.", width=7.2)[0]
     for place, (use, arms) in enumerate({"co-trained": own, "plug-in": base}.items()):
-        found = [estimate(arm) for arm in arms.values()]
-        errors = [[100 * (e.mean - e.low) for e in found], [100 * (e.high - e.mean) for e in found]]
         xs = [i + 0.38 * (place - 0.5) for i in range(len(arms))]
-        axes.bar(xs, [100 * e.mean for e in found], 0.36, yerr=errors, label=use, error_kw={"lw": 0.8})
+        bars(axes, xs, [estimate(arm) for arm in arms.values()], 0.36, use)
     axes.set_xticks(range(len(own)), own, rotation=30, ha="right")
     axes.set_ylabel("accuracy, %")
     axes.legend(frameon=False)

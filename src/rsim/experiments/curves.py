@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from rsim.experiments.arms import measure_arms, planned, rsim_runs
 from rsim.experiments.page import Page
 from rsim.experiments.stats import estimate
-from rsim.experiments.workbench import Workbench, records
+from rsim.experiments.workbench import Workbench
+from rsim.training.run_folder import records
 
 _LONGER = ("stages.stage1.steps=12", "stages.stage2.steps=8", "train.eval_every=2")
 

@@ -91,6 +91,12 @@ class Page:
         return target
 
 
+def bars(axes: Axes, xs: list[float], found: list[Estimate], width: float, label: str) -> None:
+    """Bars in percent, with their intervals."""
+    errors = [[100 * (e.mean - e.low) for e in found], [100 * (e.high - e.mean) for e in found]]
+    axes.bar(xs, [100 * e.mean for e in found], width, yerr=errors, label=label, error_kw={"lw": 0.8})
+
+
 def percent(value: float) -> str:
     return f"{value:.1%}"
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from rsim.experiments.arms import alone, grpo_runs, measure_arms, planned, plugged, rsim_runs
-from rsim.experiments.page import Page, points
+from rsim.experiments.page import Page, bars, points
 from rsim.experiments.stats import difference, estimate
-from rsim.experiments.workbench import Measurement, Training, Workbench, checkpoint, sampled_tokens
+from rsim.experiments.workbench import Measurement, Training, Workbench, checkpoint
 from rsim.lab.pretrain import SIZES
 from rsim.models import load_reasoner
+from rsim.training.run_folder import sampled_tokens
 
-_LARGE_STEPS = (
-    "stages.grpo.steps=6",
-    "train.eval_every=2",
-    "cold_start.episodes=0",
-)  # GRPO on nano-l, one seed: minutes a step
+# GRPO on nano-l: minutes a step.
+_LARGE_STEPS = ("stages.grpo.steps=6", "train.eval_every=2", "cold_start.episodes=0")
 
 
 def run(bench: Workbench) -> Page:
@@ -42,9 +40,7 @@ def run(bench: Workbench) -> Page:
     axes = page.figure("sizes", "Accuracy on unseen lab problems; bars over seeds.")[0]
     for place, method in enumerate(("CoT", "+ GRPO", "+ rSIM", "+ planner of nano-s")):
         found = {i: estimate(done[key]) for i, n in enumerate(names) for key in done if key.startswith(f"{n}, {method}")}
-        heights = [100 * e.mean for e in found.values()]
-        errors = [[100 * (e.mean - e.low) for e in found.values()], [100 * (e.high - e.mean) for e in found.values()]]
-        axes.bar([i + 0.2 * (place - 1.5) for i in found], heights, 0.18, yerr=errors, label=method, error_kw={"lw": 0.8})
+        bars(axes, [i + 0.2 * (place - 1.5) for i in found], list(found.values()), 0.18, method)
     axes.set_xticks(range(len(names)), [f"{n}\n{parameters[n] / 1e6:.2g} M" for n in names])
     axes.set_ylabel("accuracy, %")
     axes.legend(ncols=4, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.15))

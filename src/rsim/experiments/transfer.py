@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rsim.experiments.arms import alone, measure_arms, plugged, rsim_runs
-from rsim.experiments.page import Page, percent, points
+from rsim.experiments.page import Page, bars, percent, points
 from rsim.experiments.stats import difference, estimate
 from rsim.experiments.workbench import Measurement, Workbench
 from rsim.lab.problems import FAMILIES
@@ -41,9 +41,7 @@ def run(bench: Workbench) -> Page:
     for ax, name in zip(axes, reasoners, strict=True):
         for place, method in enumerate(("CoT", "planner")):
             found = [estimate(done[f"{name}, {family}, {method}"]) for family in FAMILIES]
-            errors = [[100 * (e.mean - e.low) for e in found], [100 * (e.high - e.mean) for e in found]]
-            xs = [i + 0.38 * (place - 0.5) for i in range(len(FAMILIES))]
-            ax.bar(xs, [100 * e.mean for e in found], 0.36, yerr=errors, label=method, error_kw={"lw": 0.8})
+            bars(ax, [i + 0.38 * (place - 0.5) for i in range(len(FAMILIES))], found, 0.36, method)
         ax.set_xticks(range(len(FAMILIES)), FAMILIES, rotation=40, ha="right")
         ax.set_title(name)
     axes[0].set_ylabel("accuracy, %")

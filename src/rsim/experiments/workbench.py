@@ -151,15 +151,6 @@ def checkpoint(run: Path, agent: str = "") -> str:
     return str(run / "checkpoints" / "best" / agent)
 
 
-def sampled_tokens(run: Path) -> int:
-    """Reasoner tokens that a run sampled in training, cold start included."""
-    return int([r["sampled_tokens"] for r in records(run) if "sampled_tokens" in r][-1])
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def episodes(evaluation: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (evaluation / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
 

@@ -38,7 +38,7 @@ async def answer(
     merged = _merge(plays, deadline)
     if wanted.stream:
         with _refusing():  # the first event decides between a stream and an error object
-            first = await anext(merged)
+            first = await unless_gone(request.receive, _next(merged))
         outcome = _Outcome()
 
         def done() -> None:
@@ -66,16 +66,24 @@ def _refusing() -> Iterator[None]:
     """Turns what can go wrong before anything was answered into error objects."""
     try:
         yield
-    except api.BadRequest as error:
-        raise Refusal(400, str(error), "invalid_request_error", param=error.param) from error
-    except UserError as error:
-        raise Refusal(400, str(error), "invalid_request_error") from error
-    except UpstreamError as error:
-        raise from_upstream(error) from error
-    except TimeoutError as error:
-        raise Refusal(504, "the request took too long", "timeout") from error
-    except ClientGone as error:
-        raise Refusal(499, "the client went away", "client_disconnected") from error
+    except (api.BadRequest, UserError, UpstreamError, TimeoutError, ClientGone) as error:
+        raise _refusal(error) from error
+
+
+def _refusal(error: Exception) -> Refusal:
+    """What an error is to the client. One that is not expected here is a fault of ours: it is logged, not told."""
+    if isinstance(error, api.BadRequest):
+        return Refusal(400, str(error), "invalid_request_error", param=error.param)
+    if isinstance(error, UserError):
+        return Refusal(400, str(error), "invalid_request_error")
+    if isinstance(error, UpstreamError):
+        return from_upstream(error)
+    if isinstance(error, TimeoutError):
+        return Refusal(504, "the request took too long", "timeout")
+    if isinstance(error, ClientGone):
+        return Refusal(499, "the client went away", "client_disconnected")
+    log.error("an answer failed", exc_info=error)
+    return Refusal(500, "the answer failed in this server", "server_error")
 
 
 @dataclass
@@ -101,22 +109,18 @@ async def _chunks(
                 if isinstance(what, Finished):
                     usages.append(what.usage)
                 event = await anext(events, None)
-        except UpstreamError as error:
-            outcome.status = error.status
-            yield event_data({"error": error.error})
-            return
-        except TimeoutError:
-            outcome.status = 504
-            yield event_data(api.error_object("the request took too long", "timeout"))
-            return
-        except Exception:
-            log.exception("an answer failed")
-            outcome.status = 500
-            yield event_data(api.error_object("the answer failed in this server", "server_error"))
+        except Exception as error:  # the status was sent: whatever went wrong can only be told within the stream
+            refusal = _refusal(error)
+            outcome.status = refusal.status
+            yield event_data(refusal.body)
             return
     if wanted.include_usage:
         yield event_data(api.usage_chunk(wanted, usages))
     yield b"data: [DONE]\n\n"
+
+
+async def _next(events: AsyncGenerator[tuple[int, Event]]) -> tuple[int, Event]:
+    return await anext(events)
 
 
 def event_data(chunk: dict[str, Any]) -> bytes:
@@ -158,7 +162,7 @@ async def _merge(
     plays: list[AsyncGenerator[Event]], deadline: float
 ) -> AsyncGenerator[tuple[int, Event]]:  # fmt: skip
     """The events of all choices as they come, until ``deadline``."""
-    events: asyncio.Queue[tuple[int, Event | BaseException | None]] = asyncio.Queue()
+    events: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
 
     async def run(index: int, source: AsyncGenerator[Event]) -> None:
         try:
@@ -177,7 +181,7 @@ async def _merge(
                 index, event = await events.get()
             if event is None:
                 open_plays -= 1
-            elif isinstance(event, BaseException):
+            elif isinstance(event, Exception):
                 raise event
             else:
                 yield index, event

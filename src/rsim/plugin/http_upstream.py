@@ -35,7 +35,6 @@ class HttpUpstream:
 
     def __init__(self, client: httpx.AsyncClient, mode: Mode, *, retries: int = 2, backoff: float = 0.2) -> None:
         self.client, self.mode, self.retries, self.backoff = client, mode, retries, backoff
-        self.reports_usage = True  # until it refuses to
 
     async def open(self, asked: Asked) -> Conversation:
         return _HttpConversation(self, asked)
@@ -83,7 +82,7 @@ async def probe(client: httpx.AsyncClient, model: str) -> Mode:
         try:
             counts.append(await _prompt_tokens(client, body))
         except UpstreamError as error:
-            if error.status in _RETRIED:
+            if error.status in _RETRIED or error.status == 501:
                 raise
             return "turn"  # it refuses these fields, or a last message by the assistant
     once, twice = counts
@@ -98,7 +97,11 @@ async def _prompt_tokens(client: httpx.AsyncClient, body: dict[str, Any]) -> int
         raise UpstreamError(502, _error("the upstream cannot be reached", "connection_error", error)) from error
     if response.status_code != 200:
         raise await _refusal(response)
-    return int(response.json()["usage"]["prompt_tokens"])
+    usage = response.json().get("usage") or {}
+    if "prompt_tokens" not in usage:
+        problem = {"message": "the upstream does not count prompt tokens: state --mode", "type": "upstream_error"}
+        raise UpstreamError(501, problem)
+    return int(usage["prompt_tokens"])
 
 
 class _HttpConversation:
@@ -109,11 +112,9 @@ class _HttpConversation:
     async def step(self, injected: str, limit: int, delimiter: str | None) -> AsyncIterator[str | StepEnd]:
         self.steps.append((injected, ""))
         body = self._body() | self.asked.sampling
-        body |= {"model": self.asked.model, "max_tokens": limit, "stream": True}
+        body |= {"model": self.asked.model, "max_tokens": limit, "stream": True, "stream_options": {"include_usage": True}}
         if delimiter is not None:
             body["stop"] = [delimiter]
-        if self.upstream.reports_usage:
-            body["stream_options"] = {"include_usage": True}
         path = "completions" if self.asked.messages is None else "chat/completions"
         response = await self.upstream.send(path, body)
         written, usage, reason, stopped_at, count = "", None, "unknown", _UNSAID, 0

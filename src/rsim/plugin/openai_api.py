@@ -16,15 +16,8 @@ Kind = Literal["chat", "completion"]
 # Passed on to the upstream as they are.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty",
              "logit_bias", "user")  # fmt: skip
-_NOT_PLANNED = (
-    "tools",
-    "functions",
-    "logprobs",
-    "echo",
-    "response_format",
-    "best_of",
-    "suffix",
-)  # these pass through as they are
+# Requests with any of these pass through as they are.
+_NOT_PLANNED = ("tools", "functions", "logprobs", "echo", "response_format", "best_of", "suffix")
 
 
 class BadRequest(Exception):

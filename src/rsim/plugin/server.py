@@ -11,7 +11,7 @@ import hmac
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from rsim.plugin.http_upstream import UpstreamError
 from rsim.plugin.local_upstream import LocalUpstream
 from rsim.plugin.metrics import Metrics
 from rsim.plugin.planning import Planning
-from rsim.plugin.state import Refusal, ServeConfig, State, enter, from_upstream, leave, upstream_models, upstream_of
+from rsim.plugin.state import Refusal, ServeConfig, State, enter, from_upstream, leave, log, upstream_models, upstream_of
 from rsim.plugin.streams import ClientGone, WatchedStream, unless_gone
 from rsim.rollout.reasoner import Reasoner
 
@@ -86,10 +86,14 @@ def _lifespan(
         base = config.upstream.rstrip("/") + "/"
         async with httpx.AsyncClient(base_url=base, timeout=timeout, limits=limits, headers=headers) as client:
             app.state.rsim = state = State(config, planning, None, client, metrics, slots)
-            with suppress(UpstreamError, httpx.HTTPError):  # it may come up later; every request asks again until then
+            try:
                 await upstream_of(state, "")
-            yield
-        worker.cancel()
+            except UpstreamError as error:  # it may come up later: every planned request asks again until then
+                log.warning("the upstream is not ready: %s", error)
+            try:
+                yield
+            finally:
+                worker.cancel()
 
     return lifespan
 
@@ -112,13 +116,13 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     if not planned and state.client is not None:
         return await _pass_through(state, request, kind, raw, body, named)
     enter(state)
+    streams = False
     try:
         reply = await answer(state, request, kind, body, named.removesuffix(SUFFIX), planned=planned)
-    except BaseException:
-        leave(state)
-        raise
-    if not isinstance(reply, WatchedStream):
-        leave(state)
+        streams = isinstance(reply, WatchedStream)  # it leaves when it is over
+    finally:
+        if not streams:
+            leave(state)
     return reply
 
 
@@ -165,13 +169,12 @@ async def _pass_through(
 async def _sent_on(client: httpx.AsyncClient, sent: httpx.Request) -> tuple[httpx.Response, bytes | None]:
     """The upstream's response, read to its end unless it is a stream."""
     response = await client.send(sent, stream=True)
+    if "event-stream" in response.headers.get("content-type", ""):
+        return response, None
     try:
-        streamed = "event-stream" in response.headers.get("content-type", "")
-        content = None if streamed else await response.aread()
-    except BaseException:
+        return response, await response.aread()
+    finally:
         await response.aclose()
-        raise
-    return response, content
 
 
 # --- the small routes ---

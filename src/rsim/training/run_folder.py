@@ -101,6 +101,16 @@ class RunFolder:
         return target
 
 
+def records(run: Path) -> list[dict[str, Any]]:
+    """A run's metrics, in the order in which they were logged."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def sampled_tokens(run: Path) -> int:
+    """Reasoner tokens that a run sampled in training, cold start included."""
+    return int([r["sampled_tokens"] for r in records(run) if "sampled_tokens" in r][-1])
+
+
 def git_commit() -> str:
     """The commit of the working directory, or of the source tree that rsim runs from, or "unknown"."""
     for place in (Path.cwd(), Path(__file__).parent):
