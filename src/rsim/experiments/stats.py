@@ -40,9 +40,9 @@ def crossed(outcomes: np.ndarray, resamples: int = 2000, seed: int = 0) -> Estim
     rng = np.random.default_rng(seed)
     seeds, questions = outcomes.shape
     # How often each seed and each question is drawn: the resample's mean is a bilinear form of the two.
-    of_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, resamples) / seeds
-    of_questions = rng.multinomial(questions, [1 / questions] * questions, resamples) / questions
-    means = np.einsum("rs,sq,rq->r", of_seeds, outcomes, of_questions, optimize=True)
+    of_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, resamples)
+    of_questions = rng.multinomial(questions, [1 / questions] * questions, resamples)
+    means = np.einsum("rs,sq,rq->r", of_seeds, outcomes, of_questions, optimize=True) / (seeds * questions)
     low, high = np.percentile(means, [2.5, 97.5])
     per_seed = tuple(float(v) for v in outcomes.mean(1))
     return Estimate(float(outcomes.mean()), float(low), float(high), per_seed)
