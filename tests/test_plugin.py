@@ -145,6 +145,17 @@ def test_max_tokens_and_stop(local):
     assert cut.finish_reason == "stop"
 
 
+def test_usage_of_an_answer_cut_at_a_stop_string_counts_the_steps_before_it(local):
+    question = PROBLEMS[0].question
+    whole = ask(local, question)
+    last = whole.rsim["choices"][0]["steps"][-1]["text"]
+    cut = ask(local, question, stop=[last.strip()])
+    assert cut.choices[0].finish_reason == "stop"
+    assert cut.usage.prompt_tokens == whole.usage.prompt_tokens
+    assert whole.usage.completion_tokens - 10 < cut.usage.completion_tokens <= whole.usage.completion_tokens
+    assert cut.usage.model_extra["estimated"] is True
+
+
 @pytest.mark.parametrize("server", ["local", "proxied"])
 def test_planning_is_off_without_the_suffix_and_by_a_field(server, request):
     url = request.getfixturevalue(server)

@@ -131,12 +131,13 @@ async def _play(
     state: State, upstream: Upstream, asked: Asked, wanted: api.Request, *, planned: bool
 ) -> AsyncGenerator[Event]:  # fmt: skip
     """One answer, cut at the client's stop strings."""
+    spent = Usage()
     async with state.slots:
         if planned:
-            source = play(asked, state.planning, upstream, state.config.rules, wanted.limit)
+            source = play(asked, state.planning, upstream, state.config.rules, wanted.limit, spent)
         else:
             source = _plain(upstream, asked, wanted.limit)
-        async with aclosing(api.Stops(wanted.stops).cut(source)) as events:
+        async with aclosing(api.Stops(wanted.stops).cut(source, spent)) as events:
             async for event in events:
                 if isinstance(event, Injected):
                     state.metrics.steps.labels(event.strategy).inc()

@@ -207,18 +207,24 @@ class Stops:
                 return text[:-length], False
         return text, False
 
-    async def cut(self, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
-        """The events up to the first stop string in sampled text; usage is an estimate then: the upstream was cut short."""
+    async def cut(self, events: AsyncGenerator[Event], spent: Usage) -> AsyncGenerator[Event]:
+        """The events up to the first stop string in sampled text.
+
+        The step that it cuts short is counted by its pieces, an estimate, on top of what the steps before it ``spent``.
+        """
         sampled = 0
         async with aclosing(events):
             async for event in events:
+                if isinstance(event, Injected):
+                    sampled = 0
                 if isinstance(event, Piece):
                     sampled += 1
                     text, met = self.feed(event.text)
                     if text:
                         yield Piece(text)
                     if met:
-                        yield Finished("stop", Usage(0, sampled, 0, estimated=True))
+                        spent.add(Usage(0, sampled, 0, estimated=True))
+                        yield Finished("stop", spent)
                         return
                     continue
                 if self.held:

@@ -129,14 +129,18 @@ class PlayRules:
     gate: float = 0.0
 
 
-async def play(asked: Asked, planning: Planning, upstream: Upstream, rules: PlayRules, limit: int) -> AsyncGenerator[Event]:
+async def play(
+    asked: Asked, planning: Planning, upstream: Upstream, rules: PlayRules, limit: int, spent: Usage | None = None
+) -> AsyncGenerator[Event]:
     """Plays one answer of at most ``limit`` sampled tokens; the last event is `Finished`.
+
+    ``spent``, if given, is counted up after every step, for a caller who may not read to the end.
 
     Closing the iterator (a client that went away) cancels what the upstream is doing and frees the planner's slot.
     """
     strategies = planning.strategies
     ending = strategies[strategies.termination]
-    usage = Usage()
+    usage = Usage() if spent is None else spent
     planner = await planning.open(asked.question)
     try:
         conversation = await upstream.open(asked)

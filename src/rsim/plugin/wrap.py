@@ -189,10 +189,13 @@ class PlannedClient:
         return getattr(self.client, name)
 
     async def events(self, request: api.Request, asked: Asked) -> AsyncGenerator[Event]:
+        """One answer, cut at the caller's stop strings."""
         if self.upstream is None:
             self.upstream = HttpUpstream(self.http, self.mode or await probe(self.http, asked.model))
-        async with aclosing(play(asked, self.inner.planning, self.upstream, self.rules, request.limit)) as source:
-            async for event in source:
+        spent = Usage()
+        source = play(asked, self.inner.planning, self.upstream, self.rules, request.limit, spent)
+        async with aclosing(api.Stops(request.stops).cut(source, spent)) as events:
+            async for event in events:
                 yield event
 
     def close(self) -> None:
@@ -238,8 +241,8 @@ class _Endpoint:
 
     async def _whole(self, request: api.Request) -> Any:
         async def one(asked: Asked) -> api.Choice:
-            choice, stops = api.Choice(), api.Stops(request.stops)
-            async with aclosing(stops.cut(self.owner.events(request, asked))) as events:
+            choice = api.Choice()
+            async with aclosing(self.owner.events(request, asked)) as events:
                 async for event in events:
                     choice.add(event)
             return choice
@@ -253,7 +256,7 @@ class _Endpoint:
         usages: list[Usage] = []
         for index, asked in enumerate(request.asked):
             first = True
-            async with aclosing(api.Stops(request.stops).cut(self.owner.events(request, asked))) as events:
+            async with aclosing(self.owner.events(request, asked)) as events:
                 async for event in events:
                     yield _typed(self.kind, api.chunk(request, index, event, first=first), streamed=True)
                     first = False
