@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.serve import free_port, process
-from rsim.models import resolve
 from rsim.plugin.server import SUFFIX
 from rsim.report.ledger import record, row
+from rsim.weights import resolve
 
 _TASK = """\
 task: gsm8k_local

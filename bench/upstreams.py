@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 
 from bench.serve import free_port, process
-from rsim.models import package_file, resolve
 from rsim.plugin.server import SUFFIX
 from rsim.report.ledger import record, row
+from rsim.weights import package_file, resolve
 
 _QUESTIONS = ["Tom has 3 boxes of 4 pens and gives 2 away. How many are left?", "What is 12 + 30?",
               "A book costs $6. How much do 5 books cost?", "What is half of 18?"]  # fmt: skip

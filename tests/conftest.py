@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from rsim.config import Config, load_config
 from rsim.lab.tokenizer import build_tokenizer
 from rsim.models import load_planner
 from rsim.planner.planner import Planner
@@ -31,3 +34,22 @@ def base_folder(tmp_path, reasoner):
 @pytest.fixture
 def planner(base_folder, lab_strategies) -> Planner:
     return load_planner(str(base_folder), lab_strategies, device="cpu", dtype="float32", seed=0)
+
+
+SMALL = ["train.questions=4", "train.group=4", "train.eval_every=2", "train.save_every=1", "train.samples_every=1", "data.eval_size=6",
+         "data.train_size=40", "cold_start.episodes=0", "rollout.max_steps=2", "rollout.step_tokens=8", "rollout.max_tokens=40",
+         "rollout.answer_tokens=6", "stages.stage1.steps=2", "stages.stage2.steps=2", "train.reasoner_lr=1e-3",
+         "train.trackers=[]", "rewards.custom=[\"rewards.py:length\"]"]  # fmt: skip
+
+
+@pytest.fixture
+def small(base_folder, tmp_path, monkeypatch):
+    """A config maker; a custom reward gives random models something to learn from."""
+    monkeypatch.chdir(tmp_path)
+    Path("rewards.py").write_text("def length(episode):\n    return (episode.sampled_tokens % 7) / 7\n")
+
+    def make(out: str, *overrides: str) -> Config:
+        models = [f'models.reasoner="{base_folder}"', f'models.planner="{base_folder}"', f'out="{tmp_path / out}"']
+        return load_config("nano", [*models, *SMALL, *overrides])
+
+    return make

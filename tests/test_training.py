@@ -6,7 +6,6 @@ import json
 import sys
 import types
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,30 +20,7 @@ from rsim.rollout.episode import Episode
 from rsim.training.cold_start import cold_start
 from rsim.training.run_folder import RunFolder
 from rsim.training.trainer import Trainer, questions_of_step
-
-SMALL = ["train.questions=4", "train.group=4", "train.eval_every=2", "train.save_every=1", "train.samples_every=1", "data.eval_size=6",
-         "data.train_size=40", "cold_start.episodes=0", "rollout.max_steps=2", "rollout.step_tokens=8", "rollout.max_tokens=40",
-         "rollout.answer_tokens=6", "stages.stage1.steps=2", "stages.stage2.steps=2", "train.reasoner_lr=1e-3",
-         "train.trackers=[]", "rewards.custom=[\"rewards.py:length\"]"]  # fmt: skip
-
-
-@pytest.fixture
-def small(base_folder, tmp_path, monkeypatch):
-    """A config maker; a custom reward gives random models something to learn from."""
-    monkeypatch.chdir(tmp_path)
-    Path("rewards.py").write_text("def length(episode):\n    return (episode.sampled_tokens % 7) / 7\n")
-
-    def make(out: str, *overrides: str) -> Config:
-        models = [f'models.reasoner="{base_folder}"', f'models.planner="{base_folder}"', f'out="{tmp_path / out}"']
-        return load_config("nano", [*models, *SMALL, *overrides])
-
-    return make
-
-
-def metrics_of(config: Config) -> list[dict]:
-    timed = {"seconds", "tokens_per_second"}
-    lines = (config.folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+from tiny import metrics_of
 
 
 def weights_of(config: Config, agent: str) -> dict[str, torch.Tensor]:

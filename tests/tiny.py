@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 from transformers import (
     Gemma3ForCausalLM,
@@ -13,19 +15,19 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from rsim.config import RolloutConfig
+from rsim.config import Config, RolloutConfig
 from rsim.lab.tokenizer import build_tokenizer
 
 RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=64, answer_tokens=6, delimiter="\n", batch=64)
 
 
-def tiny_model(architecture: str, seed: int = 0) -> PreTrainedModel:
+def tiny_model(architecture: str, seed: int = 0, **other: int) -> PreTrainedModel:
     tokenizer = build_tokenizer()
     shape = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512,
         "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None,
-        "initializer_range": 0.3,
+        "initializer_range": 0.3, **other,
     }  # fmt: skip
     torch.manual_seed(seed)
     if architecture == "llama":
@@ -35,3 +37,9 @@ def tiny_model(architecture: str, seed: int = 0) -> PreTrainedModel:
         config = Gemma3TextConfig(**shape, head_dim=16, sliding_window=12, layer_types=layers, query_pre_attn_scalar=16)
         return Gemma3ForCausalLM(config).eval()
     return Qwen2ForCausalLM(Qwen2Config(**shape)).eval()
+
+
+def metrics_of(config: Config) -> list[dict]:
+    timed = {"seconds", "tokens_per_second"}
+    lines = (config.folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]

@@ -29,6 +29,10 @@ class ModelsConfig:
     system_prompt: str = ""  # put before the question by the reasoner's chat template
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    reasoner_lora: int = 0  # rank of its LoRA adapter; 0: all its weights are trained
+    planner_lora: int = 0
+    shared_base: bool = False  # both agents read one copy of the same frozen weights
+    quantised: bool = False  # frozen weights in 4 bits (QLoRA)
 
 
 @dataclass(frozen=True)
@@ -291,6 +295,7 @@ def validate(config: Config) -> None:
         raise UserError("rollout.delimiter is empty", 'use e.g. "\\n\\n"')
     if not 0 < objective.clip_low < 1:
         raise UserError(f"objective.clip_low = {objective.clip_low}", "must lie between 0 and 1")
+    _validate_adapters(config)
     for stage in config.stages:
         if not 0 <= stage.lambda_ <= 1:
             raise UserError(f"stages.{stage.name}.lambda = {stage.lambda_}", "must lie between 0 and 1")
@@ -301,6 +306,21 @@ def validate(config: Config) -> None:
     names = [s.name for s in config.stages]
     if len(set(names)) < len(names):
         raise UserError("stages share a name", "give each stage its own")
+
+
+def _validate_adapters(config: Config) -> None:
+    models = config.models
+    for name, rank in (("reasoner_lora", models.reasoner_lora), ("planner_lora", models.planner_lora)):
+        if rank < 0:
+            raise UserError(f"models.{name} = {rank}", "is a rank: 0 (no adapter) or more")
+    trains_reasoner = bool(config.cold_start.episodes) or any(stage.train_reasoner for stage in config.stages)
+    whole = [n for n, trained, rank in (
+        ("reasoner", trains_reasoner, models.reasoner_lora), ("planner", models.planner != "none", models.planner_lora)
+    ) if trained and not rank]  # fmt: skip
+    if models.quantised and whole:
+        raise UserError("models.quantised", f"4-bit weights cannot be trained: set models.{whole[0]}_lora, e.g. to 16")
+    if models.shared_base and (models.planner != models.reasoner or whole or not models.planner_lora):
+        raise UserError("models.shared_base", "needs the same base for both agents, and models.reasoner_lora and planner_lora")
 
 
 def to_table(config: Any) -> dict[str, Any]:

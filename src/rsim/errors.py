@@ -10,3 +10,8 @@ class UserError(Exception):
         super().__init__(f"{problem}: {remedy}" if remedy else problem)
         self.problem = problem
         self.remedy = remedy
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

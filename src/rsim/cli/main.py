@@ -240,7 +240,7 @@ def pretrain(
     """Pre-train a nano base from nothing on written lab solutions."""
     from rsim.lab.pretrain import SIZES, PretrainConfig
     from rsim.lab.pretrain import pretrain as run
-    from rsim.models import cache_folder
+    from rsim.weights import cache_folder
 
     if size not in SIZES:
         raise UserError(f"--size {size}", f"use one of {', '.join(SIZES)}")

@@ -29,10 +29,11 @@ from rsim.evaluation.planners import planner_from
 from rsim.evaluation.saved import EvalSettings, evaluate_into
 from rsim.evaluation.search import best_fixed, best_sequence
 from rsim.lab.pretrain import SIZES, PretrainConfig, pretrain
-from rsim.models import cache_folder, load_reasoner, quiet_models
+from rsim.models import load_reasoner, quiet_models
 from rsim.rollout.game import Game
 from rsim.strategies import load_strategies
 from rsim.training.trainer import train
+from rsim.weights import cache_folder
 
 SEARCHED = {"fixed": 200, "sequence": 100, "wait": 200}  # dev problems on which a control is picked
 _DEV_SEED = 1000  # of those problems: not the trainer's held-out ones

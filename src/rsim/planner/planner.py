@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from rsim.errors import UserError
+from rsim import adapters
+from rsim.errors import UserError, first_line
 from rsim.planner import template
 from rsim.rollout.decoder import Decoder
 from rsim.rollout.episode import Decision
 from rsim.rollout.sampling import choose
 from rsim.strategies import StrategySet, load_strategies, to_toml
+from rsim.weights import resolve
 
 _STRATEGIES = "strategies.toml"  # in a planner's folder
+_CONFIG = "planner_config.json"  # in an adapter's: beside it, a config.json would pass for a whole model's
 
 
 class PlannerSession(Protocol):
@@ -58,17 +61,30 @@ class Planner:
     _chunks: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, strategies: StrategySet | None = None) -> Planner:
+    def from_pretrained(
+        cls, source: str | Path, strategies: StrategySet | None = None, *, merge: bool = True, **how: Any
+    ) -> Planner:  # fmt: skip
         """Loads a saved planner from a folder or the hub, by default with the strategies that it was saved with.
+
+        Args:
+            merge: of an adapter's folder: into the base's weights; False: to be trained further.
+            how: arguments of transformers' ``from_pretrained``.
 
         Raises:
             UserError: the folder is no planner, or was trained on another strategy set or template.
         """
+        base = adapters.base_of(source)
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(source)
             tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                source if base is None else resolve(base), config=planner_config(source), **how
+            )
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot load a planner from {source}", str(error).splitlines()[0]) from error
+            raise UserError(f"cannot load a planner from {source}", first_line(error)) from error
+        if base is not None and merge:
+            model = adapters.merged(model, source)
+        elif base is not None:
+            adapters.go_on(model, source)
         if strategies is None:
             file = cached_file(str(source), _STRATEGIES, _raise_exceptions_for_missing_entries=False)
             if file is None:
@@ -79,6 +95,8 @@ class Planner:
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(folder)
+        if adapters.base_of(folder) is not None:
+            self.model.config.to_json_file(Path(folder) / _CONFIG)
         self.tokenizer.save_pretrained(folder)
         (Path(folder) / _STRATEGIES).write_text(to_toml(self.strategies), encoding="utf-8")
 
@@ -163,6 +181,12 @@ class LearnedSession:
 
     def length(self, slot: int) -> int:
         return len(self.stream[slot]) + len(self.pending[slot])
+
+
+def planner_config(source: str | Path) -> Any:
+    """The config of a planner, or of the base of a new one."""
+    adapter = adapters.base_of(source) is not None
+    return AutoConfig.from_pretrained(Path(source) / _CONFIG if adapter else source)
 
 
 def name_tokens(chunk: Callable[[str], list[int]], strategies: StrategySet) -> list[int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from rsim.config import Config
 from rsim.errors import UserError
 from rsim.evaluation.saved import locate
+from rsim.planner.planner import Planner
 from rsim.strategies import load_strategies
 
 _USE = """\
@@ -44,7 +44,7 @@ def hub_folder(run: str, target: Path, *, repo: str, licence: str) -> Path:
         raise UserError(f"{run} has no trained planner", "name a run or a checkpoint that has one")
     if target.exists():
         raise UserError(f"{target} exists already", "name a new folder")
-    shutil.copytree(folder, target)
+    Planner.from_pretrained(folder).save_pretrained(target)  # an adapter is merged into its base
     (target / "README.md").write_text(_card(config, checkpoint.parent.parent, repo, licence), encoding="utf-8")
     return target
 

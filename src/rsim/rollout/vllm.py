@@ -17,8 +17,10 @@ from typing import Any
 
 import httpx
 import torch
+from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
 
+from rsim import adapters
 from rsim.errors import UserError
 from rsim.rollout.engine import End, SampledStep
 
@@ -180,9 +182,13 @@ def save_untied(model: PreTrainedModel, folder: Path, *, head_factor: float = 1.
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     head = model.get_output_embeddings().weight
-    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach() for name, tensor in adapters.merged_weights(model).items()}
     weights["lm_head.weight"] = head.detach().clone() * head_factor
-    model.save_pretrained(draft, state_dict=weights)
+    draft.mkdir(parents=True)
+    save_torch_state_dict(weights, draft)
+    model.config.save_pretrained(draft)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(draft)
     config = json.loads((draft / "config.json").read_text())
     config["tie_word_embeddings"] = False
     (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")

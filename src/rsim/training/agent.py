@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -60,8 +59,8 @@ class Agent:
         self.reference: PreTrainedModel | None = None
 
     def set_reference(self, model: PreTrainedModel) -> None:
-        """Keeps a frozen copy of ``model`` for the KL term."""
-        self.reference = copy.deepcopy(model).requires_grad_(False)
+        """Keeps ``model``, frozen, for the KL term."""
+        self.reference = model.requires_grad_(False)
         packed.prepare(self.reference)
 
     def evaluate(self, batch: ActionBatch, *, with_reference: bool = False) -> Evaluated:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rsim.adapters import share_frozen
 from rsim.config import Config, StageConfig
 from rsim.data.load import load_problems, with_replay
 from rsim.data.problem import Problem
@@ -47,17 +48,24 @@ class Trainer:
         self.folder = RunFolder.open(config, resume=resume)
         checkpoint = self.folder.latest() if resume else None
         models = config.models
-        place = {"device": models.device, "dtype": models.dtype}
+        place: dict[str, Any] = {"device": models.device, "dtype": models.dtype, "quantised": models.quantised}
         saved = checkpoint / "reasoner" if checkpoint else None
         source = str(saved) if saved and saved.is_dir() else models.reasoner
         # A reasoner that never changes needs no optimiser and, with vLLM, no weights here.
         self.reasoner_changes = bool(config.cold_start.episodes) or any(stage.train_reasoner for stage in config.stages)
         self.reasoner_here = self.reasoner_changes or config.rollout.engine == "native"
-        self.reasoner: Reasoner = load_reasoner(source, system_prompt=models.system_prompt, weights=self.reasoner_here, **place)
+        self.reasoner: Reasoner = load_reasoner(
+            source, system_prompt=models.system_prompt, weights=self.reasoner_here, lora=models.reasoner_lora,
+            seed=config.seed, **place,
+        )  # fmt: skip
         self.planner: Planner | None = None
         if models.planner != "none":
             source = str(checkpoint / "planner") if checkpoint else models.planner
-            self.planner = load_planner(source, strategies, seed=config.seed, head=models.planner_head, **place)
+            self.planner = load_planner(
+                source, strategies, seed=config.seed, head=models.planner_head, lora=models.planner_lora, **place
+            )
+            if models.shared_base:
+                share_frozen(self.planner.model, self.reasoner.model)
         self.agents = self._agents()
         self.game = Game(self.reasoner, self.planner, config.rollout)
         self.step, self.sampled_tokens, self.best, self.cold_started = 0, 0, -1.0, False
@@ -150,7 +158,7 @@ class Trainer:
         self._sync()
         if self.config.objective.beta > 0 and "reasoner" in self.agents:
             self._savers()["reasoner"](self.folder.path / "reference")
-            self.agents["reasoner"].set_reference(self.reasoner.model)
+            self._load_reference()
         if self.config.train.eval_every:
             self.evaluate()
         self.save("step-000000")
@@ -251,9 +259,13 @@ class Trainer:
         for key, agent in self.agents.items():
             agent.load_state(state["agents"][key])
         if self.config.objective.beta > 0 and "reasoner" in self.agents:
-            models = self.config.models
-            reference = load_reasoner(str(self.folder.path / "reference"), device=models.device, dtype=models.dtype)
-            self.agents["reasoner"].set_reference(reference.model)
+            self._load_reference()
+
+    def _load_reference(self) -> None:
+        """What the KL term holds the reasoner to; read back from where it was saved, so that a resumed run has the same."""
+        models = self.config.models
+        reference = load_reasoner(str(self.folder.path / "reference"), device=models.device, dtype=models.dtype)
+        self.agents["reasoner"].set_reference(reference.model)
 
 
 def train(config: Config, *, resume: bool = False, on_metrics: OnMetrics | None = None) -> dict[str, Any]:

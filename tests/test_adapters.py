@@ -1,0 +1,141 @@
+"""LoRA adapters: what is trained and saved, merging, one shared base, 4 bits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import rsim
+from rsim.adapters import merged_weights
+from rsim.config import Config
+from rsim.errors import UserError
+from rsim.models import load_planner, load_reasoner
+from rsim.planner.planner import Planner
+from rsim.plugin.card import hub_folder
+from rsim.rollout.vllm import save_untied
+from rsim.strategies import load_strategies
+from rsim.training.trainer import Trainer
+from tiny import metrics_of, tiny_model
+
+LORA = ("models.reasoner_lora=2", "models.planner_lora=2", "train.reasoner_lr=0.01", "train.planner_lr=0.01")
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+def saved(config: Config, agent: str) -> Path:
+    return config.folder / "checkpoints" / "final" / agent
+
+
+def adapter_of(config: Config, agent: str) -> dict[str, torch.Tensor]:
+    return load_file(saved(config, agent) / "adapter_model.safetensors")
+
+
+def test_only_the_adapters_and_the_planners_head_are_trained_and_saved(small):
+    config = small("run", *LORA)
+    trainer = Trainer(config)
+    before = {a: {n: p.clone() for n, p in agent.model.named_parameters()} for a, agent in trainer.agents.items()}
+    trainer.run()
+    for name, agent in trainer.agents.items():
+        moved = {n for n, p in agent.model.named_parameters() if not torch.equal(p, before[name][n])}
+        assert moved
+        assert all(".lora_" in n or n == "score.modules_to_save.default.weight" for n in moved)
+    assert any("score" in n for n in adapter_of(config, "planner"))
+    for agent in ("planner", "reasoner"):
+        assert not (saved(config, agent) / "model.safetensors").exists()
+        assert sum(t.numel() for t in adapter_of(config, agent).values()) < 0.3 * trainer.agents[agent].model.num_parameters()
+
+
+def test_a_saved_adapter_is_stock_peft_and_merges_into_an_ordinary_model(small, tmp_path):
+    config = small("run", *LORA)
+    trainer = Trainer(config)
+    trainer.run()
+    trained, merged = trainer.reasoner.model, load_reasoner(str(saved(config, "reasoner")), device="cpu").model
+    stock = AutoModelForCausalLM.from_pretrained(saved(config, "reasoner"))
+    with torch.no_grad():
+        expected = trained(IDS).logits
+        torch.testing.assert_close(stock(IDS).logits, expected)
+        torch.testing.assert_close(merged(IDS).logits, expected)
+        assert not any(".lora_" in n for n, _ in merged.named_parameters())
+        save_untied(trained, tmp_path / "served")
+        torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "served")(IDS).logits, expected)
+        planner = trainer.planner.model
+        ordinary = load_planner(str(saved(config, "planner")), load_strategies("lab"), device="cpu", seed=0).model
+        torch.testing.assert_close(ordinary(IDS).logits, planner(IDS).logits)
+        assert merged_weights(planner).keys() == ordinary.state_dict().keys()
+        hub_folder(str(config.folder), tmp_path / "hub", repo="me/p", licence="mit")
+        pushed = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hub")
+        torch.testing.assert_close(pushed(IDS).logits, planner(IDS).logits)
+    assert Planner.from_pretrained(saved(config, "planner")).strategies.names == load_strategies("lab").names
+
+
+@pytest.mark.parametrize("extra", [[], ["objective.beta=0.05"], ["models.shared_base=true", "cold_start.episodes=0"]])
+def test_a_resumed_run_with_adapters_equals_an_uninterrupted_one(small, extra):
+    whole, parts = small("whole", *LORA, *extra), small("parts", *LORA, *extra)
+    rsim.train(whole)
+    trainer = Trainer(parts)
+    trainer.on_metrics = lambda record: setattr(
+        trainer, "stop_requested", "reward/accuracy" in record or trainer.stop_requested
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    rsim.train(parts, resume=True)
+    assert metrics_of(parts) == metrics_of(whole)
+    for agent in ("planner", "reasoner"):
+        one, other = adapter_of(whole, agent), adapter_of(parts, agent)
+        assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_shared_base_is_one_copy_and_changes_no_number(small):
+    apart, shared = small("apart", *LORA), small("shared", *LORA, "models.shared_base=true")
+    rsim.train(apart)
+    trainer = Trainer(shared)
+    planner, reasoner = trainer.planner.model.base_model, trainer.reasoner.model.base_model
+    frozen = [{p.data_ptr() for p in model.parameters() if not p.requires_grad} for model in (planner, reasoner)]
+    assert frozen[0] == frozen[1]
+    assert len(frozen[0]) > 20
+    trained = [{p.data_ptr() for p in a.model.parameters() if p.requires_grad} for a in trainer.agents.values()]
+    assert not trained[0] & trained[1]
+    trainer.run()
+    assert metrics_of(shared) == metrics_of(apart)
+
+
+def test_four_bit_weights_train_their_adapters(small, base_folder):
+    pytest.importorskip("bitsandbytes")
+    tiny_model("qwen2", hidden_size=64, intermediate_size=128).save_pretrained(base_folder)  # 4-bit blocks are 64 wide
+    config = small("run", *LORA, "models.quantised=true", "train.steps=2")
+    trainer = Trainer(config)
+    kinds = {type(m).__name__ for m in trainer.reasoner.model.modules()}
+    assert "Linear4bit" in kinds
+    trainer.run()
+    ratios = [r["reasoner/ratio"] for r in metrics_of(config) if "reasoner/ratio" in r]
+    assert ratios == pytest.approx([1] * len(ratios), abs=1e-3)
+    assert any(t.abs().sum() > 0 for n, t in adapter_of(config, "reasoner").items() if "lora_B" in n)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["models.reasoner_lora=-1"], "reasoner_lora"),
+        (["models.quantised=true", "models.planner_lora=4"], "reasoner_lora"),
+        (["models.shared_base=true", "models.reasoner_lora=4"], "planner_lora"),
+        (
+            ["models.shared_base=true", "models.reasoner_lora=4", "models.planner_lora=4", 'models.planner="nano-s"'],
+            "same base",
+        ),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused(small, changes, said):
+    with pytest.raises(UserError, match=said):
+        small("run", *changes)
+
+
+def test_an_adapter_remembers_the_name_of_its_base(small, base_folder):
+    config = small("run", *LORA, "train.steps=1")
+    rsim.train(config)
+    assert json.loads((saved(config, "reasoner") / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        base_folder
+    )
