@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -164,6 +165,16 @@ def test_gym_splits_are_disjoint_and_repeatable():
     assert splits["dev"] == load_problems("gym:chain_sum", "dev", limit=60, seed=1)
     with pytest.raises(UserError, match="no task"):
         load_problems("gym:nothing", "test", limit=1)
+
+
+def test_the_sizes_of_a_gym_task_can_be_set():
+    found = load_problems("gym:chain_sum?min_terms=2&max_terms=3&min_digits=2&max_digits=2", "dev", limit=20, seed=1)
+    numbers = [re.findall(r"\d+", p.question) for p in found]
+    assert {len(n) for n in numbers} == {2, 3}
+    assert all(len(digits) == 2 for n in numbers for digits in n)
+    for wrong in ("size_of_terms=3", "max_terms", "max_terms=many", "min_terms=5&max_terms=3"):
+        with pytest.raises(UserError, match="gym:chain_sum"):
+            load_problems(f"gym:chain_sum?{wrong}", "dev", limit=1)
 
 
 def test_what_test_asks_is_taken_out_of_dev_and_train(tmp_path):

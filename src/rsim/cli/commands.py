@@ -1,4 +1,4 @@
-"""What ``rsim eval`` and ``rsim solve`` do."""
+"""What ``rsim train --dry-run``, ``export``, ``eval``, ``compare`` and ``solve`` do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rsim.config import Config
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.compare import compare
@@ -16,6 +17,16 @@ from rsim.models import load_reasoner, quiet_models
 from rsim.report.report import build_report
 from rsim.rollout.episode import Episode
 from rsim.rollout.vllm import save_untied
+from rsim.training.estimate import as_json as needs_json
+from rsim.training.estimate import check_fits, describe, estimate
+
+
+def run_dry(config: Config, *, as_json: bool) -> None:
+    """Prints what a run will need. Raises `UserError` if this machine cannot hold it."""
+    quiet_models()
+    found = estimate(config)
+    print(json.dumps(needs_json(found)) if as_json else "\n".join(describe(found)))
+    check_fits(found)
 
 
 def run_export(source: str, folder: str) -> Path:

@@ -33,12 +33,18 @@ def train(
     reward: Rewards = None,
     data_dir: DataDir = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run's folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate memory and time; exit 2 if it cannot fit.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a planner and a reasoner together, stage by stage."""
     from rsim.config import load_config
 
     config = load_config(source, _merge(overrides, strategies=strategies, rewards=reward, data_dir=data_dir))
+    if dry_run:
+        from rsim.cli.commands import run_dry
+
+        run_dry(config, as_json=as_json)
+        return
     from rsim.cli.progress import train_with_progress
 
     result = train_with_progress(config, resume=resume, quiet=as_json)

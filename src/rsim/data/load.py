@@ -3,7 +3,7 @@
 ==========================  ===============================================================================
 ``lab``, ``lab:A+B``        the nano lab's own problems, made on the spot; of these families alone
 ``gsm8k``, ``math``, ...    the sets of `rsim.data.sources.SOURCES`, under ``data_dir``
-``gym:TASK``                any task of reasoning-gym, made on the spot
+``gym:TASK``                any task of reasoning-gym, made on the spot; ``gym:TASK?max_terms=3`` sets its sizes
 ``hf:NAME``                 a data set of the Hugging Face hub (needs ``datasets``)
 ``path.jsonl|csv|parquet``  a file; it has one split, used for all
 ==========================  ===============================================================================
@@ -24,11 +24,12 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import parse_qsl
 
 from rsim.data.leaks import separate
 from rsim.data.problem import Kind, Problem
 from rsim.data.sources import SOURCES
-from rsim.errors import UserError
+from rsim.errors import UserError, first_line
 from rsim.lab.expressions import render
 from rsim.lab.problems import SPLITS, ProblemMix, sample_problems
 from rsim.rewards.answers import parse_number
@@ -129,26 +130,31 @@ def gym_tasks() -> list[str]:
     return sorted(set(importlib.import_module("reasoning_gym.factory").DATASETS) - {"composite"})
 
 
-def _gym(task: str, split: str, limit: int, seed: int) -> list[Problem]:
+def _gym(source: str, split: str, limit: int, seed: int) -> list[Problem]:
     """Different problems of a reasoning-gym task whose question falls into the split's share of hashes (80, 10, 10%).
 
     Questions differ by a single sign in some tasks (grids, emoji), so it is their exact text that is hashed. Some tasks give no
     gold answer, because their verifier accepts any that is right; ``answer`` is empty then.
     """
     gym = _imported("reasoning_gym", "reasoning-gym")
+    task, _, options = source.partition("?")
     if task not in gym_tasks():
         raise UserError(f"reasoning-gym has no task {task!r}", "rsim data list --gym names them all")
     shares = {"train": range(80), "dev": range(80, 90), "test": range(90, 100)}
     found: dict[str, Problem] = {}
-    size = 20 * limit + 200
-    for index, entry in enumerate(gym.create_dataset(task, size=size, seed=seed)):
+    try:
+        settings = {name: json.loads(value) for name, value in parse_qsl(options, strict_parsing=True)} if options else {}
+        entries = gym.create_dataset(task, size=20 * limit + 200, seed=seed, **settings)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"gym:{source}", f"write gym:{task}?NAME=VALUE&NAME=VALUE; {first_line(error)}") from error
+    for index, entry in enumerate(entries):
         key = hashlib.sha256(entry["question"].encode()).hexdigest()
         if int(key, 16) % 100 in shares[split] and key not in found:
             meta = {"task": task, "entry": entry}
             found[key] = Problem(entry["question"], str(entry["answer"] or ""), f"{task}-{seed}-{index}", meta, "gym")
         if len(found) == limit:
             return list(found.values())
-    raise UserError(f"gym:{task} gave only {len(found)} different problems for {split}", "ask for fewer")
+    raise UserError(f"gym:{source} gave only {len(found)} different problems for {split}", "ask for fewer")
 
 
 # --- sets with a reader of their own ---

@@ -1,0 +1,190 @@
+"""What a run will need, before it is started: parameters, memory and time, against this machine.
+
+Simplified: memory counts weights, gradients, Adam's two moments, the KV caches of the rollout and the activations of one
+micro-batch, with constants fitted to the peaks in docs/results/memory.md (SmolLM2-135M, CPU). Time counts 2 FLOPs per
+parameter and token read, three times that in training (arXiv 2001.08361, section 2.1), at the speed of two matrix products
+that are timed here. Episodes are taken to be as long as the rules allow: both are upper estimates.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from rsim.config import Config
+from rsim.errors import UserError
+from rsim.models import load_reasoner, pick_device
+from rsim.packed import heads_of
+
+_GIB = 2**30
+_RUNTIME = 0.6 * _GIB  # Python, torch and transformers themselves
+_QUESTION = 128  # tokens, prompt included, where the data is not looked at
+_WASTE = 2.0  # time of a step over that of its matrix products: attention, sampling, Python
+
+
+@dataclass(frozen=True)
+class AgentNeeds:
+    """One agent. ``trained`` of its ``parameters`` change; memory in bytes."""
+
+    parameters: int
+    trained: int
+    weights: float
+    optimiser: float  # gradients and Adam's moments
+    cache: float
+    activations: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    agents: dict[str, AgentNeeds]
+    memory: float  # bytes at the peak
+    available: float
+    seconds_per_step: float
+    steps: int
+    place: str = ""
+    parts: dict[str, float] = field(default_factory=dict)  # seconds of a step
+
+    @property
+    def hours(self) -> float:
+        return self.seconds_per_step * self.steps / 3600
+
+    @property
+    def fits(self) -> bool:
+        return self.memory <= self.available
+
+
+def estimate(config: Config) -> Estimate:
+    """Reads the models' shapes (no weights) and times this machine for a second or two.
+
+    Raises:
+        UserError: a model cannot be found.
+    """
+    device = pick_device(config.models.device)
+    agents, shapes = {}, {}
+    for name, source, rank in (
+        ("reasoner", config.models.reasoner, config.models.reasoner_lora),
+        ("planner", config.models.planner, config.models.planner_lora),
+    ):
+        if source != "none":
+            shapes[name] = load_reasoner(source, weights=False).model
+            agents[name] = _needs(config, name, shapes[name], rank)
+    shared = agents["planner"].weights if config.models.shared_base else 0.0
+    reference = agents["reasoner"].parameters * _width(config) if config.objective.beta > 0 else 0.0
+    lasting = sum(a.weights + a.optimiser for a in agents.values()) - shared + reference
+    passing = max(sum(a.cache for a in agents.values()), *(a.activations for a in agents.values()))
+    parts = _seconds(config, shapes, device)
+    stages = sum(stage.steps for stage in config.stages)
+    steps = min(stages, config.train.steps) if config.train.steps else stages
+    place, available = _available(device)
+    return Estimate(agents, _RUNTIME + lasting + passing, available, _WASTE * sum(parts.values()), steps, place, parts)
+
+
+def check_fits(found: Estimate) -> None:
+    """Raises `UserError` for a run that this machine cannot hold."""
+    if not found.fits:
+        raise UserError(
+            f"the run needs about {found.memory / _GIB:.1f} GiB, {found.place} has {found.available / _GIB:.1f} GiB",
+            "lower train.micro_tokens or rollout.batch, set train.gradient_checkpointing, give both models an adapter "
+            "(models.reasoner_lora, models.planner_lora), or take smaller ones",
+        )
+
+
+def _width(config: Config) -> int:
+    return {"float32": 4, "bfloat16": 2}[config.models.dtype]
+
+
+def _needs(config: Config, name: str, model: PreTrainedModel, rank: int) -> AgentNeeds:
+    text, width = model.config.get_text_config(), _width(config)
+    total = model.num_parameters()
+    linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
+    trained = sum(rank * (m.in_features + m.out_features) for m in linear) if rank else total
+    if name == "reasoner" and not (config.cold_start.episodes or any(s.train_reasoner for s in config.stages)):
+        trained = 0
+    in_linear = sum(m.weight.numel() for m in linear)
+    weights = (total - in_linear) * width + in_linear * (0.55 if config.models.quantised else width)
+    if rank:
+        total, weights = total + trained, weights + trained * width
+    train, rollout = config.train, config.rollout
+    episodes = min(rollout.batch, train.questions * train.group)
+    longest = _QUESTION + rollout.max_tokens
+    per_layer = 5 * text.hidden_size + 2.4 * text.intermediate_size  # floats that the backward pass of a token needs
+    layers = text.num_hidden_layers
+    kept = layers * text.hidden_size + per_layer if train.gradient_checkpointing else layers * per_layer
+    _, kv_heads, size = heads_of(model.config)
+    cached = 2 * layers * kv_heads * size * width  # bytes of a token in the KV cache
+    tokens = min(train.micro_tokens, train.questions * train.group * longest)
+    return AgentNeeds(
+        total, trained, weights, 3 * trained * width, episodes * longest * cached,
+        kept * width * tokens if trained else 0.0,
+    )  # fmt: skip
+
+
+def _seconds(config: Config, models: dict[str, PreTrainedModel], device: torch.device) -> dict[str, float]:
+    """Of a step's matrix products: rollout and training of each agent."""
+    train, rollout = config.train, config.rollout
+    episodes = train.questions * train.group
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.models.dtype]
+    parts: dict[str, float] = {}
+    for name, model in models.items():
+        text = model.config.get_text_config()
+        shape = text.hidden_size, text.intermediate_size
+        decode = _flops(min(rollout.batch, episodes), *shape, device, dtype)
+        many = _flops(1024, *shape, device, dtype)
+        cost = 2 * model.num_parameters()
+        read = episodes * (_QUESTION + rollout.max_tokens)
+        # The reasoner samples token by token; the planner reads whole steps.
+        parts[f"{name}: rollout"] = cost * episodes * rollout.max_tokens / (decode if name == "reasoner" else many)
+        parts[f"{name}: training"] = 3 * cost * read * train.num_iterations / many
+    return parts
+
+
+def _flops(rows: int, hidden: int, intermediate: int, device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of ``rows [rows, hidden] @ [hidden, intermediate]``; the fastest of some tries."""
+    left = torch.randn(rows, hidden, device=device, dtype=dtype)
+    weights = [torch.randn(intermediate, hidden, device=device, dtype=dtype) for _ in range(4)]
+    best = float("inf")
+    began = time.perf_counter()
+    while time.perf_counter() - began < 0.3:
+        started = time.perf_counter()
+        for weight in weights:
+            left @ weight.T
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return len(weights) * 2 * rows * hidden * intermediate / best
+
+
+def _available(device: torch.device) -> tuple[str, float]:
+    """Memory that is free, and where."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device), float(torch.cuda.mem_get_info(device)[0])
+    return "this machine", float(psutil.virtual_memory().available)
+
+
+def describe(found: Estimate) -> list[str]:
+    """The estimate for people, line by line."""
+    lines = []
+    for name, a in found.agents.items():
+        share = "all trained" if a.trained == a.parameters else f"{a.trained / 1e6:,.2f} M trained" if a.trained else "frozen"
+        lines.append(f"{name}: {a.parameters / 1e6:,.1f} M parameters, {share}; weights {a.weights / _GIB:.2f} GiB, gradients "
+                     f"and optimiser {a.optimiser / _GIB:.2f} GiB, KV cache {a.cache / _GIB:.2f} GiB, activations "
+                     f"{a.activations / _GIB:.2f} GiB")  # fmt: skip
+    lines.append(f"memory: about {found.memory / _GIB:.1f} GiB at the peak; {found.place} has "
+                 f"{found.available / _GIB:.1f} GiB free")  # fmt: skip
+    lines.append(f"time: at most about {found.seconds_per_step:,.1f} s a step, {found.hours:,.1f} h for {found.steps:,} steps "
+                 "(episodes as long as the rules allow; evaluation not counted)")  # fmt: skip
+    return lines
+
+
+def as_json(found: Estimate) -> dict[str, Any]:
+    """The estimate for programs."""
+    return {
+        "agents": {name: vars(a) for name, a in found.agents.items()}, "memory_bytes": found.memory,
+        "available_bytes": found.available, "fits": found.fits, "seconds_per_step": found.seconds_per_step,
+        "steps": found.steps, "hours": found.hours, "device": found.place,
+    }  # fmt: skip

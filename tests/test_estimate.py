@@ -1,0 +1,68 @@
+"""What a dry run says: counts that training confirms, and a refusal of what cannot fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from rsim.cli.main import main
+from rsim.config import load_config
+from rsim.errors import UserError
+from rsim.training import estimate as module
+from rsim.training.estimate import check_fits, estimate
+from rsim.training.trainer import Trainer
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["models.reasoner_lora=3", "models.planner_lora=2"],
+        ["stages.stage1.train_reasoner=false", "stages.stage2.train_reasoner=false"],
+    ],
+)
+def test_the_counted_parameters_are_those_that_training_has(small, changes):
+    config = small("run", *changes)
+    found, agents = estimate(config), Trainer(config).agents
+    assert found.agents["reasoner"].trained == (
+        sum(p.numel() for p in agents["reasoner"].parameters) if "reasoner" in agents else 0
+    )
+    heads = sum(p.numel() for n, p in agents["planner"].model.named_parameters() if "score" in n and p.requires_grad)
+    trained = sum(p.numel() for p in agents["planner"].parameters) - heads
+    if config.models.planner_lora:
+        assert found.agents["planner"].trained == trained
+    else:  # the base's output head is counted in place of the planner's
+        assert found.agents["planner"].trained >= trained
+    assert found.steps == 4
+    assert found.seconds_per_step > 0
+
+
+def test_what_saves_memory_lowers_the_estimate(small):
+    full = ["train.questions=32", "train.group=8", "rollout.max_tokens=300"]
+    base = estimate(small("run", *full))
+    for change in (["train.gradient_checkpointing=true"], ["train.micro_tokens=512"], ["rollout.batch=16"],
+                   ["models.reasoner_lora=1", "models.planner_lora=1"]):  # fmt: skip
+        one = estimate(small("run", *full, *change))
+        assert sum(a.activations + a.cache + a.optimiser for a in one.agents.values()) < sum(
+            a.activations + a.cache + a.optimiser for a in base.agents.values()
+        ), change
+    lora = ["models.reasoner_lora=1", "models.planner_lora=1"]
+    apart, shared = estimate(small("run", *full, *lora)), estimate(small("run", *full, *lora, "models.shared_base=true"))
+    assert shared.memory < apart.memory
+
+
+def test_a_run_that_cannot_fit_is_refused(monkeypatch, capsys):
+    found = estimate(load_config("nano"))
+    check_fits(found)
+    with pytest.raises(UserError, match="GiB"):
+        check_fits(replace(found, available=found.memory - 1))
+    monkeypatch.setattr(module, "_available", lambda device: ("this machine", 1.0))
+    monkeypatch.setattr("sys.argv", ["rsim", "train", "nano", "--dry-run", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert json.loads(out)["fits"] is False
+    assert "train.micro_tokens" in err
