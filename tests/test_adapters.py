@@ -14,6 +14,7 @@ import rsim
 from rsim.adapters import merged_weights
 from rsim.config import Config
 from rsim.errors import UserError
+from rsim.evaluation.saved import load_game
 from rsim.models import load_planner, load_reasoner
 from rsim.planner.planner import Planner
 from rsim.plugin.card import hub_folder
@@ -114,6 +115,10 @@ def test_four_bit_weights_train_their_adapters(small, base_folder):
     ratios = [r["reasoner/ratio"] for r in metrics_of(config) if "reasoner/ratio" in r]
     assert ratios == pytest.approx([1] * len(ratios), abs=1e-3)
     assert any(t.abs().sum() > 0 for n, t in adapter_of(config, "reasoner").items() if "lora_B" in n)
+    game = load_game(config, config.folder / "checkpoints" / "final", "", "", [])
+    with torch.no_grad():
+        torch.testing.assert_close(game.reasoner.model(IDS).logits, trainer.reasoner.model(IDS).logits)
+        torch.testing.assert_close(game.planner.model(IDS).logits, trainer.planner.model(IDS).logits)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,7 @@ def test_four_bit_weights_train_their_adapters(small, base_folder):
     [
         (["models.reasoner_lora=-1"], "reasoner_lora"),
         (["models.quantised=true", "models.planner_lora=4"], "reasoner_lora"),
+        (["models.quantised=true", *LORA, "rollout.engine=vllm"], "vLLM"),
         (["models.shared_base=true", "models.reasoner_lora=4"], "planner_lora"),
         (
             ["models.shared_base=true", "models.reasoner_lora=4", "models.planner_lora=4", 'models.planner="nano-s"'],

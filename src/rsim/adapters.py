@@ -56,11 +56,12 @@ def merged(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
 def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The state dict of an ordinary model that does what ``model`` with its adapter does; ``model`` stays what it is."""
-    updates = {
-        name: module.get_delta_weight(module.active_adapters[0])
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
+    if not any(".lora_" in name for name, _ in model.named_parameters()):
+        return dict(model.state_dict())
+    from peft.tuners.lora import Linear
+
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    updates = {name: module.get_delta_weight(module.active_adapters[0]) for name, module in adapted.items()}
     weights = {}
     for name, tensor in model.state_dict().items():
         if ".lora_" in name or ".original_module." in name:
@@ -91,8 +92,9 @@ def share_frozen(reader: PreTrainedModel, owner: PreTrainedModel) -> int:
 def four_bits(dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` that keep the linear layers in 4 bits; they calculate in ``dtype``."""
     kind = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head", "score"],
+    )  # fmt: skip
     return {"quantization_config": kind}
 
 

@@ -319,6 +319,8 @@ def _validate_adapters(config: Config) -> None:
     ) if trained and not rank]  # fmt: skip
     if models.quantised and whole:
         raise UserError("models.quantised", f"4-bit weights cannot be trained: set models.{whole[0]}_lora, e.g. to 16")
+    if models.quantised and config.rollout.engine == "vllm":
+        raise UserError("models.quantised", "4-bit weights cannot be handed to a vLLM server: use rollout.engine = native")
     if models.shared_base and (models.planner != models.reasoner or whole or not models.planner_lora):
         raise UserError("models.shared_base", "needs the same base for both agents, and models.reasoner_lora and planner_lora")
 

@@ -43,7 +43,7 @@ def load_reasoner(
     Args:
         weights: False: its shape alone, for a reasoner that a server runs.
         lora: the rank of an adapter to train; training of a saved adapter goes on. 0: a saved adapter is merged into its base.
-        quantised: the frozen weights in 4 bits.
+        quantised: the frozen weights in 4 bits; nothing is merged into those.
         seed: of a new adapter.
 
     Raises:
@@ -63,16 +63,18 @@ def load_reasoner(
         adapters.keep_unpacked(model)
     else:
         model.to(pick_device(device))
-    return Reasoner(_adapted(model, path, source, lora, seed).eval(), tokenizer, system_prompt)
+    return Reasoner(_adapted(model, path, source, lora, quantised, seed).eval(), tokenizer, system_prompt)
 
 
-def _adapted(model: PreTrainedModel, path: str, source: str, lora: int, seed: int) -> PreTrainedModel:
+def _adapted(
+    model: PreTrainedModel, path: str, source: str, lora: int, quantised: bool, seed: int
+) -> PreTrainedModel:  # fmt: skip
     """``model`` with the adapter to be trained, or with the one in the folder ``path`` merged in."""
     if adapters.base_of(path) is None:
         if lora:
             adapters.add(model, lora, source, seed)
         return model
-    if not lora:
+    if not lora and not quantised:
         return adapters.merged(model, path)
     adapters.go_on(model, path)
     return model
@@ -107,7 +109,7 @@ def load_planner(
         raise UserError(f"cannot load a planner from {source!r}", first_line(error)) from error
     how = _how(device, dtype, quantised)
     if getattr(config, "rsim_template", None) is not None:
-        planner = Planner.from_pretrained(path, strategies, merge=not lora, **how)
+        planner = Planner.from_pretrained(path, strategies, merge=not lora and not quantised, **how)
     else:
         planner = new_planner(path, strategies, seed, head, **how)
     if quantised:

@@ -110,14 +110,16 @@ def load_game(
     handed_over = served and (bool(reasoner) or source != models.reasoner)  # else the server has the model that is meant
     loaded = load_reasoner(
         source, device=models.device, dtype=models.dtype, system_prompt=models.system_prompt,
-        weights=not served or handed_over,
+        weights=not served or handed_over, quantised=models.quantised,
     )  # fmt: skip
     own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
     chosen: AnyPlanner | None = None
     if planner:
         chosen = planner_from(planner, strategies, problems, reasoner=loaded, rules=config.rollout, trained=own, seed=seed)
     elif own:
-        chosen = load_planner(str(own), strategies, device=models.device, dtype=models.dtype, seed=0)
+        chosen = load_planner(
+            str(own), strategies, device=models.device, dtype=models.dtype, seed=0, quantised=models.quantised
+        )
     game = Game(loaded, chosen, config.rollout)
     if game.server is not None and handed_over:
         with tempfile.TemporaryDirectory() as folder:

@@ -69,6 +69,6 @@ def _sizes(parameters: dict[str, int]) -> str:
 
 
 LIMITS = """The sizes differ by a factor of 25, but the largest has 1.7 million parameters, and each saw as many documents
-as its row says. The lab's writer is hasty with long sums, and neither size learnt to do them in the head (1% and 3% right), so
-the CoT of nano-s and nano-m is the same and more size alone would not lift it; text written by people need not be so. GRPO has
-the preset's learning rate at every size."""
+as its row says. The lab's writer is hasty with long sums, and none of the three learnt to do them in the head (nano-s gets 1%
+right, nano-m 3%), so the CoT of nano-s and nano-m is the same, and more size alone would not lift it; text written by people
+need not be so. GRPO has the preset's learning rate at every size."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,9 @@ class Planner:
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(folder)
         if adapters.base_of(folder) is not None:
-            self.model.config.to_json_file(Path(folder) / _CONFIG)
+            config = self.model.config.to_dict()
+            config.pop("quantization_config", None)  # how the base was read, not what it is
+            (Path(folder) / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(folder)
         (Path(folder) / _STRATEGIES).write_text(to_toml(self.strategies), encoding="utf-8")
 
