@@ -123,7 +123,15 @@ def measure_overhead(count: int, optillm: str) -> list[dict[str, Any]]:
         rows.append(row("pass-through, 32 at once", round(rate), unit="requests/s"))
         if optillm:
             address = f"http://127.0.0.1:{up}/v1"
-            command = [optillm, "-m", "optillm", "--approach", "none", "--port", str(other), "--base-url", address]
+            command = [
+                str(Path(optillm).with_name("optillm")),
+                "--approach",
+                "none",
+                "--port",
+                str(other),
+                "--base-url",
+                address,
+            ]
             with process(command, other, {"OPENAI_API_KEY": "x"}):
                 theirs = statistics.median(asyncio.run(_rate(other, "m")) for _ in range(3))
             rows += [
