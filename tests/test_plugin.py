@@ -156,6 +156,19 @@ def test_usage_of_an_answer_cut_at_a_stop_string_counts_the_steps_before_it(loca
     assert cut.usage.model_extra["estimated"] is True
 
 
+def test_a_prompt_of_token_ids_is_the_prompt_of_its_text(local, proxied, nano):
+    text = "<q>7*8+5=?<a>"
+    ids = nano.tokenizer.encode(text)
+    ask_for = {"model": f"nano-s{SUFFIX}", "temperature": 0, "max_tokens": 60}
+    whole = client(local).completions.create(prompt=text, **ask_for)
+    for prompt in (ids, [ids]):
+        assert client(local).completions.create(prompt=prompt, **ask_for).choices[0].text == whole.choices[0].text
+    assert len(client(local).completions.create(prompt=[ids, ids], **ask_for).choices) == 2
+    for url, prompt in ((local, [10**6]), (local, [True]), (local, [[]]), (proxied, ids)):
+        with pytest.raises(openai.BadRequestError):
+            client(url).completions.create(prompt=prompt, **ask_for)
+
+
 @pytest.mark.parametrize("server", ["local", "proxied"])
 def test_planning_is_off_without_the_suffix_and_by_a_field(server, request):
     url = request.getfixturevalue(server)

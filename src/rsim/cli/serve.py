@@ -19,6 +19,7 @@ from rsim.plugin.state import ServeConfig
 from rsim.strategies import load_strategies
 
 _RULES = ("random", "fixed", "sequence", "wait")
+_IDLE_SECONDS = 75  # that a connection may lie unused between two requests: longer than clients keep theirs
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def run_server(options: ServeOptions) -> None:
         print(f"warning: {options.host} is open to others and $RSIM_API_KEY is not set", flush=True)
     shown = f"the upstream's models with {SUFFIX!r} behind their name" if options.upstream else f"{name}{SUFFIX}"
     print(f"http://{options.host}:{options.port}   planned answers: {shown}", flush=True)
-    uvicorn.run(app, host=options.host, port=options.port, http=PatientProtocol, log_level="warning", access_log=False)
+    uvicorn.run(app, host=options.host, port=options.port, http=PatientProtocol, log_level="warning", access_log=False,
+                timeout_keep_alive=_IDLE_SECONDS)  # fmt: skip
 
 
 def _planner(options: ServeOptions) -> AnyPlanner:

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from rsim.errors import UserError
 from rsim.plugin import openai_api as api
 from rsim.plugin.http_upstream import UpstreamError
+from rsim.plugin.local_upstream import LocalUpstream
 from rsim.plugin.play import Asked, Event, Finished, Injected, Piece, StepEnd, Upstream, Usage, play
 from rsim.plugin.state import Refusal, State, from_upstream, leave, log, upstream_of
 from rsim.plugin.streams import ClientGone, WatchedStream, unless_gone
@@ -30,7 +31,8 @@ async def answer(
     began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     with _refusing():
-        wanted = api.read_request(kind, body, state.local_model or model, state.config.rules.max_tokens)
+        decode = state.upstream.decode if isinstance(state.upstream, LocalUpstream) else None
+        wanted = api.read_request(kind, body, state.local_model or model, state.config.rules.max_tokens, decode)
         upstream = await upstream_of(state, model)
     mode = upstream.mode if planned else None
     headers = {"X-Rsim-Mode": mode} if mode else {}

@@ -85,8 +85,20 @@ class LocalUpstream:
         )
         return _LocalConversation(self, answer)
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of a prompt that was sent as token ids.
+
+        Raises:
+            UserError: an id that the model does not have.
+        """
+        if not all(0 <= i < self.reasoner.model.get_input_embeddings().weight.shape[0] for i in ids):
+            raise UserError("the prompt holds a token id that the model does not have")
+        return str(self.reasoner.tokenizer.decode(ids))
+
     def _prompt(self, asked: Asked) -> list[int]:
         tokenizer = self.reasoner.tokenizer
+        if asked.prompt_ids is not None:
+            return asked.prompt_ids
         if asked.messages is None:
             ids: list[int] = tokenizer.encode(asked.prompt or "")
             return ids

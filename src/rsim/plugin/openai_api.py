@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rsim.plugin.play import Asked, Event, Finished, Injected, Piece, Usage
@@ -53,11 +53,14 @@ def passes_through(body: dict[str, Any]) -> bool:
     return tools or any(body.get(key) for key in _NOT_PLANNED)
 
 
-def read_request(kind: Kind, body: dict[str, Any], model: str, default_limit: int) -> Request:
+def read_request(
+    kind: Kind, body: dict[str, Any], model: str, default_limit: int, decode: Callable[[list[int]], str] | None = None
+) -> Request:
     """Checks what planning depends on; the rest is the upstream's to judge.
 
     Args:
         model: the upstream's name of it.
+        decode: from token ids to text, where prompts may be token ids.
 
     Raises:
         BadRequest: a field of the wrong form.
@@ -69,9 +72,11 @@ def read_request(kind: Kind, body: dict[str, Any], model: str, default_limit: in
     stops = (stops,) if isinstance(stops, str) else tuple(stops)
     if not all(isinstance(s, str) and s for s in stops):
         raise BadRequest("stop must be a text or a list of texts", "stop")
-    contexts: list[tuple[list[dict[str, Any]] | None, str | None]]
-    contexts = [(_messages(body), None)] if kind == "chat" else [(None, prompt) for prompt in _prompts(body)]
-    asked = [Asked(model, messages, prompt, _seeded(sampling, i)) for messages, prompt in contexts for i in range(count)]
+    if kind == "chat":
+        contexts = [Asked(model, _messages(body), None)]
+    else:
+        contexts = [_prompt(model, prompt, decode) for prompt in _prompts(body)]
+    asked = [replace(context, sampling=_seeded(sampling, i)) for context in contexts for i in range(count)]
     options = body.get("stream_options") or {}
     return Request(kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")),
                    bool(isinstance(options, dict) and options.get("include_usage")))  # fmt: skip
@@ -98,12 +103,25 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
-def _prompts(body: dict[str, Any]) -> list[str]:
+def _prompts(body: dict[str, Any]) -> list[Any]:
+    """The prompts of a request, each a text or a list of token ids."""
     prompt = body.get("prompt")
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise BadRequest("prompt must be a text or a list of texts (token ids cannot be planned)", "prompt")
+    prompts = [prompt] if isinstance(prompt, str) or _are_ids(prompt) else prompt
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or _are_ids(p) for p in prompts):
+        raise BadRequest("prompt must be a text, a list of token ids, or a list of either", "prompt")
     return prompts
+
+
+def _are_ids(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(type(i) is int for i in prompt)
+
+
+def _prompt(model: str, prompt: str | list[int], decode: Callable[[list[int]], str] | None) -> Asked:
+    if isinstance(prompt, str):
+        return Asked(model, None, prompt)
+    if decode is None:
+        raise BadRequest("this upstream's token ids cannot be read here: send the prompt as text", "prompt")
+    return Asked(model, None, decode(prompt), prompt_ids=prompt)
 
 
 @dataclass

@@ -46,12 +46,14 @@ class StepEnd:
 
 @dataclass(frozen=True)
 class Asked:
-    """One answer that is wanted. ``messages`` or ``prompt`` as the client sent them; ``sampling`` is passed to the upstream."""
+    """One answer that is wanted. ``messages`` or ``prompt`` as the client sent them (``prompt_ids`` if it sent token ids);
+    ``sampling`` is passed to the upstream."""
 
     model: str
     messages: list[dict[str, Any]] | None
     prompt: str | None
     sampling: dict[str, Any] = field(default_factory=dict)
+    prompt_ids: list[int] | None = None
 
     @property
     def question(self) -> str:
