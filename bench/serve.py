@@ -1,6 +1,6 @@
 """The plug-in server under load: what it costs, and what it survives.
 
-    python -m bench.serve overhead [--optillm PYTHON] [--record]    pass-through and planned, against the same upstream
+    python -m bench.serve overhead [--optillm] [--record]    pass-through and planned, against the same upstream
     python -m bench.serve stress [--seconds 60] [--record]          64 streams, a dying upstream, hostile clients
 
 The upstream is `bench.serve_upstream`, a process that answers at once. ``--optillm`` is the Python of an environment in which
@@ -41,7 +41,7 @@ _SEQUENCE = "sequence:sub-planning,decomposition,validation,termination"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("part", choices=["overhead", "stress"])
-    parser.add_argument("--optillm", default="", help="Python of an environment with optillm")
+    parser.add_argument("--optillm", action="store_true", help="beside optillm, in the environment of bench/optillm_env.sh")
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--streams", type=int, default=64)
@@ -105,7 +105,7 @@ def serve_command(port: int, upstream: int, planner: str = _SEQUENCE, *more: str
 # --- overhead ---
 
 
-def measure_overhead(count: int, optillm: str) -> list[dict[str, Any]]:
+def measure_overhead(count: int, optillm: bool) -> list[dict[str, Any]]:
     up, own, learned, other = (free_port() for _ in range(4))
     planner = _nano_planner()
     with (
