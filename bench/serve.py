@@ -3,8 +3,8 @@
     python -m bench.serve overhead [--optillm] [--record]    pass-through and planned, against the same upstream
     python -m bench.serve stress [--seconds 60] [--record]          64 streams, a dying upstream, hostile clients
 
-The upstream is `bench.serve_upstream`, a process that answers at once. ``--optillm`` is the Python of an environment in which
-optillm is installed (`bench/optillm_env.sh` makes one).
+The upstream is `bench.serve_upstream`, a process that answers at once. ``--optillm`` measures optillm as well, in an
+environment of its own, which `bench/optillm_env.sh` makes.
 """
 
 from __future__ import annotations
@@ -123,15 +123,9 @@ def measure_overhead(count: int, optillm: bool) -> list[dict[str, Any]]:
         rows.append(row("pass-through, 32 at once", round(rate), unit="requests/s"))
         if optillm:
             address = f"http://127.0.0.1:{up}/v1"
-            command = [
-                str(Path(optillm).with_name("optillm")),
-                "--approach",
-                "none",
-                "--port",
-                str(other),
-                "--base-url",
-                address,
-            ]
+            made = subprocess.run([str(Path(__file__).with_name("optillm_env.sh"))], capture_output=True, text=True, check=True)
+            program = str(Path(made.stdout.strip()).with_name("optillm"))
+            command = [program, "--approach", "none", "--port", str(other), "--base-url", address]
             with process(command, other, {"OPENAI_API_KEY": "x"}):
                 theirs = statistics.median(asyncio.run(_rate(other, "m")) for _ in range(3))
             rows += [
