@@ -96,7 +96,7 @@ class Workbench:
 
     def _config(self, training: Training) -> Config:
         config = load_config(training.preset, [*training.changes, *self.changes, f"seed={training.seed}", "train.trackers=[]"])
-        return replace(config, out=str(self.out / "runs" / f"{config.name}-{training.seed}-{_digest(to_table(config))}"))
+        return replace(config, out=str(self.out / "runs" / f"{config.name}-{training.seed}-{_digest(_changed(config))}"))
 
     def measure(self, measurements: dict[str, Measurement]) -> dict[str, Measured]:
         """Finished evaluations by the same keys; those that match another's tokens come after it."""
@@ -154,6 +154,16 @@ def checkpoint(run: Path, agent: str = "") -> str:
 
 def episodes(evaluation: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (evaluation / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _changed(config: Config) -> dict[str, Any]:
+    """What differs from the defaults: a key that rsim gains later does not make a run another one."""
+    usual = to_table(Config())
+    flat = {key: value for key, value in to_table(config).items() if value != usual[key]}
+    return {
+        key: {k: v for k, v in value.items() if v != usual[key][k]} if isinstance(value, dict) else value
+        for key, value in flat.items()
+    }
 
 
 def _digest(settings: Any) -> str:
