@@ -10,6 +10,8 @@ from rsim.lab.pretrain import SIZES
 from rsim.models import load_reasoner
 
 _NAMES = ("nano-xs", "nano-s", "nano-m")
+# The preset's rate shakes a reasoner this small (held-out accuracy falls again); picked on dev problems, seed 0.
+_SLOWER = "train.reasoner_lr=1e-4"
 _METHODS = ("CoT", "+ GRPO", "+ rSIM", "+ planner of nano-xs")
 
 
@@ -17,7 +19,7 @@ def run(bench: Workbench) -> Page:
     page = Page("fig3", "Sizes: a small reasoner with a planner against larger ones", bench)
     parameters = {name: load_reasoner(bench.base(name)).model.num_parameters() for name in _NAMES}
     changes = {
-        "nano-xs": ('models.reasoner="nano-xs"', 'models.planner="nano-xs"'),
+        "nano-xs": ('models.reasoner="nano-xs"', 'models.planner="nano-xs"', _SLOWER),
         "nano-s": (),
         "nano-m": ('models.reasoner="nano-m"',),
     }
@@ -25,6 +27,8 @@ def run(bench: Workbench) -> Page:
     arms = {f"{name}, CoT": [alone(name)] for name in _NAMES}
     for name in _NAMES:
         arms[f"{name}, + GRPO"] = [Measurement(checkpoint(r)) for r in grpo_runs(bench, rsim[name], *changes[name][:1])]
+    slower = grpo_runs(bench, rsim["nano-xs"], 'models.reasoner="nano-xs"', _SLOWER)
+    arms["nano-xs, + GRPO, rate 1e-4"] = [Measurement(checkpoint(r)) for r in slower]
     arms |= {f"{name}, + rSIM": [planned(r) for r in rsim[name]] for name in _NAMES}
     arms |= {f"{name}, + planner of nano-xs": [plugged(r, name) for r in rsim["nano-xs"]] for name in _NAMES}
     arms |= {f"{name}, oracle planner": [Measurement("nano", "oracle", name)] for name in _NAMES}
@@ -64,11 +68,12 @@ def _sizes(parameters: dict[str, int]) -> str:
     return (
         f"Parameters and pre-training: {rows}; the same documents in the same order for all, 48 a step. All answer the same "
         "questions with the same prompt. rSIM on nano-xs has a planner of nano-xs too; on the others it has nano-s. "
-        "GRPO sampled the tokens that the rSIM run of its size did."
+        "GRPO sampled the tokens that the rSIM run of its size did. Learning rates of the reasoner: the preset's 3e-4, but 1e-4 "
+        "for rSIM on nano-xs; GRPO on nano-xs is shown with both."
     )
 
 
 LIMITS = """The sizes differ by a factor of 25, but the largest has 1.7 million parameters, and each saw as many documents
 as its row says. The lab's writer is hasty with long sums, and none of the three learnt to do them in the head (nano-s gets 1%
 right, nano-m 3%), so the CoT of nano-s and nano-m is the same, and more size alone would not lift it; text written by people
-need not be so. GRPO has the preset's learning rate at every size."""
+need not be so. Training at 3e-4 does not suit nano-m either: the frozen planner alone does more for it than either training."""
