@@ -68,8 +68,8 @@ def _sizes(parameters: dict[str, int]) -> str:
     return (
         f"Parameters and pre-training: {rows}; the same documents in the same order for all, 48 a step. All answer the same "
         "questions with the same prompt. rSIM on nano-xs has a planner of nano-xs too; on the others it has nano-s. "
-        "GRPO sampled the tokens that the rSIM run of its size did. Learning rates of the reasoner: the preset's 3e-4, but 1e-4 "
-        "for rSIM on nano-xs; GRPO on nano-xs is shown with both."
+        "GRPO sampled the tokens that the rSIM run of its size did. Learning rates of the reasoner: the preset's 3e-4, but "
+        "1e-4 for rSIM on nano-xs; GRPO on nano-xs is shown with both."
     )
 
 
