@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -66,12 +67,13 @@ def process(
     command: list[str], port: int, env: dict[str, str] | None = None, seconds: float = 120.0
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A server as a child, once it listens on ``port``."""
-    child = subprocess.Popen(command, env=os.environ | (env or {}), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    child = subprocess.Popen(command, env=os.environ | (env or {}), stdout=quiet, stderr=quiet, start_new_session=True)
     try:
         wait_for(port, seconds)
         yield child
     finally:
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)  # with the processes that it started
         child.wait()
 
 
