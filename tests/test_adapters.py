@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import rsim
-from rsim.adapters import merged_weights
+from rsim.adapters import add, merged_weights, share_frozen
 from rsim.config import Config
 from rsim.errors import UserError
 from rsim.evaluation.saved import load_game
@@ -104,16 +104,36 @@ def test_a_shared_base_is_one_copy_and_changes_no_number(small):
     assert metrics_of(shared) == metrics_of(apart)
 
 
+def test_a_planner_alone_shares_the_weights_of_a_frozen_reasoner(small):
+    frozen = ("stages.stage1.train_reasoner=false", "stages.stage2.train_reasoner=false", "models.planner_lora=2")
+    trainer = Trainer(small("run", *frozen, "models.shared_base=true", "train.planner_lr=0.01"))
+    before = {n: p.clone() for n, p in trainer.reasoner.model.named_parameters()}
+    theirs = {p.data_ptr() for p in trainer.reasoner.model.base_model.parameters()}
+    own = {p.data_ptr() for p in trainer.planner.model.base_model.parameters() if not p.requires_grad}
+    assert own == theirs
+    trainer.run()
+    assert all(torch.equal(p, before[n]) for n, p in trainer.reasoner.model.named_parameters())
+
+
+def test_models_of_different_bases_share_nothing(reasoner):
+    other = tiny_model("qwen2", hidden_size=64)
+    add(other, 2, "other", 0)
+    with pytest.raises(UserError, match="same base"):
+        share_frozen(other, reasoner.model)
+
+
 def test_four_bit_weights_train_their_adapters(small, base_folder):
     pytest.importorskip("bitsandbytes")
     tiny_model("qwen2", hidden_size=64, intermediate_size=128).save_pretrained(base_folder)  # 4-bit blocks are 64 wide
-    config = small("run", *LORA, "models.quantised=true", "train.steps=2")
+    config = small("run", *LORA, "models.quantised=true", "train.steps=2", "objective.beta=0.1")
     trainer = Trainer(config)
     kinds = {type(m).__name__ for m in trainer.reasoner.model.modules()}
     assert "Linear4bit" in kinds
     trainer.run()
     ratios = [r["reasoner/ratio"] for r in metrics_of(config) if "reasoner/ratio" in r]
     assert ratios == pytest.approx([1] * len(ratios), abs=1e-3)
+    first = next(r for r in metrics_of(config) if "reasoner/kl" in r)
+    assert abs(first["reasoner/kl"]) < 1e-6, "the reference is the reasoner itself, in 4 bits as well"
     assert any(t.abs().sum() > 0 for n, t in adapter_of(config, "reasoner").items() if "lora_B" in n)
     game = load_game(config, config.folder / "checkpoints" / "final", "", "", [])
     with torch.no_grad():

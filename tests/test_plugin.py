@@ -15,7 +15,7 @@ from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.models import load_planner, load_reasoner
 from rsim.plugin.openai_api import Stops
-from rsim.plugin.play import PlayRules
+from rsim.plugin.play import Finished, Injected, Piece, PlayRules, Usage
 from rsim.plugin.server import SUFFIX, create_app
 from rsim.plugin.state import ServeConfig
 from rsim.rollout.game import Game
@@ -154,6 +154,28 @@ def test_usage_of_an_answer_cut_at_a_stop_string_counts_the_steps_before_it(loca
     assert cut.usage.prompt_tokens == whole.usage.prompt_tokens
     assert whole.usage.completion_tokens - 10 < cut.usage.completion_tokens <= whole.usage.completion_tokens
     assert cut.usage.model_extra["estimated"] is True
+
+
+@pytest.mark.parametrize(("stop", "expected"), [("\n\n", Usage(7, 5)), ("more", Usage(7, 5 + 2, estimated=True)),
+                                                ("on", Usage(0, 2, estimated=True))])  # fmt: skip
+def test_what_a_stop_string_cuts_off_is_counted_once(stop, expected):
+    """At a step's delimiter the step is counted already; within a step its pieces are."""
+    spent = Usage()
+
+    async def play():
+        yield Injected("continuation", "so ", {})
+        yield Piece("step ")
+        yield Piece("one")
+        spent.add(Usage(7, 5))
+        yield Piece("\n\n")
+        yield Injected("continuation", "so ", {})
+        yield Piece("and ")
+        yield Piece("more")
+
+    async def last():
+        return [event async for event in Stops((stop,)).cut(play(), spent)][-1]
+
+    assert asyncio.run(last()) == Finished("stop", expected)
 
 
 def test_a_prompt_of_token_ids_is_the_prompt_of_its_text(local, proxied, nano):

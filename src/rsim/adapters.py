@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from rsim.errors import UserError
+
 _FILE = "adapter_config.json"
 
 
@@ -66,27 +68,32 @@ def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     for name, tensor in model.state_dict().items():
         if ".lora_" in name or ".original_module." in name:
             continue
-        plain = name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
         update = updates.get(name.removesuffix(".base_layer.weight")) if name.endswith(".base_layer.weight") else None
-        weights[plain] = tensor if update is None else tensor + update.to(tensor.dtype)
+        weights[_plain(name)] = tensor if update is None else tensor + update.to(tensor.dtype)
     return weights
 
 
-def share_frozen(reader: PreTrainedModel, owner: PreTrainedModel) -> int:
-    """Lets ``reader`` use the frozen weights of ``owner``, a model of the same base; its own copies are let go.
+def share_frozen(reader: PreTrainedModel, owner: PreTrainedModel) -> None:
+    """Lets ``reader``, which has an adapter, use the frozen weights of ``owner``, with or without one; its copies are let go.
 
-    Returns:
-        how many numbers are shared.
+    Raises:
+        UserError: the two are not of the same base.
     """
-    theirs = {name: p for name, p in owner.named_parameters() if not p.requires_grad}
+    theirs = {_plain(name): p for name, p in owner.named_parameters() if ".lora_" not in name}
     shared = 0
     for prefix, module in reader.named_modules():
         for name, parameter in module._parameters.items():
-            other = theirs.get(f"{prefix}.{name}")
+            other = theirs.get(_plain(f"{prefix}.{name}"))
             if parameter is not None and other is not None and other.shape == parameter.shape and not parameter.requires_grad:
-                module._parameters[name] = other
-                shared += other.numel()
-    return shared
+                module._parameters[name] = other.requires_grad_(False)
+                shared += 1
+    if not shared:
+        raise UserError("models.shared_base", "planner and reasoner are not of the same base")
+
+
+def _plain(name: str) -> str:
+    """A weight's name in the model without adapters."""
+    return name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
 
 
 def four_bits(dtype: torch.dtype) -> dict[str, Any]:

@@ -178,6 +178,10 @@ class Config:
     def folder(self) -> Path:
         return Path(self.out or f"runs/{self.name}")
 
+    @property
+    def trains_reasoner(self) -> bool:
+        return bool(self.cold_start.episodes) or any(stage.train_reasoner for stage in self.stages)
+
 
 def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
@@ -313,16 +317,20 @@ def _validate_adapters(config: Config) -> None:
     for name, rank in (("reasoner_lora", models.reasoner_lora), ("planner_lora", models.planner_lora)):
         if rank < 0:
             raise UserError(f"models.{name} = {rank}", "is a rank: 0 (no adapter) or more")
-    trains_reasoner = bool(config.cold_start.episodes) or any(stage.train_reasoner for stage in config.stages)
     whole = [n for n, trained, rank in (
-        ("reasoner", trains_reasoner, models.reasoner_lora), ("planner", models.planner != "none", models.planner_lora)
+        ("reasoner", config.trains_reasoner, models.reasoner_lora), ("planner", models.planner != "none", models.planner_lora)
     ) if trained and not rank]  # fmt: skip
     if models.quantised and whole:
         raise UserError("models.quantised", f"4-bit weights cannot be trained: set models.{whole[0]}_lora, e.g. to 16")
     if models.quantised and config.rollout.engine == "vllm":
         raise UserError("models.quantised", "4-bit weights cannot be handed to a vLLM server: use rollout.engine = native")
+    if models.shared_base and config.rollout.engine == "vllm" and not config.trains_reasoner:
+        raise UserError(
+            "models.shared_base", "a frozen reasoner's weights are on the vLLM server alone: there is nothing to share"
+        )
     if models.shared_base and (models.planner != models.reasoner or whole or not models.planner_lora):
-        raise UserError("models.shared_base", "needs the same base for both agents, and models.reasoner_lora and planner_lora")
+        raise UserError("models.shared_base", "needs the same base for both agents, and an adapter for each that is trained "
+                        "(models.planner_lora, models.reasoner_lora)")  # fmt: skip
 
 
 def to_table(config: Any) -> dict[str, Any]:

@@ -17,16 +17,15 @@ from rsim.models import load_reasoner, quiet_models
 from rsim.report.report import build_report
 from rsim.rollout.episode import Episode
 from rsim.rollout.vllm import save_untied
-from rsim.training.estimate import as_json as needs_json
-from rsim.training.estimate import check_fits, describe, estimate
+from rsim.training import estimate
 
 
 def run_dry(config: Config, *, as_json: bool) -> None:
     """Prints what a run will need. Raises `UserError` if this machine cannot hold it."""
     quiet_models()
-    found = estimate(config)
-    print(json.dumps(needs_json(found)) if as_json else "\n".join(describe(found)))
-    check_fits(found)
+    found = estimate.estimate(config)
+    print(json.dumps(estimate.to_json(found)) if as_json else "\n".join(estimate.describe(found)))
+    estimate.check_fits(found)
 
 
 def run_export(source: str, folder: str) -> Path:

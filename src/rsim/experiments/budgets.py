@@ -68,5 +68,4 @@ def _best_held_out(run: Path) -> float:
 LIMITS = """A budget counts the reasoner's sampled tokens; the planner's forward and backward passes come on top (the
 tables of the other pages give FLOPs). The lab's base was pre-trained on the planner's template too, so that the planner
 starts from a head that knows the writer's habits; a base that never saw such a template starts lower, and the gain at
-small budgets would be smaller. Budgets beyond
-these were not measured."""
+small budgets would be smaller. Budgets beyond these were not measured."""

@@ -228,20 +228,24 @@ class Stops:
     async def cut(self, events: AsyncGenerator[Event], spent: Usage) -> AsyncGenerator[Event]:
         """The events up to the first stop string in sampled text.
 
-        The step that it cuts short is counted by its pieces, an estimate, on top of what the steps before it ``spent``.
+        The step that it cuts short is counted by its pieces, an estimate, on top of what was ``spent`` before; `play` counts
+        that up when a step ends.
         """
-        sampled = 0
+        pieces, counted = 0, spent.completion_tokens
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, Injected):
-                    sampled = 0
                 if isinstance(event, Piece):
-                    sampled += 1
+                    pieces += 1
+                    if (
+                        spent.completion_tokens != counted
+                    ):  # a step has ended: this piece is its delimiter, which counts with it
+                        pieces, counted = 0, spent.completion_tokens
                     text, met = self.feed(event.text)
                     if text:
                         yield Piece(text)
                     if met:
-                        spent.add(Usage(0, sampled, 0, estimated=True))
+                        if pieces:
+                            spent.add(Usage(0, pieces, 0, estimated=True))
                         yield Finished("stop", spent)
                         return
                     continue

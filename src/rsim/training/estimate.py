@@ -9,7 +9,7 @@ that are timed here. Episodes are taken to be as long as the rules allow: both a
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -46,8 +46,7 @@ class Estimate:
     available: float
     seconds_per_step: float
     steps: int
-    place: str = ""
-    parts: dict[str, float] = field(default_factory=dict)  # seconds of a step
+    place: str
 
     @property
     def hours(self) -> float:
@@ -73,15 +72,15 @@ def estimate(config: Config) -> Estimate:
         if source != "none":
             shapes[name] = load_reasoner(source, weights=False).model
             agents[name] = _needs(config, name, shapes[name], rank)
-    shared = agents["planner"].weights if config.models.shared_base else 0.0
+    shared = agents["planner"].weights - agents["planner"].trained * _width(config) if config.models.shared_base else 0.0
     reference = agents["reasoner"].parameters * _width(config) if config.objective.beta > 0 else 0.0
     lasting = sum(a.weights + a.optimiser for a in agents.values()) - shared + reference
     passing = max(sum(a.cache for a in agents.values()), *(a.activations for a in agents.values()))
-    parts = _seconds(config, shapes, device)
+    seconds = _WASTE * _seconds(config, shapes, device)
     stages = sum(stage.steps for stage in config.stages)
     steps = min(stages, config.train.steps) if config.train.steps else stages
     place, available = _available(device)
-    return Estimate(agents, _RUNTIME + lasting + passing, available, _WASTE * sum(parts.values()), steps, place, parts)
+    return Estimate(agents, _RUNTIME + lasting + passing, available, seconds, steps, place)
 
 
 def check_fits(found: Estimate) -> None:
@@ -103,7 +102,7 @@ def _needs(config: Config, name: str, model: PreTrainedModel, rank: int) -> Agen
     total = model.num_parameters()
     linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
     trained = sum(rank * (m.in_features + m.out_features) for m in linear) if rank else total
-    if name == "reasoner" and not (config.cold_start.episodes or any(s.train_reasoner for s in config.stages)):
+    if name == "reasoner" and not config.trains_reasoner:
         trained = 0
     in_linear = sum(m.weight.numel() for m in linear)
     weights = (total - in_linear) * width + in_linear * (0.55 if config.models.quantised else width)
@@ -124,12 +123,12 @@ def _needs(config: Config, name: str, model: PreTrainedModel, rank: int) -> Agen
     )  # fmt: skip
 
 
-def _seconds(config: Config, models: dict[str, PreTrainedModel], device: torch.device) -> dict[str, float]:
+def _seconds(config: Config, models: dict[str, PreTrainedModel], device: torch.device) -> float:
     """Of a step's matrix products: rollout and training of each agent."""
     train, rollout = config.train, config.rollout
     episodes = train.questions * train.group
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.models.dtype]
-    parts: dict[str, float] = {}
+    seconds = 0.0
     for name, model in models.items():
         text = model.config.get_text_config()
         shape = text.hidden_size, text.intermediate_size
@@ -138,9 +137,9 @@ def _seconds(config: Config, models: dict[str, PreTrainedModel], device: torch.d
         cost = 2 * model.num_parameters()
         read = episodes * (_QUESTION + rollout.max_tokens)
         # The reasoner samples token by token; the planner reads whole steps.
-        parts[f"{name}: rollout"] = cost * episodes * rollout.max_tokens / (decode if name == "reasoner" else many)
-        parts[f"{name}: training"] = 3 * cost * read * train.num_iterations / many
-    return parts
+        seconds += cost * episodes * rollout.max_tokens / (decode if name == "reasoner" else many)
+        seconds += 3 * cost * read * train.num_iterations / many
+    return seconds
 
 
 def _flops(rows: int, hidden: int, intermediate: int, device: torch.device, dtype: torch.dtype) -> float:
@@ -181,7 +180,7 @@ def describe(found: Estimate) -> list[str]:
     return lines
 
 
-def as_json(found: Estimate) -> dict[str, Any]:
+def to_json(found: Estimate) -> dict[str, Any]:
     """The estimate for programs."""
     return {
         "agents": {name: vars(a) for name, a in found.agents.items()}, "memory_bytes": found.memory,

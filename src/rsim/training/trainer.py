@@ -52,7 +52,7 @@ class Trainer:
         saved = checkpoint / "reasoner" if checkpoint else None
         source = str(saved) if saved and saved.is_dir() else models.reasoner
         # A reasoner that never changes needs no optimiser and, with vLLM, no weights here.
-        self.reasoner_changes = bool(config.cold_start.episodes) or any(stage.train_reasoner for stage in config.stages)
+        self.reasoner_changes = config.trains_reasoner
         self.reasoner_here = self.reasoner_changes or config.rollout.engine == "native"
         self.reasoner: Reasoner = load_reasoner(
             source, system_prompt=models.system_prompt, weights=self.reasoner_here, lora=models.reasoner_lora,
@@ -264,7 +264,8 @@ class Trainer:
     def _load_reference(self) -> None:
         """What the KL term holds the reasoner to; read back from where it was saved, so that a resumed run has the same."""
         models = self.config.models
-        reference = load_reasoner(str(self.folder.path / "reference"), device=models.device, dtype=models.dtype)
+        place: dict[str, Any] = {"device": models.device, "dtype": models.dtype, "quantised": models.quantised}
+        reference = load_reasoner(str(self.folder.path / "reference"), **place)
         self.agents["reasoner"].set_reference(reference.model)
 
 
