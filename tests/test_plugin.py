@@ -104,6 +104,27 @@ def test_the_same_through_an_upstream(local, proxied):
         assert there.usage.completion_tokens > 0
 
 
+def test_an_open_turn_is_continued(local, proxied):
+    """``continue_final_message`` of vLLM's API: in this process, through an upstream, and planned."""
+    question = {"role": "user", "content": PROBLEMS[0].question}
+
+    def answer(url: str, said: str, model: str) -> str:
+        body = {"model": model, "temperature": 0, "continue_final_message": True, "add_generation_prompt": False,
+                "messages": [question, {"role": "assistant", "content": said}]}  # fmt: skip
+        reply = httpx.post(f"{url}/chat/completions", json=body).raise_for_status().json()
+        return said + reply["choices"][0]["message"]["content"]
+
+    whole = ask(local, PROBLEMS[0].question, "nano-s").choices[0].message.content
+    cut = whole.index("\n") + 1
+    assert answer(local, whole[:cut], "nano-s").split() == whole.split()
+    assert answer(proxied, whole[:cut], "nano-s").split() == whole.split()
+    planned = answer(local, whole[:cut], f"nano-s{SUFFIX}")
+    assert answer(proxied, whole[:cut], f"nano-s{SUFFIX}").split() == planned.split()
+    refused = httpx.post(f"{local}/chat/completions", json={"model": "nano-s", "continue_final_message": True,
+                                                            "messages": [question]})  # fmt: skip
+    assert refused.status_code == 400
+
+
 def test_async_client_and_many_answers_at_once_are_not_mixed(local):
     async def all_of_them() -> list[str]:
         async with openai.AsyncOpenAI(base_url=local, api_key="x", max_retries=0) as many:

@@ -13,6 +13,7 @@ from rsim.errors import UserError
 from rsim.evaluation.compare import compare
 from rsim.evaluation.evaluate import episode_record, evaluate
 from rsim.evaluation.saved import EvalSettings, evaluate_into, load_game, locate
+from rsim.evaluation.upstream import ServedModel
 from rsim.models import load_reasoner, quiet_models
 from rsim.report.report import build_report
 from rsim.rollout.episode import Episode
@@ -49,11 +50,15 @@ def run_export(source: str, folder: str) -> Path:
     return target
 
 
-def run_eval(settings: EvalSettings, *, out: str, match_tokens: str, overwrite: bool) -> tuple[dict[str, Any], Path]:
+def run_eval(
+    settings: EvalSettings, *, served: dict[str, Any] | None, out: str, match_tokens: str, overwrite: bool
+) -> tuple[dict[str, Any], Path]:  # fmt: skip
     """`evaluate_into` a folder, and a report beside it. Returns the summary and the page."""
     quiet_models()
     folder = Path(out) if out else (Path(settings.run) / "eval" if Path(settings.run).is_dir() else Path("runs/eval"))
-    result = evaluate_into(folder, settings, match_tokens=match_tokens, overwrite=overwrite)
+    result = evaluate_into(
+        folder, settings, served=ServedModel(**served) if served else None, match_tokens=match_tokens, overwrite=overwrite
+    )
     summary = json.loads((folder / "summary.json").read_text())
     record = {"step": 0, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low, "eval/accuracy_high": result.high}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")

@@ -68,6 +68,10 @@ def evaluate(
     match_tokens: Annotated[
         str, typer.Option(metavar="EVAL", help="Take as many samples as cost this evaluation's tokens.")
     ] = "",
+    upstream: Annotated[str, typer.Option(metavar="URL", help="The reasoner is behind this OpenAI-compatible server.")] = "",
+    model: Annotated[str, typer.Option(help="Its name there (default: the first that is listed).")] = "",
+    mode: Annotated[str, typer.Option(help="How prompts are injected there: prefill or turn (default: probed).")] = "",
+    at_once: Annotated[int, typer.Option(help="Answers asked for together there.", min=1)] = 8,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation with other settings.")] = False,
     out: Annotated[str, typer.Option(help="Folder for results (default: RUN/eval or runs/eval).")] = "",
     overrides: Set = None,
@@ -81,7 +85,8 @@ def evaluate(
 
     merged = tuple(_merge(overrides, strategies=strategies, data_dir=data_dir))
     settings = EvalSettings(run, planner, reasoner, data, split, limit, seed, not sample and samples == 1, samples, merged)
-    summary, page = run_eval(settings, out=out, match_tokens=match_tokens, overwrite=overwrite)
+    served = {"url": upstream, "name": model, "mode": mode, "at_once": at_once} if upstream else None
+    summary, page = run_eval(settings, served=served, out=out, match_tokens=match_tokens, overwrite=overwrite)
     if as_json:
         print(json.dumps(summary))
         return

@@ -13,6 +13,7 @@ from rsim.evaluation.planners import planner_from
 from rsim.models import load_reasoner, quiet_models
 from rsim.planner.planner import AnyPlanner, Planner
 from rsim.plugin.connections import PatientProtocol
+from rsim.plugin.http_upstream import check_address
 from rsim.plugin.play import PlayRules
 from rsim.plugin.server import SUFFIX, create_app
 from rsim.plugin.state import ServeConfig
@@ -43,10 +44,7 @@ class ServeOptions:
 def run_server(options: ServeOptions) -> None:
     """Serves until interrupted."""
     quiet_models()
-    if options.mode not in ("", "prefill", "turn"):
-        raise UserError(f"--mode {options.mode}", "use prefill or turn, or leave it out")
-    if options.upstream and not options.upstream.startswith(("http://", "https://")):
-        raise UserError(f"--upstream {options.upstream}", "give a base URL, e.g. http://127.0.0.1:8080/v1")
+    check_address(options.upstream, options.mode)
     if not (options.upstream or options.model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
     if not options.delimiter:

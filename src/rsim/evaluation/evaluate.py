@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from math import comb
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,17 @@ from rsim.rollout.episode import FLAGS, Episode
 from rsim.rollout.game import Game, OnStep
 
 Record = dict[str, Any]
+
+
+class Players(Protocol):
+    """Who played: a `Game`, or a model on a server (`upstream.ServedGame`), whose size is not known and given as 0."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def parameters(self) -> dict[str, int]: ...
+    @property
+    def planner_share(self) -> float: ...
 
 
 @dataclass
@@ -75,26 +86,33 @@ def play_scored(
     """Plays and scores problems number ``first``, ``first + 1``, ...: what comes out does not depend on how a set is cut."""
     keys = [str(first + i) for i in range(len(problems))]
     episodes = game.play(problems, seed=seed, group_size=samples, keys=keys, greedy=greedy, on_step=on_step)
-    strategies = game.planner.strategies if game.planner else None
-    scores = score_all(episodes, strategies, rewards)
-    records = []
-    for number, (episode, scored) in enumerate(zip(episodes, scores, strict=True)):
-        records.append({
-            "index": first + number // samples,
-            "sample": number % samples,
-            "kind": episode.problem.kind,
-            "predicted": scored.predicted,
-            "correct": scored.correct,
-            "flexible": _flexible(episode, scored, rewards),
-            "prompt_tokens": episode.prompt_length,
-            "sampled_tokens": episode.sampled_tokens,
-            "injected_tokens": episode.injected_tokens,
-            "planner_tokens": len(episode.planner_ids),
-            "step_count": len(episode.steps),
-            "flags": [f for f in FLAGS if getattr(episode, f)],
-            "strategies": [strategies.names[s.strategy] for s in episode.steps] if strategies else [],
-        })  # fmt: skip
+    scores = score_all(episodes, game.planner.strategies if game.planner else None, rewards)
+    records = [
+        outcome(episode, scored, first, number, samples, game.names, rewards)
+        for number, (episode, scored) in enumerate(zip(episodes, scores, strict=True))
+    ]
     return records, episodes, scores
+
+
+def outcome(
+    episode: Episode, scored: Score, first: int, number: int, samples: int, names: tuple[str, ...], rewards: RewardsConfig
+) -> Record:  # fmt: skip
+    """What `summarise` reads of the ``number``-th episode of problems number ``first``, ``first + 1``, ..."""
+    return {
+        "index": first + number // samples,
+        "sample": number % samples,
+        "kind": episode.problem.kind,
+        "predicted": scored.predicted,
+        "correct": scored.correct,
+        "flexible": _flexible(episode, scored, rewards),
+        "prompt_tokens": episode.prompt_length,
+        "sampled_tokens": episode.sampled_tokens,
+        "injected_tokens": episode.injected_tokens,
+        "planner_tokens": len(episode.planner_ids),
+        "step_count": len(episode.steps),
+        "flags": [f for f in FLAGS if getattr(episode, f)],
+        "strategies": [names[s.strategy] for s in episode.steps] if names else [],
+    }
 
 
 def episode_record(episode: Episode, score: Score, names: tuple[str, ...]) -> Record:
@@ -107,7 +125,7 @@ def episode_record(episode: Episode, score: Score, names: tuple[str, ...]) -> Re
     }
 
 
-def summarise(name: str, records: list[Record], game: Game) -> Evaluation:
+def summarise(name: str, records: list[Record], players: Players) -> Evaluation:
     """The numbers of an evaluation from its records, ordered by question and sample."""
     by_question: dict[int, list[Record]] = defaultdict(list)
     for record in records:
@@ -116,7 +134,7 @@ def summarise(name: str, records: list[Record], game: Game) -> Evaluation:
     samples = len(groups[0])
     strict = [vote(group)["correct"] for group in groups]
     low, high = bootstrap_interval(strict)
-    names = game.planner.strategies.names if game.planner else ()
+    names, parameters = players.names, players.parameters
     used = Counter(s for r in records for s in r["strategies"])
     used_by: dict[str, list[bool]] = defaultdict(list)
     for record in records:
@@ -128,7 +146,6 @@ def summarise(name: str, records: list[Record], game: Game) -> Evaluation:
     def total(key: str) -> float:
         return float(sum(r[key] for r in records)) / len(groups)
 
-    sizes = game.parameters
     read = total("sampled_tokens") + total("injected_tokens") + total("prompt_tokens") / samples
     return Evaluation(
         name,
@@ -144,8 +161,8 @@ def summarise(name: str, records: list[Record], game: Game) -> Evaluation:
         mean_accuracy=float(np.mean([r["correct"] for r in records])),
         pass_at={str(k): float(np.mean([pass_at_k(samples, c, k) for c in right])) for k in ks},
         planner_tokens=total("planner_tokens"),
-        tflops=2e-12 * (sizes["reasoner"] * read + sizes["planner"] * total("planner_tokens")),
-        planner_share=game.seconds["planner"] / game.seconds["all"] if game.seconds["all"] else 0.0,
+        tflops=2e-12 * (parameters["reasoner"] * read + parameters["planner"] * total("planner_tokens")),
+        planner_share=players.planner_share,
         steps=total("step_count"),
         flags={f: float(np.mean([f in r["flags"] for r in records])) for f in FLAGS},
         accuracy_with={n: float(np.mean(used_by[n])) for n in names if n in used_by},

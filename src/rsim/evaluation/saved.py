@@ -15,6 +15,7 @@ from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, episode_record, play_scored, summarise
 from rsim.evaluation.planners import planner_from
+from rsim.evaluation.upstream import ServedGame, ServedModel
 from rsim.models import load_planner, load_reasoner
 from rsim.planner.planner import AnyPlanner
 from rsim.rollout.game import Game
@@ -37,12 +38,15 @@ class EvalSettings:
     overrides: tuple[str, ...]
 
 
-def evaluate_into(folder: Path, settings: EvalSettings, *, match_tokens: str = "", overwrite: bool = False) -> Evaluation:
+def evaluate_into(
+    folder: Path, settings: EvalSettings, *, served: ServedModel | None = None, match_tokens: str = "", overwrite: bool = False
+) -> Evaluation:
     """Evaluates and writes ``settings.json``, ``episodes.jsonl`` (as questions are done) and ``summary.json``.
 
     An evaluation that was stopped goes on when it is asked for again.
 
     Args:
+        served: the reasoner is a model on a server.
         match_tokens: the folder of another evaluation, whose tokens per question the number of samples is to reach.
 
     Raises:
@@ -54,27 +58,39 @@ def evaluate_into(folder: Path, settings: EvalSettings, *, match_tokens: str = "
         data, settings.split, data_dir=config.data.data_dir, limit=settings.limit, seed=settings.seed,
         columns=config.data.columns,
     )  # fmt: skip
-    game = load_game(config, checkpoint, settings.planner, settings.reasoner, problems, settings.seed)
+    game: Game | ServedGame
+    if served:
+        game = ServedGame(served, _planner_of_served(config, checkpoint, settings.planner, problems), config)
+    else:
+        game = load_game(config, checkpoint, settings.planner, settings.reasoner, problems, settings.seed)
     if match_tokens:
+        if isinstance(game, ServedGame):
+            raise UserError("--match-tokens", "is not there for a model on a server: give --samples")
         settings = replace(settings, greedy=False, samples=_samples_for(match_tokens, game, problems, config, settings.seed))
     models = [str(p) for p in (checkpoint, settings.planner, settings.reasoner) if p and Path(p).is_dir()]
     wanted = asdict(settings) | {"models": {path: _newest(Path(path)) for path in models}}
+    if served:
+        wanted["served"] = {"url": served.url, "name": served.name, "mode": served.mode}
     records = _begin_or_go_on(folder, json.loads(json.dumps(wanted)), settings.samples, overwrite)
-    names = game.planner.strategies.names if game.planner else ()
-    step = max(1, 2 * config.rollout.batch // settings.samples)  # questions between two writes
+    at_once = served.at_once if served else config.rollout.batch
+    step = max(1, 2 * at_once // settings.samples)  # questions between two writes
+    how: dict[str, Any] = {"seed": settings.seed, "greedy": settings.greedy, "samples": settings.samples}
     for first in range(len(records) // settings.samples, len(problems), step):
-        done, episodes, scores = play_scored(
-            game, problems[first : first + step], config.rewards, seed=settings.seed, greedy=settings.greedy,
-            samples=settings.samples, first=first,
-        )  # fmt: skip
-        done = [{"step": 0} | episode_record(e, s, names) | r for r, e, s in zip(done, episodes, scores, strict=True)]
+        part = problems[first : first + step]
+        if isinstance(game, ServedGame):
+            done, shown = game.play_scored(part, first=first, **how)
+        else:
+            done, episodes, scores = play_scored(game, part, config.rewards, first=first, **how)
+            shown = [episode_record(e, s, game.names) for e, s in zip(episodes, scores, strict=True)]
+        done = [{"step": 0} | text | numbers for text, numbers in zip(shown, done, strict=True)]
         with (folder / "episodes.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record) + "\n" for record in done))
         records += done
-    name = settings.planner or ("trained planner" if game.planner else "no planner")
+    name = settings.planner or ("trained planner" if game.names else "no planner")
     result = summarise(name, records, game)
     summary = result.to_json() | {"run": settings.run, "data": data, "split": settings.split, "seed": settings.seed,
-                                  "greedy": settings.greedy, "engine": config.rollout.engine}  # fmt: skip
+                                  "greedy": settings.greedy,
+                                  "engine": served.url if served else config.rollout.engine}  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return result
 
@@ -125,6 +141,19 @@ def load_game(
         with tempfile.TemporaryDirectory() as folder:
             game.server.check_updates(loaded.model, Path(folder) / "reasoner")
     return game
+
+
+def _planner_of_served(
+    config: Config, checkpoint: Path | None, planner: str, problems: list[Problem]
+) -> AnyPlanner | None:  # fmt: skip
+    """The planner that `load_game` would take, for a reasoner that is out of its reach."""
+    strategies = load_strategies(config.models.strategies)
+    if planner.partition(":")[0] in ("shuffled", "prompted"):
+        raise UserError(f"--planner {planner}", "needs a reasoner in this process: leave --upstream out")
+    if planner:
+        return planner_from(planner, strategies, problems)
+    own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
+    return load_planner(str(own), strategies, seed=0) if own else None
 
 
 def _newest(folder: Path) -> int:

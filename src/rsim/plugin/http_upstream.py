@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from rsim.errors import UserError
 from rsim.plugin.play import Asked, Conversation, Mode, StepEnd, Usage, text_of
 
 _RETRIED = {408, 429, 500, 502, 503, 504}
@@ -64,6 +65,14 @@ class HttpUpstream:
         raise AssertionError("unreachable")
 
 
+def check_address(url: str, mode: str) -> None:
+    """Raises `UserError` if ``url`` (or nothing) is no base URL, or ``mode`` none that an upstream can have."""
+    if mode not in ("", "prefill", "turn"):
+        raise UserError(f"--mode {mode}", "use prefill or turn, or leave it out")
+    if url and not url.startswith(("http://", "https://")):
+        raise UserError(f"--upstream {url}", "give a base URL, e.g. http://127.0.0.1:8080/v1")
+
+
 async def probe(client: httpx.AsyncClient, model: str) -> Mode:
     """Whether the chat endpoint can continue an open assistant turn.
 
@@ -74,13 +83,13 @@ async def probe(client: httpx.AsyncClient, model: str) -> Mode:
         UpstreamError: the upstream refuses an ordinary chat request.
     """
     user = {"role": "user", "content": "count"}
-    alone = await _prompt_tokens(client, {"model": model, "messages": [user]})
+    alone = await prompt_tokens(client, {"model": model, "messages": [user]})
     counts = []
     for text in (_PROBE, f"{_PROBE} {_PROBE}"):
         messages = [user, {"role": "assistant", "content": text}]
         body = {"model": model, "messages": messages, "continue_final_message": True, "add_generation_prompt": False}
         try:
-            counts.append(await _prompt_tokens(client, body))
+            counts.append(await prompt_tokens(client, body))
         except UpstreamError as error:
             if error.status in _RETRIED or error.status == 501:
                 raise
@@ -90,7 +99,8 @@ async def probe(client: httpx.AsyncClient, model: str) -> Mode:
     return "prefill" if around < 2 else "turn"
 
 
-async def _prompt_tokens(client: httpx.AsyncClient, body: dict[str, Any]) -> int:
+async def prompt_tokens(client: httpx.AsyncClient, body: dict[str, Any]) -> int:
+    """How many tokens the upstream counts in a chat request's prompt."""
     try:
         response = await client.post("chat/completions", json=body | {"max_tokens": 1, "temperature": 0})
     except httpx.TransportError as error:
@@ -138,8 +148,10 @@ class _HttpConversation:
         if self.asked.messages is None:
             return {"prompt": (self.asked.prompt or "") + "".join(i + w for i, w in self.steps)}
         if self.upstream.mode == "prefill":
-            said = "".join(i + w for i, w in self.steps)
-            messages = [*self.asked.messages, {"role": "assistant", "content": said}]
+            said, earlier = "".join(i + w for i, w in self.steps), self.asked.messages
+            if self.asked.continues:
+                said, earlier = text_of(earlier[-1].get("content")) + said, earlier[:-1]
+            messages = [*earlier, {"role": "assistant", "content": said}]
             return {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
         return {"messages": self._turns()}
 

@@ -104,7 +104,9 @@ class LocalUpstream:
             return ids
         if not tokenizer.chat_template:
             return self.reasoner.prompt_ids(asked.question)
-        text = tokenizer.apply_chat_template(asked.messages, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            asked.messages, add_generation_prompt=not asked.continues, continue_final_message=asked.continues, tokenize=False
+        )
         return self.reasoner.injected_ids(str(text))
 
     # --- the thread's side ---

@@ -73,7 +73,11 @@ def read_request(
     if not all(isinstance(s, str) and s for s in stops):
         raise BadRequest("stop must be a text or a list of texts", "stop")
     if kind == "chat":
-        contexts = [Asked(model, _messages(body), None)]
+        messages = _messages(body)
+        continues = bool(body.get("continue_final_message"))  # vLLM's field
+        if continues and messages[-1]["role"] != "assistant":
+            raise BadRequest("continue_final_message needs a last message by the assistant", "continue_final_message")
+        contexts = [Asked(model, messages, None, continues=continues)]
     else:
         contexts = [_prompt(model, prompt, decode) for prompt in _prompts(body)]
     asked = [replace(context, sampling=_seeded(sampling, i)) for context in contexts for i in range(count)]

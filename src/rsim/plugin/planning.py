@@ -15,6 +15,7 @@ from rsim.rollout.episode import Decision
 class _Ask:
     slot: int
     question: str | None  # None: goes on with what was observed
+    draw: float  # a uniform number
     answer: asyncio.Future[Decision]
 
 
@@ -64,17 +65,17 @@ class Planning:
         new = [(ask.slot, ask.question) for ask in batch if ask.question is not None]
         if new:
             self.session.start([slot for slot, _ in new], [question for _, question in new])
-        draws = [random.random() for _ in batch]
-        decisions = self.session.decide([ask.slot for ask in batch], draws, self.temperature)
+        decisions = self.session.decide([ask.slot for ask in batch], [ask.draw for ask in batch], self.temperature)
         self.seconds += time.perf_counter() - began
         return decisions
 
-    async def open(self, question: str) -> PlannedAnswer:
-        return PlannedAnswer(self, await self.free.get(), question)
+    async def open(self, question: str, seed: int | None = None) -> PlannedAnswer:
+        """Takes a slot; with a ``seed``, what is drawn for this answer depends on it alone."""
+        return PlannedAnswer(self, await self.free.get(), question, random.Random(seed))
 
-    async def decide(self, slot: int, question: str | None) -> Decision:
+    async def decide(self, slot: int, question: str | None, draw: float) -> Decision:
         answer: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self.asks.append(_Ask(slot, question, answer))
+        self.asks.append(_Ask(slot, question, draw, answer))
         self.wake.set()
         return await answer
 
@@ -96,8 +97,8 @@ class Planning:
 class PlannedAnswer:
     """The planner's side of one answer: one slot, to be closed in the end."""
 
-    def __init__(self, planning: Planning, slot: int, question: str) -> None:
-        self.planning, self.slot = planning, slot
+    def __init__(self, planning: Planning, slot: int, question: str, draws: random.Random) -> None:
+        self.planning, self.slot, self.draws = planning, slot, draws
         self.question: str | None = question
 
     async def decide(self) -> Decision | None:
@@ -109,7 +110,7 @@ class PlannedAnswer:
         elif self.question is None and not self.planning.room(session.length(self.slot)):
             return None
         question, self.question = self.question, None
-        return await self.planning.decide(self.slot, question)
+        return await self.planning.decide(self.slot, question, self.draws.random())
 
     def observe(self, strategy: str, text: str) -> None:
         """Tells the planner what step followed its decision."""

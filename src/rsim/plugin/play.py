@@ -47,13 +47,14 @@ class StepEnd:
 @dataclass(frozen=True)
 class Asked:
     """One answer that is wanted. ``messages`` or ``prompt`` as the client sent them (``prompt_ids`` if it sent token ids);
-    ``sampling`` is passed to the upstream."""
+    ``sampling`` is passed to the upstream; ``continues``: the last message is the assistant's own, to be gone on with."""
 
     model: str
     messages: list[dict[str, Any]] | None
     prompt: str | None
     sampling: dict[str, Any] = field(default_factory=dict)
     prompt_ids: list[int] | None = None
+    continues: bool = False
 
     @property
     def question(self) -> str:
@@ -143,7 +144,7 @@ async def play(
     strategies = planning.strategies
     ending = strategies[strategies.termination]
     usage = Usage() if spent is None else spent
-    planner = await planning.open(asked.question)
+    planner = await planning.open(asked.question, asked.sampling.get("seed"))
     try:
         conversation = await upstream.open(asked)
         try:

@@ -66,6 +66,16 @@ class Game:
         planner = self.planner.parameters if self.planner is not None else 0
         return {"reasoner": self.reasoner.model.num_parameters(), "planner": planner}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The strategies' names, in label order; none without a planner."""
+        return self.planner.strategies.names if self.planner is not None else ()
+
+    @property
+    def planner_share(self) -> float:
+        """The planner's part of the time spent in `play`."""
+        return self.seconds["planner"] / self.seconds["all"] if self.seconds["all"] else 0.0
+
     @torch.no_grad()
     def play(
         self,

@@ -1,0 +1,187 @@
+"""Accuracy of a model behind an OpenAI-compatible server: alone, or planned as the plug-in plans it.
+
+Answers are text, so tokens are the upstream's own counts, and its size (hence ``tflops``) is not known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from rsim.config import Config
+from rsim.data.problem import Problem
+from rsim.errors import UserError
+from rsim.evaluation.evaluate import Record, episode_record, outcome
+from rsim.planner.planner import AnyPlanner
+from rsim.plugin.http_upstream import HttpUpstream, UpstreamError, check_address, probe, prompt_tokens
+from rsim.plugin.planning import Planning
+from rsim.plugin.play import Asked, Finished, Injected, Mode, PlayRules, StepEnd, Usage, play
+from rsim.rewards.rewards import score_all
+from rsim.rollout.episode import Decision, Episode, Step
+from rsim.strategies import TERMINATION
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """``url`` ends in ``/v1``; an empty ``name`` is the first model that is listed there, an empty ``mode`` is probed;
+    ``at_once`` answers are asked for together. The key is ``$RSIM_UPSTREAM_API_KEY``."""
+
+    url: str
+    name: str = ""
+    mode: str = ""
+    at_once: int = 8
+
+    def __post_init__(self) -> None:
+        check_address(self.url, self.mode)
+
+
+class ServedGame:
+    """Plays problems on a server; what `play_scored` is to a `Game`."""
+
+    def __init__(self, served: ServedModel, planner: AnyPlanner | None, config: Config) -> None:
+        self.served, self.planner, self.config = served, planner, config
+        self.names = planner.strategies.names if planner else ()
+        self.parameters = {"reasoner": 0, "planner": planner.parameters if planner else 0}
+        self.mode: Mode | None = None
+        self.model = served.name
+        self.injected: dict[str, int] = {}  # tokens of each strategy's prompt, as the upstream counts them
+        self.seconds = {"planner": 0.0, "all": 0.0}
+
+    @property
+    def planner_share(self) -> float:
+        return self.seconds["planner"] / self.seconds["all"] if self.seconds["all"] else 0.0
+
+    def play_scored(
+        self, problems: list[Problem], *, seed: int, greedy: bool, samples: int, first: int
+    ) -> tuple[list[Record], list[Record]]:  # fmt: skip
+        """The records of problems number ``first``, ``first + 1``, ...: as `evaluate.outcome` and `episode_record` have them.
+
+        Raises:
+            UserError: the upstream cannot be reached or refuses.
+        """
+        began = time.perf_counter()
+        try:
+            episodes, usages = asyncio.run(self._play_all(problems, seed, greedy, samples, first))
+        except UpstreamError as error:
+            raise UserError(
+                f"the upstream at {self.served.url} failed: {error}", "what was answered is kept: ask again to go on"
+            ) from error
+        self.seconds["all"] += time.perf_counter() - began
+        rewards = self.config.rewards
+        scores = score_all(episodes, self.planner.strategies if self.planner else None, rewards)
+        records, shown = [], []
+        for number, (episode, scored, usage) in enumerate(zip(episodes, scores, usages, strict=True)):
+            tokens = {
+                "prompt_tokens": usage.prompt_tokens,
+                "sampled_tokens": usage.completion_tokens,
+                "injected_tokens": sum(self.injected[self.names[s.strategy]] for s in episode.steps if self.planner),
+                "estimated": usage.estimated,
+            }
+            records.append(outcome(episode, scored, first, number, samples, self.names, rewards) | tokens)
+            shown.append(episode_record(episode, scored, self.names) | tokens)
+        return records, shown
+
+    async def _play_all(
+        self, problems: list[Problem], seed: int, greedy: bool, samples: int, first: int
+    ) -> tuple[list[Episode], list[Usage]]:  # fmt: skip
+        key = os.environ.get("RSIM_UPSTREAM_API_KEY", "")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx.Timeout(self.config.rollout.vllm_timeout, connect=10.0)
+        async with httpx.AsyncClient(base_url=self.served.url.rstrip("/") + "/", headers=headers, timeout=timeout) as client:
+            await self._prepare(client)
+            assert self.mode is not None
+            upstream, gate = HttpUpstream(client, self.mode), asyncio.Semaphore(self.served.at_once)
+            planning = Planning(self.planner, self.served.at_once) if self.planner else None
+            worker = asyncio.create_task(planning.run()) if planning else None
+
+            async def one(number: int) -> tuple[Episode, Usage]:
+                group, member = divmod(number, samples)
+                temperature = 0.0 if greedy else self.config.rollout.temperature
+                sampling = {"temperature": temperature, "seed": seed * 1_000_003 + (first + group) * 1009 + member}
+                async with gate:
+                    return await self._play(problems[group], first + group, sampling, upstream, planning)
+
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    played = [tasks.create_task(one(i)) for i in range(len(problems) * samples)]
+            except* UpstreamError as group:
+                raise group.exceptions[0] from None
+            finally:
+                if worker and planning:
+                    worker.cancel()
+                    self.seconds["planner"] += planning.seconds
+        results = [task.result() for task in played]
+        return [episode for episode, _ in results], [usage for _, usage in results]
+
+    async def _prepare(self, client: httpx.AsyncClient) -> None:
+        """The model's name, the mode of injection and the prompts' tokens, found out once."""
+        if self.mode is not None:
+            return
+        self.model = self.model or await _first_model(client)
+        if self.planner is None:
+            self.mode = "turn"
+            return
+        user = {"role": "user", "content": "x"}
+        alone = await prompt_tokens(client, {"model": self.model, "messages": [user]})
+        for strategy in self.planner.strategies.strategies:
+            longer = {"role": "user", "content": f"x\n\n{strategy.prompts[0]}"}
+            self.injected[strategy.name] = await prompt_tokens(client, {"model": self.model, "messages": [longer]}) - alone
+        self.mode = self.served.mode or await probe(client, self.model)  # type: ignore[assignment]
+
+    async def _play(
+        self, problem: Problem, group: int, sampling: dict[str, Any], upstream: HttpUpstream, planning: Planning | None
+    ) -> tuple[Episode, Usage]:  # fmt: skip
+        rules, system = self.config.rollout, self.config.models.system_prompt
+        messages = [{"role": "system", "content": system}] if system else []
+        asked = Asked(self.model, [*messages, {"role": "user", "content": problem.question}], None, sampling)
+        episode = Episode(problem, group, [], 0)
+        if planning is None:
+            return episode, await _alone(episode, upstream, asked, rules.max_tokens)
+        limits = PlayRules(
+            rules.delimiter, rules.max_steps, rules.step_tokens, rules.max_tokens, answer_tokens=rules.answer_tokens
+        )
+        usage = Usage()
+        async with aclosing(play(asked, planning, upstream, limits, rules.max_tokens)) as events:
+            async for event in events:
+                if isinstance(event, Injected):
+                    action = planning.strategies.index(event.strategy)
+                    episode.steps.append(Step(action, 0, 0, 0, forced=event.forced))
+                    episode.forced |= event.forced
+                    if event.probabilities:
+                        episode.decisions.append(Decision(-1, action, 0.0, list(event.probabilities.values())))
+                elif isinstance(event, Finished):
+                    usage, episode.truncated = event.usage, event.reason == "length"
+                else:
+                    episode.steps[-1].text += event.text
+        final = episode.steps[-1].strategy == planning.strategies.index(TERMINATION)
+        episode.terminated = final and not episode.forced and not episode.truncated
+        episode.reasoner_ended = not final
+        return episode, usage
+
+
+async def _alone(episode: Episode, upstream: HttpUpstream, asked: Asked, limit: int) -> Usage:
+    """The model's own answer to the question as one step."""
+    episode.steps.append(Step(-1, 0, 0, 0))
+    usage = Usage()
+    conversation = await upstream.open(asked)
+    async for piece in conversation.step("", limit, None):
+        if isinstance(piece, StepEnd):
+            usage, episode.truncated = piece.usage, piece.reason == "limit"
+        else:
+            episode.steps[-1].text += piece
+    return usage
+
+
+async def _first_model(client: httpx.AsyncClient) -> str:
+    try:
+        listed = (await client.get("models")).raise_for_status().json()["data"]
+        return str(listed[0]["id"])
+    except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
+        problem = {"message": f"its models cannot be listed ({type(error).__name__}): name one with --model"}
+        raise UpstreamError(502, problem) from error
