@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from typer.testing import CliRunner
 
 from rsim.cli.main import app
 from rsim.errors import UserError
@@ -19,7 +20,6 @@ from rsim.plugin.server import create_app
 from rsim.plugin.state import ServeConfig
 from rsim.strategies import load_strategies
 from serving import serving
-from typer.testing import CliRunner
 
 STRATEGIES = load_strategies("lab")
 
