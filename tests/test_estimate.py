@@ -10,6 +10,7 @@ import pytest
 from rsim.cli.main import main
 from rsim.config import load_config
 from rsim.errors import UserError
+from rsim.place import choose_place
 from rsim.training import estimate as module
 from rsim.training.estimate import check_fits, estimate
 from rsim.training.trainer import Trainer
@@ -66,3 +67,21 @@ def test_a_run_that_cannot_fit_is_refused(monkeypatch, capsys):
     assert ended.value.code == 2
     assert json.loads(out)["fits"] is False
     assert "train.micro_tokens" in err
+
+
+def test_device_and_precision_are_chosen_with_a_reason(monkeypatch):
+    """float32 on a CPU and where all weights are trained; bfloat16 on a GPU below adapters."""
+    adapters = ["models.reasoner_lora=4", "models.planner_lora=4"]
+    assert choose_place(load_config("nano")).reason == (
+        "cpu (torch sees no GPU), float32 (other precisions are slow on a CPU)"
+    )
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    whole = choose_place(load_config("nano", adapters[:1]))
+    assert (whole.device, whole.dtype) == ("cuda", "float32")
+    assert "planner" in whole.reason
+    assert "reasoner" not in whole.reason
+    assert choose_place(load_config("nano", adapters)).dtype == "bfloat16"
+    assert choose_place(load_config("nano", [*adapters, "models.dtype=float32"])).dtype == "float32"
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: False)
+    assert choose_place(load_config("nano", adapters)).dtype == "float32"

@@ -57,6 +57,24 @@ def test_recorded_logprobs_are_those_of_one_plain_forward(reasoner, planner):
             assert episode.logprobs[t] == pytest.approx(expected, abs=2e-4)
 
 
+def test_an_answer_may_hold_the_delimiter_where_the_rules_say_so(reasoner, lab_strategies):
+    """``answer_to_end``: the last step, and only that one, goes on over delimiters to the end of the turn."""
+    planner = sequence_planner(lab_strategies, ["decomposition", "termination"])
+    whole = Game(reasoner, planner, replace(RULES, answer_to_end=True, answer_tokens=30, max_tokens=100))
+    cut = Game(reasoner, planner, replace(whole.rules, answer_to_end=False))
+    long, short = (game.play(PROBLEMS, seed=0, group_size=8) for game in (whole, cut))
+
+    def delimited(episode, step):  # before its last token
+        return "\n" in reasoner.tokenizer.decode(episode.token_ids[step.body : step.end - 1])
+
+    assert any(delimited(e, e.steps[-1]) and not e.truncated for e in long)
+    for a, b in zip(long, short, strict=True):
+        assert not any(delimited(a, s) for s in a.steps[:-1])
+        assert not any(delimited(b, s) for s in b.steps)
+        assert a.token_ids[: len(b.token_ids)] == b.token_ids
+        assert a.truncated == (a.steps[-1].strategy == lab_strategies.termination and a.token_ids[-1] not in reasoner.end_ids)
+
+
 def test_masks_spans_and_injected_ids(reasoner, planner, lab_strategies):
     allowed = [[tuple(reasoner.injected_ids(p)) for p in s.prompts] for s in lab_strategies.strategies]
     episodes = Game(reasoner, planner, RULES).play(PROBLEMS, seed=2, group_size=4)

@@ -11,7 +11,7 @@ NINE = {"self-reflection", "decomposition", "deliberation", "validation", "summa
         "continuation", "termination"}  # fmt: skip
 
 
-@pytest.mark.parametrize("source", ["default", "lab"])
+@pytest.mark.parametrize("source", ["default", "code", "lab"])
 def test_the_nine(source):
     strategies = load_strategies(source)
     assert set(strategies.names) == NINE

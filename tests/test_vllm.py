@@ -18,7 +18,7 @@ from rsim.config import load_config
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.lab.tokenizer import build_tokenizer
-from rsim.planner.scripted import random_planner
+from rsim.planner.scripted import random_planner, sequence_planner
 from rsim.rollout import vllm
 from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
@@ -59,6 +59,16 @@ def test_greedy_episodes_equal_the_native_engines(reasoner, planner, standin):
         assert records(served) == records(native)
     planned = Game(reasoner, planner, ON_SERVER).play(PROBLEMS, seed=0, greedy=True)
     assert any(e.forced for e in planned) or any(len(e.steps) > 1 for e in planned)
+
+
+def test_an_answer_to_the_end_of_the_turn_equals_the_native_engines(reasoner, lab_strategies, standin):
+    standin()
+    planner = sequence_planner(lab_strategies, ["decomposition", "termination"])
+    long = replace(RULES, answer_to_end=True, answer_tokens=24, max_tokens=80)
+    here, there = (
+        Game(reasoner, planner, rules).play(PROBLEMS, seed=0, greedy=True) for rules in (long, replace(long, engine="vllm"))
+    )
+    assert records(here) == records(there)
 
 
 def test_samples_depend_on_seed_and_key_alone(reasoner, lab_strategies, standin):

@@ -25,10 +25,10 @@ class ModelsConfig:
     reasoner: str = "nano-s"
     planner: str = "nano-s"  # "none" trains the reasoner alone (plain GRPO)
     planner_head: Literal["random", "names"] = "random"  # of a new planner (`models.new_planner`)
-    strategies: str = "default"  # "default", "lab" or a TOML file
+    strategies: str = "default"  # "default", "code", "lab" or a TOML file
     system_prompt: str = ""  # put before the question by the reasoner's chat template
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: see `rsim.place.choose_place`
     reasoner_lora: int = 0  # rank of its LoRA adapter; 0: all its weights are trained
     planner_lora: int = 0
     shared_base: bool = False  # both agents read one copy of the same frozen weights
@@ -59,6 +59,7 @@ class RolloutConfig:
     max_tokens: int = 1024  # sampled and injected tokens of an episode
     answer_tokens: int = 64  # kept back for a forced termination
     delimiter: str = "\n\n"
+    answer_to_end: bool = False  # the last step goes on over delimiters, to the end of the turn: programs have blank lines
     temperature: float = 1.0
     planner_temperature: float = 1.0
     paraphrase: Literal["random", "first"] = "random"
@@ -181,6 +182,14 @@ class Config:
     @property
     def trains_reasoner(self) -> bool:
         return bool(self.cold_start.episodes) or any(stage.train_reasoner for stage in self.stages)
+
+    @property
+    def trained_whole(self) -> list[str]:
+        """The agents that train all their weights, not an adapter."""
+        models = self.models
+        agents = (("reasoner", self.trains_reasoner, models.reasoner_lora),
+                  ("planner", models.planner != "none", models.planner_lora))  # fmt: skip
+        return [name for name, trained, rank in agents if trained and not rank]
 
 
 def presets() -> list[str]:
@@ -317,9 +326,7 @@ def _validate_adapters(config: Config) -> None:
     for name, rank in (("reasoner_lora", models.reasoner_lora), ("planner_lora", models.planner_lora)):
         if rank < 0:
             raise UserError(f"models.{name} = {rank}", "is a rank: 0 (no adapter) or more")
-    whole = [n for n, trained, rank in (
-        ("reasoner", config.trains_reasoner, models.reasoner_lora), ("planner", models.planner != "none", models.planner_lora)
-    ) if trained and not rank]  # fmt: skip
+    whole = config.trained_whole
     if models.quantised and whole:
         raise UserError("models.quantised", f"4-bit weights cannot be trained: set models.{whole[0]}_lora, e.g. to 16")
     if models.quantised and config.rollout.engine == "vllm":

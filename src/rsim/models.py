@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from rsim import adapters
 from rsim.errors import UserError, first_line
+from rsim.place import pick_device
 from rsim.planner import template
 from rsim.planner.planner import Planner, name_tokens, planner_config
 from rsim.rollout.reasoner import Reasoner
@@ -150,16 +151,6 @@ def new_planner(base: str, strategies: StrategySet, seed: int, head: str = "rand
     with torch.no_grad():
         model.score.weight.copy_(rows)
     return planner
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` means the GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"models.device = {name!r}", "use auto, cpu, cuda or cuda:N") from error
 
 
 def _how(device: str, dtype: str, quantised: bool) -> dict[str, Any]:

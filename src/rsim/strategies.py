@@ -1,7 +1,8 @@
 """The strategy set: names, descriptions, injection prompts and evidence keywords, read from TOML.
 
-The nine packaged strategies live in ``strategies.toml``. A user's file may replace them, or extend them by saying
-``extends = "default"`` (or ``"lab"``) at its top; an entry of the same name then overrides the packaged one.
+The nine packaged strategies live in ``strategies.toml``; ``code`` has the same nine for programs. A user's file may replace
+them, or extend them by saying ``extends = "default"`` (or ``"code"``, ``"lab"``) at its top; an entry of the same name then
+overrides the packaged one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ TERMINATION = "termination"
 
 _PACKAGED = {
     "default": Path(__file__).with_name("strategies.toml"),
+    "code": Path(__file__).with_name("strategies_code.toml"),
     "lab": Path(__file__).parent / "lab" / "strategies.toml",
 }
 _FIELDS = {"name", "description", "prompts", "keywords", "repeat_free"}
@@ -75,7 +77,7 @@ class StrategySet:
 
 
 def load_strategies(source: str = "default") -> StrategySet:
-    """The strategy set of a packaged name (``default``, ``lab``) or of a TOML file.
+    """The strategy set of a packaged name (``default``, ``code``, ``lab``) or of a TOML file.
 
     Raises:
         UserError: the file is missing or malformed, a field is unknown, a name is doubled, fewer than one prompt is
@@ -83,7 +85,7 @@ def load_strategies(source: str = "default") -> StrategySet:
     """
     path = _PACKAGED.get(source, Path(source))
     if not path.is_file():
-        raise UserError(f"strategy file not found: {source}", "give a TOML file, or 'default' or 'lab'")
+        raise UserError(f"strategy file not found: {source}", "give a TOML file, or 'default', 'code' or 'lab'")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -94,7 +96,7 @@ def load_strategies(source: str = "default") -> StrategySet:
     base: tuple[Strategy, ...] = ()
     if "extends" in table:
         if table["extends"] not in _PACKAGED:
-            raise UserError(f"{path}: extends = {table['extends']!r}", "use 'default' or 'lab'")
+            raise UserError(f"{path}: extends = {table['extends']!r}", "use 'default', 'code' or 'lab'")
         base = load_strategies(table["extends"]).strategies
     own = [_parse(path, entry) for entry in table.get("strategy", [])]
     names = [s.name for s in own]

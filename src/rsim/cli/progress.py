@@ -20,15 +20,24 @@ def train_with_progress(config: Config, *, resume: bool, quiet: bool) -> dict[st
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(),
                TextColumn("{task.fields[shown]}"), TextColumn("ETA"), TimeRemainingColumn(compact=True))  # fmt: skip
     trainer = Trainer(config, resume=resume)
+    introduction = [trainer.place.reason]
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(config.name, total=trainer.total_steps, completed=trainer.step, shown="")
 
         def on_metrics(record: dict[str, Any]) -> None:
+            if introduction:
+                console.print(introduction.pop(), highlight=False)
             if "eval/accuracy" in record:
                 console.print(f"step {record['step']:>4}  held-out accuracy {record['eval/accuracy']:.1%} "
                               f"[{record['eval/accuracy_low']:.1%}, {record['eval/accuracy_high']:.1%}]")  # fmt: skip
             elif "accuracy" in record:
                 progress.update(task, completed=record["step"], description=record["stage"], shown=_line(record))
+                if not console.is_terminal:  # a log file gets lines in the place of a bar
+                    console.print(f"step {record['step']:>4}  {record['stage']}  {_line(record)}", highlight=False)
+            elif record.get("stage") == "cold_start":
+                kept, sampled = record["cold_start/kept"], record["cold_start/sampled"]
+                formatted = f"{record['cold_start/format_rate']:.0%} well formatted"
+                console.print(f"cold start: {kept:.0f} of {sampled:.0f} episodes kept, {formatted}", highlight=False)
 
         trainer.on_metrics = on_metrics
 

@@ -17,6 +17,7 @@ from rsim.evaluation.evaluate import Evaluation, episode_record, play_scored, su
 from rsim.evaluation.planners import planner_from
 from rsim.evaluation.upstream import ServedGame, ServedModel
 from rsim.models import load_planner, load_reasoner
+from rsim.place import choose_place
 from rsim.planner.planner import AnyPlanner
 from rsim.rollout.game import Game
 from rsim.strategies import load_strategies
@@ -118,14 +119,14 @@ def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
 def load_game(
     config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem], seed: int = 0
 ) -> Game:
-    models = config.models
+    models, place = config.models, choose_place(config)
     trained = checkpoint / "reasoner" if checkpoint else None  # there is none where only the planner was trained
     source = reasoner or (str(trained) if trained and trained.is_dir() else models.reasoner)
     strategies = load_strategies(models.strategies)
     served = config.rollout.engine == "vllm"
     handed_over = served and (bool(reasoner) or source != models.reasoner)  # else the server has the model that is meant
     loaded = load_reasoner(
-        source, device=models.device, dtype=models.dtype, system_prompt=models.system_prompt,
+        source, device=place.device, dtype=place.dtype, system_prompt=models.system_prompt,
         weights=not served or handed_over, quantised=models.quantised,
     )  # fmt: skip
     own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
@@ -133,9 +134,7 @@ def load_game(
     if planner:
         chosen = planner_from(planner, strategies, problems, reasoner=loaded, rules=config.rollout, trained=own, seed=seed)
     elif own:
-        chosen = load_planner(
-            str(own), strategies, device=models.device, dtype=models.dtype, seed=0, quantised=models.quantised
-        )
+        chosen = load_planner(str(own), strategies, device=place.device, dtype=place.dtype, seed=0, quantised=models.quantised)
     game = Game(loaded, chosen, config.rollout)
     if game.server is not None and handed_over:
         with tempfile.TemporaryDirectory() as folder:

@@ -29,8 +29,11 @@ class Engine(Protocol):
     def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
         """Puts new sequences into free slots. What is sampled there depends on the seed and the sequence's key alone."""
 
-    def submit(self, slot: int, injected: list[int], cap: int) -> None:
-        """Appends ``injected`` to a sequence that rests and lets it sample a step of at most ``cap`` tokens."""
+    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False) -> None:
+        """Appends ``injected`` to a sequence that rests and lets it sample a step of at most ``cap`` tokens.
+
+        ``to_end``: delimiters do not end it.
+        """
 
     def advance(self) -> list[SampledStep]:
         """Works on; returns the steps that ended, which may be none."""

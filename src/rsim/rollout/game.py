@@ -251,9 +251,10 @@ class _Play:
         start = len(episode.token_ids)
         episode.inject(prompt)
         episode.steps.append(Step(strategy, start, start + len(prompt), start + len(prompt), forced=episode.forced))
-        if strategy == self.game.planner.strategies.termination:  # type: ignore[union-attr]
+        final = strategy == self.game.planner.strategies.termination  # type: ignore[union-attr]
+        if final:
             cap = min(self._left(episode), max(rules.answer_tokens, rules.step_tokens))
-        self.engine.submit(slot, closing + prompt, cap)
+        self.engine.submit(slot, closing + prompt, cap, to_end=final and rules.answer_to_end)
 
     def _closing_delimiter(self, episode: Episode) -> list[int]:
         """What was injected behind the last step's sampled tokens: a delimiter, if a cap had cut it."""

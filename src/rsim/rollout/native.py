@@ -28,6 +28,7 @@ class _Sequence:
     uniforms: np.ndarray
     place: int = 0
     cap: int = 0
+    to_end: bool = False
 
 
 class NativeEngine:
@@ -54,11 +55,11 @@ class NativeEngine:
         for slot, ids, key in zip(slots, pending, keys, strict=True):
             self.sequences[slot] = _Sequence(ids, episode_uniforms(self.seed, key, self.max_tokens))
 
-    def submit(self, slot: int, injected: list[int], cap: int) -> None:
+    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False) -> None:
         sequence = self.sequences[slot]
         sequence.pending = sequence.pending + injected
         sequence.place += len(injected)
-        sequence.cap = cap
+        sequence.cap, sequence.to_end = cap, to_end
         self.steps[slot] = ([], [])
 
     @torch.no_grad()
@@ -77,18 +78,18 @@ class NativeEngine:
             values.append(logprob)
             row.pending = [token]
             row.place += 1
-            end = self._end(tokens, row.cap)
+            end = self._end(tokens, row)
             if end is not None:
                 finished.append(SampledStep(slot, tokens, values, end))
                 del self.steps[slot]
         return finished
 
-    def _end(self, tokens: list[int], cap: int) -> End | None:
+    def _end(self, tokens: list[int], sequence: _Sequence) -> End | None:
         if tokens[-1] in self.ends:
             return "end_of_turn"
-        if self.step_ends is not None and self.step_ends.ended(tokens):
+        if self.step_ends is not None and not sequence.to_end and self.step_ends.ended(tokens):
             return "delimiter"
-        return "cap" if len(tokens) >= cap else None
+        return "cap" if len(tokens) >= sequence.cap else None
 
     def release(self, slot: int) -> None:
         del self.sequences[slot]

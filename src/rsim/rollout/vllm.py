@@ -141,9 +141,9 @@ class VllmEngine:
         for slot, prompt, key in zip(slots, prompts, keys, strict=True):
             self.sequences[slot], self.keys[slot] = list(prompt), key
 
-    def submit(self, slot: int, injected: list[int], cap: int) -> None:
+    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False) -> None:
         self.sequences[slot] += injected
-        self.futures[self.threads.submit(self._step, slot, cap)] = slot
+        self.futures[self.threads.submit(self._step, slot, cap, to_end)] = slot
 
     def advance(self) -> list[SampledStep]:
         """Waits for the next steps to end."""
@@ -155,14 +155,15 @@ class VllmEngine:
             self.sequences[step.slot] += step.tokens
         return finished
 
-    def _step(self, slot: int, cap: int) -> SampledStep:
+    def _step(self, slot: int, cap: int, to_end: bool) -> SampledStep:
         ids = self.sequences[slot]
         digest = hashlib.sha256(f"{self.seed}:{self.keys[slot]}:{len(ids)}".encode()).digest()
         seed = int.from_bytes(digest[:8], "big") >> 1  # vLLM takes 63 bits
-        tokens, logprobs, choice = self.server.complete(ids, max_tokens=cap, seed=seed, **self.settings)
+        settings = self.settings | ({"stop": []} if to_end else {})
+        tokens, logprobs, choice = self.server.complete(ids, max_tokens=cap, seed=seed, **settings)
         end: End = "cap"
         if choice["finish_reason"] == "stop":
-            end = "delimiter" if choice["stop_reason"] in self.settings.get("stop", []) else "end_of_turn"
+            end = "delimiter" if choice["stop_reason"] in settings.get("stop", []) else "end_of_turn"
         elif len(tokens) < cap:
             raise UserError(f"the server at {self.server.url} cut a step short: its context is full", "raise --max-model-len")
         return SampledStep(slot, tokens, logprobs, end)

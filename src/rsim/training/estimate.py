@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 
 from rsim.config import Config
 from rsim.errors import UserError
-from rsim.models import load_reasoner, pick_device
+from rsim.models import load_reasoner
 from rsim.packed import heads_of
+from rsim.place import choose_place
 
 _GIB = 2**30
 _RUNTIME = 0.6 * _GIB  # Python, torch and transformers themselves
@@ -50,6 +51,7 @@ class Estimate:
     seconds_per_step: float
     steps: int
     place: str
+    reason: str  # for the device and the precision
 
     @property
     def hours(self) -> float:
@@ -66,7 +68,8 @@ def estimate(config: Config) -> Estimate:
     Raises:
         UserError: a model cannot be found.
     """
-    device = pick_device(config.models.device)
+    chosen = choose_place(config)
+    device = torch.device(chosen.device)
     agents, shapes = {}, {}
     for name, source, rank in (
         ("reasoner", config.models.reasoner, config.models.reasoner_lora),
@@ -83,7 +86,7 @@ def estimate(config: Config) -> Estimate:
     stages = sum(stage.steps for stage in config.stages)
     steps = min(stages, config.train.steps) if config.train.steps else stages
     place, available = _available(device)
-    return Estimate(agents, _MARGIN * (_RUNTIME + lasting + passing), available, seconds, steps, place)
+    return Estimate(agents, _MARGIN * (_RUNTIME + lasting + passing), available, seconds, steps, place, chosen.reason)
 
 
 def check_fits(found: Estimate) -> None:
@@ -97,7 +100,7 @@ def check_fits(found: Estimate) -> None:
 
 
 def _width(config: Config) -> int:
-    return {"float32": 4, "bfloat16": 2}[config.models.dtype]
+    return {"float32": 4, "bfloat16": 2}[choose_place(config).dtype]
 
 
 def _needs(config: Config, name: str, model: PreTrainedModel, rank: int) -> AgentNeeds:
@@ -130,7 +133,7 @@ def _seconds(config: Config, models: dict[str, PreTrainedModel], device: torch.d
     """Of a step's matrix products: rollout and training of each agent."""
     train, rollout = config.train, config.rollout
     episodes = train.questions * train.group
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.models.dtype]
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[choose_place(config).dtype]
     seconds = 0.0
     for name, model in models.items():
         text = model.config.get_text_config()
@@ -170,7 +173,7 @@ def _available(device: torch.device) -> tuple[str, float]:
 
 def describe(found: Estimate) -> list[str]:
     """The estimate for people, line by line."""
-    lines = []
+    lines = [found.reason]
     for name, a in found.agents.items():
         share = "all trained" if a.trained == a.parameters else f"{a.trained / 1e6:,.2f} M trained" if a.trained else "frozen"
         lines.append(f"{name}: {a.parameters / 1e6:,.1f} M parameters, {share}; weights {a.weights / _GIB:.2f} GiB, gradients "

@@ -18,6 +18,7 @@ from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, episode_record, evaluate
 from rsim.models import load_planner, load_reasoner
+from rsim.place import choose_place
 from rsim.planner.planner import Planner
 from rsim.rewards.rewards import Score, load_custom, score_all
 from rsim.rollout.episode import FLAGS, Episode
@@ -48,7 +49,8 @@ class Trainer:
         self.folder = RunFolder.open(config, resume=resume)
         checkpoint = self.folder.latest() if resume else None
         models = config.models
-        place: dict[str, Any] = {"device": models.device, "dtype": models.dtype, "quantised": models.quantised}
+        self.place = choose_place(config)
+        place: dict[str, Any] = {"device": self.place.device, "dtype": self.place.dtype, "quantised": models.quantised}
         saved = checkpoint / "reasoner" if checkpoint else None
         source = str(saved) if saved and saved.is_dir() else models.reasoner
         # A reasoner that never changes needs no optimiser and, with vLLM, no weights here.
@@ -264,7 +266,7 @@ class Trainer:
     def _load_reference(self) -> None:
         """What the KL term holds the reasoner to; read back from where it was saved, so that a resumed run has the same."""
         models = self.config.models
-        place: dict[str, Any] = {"device": models.device, "dtype": models.dtype, "quantised": models.quantised}
+        place: dict[str, Any] = {"device": self.place.device, "dtype": self.place.dtype, "quantised": models.quantised}
         reference = load_reasoner(str(self.folder.path / "reference"), **place)
         self.agents["reasoner"].set_reference(reference.model)
 
