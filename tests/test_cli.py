@@ -257,7 +257,8 @@ def test_damaged_records_are_named(capsys, base_folder):
     assert "line 4 is damaged" in err
 
 
-def test_ctrl_c_in_mid_run_is_130_and_the_run_goes_on_where_it_was(base_folder, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_in_mid_run_saves_and_the_run_goes_on_where_it_was(base_folder, tmp_path, sent, code):
     """A real signal to a real process."""
     args = [
         sys.executable,
@@ -272,11 +273,12 @@ def test_ctrl_c_in_mid_run_is_130_and_the_run_goes_on_where_it_was(base_folder, 
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("stage1") >= 2):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "rsim: stopped; a training run goes on with --resume"
+    last = {130: "rsim: stopped; a training run goes on with --resume", 0: "terminated: finishing this step, then saving"}
+    assert last[code] in err
     done = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert (tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "state.pt").is_file()
     settings = Path("r/config.toml").read_text().replace("steps = 500", f"steps = {done + 2}")

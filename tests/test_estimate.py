@@ -72,9 +72,7 @@ def test_a_run_that_cannot_fit_is_refused(monkeypatch, capsys):
 def test_device_and_precision_are_chosen_with_a_reason(monkeypatch):
     """float32 on a CPU and where all weights are trained; bfloat16 on a GPU below adapters."""
     adapters = ["models.reasoner_lora=4", "models.planner_lora=4"]
-    assert choose_place(load_config("nano")).reason == (
-        "cpu (torch sees no GPU), float32 (other precisions are slow on a CPU)"
-    )
+    assert choose_place(load_config("nano")).reason == ("cpu (torch sees no GPU), float32 (other precisions are slow on a CPU)")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     whole = choose_place(load_config("nano", adapters[:1]))

@@ -18,7 +18,6 @@ from rsim.report.report import build_report
 from rsim.rewards.rewards import Score
 from rsim.rollout.episode import Episode
 from rsim.training.cold_start import cold_start
-from rsim.training.run_folder import RunFolder
 from rsim.training.trainer import Trainer, questions_of_step
 from tiny import metrics_of
 
@@ -146,19 +145,6 @@ def test_a_start_that_failed_leaves_the_folder_free(small):
     config = small("run", "train.steps=1")
     rsim.train(config)
     assert [r["step"] for r in metrics_of(config)] == [0, 1, 1]
-
-
-def test_a_checkpoint_appears_whole_or_not_at_all(small):
-    folder = RunFolder.open(small("run"), resume=False)
-    folder.begin(None)
-
-    def fail(path):
-        path.mkdir()
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        folder.save("step-000001", {"reasoner": fail}, {"step": 1})
-    assert folder.latest() is None
 
 
 def test_train_steps_and_token_budget_bound_the_run(small):

@@ -152,6 +152,8 @@ class TrainConfig:
     compile: bool = False  # torch.compile each layer's norms and MLP; minutes at the start
     eval_every: int = 10
     save_every: int = 10
+    keep_checkpoints: int = 2  # the newest ones to resume from, beside the best and the final one
+    save_in_background: bool = False  # checkpoints are written while training goes on; takes a copy of weights and optimisers
     samples_every: int = 5
     trackers: tuple[str, ...] = ("tensorboard",)
 
@@ -288,7 +290,8 @@ def validate(config: Config) -> None:
         "train.questions": (train.questions, 1), "train.group": (train.group, 2), "train.steps": (train.steps, 0),
         "train.num_iterations": (train.num_iterations, 1), "train.minibatches": (train.minibatches, 1),
         "train.micro_tokens": (train.micro_tokens, 1), "train.eval_every": (train.eval_every, 0),
-        "train.save_every": (train.save_every, 1), "data.eval_size": (config.data.eval_size, 1),
+        "train.save_every": (train.save_every, 1), "train.keep_checkpoints": (train.keep_checkpoints, 1),
+        "data.eval_size": (config.data.eval_size, 1),
         "rollout.max_steps": (rollout.max_steps, 1), "rollout.step_tokens": (rollout.step_tokens, 1),
         "rollout.answer_tokens": (rollout.answer_tokens, 1), "rollout.batch": (rollout.batch, 1),
     }  # fmt: skip

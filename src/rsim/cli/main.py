@@ -33,6 +33,10 @@ def train(
     reward: Rewards = None,
     data_dir: DataDir = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run's folder.")] = False,
+    resume_from: Annotated[
+        str, typer.Option(metavar="CHECKPOINT", help="Go on from this one of the run's, e.g. step-000010.")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Resume although the config has changed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate memory and time; exit 2 if it cannot fit.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +51,7 @@ def train(
         return
     from rsim.cli.progress import train_with_progress
 
-    result = train_with_progress(config, resume=resume, quiet=as_json)
+    result = train_with_progress(config, resume=resume, resume_from=resume_from, force=force, quiet=as_json)
     if as_json:
         print(json.dumps(result))
     else:

@@ -13,13 +13,18 @@ from rsim.models import quiet_models
 from rsim.training.trainer import Trainer
 
 
-def train_with_progress(config: Config, *, resume: bool, quiet: bool) -> dict[str, Any]:
-    """Runs `Trainer` under a bar. The first Ctrl-C lets the step end and saves; the second stops at once."""
+def train_with_progress(
+    config: Config, *, resume: bool, resume_from: str = "", force: bool = False, quiet: bool
+) -> dict[str, Any]:  # fmt: skip
+    """Runs `Trainer` under a bar. The first Ctrl-C or SIGTERM lets the step end and saves; a second Ctrl-C stops at once.
+
+    After a SIGTERM, which schedulers send to machines that they take back, the process ends with exit code 0.
+    """
     quiet_models()
     console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(),
                TextColumn("{task.fields[shown]}"), TextColumn("ETA"), TimeRemainingColumn(compact=True))  # fmt: skip
-    trainer = Trainer(config, resume=resume)
+    trainer = Trainer(config, resume=resume, resume_from=resume_from, force=force)
     introduction = [trainer.place.reason]
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(config.name, total=trainer.total_steps, completed=trainer.step, shown="")
@@ -47,11 +52,24 @@ def train_with_progress(config: Config, *, resume: bool, quiet: bool) -> dict[st
             trainer.stop_requested = True
             console.print("finishing this step, then saving; press Ctrl-C again to stop at once")
 
-        previous = signal.signal(signal.SIGINT, on_interrupt)
+        terminated = []
+
+        def on_terminate(*_: object) -> None:
+            terminated.append(True)
+            trainer.stop_requested = True
+            console.print("terminated: finishing this step, then saving")
+
+        previous = {number: signal.signal(number, handler)
+                    for number, handler in ((signal.SIGINT, on_interrupt), (signal.SIGTERM, on_terminate))}  # fmt: skip
         try:
             return trainer.run()
+        except KeyboardInterrupt:
+            if terminated:
+                raise SystemExit(0) from None
+            raise
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def _line(record: dict[str, Any]) -> str:

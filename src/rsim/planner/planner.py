@@ -94,8 +94,9 @@ class Planner:
         check_labels(model.config, strategies, str(source))
         return cls(model, tokenizer, strategies)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        self.model.save_pretrained(folder)
+    def save_pretrained(self, folder: str | Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes a folder that `from_pretrained` reads; ``weights``: in the place of the model's own."""
+        self.model.save_pretrained(folder, state_dict=weights)
         if adapters.base_of(folder) is not None:
             config = self.model.config.to_dict()
             config.pop("quantization_config", None)  # how the base was read, not what it is

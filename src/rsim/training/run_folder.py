@@ -7,31 +7,31 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rsim.config import Config, load_config, to_toml
+from rsim.config import Config, load_config, to_table, to_toml
 from rsim.errors import UserError
+from rsim.training.checkpoints import Checkpoints
 
 _VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-_KEEP = 2  # newest checkpoints that are kept, beside the best and the final one
 
 
 class RunFolder:
-    """Everything that a run writes; checkpoints appear whole or not at all."""
+    """Everything that a run writes."""
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path, self.config = path, config
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
 
     @classmethod
-    def open(cls, config: Config, *, resume: bool) -> RunFolder:
+    def open(cls, config: Config, *, resume: bool, force: bool = False) -> RunFolder:
         """The folder to start in or to go on with; nothing is written yet.
+
+        Args:
+            force: go on also with a config that has changed.
 
         Raises:
             UserError: the folder has a run already and ``resume`` is off; or ``resume`` is on and there is no run there,
@@ -39,21 +39,24 @@ class RunFolder:
         """
         folder = cls(config.folder, config)
         known = folder.path / "config.toml"
-        if folder.latest() and not resume:
+        if folder.checkpoints.latest() and not resume:
             raise UserError(f"{folder.path} already holds a run", "pass --resume to go on, or --set out=another/folder")
         if resume and not known.is_file():
             raise UserError(f"--resume: no run in {folder.path}", "start it without --resume")
-        if resume and load_config(str(known)) != config:
-            raise UserError(f"--resume: the config differs from {known}", "resume with the same settings")
-        if resume and not folder.latest():
+        if resume and not folder.checkpoints.latest():
             raise UserError(f"--resume: the run in {folder.path} has no checkpoint yet", "start it again without --resume")
+        if resume and not force and (changed := differences(load_config(str(known)), config)):
+            raise UserError(
+                f"--resume: the config differs from {known}: {'; '.join(changed)}",
+                "resume with the same settings, or pass --force to go on with the new ones",
+            )
         return folder
 
     def begin(self, step: int | None) -> None:
         """Makes the folder ready to go on after ``step``, or afresh (None); a start that never got to its first
         checkpoint leaves nothing behind."""
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}", error.strerror or str(error)) from error
         if step is None:
@@ -66,7 +69,7 @@ class RunFolder:
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
             (self.path / "run.json").write_text(json.dumps(provenance, indent=2) + "\n")
-            (self.path / "config.toml").write_text(to_toml(self.config))
+        (self.path / "config.toml").write_text(to_toml(self.config))
         self._forget_after(-1 if step is None else step)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
@@ -78,27 +81,11 @@ class RunFolder:
         for name in ("metrics.jsonl", "episodes.jsonl"):
             path = self.path / name
             if path.is_file():
-                lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-                path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-    def latest(self) -> Path | None:
-        found = sorted(self.checkpoints.glob("step-*/state.pt"))
-        return found[-1].parent if found else None
-
-    def save(self, name: str, models: dict[str, Any], state: dict[str, Any] | None) -> Path:
-        """Writes ``{name}/{agent}`` for every model in Hugging Face layout, and ``state.pt`` last."""
-        target, draft = self.checkpoints / name, self.checkpoints / f".{name}.draft"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        for agent, save in models.items():
-            save(draft / agent)
-        if state is not None:
-            torch.save(state, draft / "state.pt")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(draft, target)
-        for old in sorted(self.checkpoints.glob("step-*"))[:-_KEEP]:
-            shutil.rmtree(old)
-        return target
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
+                kept = path.with_name(f".{name}.draft")
+                kept.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+                os.replace(kept, path)
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -109,6 +96,23 @@ def records(run: Path) -> list[dict[str, Any]]:
 def sampled_tokens(run: Path) -> int:
     """Reasoner tokens that a run sampled in training, cold start included."""
     return int([r["sampled_tokens"] for r in records(run) if "sampled_tokens" in r][-1])
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The keys in which two configs differ, each as ``key: old -> new``."""
+    before, after = (_flat(to_table(config)) for config in (old, new))
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
+
+
+def _flat(table: dict[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{where}{key}.")
+        else:
+            flat[where + key] = value
+    return flat
 
 
 def git_commit() -> str:
@@ -123,14 +127,15 @@ def git_commit() -> str:
 class Trackers:
     """Scalars to the trackers that the config names, beside ``metrics.jsonl``."""
 
-    def __init__(self, names: tuple[str, ...], folder: Path, config: Config) -> None:
+    def __init__(self, names: tuple[str, ...], folder: Path, config: Config, step: int = 0) -> None:
+        """``step``: what was logged after it is to be logged again."""
         self.writer: Any = None
         self.loggers: list[Any] = []
         for name in names:
             if name == "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.writer = SummaryWriter(str(folder / "tensorboard"))
+                self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
             elif name in ("wandb", "trackio"):
                 try:
                     tracker = importlib.import_module(name)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from rsim.adapters import share_frozen
 from rsim.config import Config, StageConfig
@@ -26,18 +29,30 @@ from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import load_strategies
 from rsim.training.agent import Agent
+from rsim.training.checkpoints import Save, verify
 from rsim.training.cold_start import cold_start
 from rsim.training.run_folder import RunFolder, Trackers
 from rsim.training.update import Update
 
 OnMetrics = Callable[[dict[str, Any]], None]
+Weights = dict[str, torch.Tensor]
 
 
 class Trainer:
     """Two policies, their optimisers and the place in the schedule. All sampling depends on ``(seed, step)`` alone, so a
     resumed run replays nothing and skips nothing."""
 
-    def __init__(self, config: Config, *, resume: bool = False, on_metrics: OnMetrics | None = None) -> None:
+    def __init__(
+        self, config: Config, *, resume: bool = False, resume_from: str = "", force: bool = False,
+        on_metrics: OnMetrics | None = None,
+    ) -> None:  # fmt: skip
+        """``resume`` goes on from the newest checkpoint, ``resume_from`` from the one of that name; ``force`` also with a
+        config that has changed.
+
+        Raises:
+            UserError: of models, data and run folders; a checkpoint that is damaged.
+        """
+        resume = resume or bool(resume_from)
         self.config = config
         self.on_metrics = on_metrics or (lambda record: None)
         self.custom = load_custom(config.rewards.custom)
@@ -46,8 +61,13 @@ class Trainer:
         strategies = load_strategies(config.models.strategies)
         if len(self.train_set) < config.train.questions:
             raise UserError(f"train.questions = {config.train.questions}", f"the data has {len(self.train_set)} questions")
-        self.folder = RunFolder.open(config, resume=resume)
-        checkpoint = self.folder.latest() if resume else None
+        self.folder = RunFolder.open(config, resume=resume, force=force)
+        self.checkpoints = self.folder.checkpoints
+        checkpoint = None
+        if resume:
+            checkpoint = self.checkpoints.named(resume_from) if resume_from else self.checkpoints.latest()
+            assert checkpoint is not None
+            verify(checkpoint)
         models = config.models
         self.place = choose_place(config)
         place: dict[str, Any] = {"device": self.place.device, "dtype": self.place.dtype, "quantised": models.quantised}
@@ -77,7 +97,7 @@ class Trainer:
         self.folder.begin(self.step if checkpoint else None)
         if self.game.server is not None and self.reasoner_changes:
             self.game.server.check_updates(self.reasoner.model, self._handover)
-        self.trackers = Trackers(config.train.trackers, self.folder.path, config)
+        self.trackers = Trackers(config.train.trackers, self.folder.path, config, self.step)
 
     # --- setting up ---
 
@@ -141,9 +161,10 @@ class Trainer:
             if last or self.stop_requested or self.step % self.config.train.save_every == 0:
                 self.save(f"step-{self.step:06d}")
         self.trackers.close()
+        self.checkpoints.finish()
         if self.stop_requested:
             raise KeyboardInterrupt
-        self.folder.save("final", self._savers(), None)
+        self.checkpoints.save("final", self._savers(), None)
         return result
 
     def _budget_spent(self) -> bool:
@@ -159,7 +180,7 @@ class Trainer:
         self.cold_started = True
         self._sync()
         if self.config.objective.beta > 0 and "reasoner" in self.agents:
-            self._savers()["reasoner"](self.folder.path / "reference")
+            self._save_reasoner(self.folder.path / "reference")
             self._load_reference()
         if self.config.train.eval_every:
             self.evaluate()
@@ -219,7 +240,7 @@ class Trainer:
                    "eval/tokens": result.tokens_per_question})  # fmt: skip
         if result.accuracy > self.best:
             self.best = result.accuracy
-            self.folder.save("best", self._savers(), None)
+            self.checkpoints.save("best", self._savers(), None, wait=not self.config.train.save_in_background)
         return result
 
     def _log(self, record: dict[str, Any]) -> None:
@@ -237,22 +258,31 @@ class Trainer:
 
     # --- checkpoints ---
 
-    def _savers(self) -> dict[str, Callable[[Path], None]]:
-        def save_reasoner(path: Path) -> None:
-            self.reasoner.model.save_pretrained(path)
-            self.reasoner.tokenizer.save_pretrained(path)
+    def _save_reasoner(self, path: Path, weights: Weights | None = None) -> None:
+        self.reasoner.model.save_pretrained(path, state_dict=weights)
+        self.reasoner.tokenizer.save_pretrained(path)
 
-        savers = {"reasoner": save_reasoner} if self.reasoner_here else {}
-        return savers | ({"planner": self.planner.save_pretrained} if self.planner else {})
+    def _savers(self) -> dict[str, Save]:
+        """What writes each model into a folder: as it will be then or, for a checkpoint in the background, as it is now."""
+        copied = self.config.train.save_in_background
+        savers: dict[str, Save] = {}
+        if self.reasoner_here:
+            savers["reasoner"] = partial(self._save_reasoner, weights=copy_of(self.reasoner.model) if copied else None)
+        if self.planner:
+            weights = copy_of(self.planner.model) if copied else None
+            savers["planner"] = partial(self.planner.save_pretrained, weights=weights)
+        return savers
 
     def save(self, name: str) -> Path:
+        background = self.config.train.save_in_background
+        states = {key: agent.state() for key, agent in self.agents.items()}
         state = {
             "step": self.step,
             "sampled_tokens": self.sampled_tokens,
             "best": self.best,
-            "agents": {key: agent.state() for key, agent in self.agents.items()},
+            "agents": copy.deepcopy(states) if background else states,
         }
-        return self.folder.save(name, self._savers(), state)
+        return self.checkpoints.save(name, self._savers(), state, wait=not background)
 
     def _restore(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint / "state.pt", weights_only=True)
@@ -269,6 +299,15 @@ class Trainer:
         place: dict[str, Any] = {"device": self.place.device, "dtype": self.place.dtype, "quantised": models.quantised}
         reference = load_reasoner(str(self.folder.path / "reference"), **place)
         self.agents["reasoner"].set_reference(reference.model)
+
+
+def copy_of(model: PreTrainedModel) -> Weights:
+    """The weights of ``model`` as they are now, in memory of their own; tied ones stay tied."""
+    copies: dict[int, torch.Tensor] = {}
+    return {
+        name: copies.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", copy=True))
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def train(config: Config, *, resume: bool = False, on_metrics: OnMetrics | None = None) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""Checkpoints on disk: whole or not there, checked before they are trusted, old ones removed.
+
+A checkpoint is written into a draft folder, its manifest (size and SHA-256 of every file) last; everything is flushed to the
+disk before the draft takes its name. So what bears a checkpoint's name and holds a manifest was complete once, and the manifest
+tells whether it still is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from rsim.errors import UserError, first_line
+
+MANIFEST = "manifest.json"
+Save = Callable[[Path], None]
+
+
+class Checkpoints:
+    """The folder ``path``: ``step-000010`` and the like to resume from (the ``keep`` newest), ``best`` and ``final``."""
+
+    def __init__(self, path: Path, keep: int = 2) -> None:
+        self.path, self.keep = path, keep
+        self.writer: threading.Thread | None = None
+        self.failure: BaseException | None = None
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint to resume from, damaged or not."""
+        found = sorted(self.path.glob("step-*"))
+        return found[-1] if found else None
+
+    def named(self, name: str) -> Path:
+        """A checkpoint to resume from, by its name.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        found = sorted(p.name for p in self.path.glob("step-*"))
+        if name not in found:
+            raise UserError(f"no checkpoint {name!r} in {self.path}", f"there are {', '.join(found) or 'none'}")
+        return self.path / name
+
+    def save(self, name: str, models: dict[str, Save], state: dict[str, Any] | None, *, wait: bool = True) -> Path:
+        """Writes ``{name}/{agent}`` for every model, ``state.pt`` and the manifest.
+
+        Args:
+            wait: False: it is written while training goes on. ``models`` and ``state`` must then not change with it.
+
+        Raises:
+            UserError: the disk is full or not writable; earlier checkpoints are as they were. With ``wait`` False, it is the
+                next call (or `finish`) that raises it.
+        """
+        self.finish()
+        target = self.path / name
+        if wait:
+            self._write(target, models, state)
+            return target
+
+        def work() -> None:
+            try:
+                self._write(target, models, state)
+            except BaseException as error:  # raised again by `finish`, in the thread that trains
+                self.failure = error
+
+        self.writer = threading.Thread(target=work, name="rsim-checkpoint")
+        self.writer.start()
+        return target
+
+    def finish(self) -> None:
+        """Waits for a checkpoint that is being written."""
+        if self.writer is not None:
+            self.writer.join()
+            self.writer = None
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+    def _write(self, target: Path, models: dict[str, Save], state: dict[str, Any] | None) -> None:
+        draft = target.with_name(f".{target.name}.draft")
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            for agent, save in models.items():
+                save(draft / agent)
+            if state is not None:
+                torch.save(state, draft / "state.pt")
+            _write_manifest(draft)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk in their own ways
+            shutil.rmtree(draft, ignore_errors=True)
+            raise UserError(
+                f"cannot write the checkpoint {target}: {first_line(error)}",
+                "make room, then go on with --resume from the one before",
+            ) from error
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(draft, target)
+        _flush(self.path)
+        for old in sorted(self.path.glob("step-*"))[: -self.keep]:
+            shutil.rmtree(old)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        _flush(path)
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
+    _flush(folder / MANIFEST)
+    _flush(folder)
+
+
+def verify(checkpoint: Path) -> None:
+    """Holds every file against the manifest.
+
+    Raises:
+        UserError: a file is missing, cut short or changed, or there is no manifest.
+    """
+    manifest = checkpoint / MANIFEST
+    if not manifest.is_file():
+        raise _damaged(checkpoint, "it has no manifest")
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(checkpoint, "its manifest cannot be read") from error
+    for name, known in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise _damaged(checkpoint, f"{name} is missing")
+        if path.stat().st_size != known["bytes"]:
+            raise _damaged(checkpoint, f"{name} has {path.stat().st_size} bytes in place of {known['bytes']}")
+        if _digest(path) != known["sha256"]:
+            raise _damaged(checkpoint, f"{name} differs from its checksum")
+
+
+def _damaged(checkpoint: Path, why: str) -> UserError:
+    others = sorted(p.name for p in checkpoint.parent.glob("step-*") if p.name < checkpoint.name)
+    remedy = f"go on from the one before with --resume-from {others[-1]}" if others else "there is none before it: start again"
+    return UserError(f"checkpoint {checkpoint} is damaged: {why}", remedy)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Has a file or a folder's names written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,190 @@
+"""Checkpoints: whole or not there, checked before they are trusted, and the runs that go on from them."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import rsim
+from rsim.cli.main import main
+from rsim.errors import UserError
+from rsim.training.checkpoints import MANIFEST, Checkpoints, verify
+from rsim.training.trainer import Trainer
+from tiny import metrics_of
+
+
+def write(text: str):
+    def save(path: Path) -> None:
+        path.mkdir()
+        (path / "model.safetensors").write_text(text)
+
+    return save
+
+
+@pytest.fixture
+def folder(tmp_path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+def stopped_after(config, steps: int) -> None:
+    """Trains ``steps`` steps, saves and stops."""
+    trainer = Trainer(config)
+
+    def stop(record):
+        trainer.stop_requested = (record["step"] == steps and "reward/accuracy" in record) or trainer.stop_requested
+
+    trainer.on_metrics = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+
+
+def truncate(checkpoint: Path) -> None:
+    file = checkpoint / "reasoner" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    file = checkpoint / "state.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def lose_a_file(checkpoint: Path) -> None:
+    (checkpoint / "planner" / "config.json").unlink()
+
+
+def lose_the_manifest(checkpoint: Path) -> None:
+    (checkpoint / MANIFEST).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(truncate, "bytes in place of"), (flip_a_bit, "state.pt differs from its checksum"),
+     (lose_a_file, "planner/config.json is missing"), (lose_the_manifest, "no manifest")],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_used_when_asked(small, damage, said, capsys):
+    whole, parts = small("whole"), small("parts")
+    rsim.train(whole)
+    stopped_after(parts, 2)
+    damage(parts.folder / "checkpoints" / "step-000002")
+    with pytest.raises(UserError, match=said) as refusal:
+        Trainer(parts, resume=True)
+    assert "step-000002 is damaged" in str(refusal.value)
+    assert refusal.value.remedy.endswith("--resume-from step-000001")
+    before = metrics_of(parts)
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(parts.folder / "config.toml"), "--resume", "--json"])
+    assert "step-000002 is damaged" in capsys.readouterr().err
+    assert metrics_of(parts) == before, "a refusal changes nothing"
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", str(parts.folder / "config.toml"), "--resume-from", "step-000001", "--json"])
+    assert metrics_of(parts) == metrics_of(whole)
+
+
+def test_an_unknown_checkpoint_is_named(small):
+    stopped_after(small("run"), 1)
+    with pytest.raises(UserError, match=r"no checkpoint 'step-000007'.*step-000000, step-000001"):
+        Trainer(small("run"), resume_from="step-000007")
+
+
+def test_a_changed_config_is_refused_key_by_key_unless_forced(small):
+    config = small("run")
+    stopped_after(config, 1)
+    changed = replace(config, train=replace(config.train, planner_lr=0.5), seed=3)
+    with pytest.raises(UserError, match=r"seed: 0 -> 3; train.planner_lr: 0.001 -> 0.5") as refusal:
+        Trainer(changed, resume=True)
+    assert "--force" in refusal.value.remedy
+    assert Trainer(changed, resume=True, force=True).step == 1
+    assert "planner_lr = 0.5" in (config.folder / "config.toml").read_text()
+
+
+def test_the_newest_are_kept(folder):
+    for step in range(5):
+        folder.save(f"step-{step:06d}", {"planner": write("x")}, {"step": step})
+        folder.save("best", {"planner": write("x")}, None)
+    assert sorted(p.name for p in folder.path.iterdir()) == ["best", "step-000003", "step-000004"]
+    verify(folder.path / "best")
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(folder):
+    """A limit on the size of files stands for the disk: writing beyond it fails with an error, as on a full one."""
+    folder.save("step-000001", {"planner": write("x")}, {"step": 1})
+    large = {"step": 2, "weights": torch.zeros(1 << 20)}
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        for model, state in (("x", large), ("x" * (2 << 20), {"step": 2})):
+            with pytest.raises(UserError, match=r"cannot write the checkpoint .*step-000002"):
+                folder.save("step-000002", {"planner": write(model)}, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [p.name for p in folder.path.iterdir()] == ["step-000001"], "nothing half-written is left"
+    verify(folder.path / "step-000001")
+
+
+def test_a_failure_in_the_background_is_raised_by_the_next_call(folder):
+    def fail(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder.save("step-000001", {"planner": fail}, {"step": 1}, wait=False)
+    with pytest.raises(UserError, match="No space left"):
+        folder.save("step-000002", {"planner": write("x")}, {"step": 2})
+    folder.finish()
+    assert folder.latest() is None
+
+
+@pytest.mark.parametrize("extra", [[], ["models.reasoner_lora=2", "models.planner_lora=2", "models.shared_base=true"]])
+def test_checkpoints_written_in_the_background_are_the_same(small, extra):
+    """Also when training has changed the weights before they are written."""
+    plain, background = small("plain", *extra), small("background", *extra, "train.save_in_background=true")
+    rsim.train(plain)
+    slow = Trainer(background)
+    write_now, waiting = slow.checkpoints._write, []
+    slow.checkpoints._write = lambda *what: waiting.append(what)  # type: ignore[method-assign]
+    slow.run()
+    assert len(waiting) > 4
+    for target, models, state in waiting:
+        write_now(target, models, state)
+    assert metrics_of(plain) == metrics_of(background)
+    for name in ("best", "step-000003", "step-000004", "final"):
+        here, there = (c.folder / "checkpoints" / name for c in (plain, background))
+        verify(there)
+        known, found = (json.loads((f / MANIFEST).read_text()) for f in (here, there))
+        assert {k: v for k, v in known.items() if k.endswith("tensors")} == {
+            k: v for k, v in found.items() if k.endswith("tensors")
+        }
+        assert known.keys() == found.keys()
+        if name.startswith("step"):
+            a, b = (torch.load(f / "state.pt") for f in (here, there))
+            assert str(a) == str(b)
+
+
+def test_a_line_that_was_cut_off_is_dropped(small):
+    whole, torn = small("whole"), small("torn")
+    rsim.train(whole)
+    stopped_after(torn, 2)
+    with (torn.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "stage": "sta')
+    rsim.train(torn, resume=True)
+    assert metrics_of(torn) == metrics_of(whole)
+
+
+def test_drafts_of_a_killed_save_do_no_harm(small):
+    whole, killed = small("whole"), small("killed")
+    rsim.train(whole)
+    stopped_after(killed, 2)
+    draft = killed.folder / "checkpoints" / ".step-000003.draft"
+    shutil.copytree(killed.folder / "checkpoints" / "step-000002", draft)
+    rsim.train(killed, resume=True)
+    assert metrics_of(killed) == metrics_of(whole)
+    assert not draft.exists()
