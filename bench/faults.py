@@ -2,9 +2,9 @@
 
     python -m bench.faults [--kills 30] [--steps 12] [--seed 0] [--record]
 
-The run (nano-s, 12 steps, a checkpoint after each) is started, killed with SIGKILL after a random time, resumed, killed again, and
-so on until it ends; then another is begun, until enough kills have hit. Kills that came before the first checkpoint start afresh,
-as rsim tells its user to.
+The run (nano-s, 12 steps, a checkpoint after each) is started, killed with SIGKILL after a random time, resumed, killed again,
+and so on until it ends; then another is begun, until enough kills have hit. After a kill before the first checkpoint it starts
+afresh, as rsim tells its user to.
 """
 
 from __future__ import annotations
