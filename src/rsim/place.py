@@ -19,8 +19,8 @@ class Place:
     reason: str
 
 
-def choose_place(config: Config) -> Place:
-    """What ``models.device`` and ``models.dtype`` mean on this machine.
+def choose_place(config: Config, local: int = 0) -> Place:
+    """What ``models.device`` and ``models.dtype`` mean on this machine, for its process number ``local``.
 
     ``auto`` takes the GPU where there is one, and bfloat16 where all that is trained are adapters on a GPU that computes in it.
 
@@ -29,6 +29,8 @@ def choose_place(config: Config) -> Place:
     """
     models = config.models
     device = pick_device(models.device)
+    if models.device == "auto" and device.type == "cuda" and local:
+        device = torch.device("cuda", local)
     if models.device != "auto":
         why = "as models.device says"
     else:

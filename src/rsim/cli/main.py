@@ -49,9 +49,11 @@ def train(
 
         run_dry(config, as_json=as_json)
         return
-    from rsim.cli.progress import train_with_progress
+    from rsim.cli.progress import first_process, train_with_progress
 
     result = train_with_progress(config, resume=resume, resume_from=resume_from, force=force, quiet=as_json)
+    if not first_process():
+        return
     if as_json:
         print(json.dumps(result))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
@@ -21,7 +22,7 @@ def train_with_progress(
     After a SIGTERM, which schedulers send to machines that they take back, the process ends with exit code 0.
     """
     quiet_models()
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet or not first_process())
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(),
                TextColumn("{task.fields[shown]}"), TextColumn("ETA"), TimeRemainingColumn(compact=True))  # fmt: skip
     trainer = Trainer(config, resume=resume, resume_from=resume_from, force=force)
@@ -70,6 +71,11 @@ def train_with_progress(
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def first_process() -> bool:
+    """Whether this is the process, of those that torchrun or ``accelerate launch`` started, that talks to people."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _line(record: dict[str, Any]) -> str:

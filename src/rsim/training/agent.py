@@ -13,6 +13,7 @@ from rsim.objective.joint import Evaluated
 from rsim.objective.logprobs import token_logprobs
 from rsim.training.batch import ActionBatch
 from rsim.training.packing import Stream, pack
+from rsim.training.ranks import ALONE, Ranks
 
 
 class Agent:
@@ -31,10 +32,12 @@ class Agent:
         head_weight: torch.Tensor | None = None,
         checkpointing: bool = False,
         compiled: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         """``head_weight`` ``[V, hidden]``: what ``head`` multiplies by, if it does nothing else; log-probs then take little
         memory, and entropies carry no gradient. ``checkpointing``: activations are made again in the backward pass.
-        ``compiled``: the layers' norms and MLPs go through torch.compile."""
+        ``compiled``: the layers' norms and MLPs go through torch.compile. ``ranks`` hold the same agent."""
+        self.ranks = ranks
         self.name, self.model, self.head, self.head_weight = name, model, head, head_weight
         packed.prepare(model)
         self.checkpointed: list[torch.nn.Module] = []
@@ -107,8 +110,13 @@ class Agent:
         return logprobs.gather(-1, actions[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
     def step(self, learning_rate: float, grad_clip: float) -> float:
-        """One optimiser step; returns the gradient norm before clipping."""
+        """One optimiser step with the gradient of all ranks; returns its norm before clipping."""
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.ranks.count > 1:
+            for parameter in trained:
+                if parameter.grad is None:  # this rank had no share of the batch
+                    parameter.grad = torch.zeros_like(parameter)
+            self.ranks.add([p.grad for p in trained])
         norm = torch.nn.utils.clip_grad_norm_(trained, grad_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

@@ -23,10 +23,11 @@ from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import load_strategies
 from rsim.training.agent import Agent
 from rsim.training.batch import reasoner_batch
+from rsim.training.ranks import ALONE, Ranks
 
 
 def cold_start(
-    config: Config, reasoner: Reasoner, problems: list[Problem], custom: dict[str, RewardFunction]
+    config: Config, reasoner: Reasoner, problems: list[Problem], custom: dict[str, RewardFunction], ranks: Ranks = ALONE
 ) -> tuple[dict[str, float], int]:
     """Samples under the random planner, keeps well-formatted episodes, fine-tunes ``reasoner`` in place.
 
@@ -43,8 +44,12 @@ def cold_start(
     asked = [rng.choice(problems) for _ in range(settings.episodes)]
     shown = [replace(p, question=f"{settings.few_shot}\n\n{p.question}") for p in asked] if settings.few_shot else asked
     game = Game(reasoner, random_planner(strategies), config.rollout)
-    episodes = game.play(shown, seed=config.seed, keys=[f"cold:{i}" for i in range(len(shown))])
-    scores = score_all(episodes, strategies, config.rewards, custom)
+    mine = ranks.block(len(shown))
+    episodes = game.play([shown[i] for i in mine], seed=config.seed, keys=[f"cold:{i}" for i in mine])
+    for episode in episodes:
+        episode.group += mine.start
+    scores = ranks.gather(score_all(episodes, strategies, config.rewards, custom))
+    episodes = ranks.gather(episodes)
     checker = config.rewards.checker
     formatted = [well_formatted(replace(e, problem=checked_as(e.problem, checker))) for e in episodes]
     teaches_strategies = settings.teach == "strategies"
@@ -61,7 +66,7 @@ def cold_start(
         kept = [_without_examples(e, plain[e.problem.question], reasoner) for e in kept]
     if teaches_strategies:
         kept = [_with_prompts_learned(e, reasoner) for e in kept]
-    losses = _fine_tune(config, reasoner, kept)
+    losses = _fine_tune(config, reasoner, kept, ranks)
     report = {
         "cold_start/sampled": float(len(episodes)),
         "cold_start/kept": float(len(kept)),
@@ -100,12 +105,12 @@ def _with_prompts_learned(episode: Episode, reasoner: Reasoner) -> Episode:
     )
 
 
-def _fine_tune(config: Config, reasoner: Reasoner, episodes: list[Episode]) -> list[float]:
+def _fine_tune(config: Config, reasoner: Reasoner, episodes: list[Episode], ranks: Ranks) -> list[float]:
     """Cross-entropy on sampled tokens, one optimiser step per ``train.questions * group`` episodes; loss of each step."""
     settings, train = config.cold_start, config.train
     agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=1.0,
                   learning_rate=settings.learning_rate, weight_decay=0.0, head_weight=reasoner.head_weight,
-                  checkpointing=train.gradient_checkpointing)  # fmt: skip
+                  checkpointing=train.gradient_checkpointing, ranks=ranks)  # fmt: skip
     size, losses = train.questions * train.group, []
     for epoch in range(settings.epochs):
         order = list(range(len(episodes)))
@@ -113,11 +118,11 @@ def _fine_tune(config: Config, reasoner: Reasoner, episodes: list[Episode]) -> l
         for first in range(0, len(order), size):
             batch = reasoner_batch([episodes[i] for i in order[first : first + size]], reasoner.model.device)
             total, actions = 0.0, float(batch.mask.sum())
-            for rows in batch.micro_rows(train.micro_tokens):
+            for rows in ranks.share(batch.micro_rows(train.micro_tokens)):
                 micro = batch.rows(rows)
                 loss = -(agent.evaluate(micro).logprobs * micro.mask).sum() / actions
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
-            losses.append(total)
+            losses.append(ranks.add_numbers({"loss": total})["loss"])
             agent.step(settings.learning_rate, train.grad_clip)
     return losses

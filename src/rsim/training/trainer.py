@@ -19,9 +19,9 @@ from rsim.config import Config, StageConfig
 from rsim.data.load import load_problems, with_replay
 from rsim.data.problem import Problem
 from rsim.errors import UserError
-from rsim.evaluation.evaluate import Evaluation, episode_record, evaluate
+from rsim.evaluation.evaluate import Evaluation, episode_record, play_scored, summarise
 from rsim.models import load_planner, load_reasoner
-from rsim.place import choose_place
+from rsim.place import choose_place, pick_device
 from rsim.planner.planner import Planner
 from rsim.rewards.rewards import Score, load_custom, score_all
 from rsim.rollout.episode import FLAGS, Episode
@@ -31,6 +31,7 @@ from rsim.strategies import load_strategies
 from rsim.training.agent import Agent
 from rsim.training.checkpoints import Save, verify
 from rsim.training.cold_start import cold_start
+from rsim.training.ranks import join
 from rsim.training.run_folder import RunFolder, Trackers
 from rsim.training.update import Update
 
@@ -54,6 +55,7 @@ class Trainer:
         """
         resume = resume or bool(resume_from)
         self.config = config
+        self.ranks = join(cpu=pick_device(config.models.device).type == "cpu")
         self.on_metrics = on_metrics or (lambda record: None)
         self.custom = load_custom(config.rewards.custom)
         self.train_set = self._problems("train")
@@ -61,6 +63,7 @@ class Trainer:
         strategies = load_strategies(config.models.strategies)
         if len(self.train_set) < config.train.questions:
             raise UserError(f"train.questions = {config.train.questions}", f"the data has {len(self.train_set)} questions")
+        self._check_shares()
         self.folder = RunFolder.open(config, resume=resume, force=force)
         self.checkpoints = self.folder.checkpoints
         checkpoint = None
@@ -69,7 +72,7 @@ class Trainer:
             assert checkpoint is not None
             verify(checkpoint)
         models = config.models
-        self.place = choose_place(config)
+        self.place = choose_place(config, self.ranks.local)
         place: dict[str, Any] = {"device": self.place.device, "dtype": self.place.dtype, "quantised": models.quantised}
         saved = checkpoint / "reasoner" if checkpoint else None
         source = str(saved) if saved and saved.is_dir() else models.reasoner
@@ -94,12 +97,28 @@ class Trainer:
         self.stop_requested = False
         if checkpoint:
             self._restore(checkpoint)
-        self.folder.begin(self.step if checkpoint else None)
+        self.ranks.wait()  # all have looked at the folder before it is written to
+        if self.ranks.main:
+            self.folder.begin(self.step if checkpoint else None)
         if self.game.server is not None and self.reasoner_changes:
-            self.game.server.check_updates(self.reasoner.model, self._handover)
-        self.trackers = Trackers(config.train.trackers, self.folder.path, config, self.step)
+            if self.ranks.main:
+                self.game.server.check_updates(self.reasoner.model, self._handover)
+            self.ranks.wait()
+        trackers = config.train.trackers if self.ranks.main else ()
+        self.trackers = Trackers(trackers, self.folder.path, config, self.step)
 
     # --- setting up ---
+
+    def _check_shares(self) -> None:
+        """Every rank needs a question to play."""
+        sizes = {"train.questions": self.config.train.questions, "data.eval_size": len(self.eval_set)}
+        if self.config.cold_start.episodes:
+            sizes["cold_start.episodes"] = self.config.cold_start.episodes
+        for name, size in sizes.items():
+            if size < self.ranks.count:
+                raise UserError(
+                    f"{name} = {size}", f"there are {self.ranks.count} processes, and each plays questions of its own"
+                )
 
     def _problems(self, split: str) -> list[Problem]:
         data, seed = self.config.data, self.config.seed
@@ -120,6 +139,7 @@ class Trainer:
             "with_values": objective.loss == "ppo",
             "checkpointing": train.gradient_checkpointing,
             "compiled": train.compile,
+            "ranks": self.ranks,
         }
         agents = {}
         if self.reasoner_changes:
@@ -155,6 +175,7 @@ class Trainer:
         result: dict[str, Any] = {}
         while self.step < self.total_steps and not self._budget_spent() and not self.stop_requested:
             self.train_step()
+            self.stop_requested = self.ranks.any(self.stop_requested)
             last = self.step == self.total_steps or self._budget_spent()
             if last or (self.config.train.eval_every and self.step % self.config.train.eval_every == 0):
                 result = self.evaluate().to_json()
@@ -164,7 +185,7 @@ class Trainer:
         self.checkpoints.finish()
         if self.stop_requested:
             raise KeyboardInterrupt
-        self.checkpoints.save("final", self._savers(), None)
+        self._write("final", None, wait=True)
         return result
 
     def _budget_spent(self) -> bool:
@@ -174,20 +195,22 @@ class Trainer:
     def _start(self) -> None:
         """Cold start, the reference model of a KL term, and a first checkpoint to resume from."""
         if self.config.cold_start.episodes:
-            report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom)
+            report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.ranks)
             self.sampled_tokens += tokens
             self._log({"step": 0, "stage": "cold_start"} | report)
         self.cold_started = True
         self._sync()
         if self.config.objective.beta > 0 and "reasoner" in self.agents:
-            self._save_reasoner(self.folder.path / "reference")
+            if self.ranks.main:
+                self._save_reasoner(self.folder.path / "reference")
+            self.ranks.wait()
             self._load_reference()
         if self.config.train.eval_every:
             self.evaluate()
         self.save("step-000000")
 
     def train_step(self) -> dict[str, Any]:
-        """One batch of questions: play, score, update both agents (or the leader first), log."""
+        """One batch of questions: play, score, update both agents (or the leader first), log. All ranks come out alike."""
         began = time.perf_counter()
         stage = self.stage_at(self.step)
         update = Update(self.config, stage, self.step, alone=self.planner is None)
@@ -214,16 +237,23 @@ class Trainer:
     def _rollout(self, name: str) -> tuple[list[Episode], list[Score]]:
         train = self.config.train
         problems = questions_of_step(self.train_set, self.config.seed, self.step, train.questions)
-        keys = [f"{self.step}:{name}:{i}" for i in range(len(problems))]
-        episodes = self.game.play(problems, seed=self.config.seed, group_size=train.group, keys=keys)
-        self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
+        mine = self.ranks.block(len(problems))
+        keys = [f"{self.step}:{name}:{i}" for i in mine]
+        played = self.game.play([problems[i] for i in mine], seed=self.config.seed, group_size=train.group, keys=keys)
+        for episode in played:
+            episode.group += mine.start
         strategies = self.planner.strategies if self.planner else None
-        return episodes, score_all(episodes, strategies, self.config.rewards, self.custom)
+        scores = self.ranks.gather(score_all(played, strategies, self.config.rewards, self.custom))
+        episodes = self.ranks.gather(played)
+        self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
+        return episodes, scores
 
     def _sync(self) -> None:
         """Gives a sampling server the reasoner's new weights; the native engine samples from the weights themselves."""
         if self.game.server is not None and self.reasoner_changes:
-            self.game.server.update_weights(self.reasoner.model, self._handover)
+            if self.ranks.main:
+                self.game.server.update_weights(self.reasoner.model, self._handover)
+            self.ranks.wait()
 
     @property
     def _handover(self) -> Path:
@@ -234,21 +264,28 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Greedy accuracy on the held-out questions; keeps the best checkpoint."""
-        result, _, _ = evaluate("held-out", self.game, self.eval_set, self.config.rewards, seed=0)
+        mine = self.ranks.block(len(self.eval_set))
+        part = self.eval_set[mine.start : mine.stop]
+        records, _, _ = play_scored(self.game, part, self.config.rewards, seed=0, greedy=True, first=mine.start)
+        result = summarise("held-out", self.ranks.gather(records), self.game)
         self._log({"step": self.step, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low,
                    "eval/accuracy_high": result.high, "eval/flexible": result.flexible,
                    "eval/tokens": result.tokens_per_question})  # fmt: skip
         if result.accuracy > self.best:
             self.best = result.accuracy
-            self.checkpoints.save("best", self._savers(), None, wait=not self.config.train.save_in_background)
+            self._write("best", None)
         return result
 
     def _log(self, record: dict[str, Any]) -> None:
+        if not self.ranks.main:
+            return
         self.folder.append("metrics.jsonl", record)
         self.trackers.log(record)
         self.on_metrics(record)
 
     def _log_episodes(self, episodes: list[Episode], scores: list[Score], count: int = 4) -> None:
+        if not self.ranks.main:
+            return
         for index in random.Random(self.step).sample(range(len(episodes)), min(count, len(episodes))):
             record = {"step": self.step} | episode_record(episodes[index], scores[index], self._names())
             self.folder.append("episodes.jsonl", record)
@@ -273,16 +310,21 @@ class Trainer:
             savers["planner"] = partial(self.planner.save_pretrained, weights=weights)
         return savers
 
-    def save(self, name: str) -> Path:
-        background = self.config.train.save_in_background
+    def save(self, name: str) -> None:
+        """Writes a checkpoint to resume from."""
         states = {key: agent.state() for key, agent in self.agents.items()}
         state = {
             "step": self.step,
             "sampled_tokens": self.sampled_tokens,
             "best": self.best,
-            "agents": copy.deepcopy(states) if background else states,
+            "agents": copy.deepcopy(states) if self.config.train.save_in_background else states,
         }
-        return self.checkpoints.save(name, self._savers(), state, wait=not background)
+        self._write(name, state)
+
+    def _write(self, name: str, state: dict[str, Any] | None, *, wait: bool = False) -> None:
+        if self.ranks.main:
+            self.checkpoints.save(name, self._savers(), state, wait=wait or not self.config.train.save_in_background)
+        self.ranks.wait()
 
     def _restore(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint / "state.pt", weights_only=True)

@@ -92,12 +92,13 @@ class Update:
         values = torch.zeros_like(batch.mask)
         trainer = torch.zeros_like(batch.mask)
         with torch.no_grad():
-            for rows in batch.micro_rows(self.config.train.micro_tokens):
+            for rows in agent.ranks.share(batch.micro_rows(self.config.train.micro_tokens)):
                 now = agent.evaluate(batch.rows(rows))
                 wide = now.logprobs.shape[1]
                 trainer[rows, :wide] = now.logprobs
                 if now.values is not None:
                     values[rows, :wide] = now.values
+        agent.ranks.add([trainer, values])
         batch.old_logprobs = trainer
         if objective.loss != "ppo":
             return None
@@ -127,7 +128,9 @@ class Update:
         bonus = objective.planner_entropy if agent.name == "planner" else 0.0
         factor = objective_factor(agent.name, self.stage.lambda_, objective.lambda_mode, alone=self.alone)
         sums: dict[str, float] = defaultdict(float)
-        for index in batch.micro_rows(self.config.train.micro_tokens):
+        if once:
+            batch.old_logprobs = torch.zeros_like(batch.old_logprobs)
+        for index in agent.ranks.share(batch.micro_rows(self.config.train.micro_tokens)):
             micro = batch.rows(index)
             wide = micro.mask.shape[1]
             origin = rows[index]
@@ -151,7 +154,9 @@ class Update:
             sums["loss"] += float(loss.detach())
             for name, part in parts.items():
                 sums[name] += float(part)
-        return sums
+        if once:
+            agent.ranks.add([batch.old_logprobs])
+        return agent.ranks.add_numbers(sums)
 
     def _learning_rate(self, agent: Agent) -> float:
         warmup = self.config.train.warmup

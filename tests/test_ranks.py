@@ -1,0 +1,108 @@
+"""Several processes train as one does: same metrics, same weights, whatever the number of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import rsim
+from rsim.config import Config, load_config, to_toml
+from rsim.errors import UserError
+from rsim.training import trainer as module
+from rsim.training.ranks import Ranks
+from rsim.training.trainer import Trainer
+from tiny import metrics_of
+
+
+def launch(config: Config, count: int, *more: str) -> None:
+    """``rsim train`` in ``count`` processes with the environment that torchrun gives them."""
+    file = config.folder.with_suffix(".toml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(to_toml(config))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(count):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        environment = {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "rsim", "train", str(file), "--json", *more]
+        processes.append(subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                          text=True))  # fmt: skip
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, said
+    assert [bool(out) for out, _ in said] == [True] + [False] * (count - 1), "one rank speaks"
+
+
+def assert_close(a: Config, b: Config) -> None:
+    for one, other in zip(metrics_of(a), metrics_of(b), strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[k] == pytest.approx(other[k], abs=1e-5, rel=1e-4) for k in one if k != "stage"), (one, other)
+    for agent in ("reasoner", "planner"):
+        weights, others = (load_file(c.folder / "checkpoints" / "final" / agent / "model.safetensors") for c in (a, b))
+        assert weights.keys() == others.keys()
+        assert all((weights[k] - others[k]).abs().max() < 2e-4 for k in weights)
+
+
+@pytest.mark.parametrize(
+    ("count", "extra"),
+    [
+        (2, ["train.micro_tokens=150"]),
+        (3, ["train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05"]),
+        (2, ["objective.loss=ppo", "train.micro_tokens=100000"]),  # a single micro-batch: one rank has none
+    ],
+)
+def test_ranks_train_as_one_process_does(small, count, extra):
+    alone, together = small("alone", *extra), small("together", *extra)
+    rsim.train(alone)
+    launch(together, count)
+    assert len(metrics_of(alone)) > 4
+    assert_close(alone, together)
+
+
+def test_a_cold_start_is_shared_too(tmp_path):
+    """nano-s itself: a model with random weights formats nothing."""
+    changes = ["cold_start.episodes=48", "stages.stage1.steps=1", "stages.stage2.steps=1", "train.questions=4", "train.group=4",
+               "data.eval_size=8", "data.train_size=64", "train.trackers=[]", "train.micro_tokens=900"]  # fmt: skip
+    alone, together = (load_config("nano", [*changes, f"out={tmp_path / name}"]) for name in ("alone", "together"))
+    rsim.train(alone)
+    launch(together, 2)
+    assert metrics_of(alone)[0]["cold_start/kept"] > 4
+    assert_close(alone, together)
+
+
+def test_ranks_resume_what_one_process_began(small):
+    whole, parts = small("whole"), small("parts")
+    rsim.train(whole)
+    trainer = Trainer(parts)
+
+    def stop(record):
+        trainer.stop_requested = record["step"] == 2 or trainer.stop_requested
+
+    trainer.on_metrics = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    launch(parts, 2, "--resume")
+    assert_close(whole, parts)
+    lines = [json.loads(line)["step"] for line in (Path(parts.folder) / "metrics.jsonl").read_text().splitlines()]
+    assert lines == sorted(lines)
+
+
+def test_more_ranks_than_questions_are_refused(small, monkeypatch):
+    monkeypatch.setattr(module, "join", lambda cpu: Ranks(0, 5))
+    with pytest.raises(UserError, match=r"train\.questions = 4"):
+        Trainer(small("run"))
+
+
+@pytest.mark.parametrize(("size", "count"), [(5, 2), (7, 3), (3, 3), (8, 1)])
+def test_shares_and_blocks_cover_everything_once(size, count):
+    ranks = [Ranks(i, count) for i in range(count)]
+    assert [i for r in ranks for i in r.block(size)] == list(range(size))
+    assert sorted(x for r in ranks for x in r.share(list(range(size)))) == list(range(size))
