@@ -50,10 +50,12 @@ def alone(reasoner: str = "nano-s", data: str = "lab") -> Measurement:
     return Measurement("nano", "none", reasoner, data)
 
 
-def controls_of(bench: Workbench, runs: list[Path], reasoners: list[str]) -> dict[str, list[Measurement]]:
+def controls_of(
+    bench: Workbench, runs: list[Path], reasoners: list[str], *, preset: str = "nano", data: str = "lab"
+) -> dict[str, list[Measurement]]:  # fmt: skip
     """The controls for each run's planner and the reasoner beside it in ``reasoners``; picked on dev problems where there is
     something to pick."""
-    picked = {kind: bench.search(kind, reasoners) for kind in ("fixed", "sequence", "wait")}
+    picked = {kind: bench.search(kind, reasoners, preset) for kind in ("fixed", "sequence", "wait")}
     specs = {
         "random": ["random"] * len(runs),
         **picked,
@@ -62,6 +64,6 @@ def controls_of(bench: Workbench, runs: list[Path], reasoners: list[str]) -> dic
         "prompted:bare": ["prompted:bare"] * len(runs),
     }
     return {
-        kind: [Measurement("nano", spec, reasoner) for spec, reasoner in zip(specs[kind], reasoners, strict=True)]
+        kind: [Measurement(preset, spec, reasoner, data) for spec, reasoner in zip(specs[kind], reasoners, strict=True)]
         for kind in CONTROLS
     }

@@ -20,14 +20,12 @@ mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "rsim", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
                      "axes.spines.right": False, "axes.prop_cycle": cycler(color=COLOURS)})  # fmt: skip
 
-_ISSUE = 4
-
 
 class Page:
     """Collects the page's parts; `publish` writes page, figures and ledger."""
 
-    def __init__(self, name: str, title: str, bench: Workbench) -> None:
-        self.name, self.title, self.bench = name, title, bench
+    def __init__(self, name: str, title: str, bench: Workbench, *, issue: int = 4) -> None:
+        self.name, self.title, self.bench, self.issue = name, title, bench, issue
         changes = "".join(f" --set {change}" for change in bench.changes)
         self.command = f"rsim experiment {name} --seeds {len(bench.seeds)} --questions {bench.questions}{changes}"
         self.parts: list[str] = []
@@ -78,7 +76,7 @@ class Page:
         for name, figure in self.figures.items():
             figure.savefig(pages / "figures" / f"{self.name}-{name}.svg", metadata={"Date": None})
             pyplot.close(figure)
-        ledger.write(self.name, _ISSUE, self.title, self.rows, root)
+        ledger.write(self.name, self.issue, self.title, self.rows, root)
         seeds = ", ".join(map(str, self.bench.seeds))
         made = f"Made by `{self.command}` (seeds {seeds}; intervals resample seeds and questions)."
         parts = [f"# {self.title}", made, *self.parts]

@@ -120,10 +120,11 @@ class Workbench:
         greedy = m.samples == 1
         return EvalSettings(m.run, m.planner, m.reasoner, m.data, "test", self.questions, 0, greedy, m.samples, m.changes)
 
-    def search(self, kind: str, reasoners: list[str]) -> list[str]:
-        """The best control of a kind (``fixed``, ``sequence``, ``wait``) for each reasoner, picked on dev problems."""
-        files = [self.out / "searches" / f"{kind}-{_digest([reasoner, SEARCHED[kind]])}.json" for reasoner in reasoners]
-        self._all(_search, [(f, kind, r) for f, r in zip(files, reasoners, strict=True)], files)
+    def search(self, kind: str, reasoners: list[str], preset: str = "nano") -> list[str]:
+        """The best control of a kind (``fixed``, ``sequence``, ``wait``) for each reasoner, on the preset's dev problems."""
+        settings = [[preset, reasoner, SEARCHED[kind]] for reasoner in reasoners]
+        files = [self.out / "searches" / f"{kind}-{_digest(s)}.json" for s in settings]
+        self._all(_search, [(f, kind, r, preset) for f, r in zip(files, reasoners, strict=True)], files)
         return [json.loads(f.read_text())["best"] for f in files]
 
     def base(self, name: str) -> str:
@@ -202,10 +203,11 @@ def _measure(folder: Path, settings: EvalSettings, match_tokens: str) -> None:
     evaluate_into(folder, settings, match_tokens=match_tokens)
 
 
-def _search(file: Path, kind: str, source: str) -> None:
-    rules, rewards = load_config("nano").rollout, load_config("nano").rewards
-    reasoner, strategies = load_reasoner(source), load_strategies("lab")
-    problems = load_problems("lab", "dev", limit=SEARCHED[kind], seed=_DEV_SEED)
+def _search(file: Path, kind: str, source: str, preset: str) -> None:
+    config = load_config(preset)
+    rules, rewards, strategies = config.rollout, config.rewards, load_strategies(config.models.strategies)
+    reasoner = load_reasoner(source, system_prompt=config.models.system_prompt)
+    problems = load_problems(config.data.eval, "dev", data_dir=config.data.data_dir, limit=SEARCHED[kind], seed=_DEV_SEED)
     tried: dict[str, float] = {}
 
     def accuracy(spec: str) -> float:
@@ -217,7 +219,7 @@ def _search(file: Path, kind: str, source: str) -> None:
     if kind == "fixed":
         best = best_fixed(strategies.names, accuracy)
     elif kind == "sequence":
-        best = best_sequence(strategies.names, accuracy, width=2)
+        best = best_sequence(strategies.names, accuracy, width=2, longest=min(6, rules.max_steps))
     else:
         best = max((f"wait:{times}" for times in (1, 2, 3)), key=accuracy)
     file.parent.mkdir(parents=True, exist_ok=True)
