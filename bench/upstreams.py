@@ -55,7 +55,7 @@ def measure(kind: str, gguf: str, count: int) -> list[dict[str, Any]]:
             stack.enter_context(process([*serve, "--model", "smollm2-135m"], own))
         else:
             stack.enter_context(process(_command(kind, gguf, up), up, seconds=600))
-            _wait_for_models(up)
+            wait_for_models(up)
             stack.enter_context(process([*serve, "--upstream", f"http://127.0.0.1:{up}/v1"], own))
         base = f"http://127.0.0.1:{own}"
         model = next(m["id"] for m in httpx.get(f"{base}/v1/models", timeout=60).json()["data"] if m["id"].endswith(SUFFIX))
@@ -90,7 +90,7 @@ def _command(kind: str, gguf: str, port: int) -> list[str]:
     return [python, "-m", "llama_cpp.server", "--model", file, "--port", str(port), "--n_ctx", "4096"]
 
 
-def _wait_for_models(port: int) -> None:
+def wait_for_models(port: int) -> None:
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         try:

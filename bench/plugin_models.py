@@ -1,0 +1,98 @@
+"""The planner as a plug-in for a real LLM that was never trained here: chain of thought, controls, planners.
+
+    python -m bench.plugin_models [--model qwen2.5-coder-1.5b] [--data gsm8k:100 math500:50] [--controls random wait:1 ...]
+        [--planner NAME=FOLDER ...] [--out FOLDER] [--threads 2] [--record]
+
+The model is served by llama.cpp (`bench/llama_env.sh` makes its environment) and asked greedily, one question at a time, so that
+the server's prefix cache serves the next step. What was answered is kept in ``--out``: a stopped measurement goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from bench.serve import process
+from bench.upstreams import wait_for_models
+from rsim.evaluation.compare import compare
+from rsim.evaluation.evaluate import Evaluation
+from rsim.evaluation.saved import EvalSettings, evaluate_into
+from rsim.evaluation.upstream import ServedModel
+from rsim.models import quiet_models
+from rsim.report.ledger import record, row
+from rsim.weights import package_file
+
+_PORT = 8397  # always the same one: an evaluation that goes on asks the same server
+_PRESETS = {"tatqa": "plugin-tatqa", "mbpp": "plugin-mbpp", "humaneval": "plugin-mbpp"}  # else plugin-qwen2.5-coder
+_CONTROLS = [
+    "random",
+    "wait:1",
+    "sequence:continuation,continuation,termination",
+    "sequence:sub-planning,validation,termination",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--model", default="qwen2.5-coder-1.5b", help="a packaged model or a GGUF file")
+    parser.add_argument("--data", nargs="+", default=["gsm8k:100", "math500:50"], metavar="SET:QUESTIONS")
+    parser.add_argument("--controls", nargs="*", default=_CONTROLS)
+    parser.add_argument("--planner", nargs="*", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--out", default="runs/plugin_models")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--record", action="store_true", help="write results/real_models.json and its page")
+    args = parser.parse_args()
+    quiet_models()
+    planners = dict(p.split("=", 1) for p in args.planner)
+    python = subprocess.run(["bench/llama_env.sh"], capture_output=True, text=True, check=True).stdout.strip()
+    file = args.model if args.model.endswith(".gguf") else str(package_file(args.model))
+    server = [python, "-m", "llama_cpp.server", "--model", file, "--port", str(_PORT), "--n_ctx", "4096", "--n_threads",
+              str(args.threads), "--n_threads_batch", str(args.threads)]  # fmt: skip
+    with process(server, _PORT, seconds=600):
+        wait_for_models(_PORT)
+        for chosen in args.data:
+            data, _, limit = chosen.partition(":")
+            rows = measure(Path(args.out), Path(args.model).stem, data, int(limit or 100), args.controls, planners)
+            for r in rows:
+                print(f"{r['what']:<90} {r['value']!s:<8} {r['interval'] or ''} {r['goal']}", flush=True)
+            if args.record:
+                record("real_models", 6, "Real models", rows)
+
+
+def measure(
+    out: Path, model: str, data: str, limit: int, controls: list[str], planners: dict[str, str]
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of one model on one data set."""
+    arms = {"CoT": "none"} | {c: c for c in controls} | {f"planner {name}": folder for name, folder in planners.items()}
+    label, rows, done = f"{model}, {data}, {limit} questions", [], {}
+    for arm, spec in arms.items():
+        folder = out / model / f"{data}-{limit}" / arm.replace(":", "-").replace(",", "-").replace(" ", "-")
+        settings = EvalSettings(_PRESETS.get(data, "plugin-qwen2.5-coder"), spec, "", data, "test", limit, 0, True, 1, ())
+        done[arm] = folder
+        rows += _rows(
+            f"{label}: {arm}", evaluate_into(folder, settings, served=ServedModel(f"http://127.0.0.1:{_PORT}/v1", at_once=1))
+        )
+        print(f"{label}: {arm}: {rows[-3]['value']:.1%}", flush=True)
+    best = max(controls, key=lambda c: compare(done[c], done["CoT"]).difference, default=None)
+    for name in planners:
+        for against in ("CoT", best):
+            if against:
+                found = compare(done[f"planner {name}"], done[against])
+                rows.append(row(f"{label}: planner {name} minus {'the best control, ' if against != 'CoT' else ''}{against}",
+                                round(100 * found.difference, 1), unit="points",
+                                interval=(round(100 * found.low, 1), round(100 * found.high, 1))))  # fmt: skip
+    return rows
+
+
+def _rows(label: str, found: Evaluation) -> list[dict[str, Any]]:
+    return [
+        row(f"{label}: accuracy, boxed", found.accuracy, unit="share", interval=(found.low, found.high)),
+        row(f"{label}: accuracy, last answer", found.flexible, unit="share"),
+        row(f"{label}: sampled and injected tokens a question", round(found.tokens_per_question, 1), unit="tokens"),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A run in several processes against the same run in one: losses of both agents step by step, and the final weights.
+
+    python -m bench.ranks [--ranks 2] [--steps 20] [--seed 0] [--record]
+
+nano-s, 16 questions of 8 episodes a step. Processes talk by gloo, one thread each; torchrun starts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from bench.workload import show
+from rsim.report.ledger import record, row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="write results/ranks.json and its page")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(Path(folder), args.ranks, args.steps, args.seed)
+    show(rows)
+    if args.record:
+        record("ranks", 7, "Several processes against one", rows)
+
+
+def measure(place: Path, count: int, steps: int, seed: int) -> list[dict[str, Any]]:
+    seconds = {ranks: _train(place / str(ranks), ranks, steps, seed) for ranks in (1, count)}
+    alone, together = (_records(place / str(ranks)) for ranks in (1, count))
+    label = f"{count} processes against 1, {steps} steps"
+    rows = []
+    for agent in ("planner", "reasoner"):
+        name = f"{agent}/loss"
+        apart = max(abs(a[name] - b[name]) for a, b in zip(alone, together, strict=True) if name in a)
+        rows.append(row(f"{label}: largest difference of the {agent}'s loss", apart, goal="at most 1e-05", met=apart <= 1e-5,
+                        seeds=[seed]))  # fmt: skip
+    same = sum(a["accuracy"] == b["accuracy"] and a["length/sampled"] == b["length/sampled"]
+               for a, b in zip(alone, together, strict=True))  # fmt: skip
+    rows.append(row(f"{label}: steps whose episodes are the same", same, goal=f"{steps}", met=same == steps, seeds=[seed]))
+    for agent in ("planner", "reasoner"):
+        weights, others = (
+            load_file(place / str(ranks) / "checkpoints" / "final" / agent / "model.safetensors") for ranks in (1, count)
+        )
+        apart = max(float((weights[k] - others[k]).abs().max()) for k in weights)
+        rows.append(row(f"{label}: largest difference of a weight of the {agent} in the end", apart, seeds=[seed]))
+    rows.append(row(f"{label}: time of the whole run, {count} over 1, one thread each", round(seconds[count] / seconds[1], 2),
+                    unit="x", seeds=[seed]))  # fmt: skip
+    return rows
+
+
+def _train(folder: Path, ranks: int, steps: int, seed: int) -> float:
+    first, second = steps // 2, steps - steps // 2
+    changes = [f"out={folder}", f"stages.stage1.steps={first}", f"stages.stage2.steps={second}", "train.questions=16",
+               "train.group=8", "train.eval_every=0", "data.eval_size=8", "train.trackers=[]", f"seed={seed}"]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone", "-m", "rsim"]
+    command = [*(launch if ranks > 1 else [sys.executable, "-m", "rsim"]), "train", "nano"]
+    began = time.perf_counter()
+    done = subprocess.run([*command, *(part for c in changes for part in ("--set", c))], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return time.perf_counter() - began
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in lines if "accuracy" in r]
+
+
+if __name__ == "__main__":
+    main()
