@@ -176,6 +176,8 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, base_folder, tmp_path):
         (["train", "nano", "--resume", *arguments(base_folder, 'out="y"')], "no run in y"),
         (["train", "nano", *arguments(base_folder, 'out="empty.jsonl/run"')], "cannot write"),
         (["train", "smollm2-gsm8k"], "RSIM_DATA"),
+        (["train", "nano", "--launcher", "slurm"], "use ray"),
+        (["train", "nano", "--launcher", "ray", "--workers", "3:2"], "MIN:MAX"),
         (["eval", "nowhere"], "no run, checkpoint or preset"),
         (["eval", "r", "--planner", "fixed:guessing"], "guessing"),
         (["eval", "r", "--planner", "gone"], "no planner"),

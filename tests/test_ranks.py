@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,34 @@ def test_ranks_resume_what_one_process_began(small):
     assert_close(whole, parts)
     lines = [json.loads(line)["step"] for line in (Path(parts.folder) / "metrics.jsonl").read_text().splitlines()]
     assert lines == sorted(lines)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'ray[train]'")
+def test_two_workers_of_ray_train_as_one_process_does_also_when_one_dies(small, tmp_path):
+    """The first attempt of one worker kills itself in the middle of the run; Ray starts both again."""
+    alone, together = small("alone"), small("together", 'rewards.custom=["deadly.py:die_once"]')
+    (tmp_path / "deadly.py").write_text(
+        "import os, pathlib, signal\n"
+        "def die_once(episode):\n"
+        "    flag, begun = pathlib.Path('died'), pathlib.Path('together/checkpoints/step-000002')\n"
+        "    if os.environ.get('RANK') == '1' and begun.is_dir() and not flag.exists():\n"
+        "        flag.touch()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return 0.0\n"
+    )
+    rsim.train(alone)
+    command = [sys.executable, "-m", "rsim", "train", "together.toml", "--launcher", "ray", "--workers", "2", "--json"]
+    together = replace(together, out="together")
+    (tmp_path / "together.toml").write_text(to_toml(together))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "died").exists()
+    together = replace(together, out=str(tmp_path / "together"))
+    lines = [{k: v for k, v in r.items() if k != "reward/die_once"} for r in metrics_of(together)]
+    assert [r["step"] for r in lines] == [r["step"] for r in metrics_of(alone)]
+    assert json.loads(done.stdout.splitlines()[-1])["eval/accuracy"] == lines[-1]["eval/accuracy"]
+    for one, other in zip(metrics_of(alone), lines, strict=True):
+        assert all(one[k] == pytest.approx(other[k], abs=1e-5, rel=1e-4) for k in one if k != "stage")
 
 
 def test_more_ranks_than_questions_are_refused(small, monkeypatch):

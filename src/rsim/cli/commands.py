@@ -1,4 +1,4 @@
-"""What ``rsim train --dry-run``, ``export``, ``eval``, ``compare`` and ``solve`` do."""
+"""What ``rsim train --dry-run`` and ``--launcher``, ``export``, ``eval``, ``compare`` and ``solve`` do."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rsim.report.report import build_report
 from rsim.rollout.episode import Episode
 from rsim.rollout.vllm import save_untied
 from rsim.training import estimate
+from rsim.training.ray_launcher import parse_workers, train_with_ray
 
 
 def run_dry(config: Config, *, as_json: bool) -> None:
@@ -27,6 +28,13 @@ def run_dry(config: Config, *, as_json: bool) -> None:
     found = estimate.estimate(config)
     print(json.dumps(estimate.to_json(found)) if as_json else "\n".join(estimate.describe(found)))
     estimate.check_fits(found)
+
+
+def run_on_cluster(config: Config, launcher: str, workers: str, *, resume: bool, force: bool) -> dict[str, Any]:
+    """Trains under Ray; the run's folder tells how it goes."""
+    if launcher != "ray":
+        raise UserError(f"--launcher {launcher}", "use ray, or start the command by torchrun or accelerate launch")
+    return train_with_ray(config, parse_workers(workers), resume=resume, force=force)
 
 
 def run_export(source: str, folder: str) -> Path:

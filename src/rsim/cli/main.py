@@ -37,6 +37,8 @@ def train(
         str, typer.Option(metavar="CHECKPOINT", help="Go on from this one of the run's, e.g. step-000010.")
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Resume although the config has changed.")] = False,
+    launcher: Annotated[str, typer.Option(help="ray: train on a Ray cluster (docs/scaling.md).")] = "",
+    workers: Annotated[str, typer.Option(metavar="N|MIN:MAX", help="Processes there.")] = "1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate memory and time; exit 2 if it cannot fit.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -49,11 +51,16 @@ def train(
 
         run_dry(config, as_json=as_json)
         return
-    from rsim.cli.progress import first_process, train_with_progress
+    if launcher:
+        from rsim.cli.commands import run_on_cluster
 
-    result = train_with_progress(config, resume=resume, resume_from=resume_from, force=force, quiet=as_json)
-    if not first_process():
-        return
+        result = run_on_cluster(config, launcher, workers, resume=resume, force=force)
+    else:
+        from rsim.cli.progress import first_process, train_with_progress
+
+        result = train_with_progress(config, resume=resume, resume_from=resume_from, force=force, quiet=as_json)
+        if not first_process():
+            return
     if as_json:
         print(json.dumps(result))
     else:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from accelerate import PartialState  # type: ignore[import-untyped,unused-ignore]
-from accelerate.utils import gather_object  # type: ignore[import-untyped,unused-ignore]
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import distributed
 
 T = TypeVar("T")
