@@ -3,7 +3,7 @@
     python -m bench.plugin_models [--model qwen2.5-coder-1.5b] [--data gsm8k:100 math500:50] [--controls random wait:1 ...]
         [--planner NAME=FOLDER ...] [--out FOLDER] [--threads 2] [--record]
 
-The model is served by llama.cpp (`bench/llama_env.sh` makes its environment) and asked greedily, one question after the other, so
+The model is served by llama.cpp (`bench/llama_env.sh` makes its environment) and asked greedily, one question at a time, so
 that the server's prefix cache serves the next step. Answers are kept in ``--out``: a stopped measurement goes on.
 """
 
