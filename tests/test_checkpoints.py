@@ -188,3 +188,46 @@ def test_drafts_of_a_killed_save_do_no_harm(small):
     rsim.train(killed, resume=True)
     assert metrics_of(killed) == metrics_of(whole)
     assert not draft.exists()
+
+
+def test_a_tracker_that_fails_is_one_line_and_the_run_goes_on_without_it(small, tmp_path, monkeypatch, capsys):
+    (tmp_path / "trackio.py").write_text(
+        "calls = []\n"
+        "def init(**settings): pass\n"
+        "def log(record):\n"
+        "    calls.append(record)\n"
+        "    if len(calls) > 4: raise ConnectionError('no route to host')\n"
+        "def finish(): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    whole, tracked = small("whole"), small("tracked", 'train.trackers=["trackio"]')
+    rsim.train(whole)
+    with pytest.raises(UserError, match="tracker 'trackio' failed: no route to host"):
+        rsim.train(tracked)
+    command = ["train", str(tracked.folder / "config.toml"), "--json", "--resume"]
+    for more, code in (["--set", "train.trackers=[]"], "2"), (["--set", "train.trackers=[]", "--force"], "0"):
+        with pytest.raises(SystemExit, match=code):
+            main([*command, *more])
+    assert "train.trackers: ['trackio'] -> []" in capsys.readouterr().err
+    assert metrics_of(tracked) == metrics_of(whole)
+
+
+def test_a_full_disk_in_mid_run_is_one_line_and_nothing_is_lost(small, capsys):
+    """Nothing that is larger than a limit can be written: first the records, then, with a larger one, the checkpoints."""
+    whole, parts = small("whole"), small("parts")
+    rsim.train(whole)
+    stopped_after(parts, 1)
+    config = str(parts.folder / "config.toml")
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for limit in ((parts.folder / "metrics.jsonl").stat().st_size + 100, 200_000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+            with pytest.raises(SystemExit, match="2"):
+                main(["train", config, "--resume", "--json"])
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    rsim.train(parts, resume=True)
+    assert metrics_of(parts) == metrics_of(whole)

@@ -310,6 +310,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except UserError as error:
         print(f"rsim: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a folder that cannot be written, a connection that broke
+        print(f"rsim: {error}", file=sys.stderr)
+        sys.exit(2)
     except SystemExit as done:
         if done.code == 130:  # Ctrl-C, as typer reports it
             print("rsim: stopped; a training run goes on with --resume", file=sys.stderr)

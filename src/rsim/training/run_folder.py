@@ -9,11 +9,13 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rsim.config import Config, load_config, to_table, to_toml
-from rsim.errors import UserError
+from rsim.errors import UserError, first_line
 from rsim.training.checkpoints import Checkpoints
 
 _VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -68,8 +70,8 @@ class RunFolder:
                 "git_commit": git_commit(),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
-            (self.path / "run.json").write_text(json.dumps(provenance, indent=2) + "\n")
-        (self.path / "config.toml").write_text(to_toml(self.config))
+            _replace(self.path / "run.json", json.dumps(provenance, indent=2) + "\n")
+        _replace(self.path / "config.toml", to_toml(self.config))
         self._forget_after(-1 if step is None else step)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
@@ -83,9 +85,14 @@ class RunFolder:
             if path.is_file():
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
-                kept = path.with_name(f".{name}.draft")
-                kept.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
-                os.replace(kept, path)
+                _replace(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or, where there is no room for it, not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -128,9 +135,13 @@ class Trackers:
     """Scalars to the trackers that the config names, beside ``metrics.jsonl``."""
 
     def __init__(self, names: tuple[str, ...], folder: Path, config: Config, step: int = 0) -> None:
-        """``step``: what was logged after it is to be logged again."""
+        """``step``: what was logged after it is to be logged again.
+
+        Raises:
+            UserError: an unknown tracker, one that is not installed, or one that cannot be reached.
+        """
         self.writer: Any = None
-        self.loggers: list[Any] = []
+        self.loggers: dict[str, Any] = {}
         for name in names:
             if name == "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter
@@ -141,8 +152,9 @@ class Trackers:
                     tracker = importlib.import_module(name)
                 except ImportError as error:
                     raise UserError(f"tracker {name!r} is not installed", f"pip install {name}") from error
-                tracker.init(project="rsim", name=config.name)
-                self.loggers.append(tracker)
+                with _naming(name):
+                    tracker.init(project="rsim", name=config.name)
+                self.loggers[name] = tracker
             else:
                 raise UserError(f"unknown tracker {name!r}", "use tensorboard, wandb or trackio")
 
@@ -151,11 +163,25 @@ class Trackers:
         if self.writer is not None:
             for name, value in numbers.items():
                 self.writer.add_scalar(name, value, record["step"])
-        for logger in self.loggers:
-            logger.log({"step": record["step"], **numbers})
+        for name, logger in self.loggers.items():
+            with _naming(name):
+                logger.log({"step": record["step"], **numbers})
 
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
-        for logger in self.loggers:
-            logger.finish()
+        for name, logger in self.loggers.items():
+            with _naming(name):
+                logger.finish()
+
+
+@contextmanager
+def _naming(tracker: str) -> Iterator[None]:
+    """Whatever a tracker's library raises becomes one line that names it; ``metrics.jsonl`` has all that it was to be told."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"tracker {tracker!r} failed: {first_line(error)}",
+            "go on with --resume once it answers, or without it: --resume --force --set train.trackers=[]",
+        ) from error
