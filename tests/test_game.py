@@ -13,6 +13,7 @@ from rsim.errors import UserError
 from rsim.lab.tokenizer import build_tokenizer
 from rsim.planner import template
 from rsim.planner.scripted import random_planner, sequence_planner
+from rsim.rollout.decoder import Decoder
 from rsim.rollout.game import Game
 from rsim.rollout.native import NativeEngine
 from rsim.rollout.reasoner import Reasoner
@@ -207,6 +208,21 @@ def test_sampling_does_not_depend_on_the_batch(reasoner, planner):
     assert [e.token_ids for e in whole] == [e.token_ids for e in split]
     other = Game(reasoner, planner, RULES).play(PROBLEMS, seed=6, group_size=2)
     assert [e.token_ids for e in whole] != [e.token_ids for e in other]
+
+
+@pytest.mark.parametrize("length", [3, 8])
+def test_a_sequence_is_moved_also_when_its_slot_is_full(reasoner, length):
+    """torch refuses to copy a view of a whole slot into the tensor that it is a view of."""
+    decoder = Decoder(reasoner.model, slots=4, capacity=8)
+    ids = list(range(5, 5 + length))
+    decoder.start([3], [[*ids, 9]])
+    decoder.append([3], [ids])
+    assert decoder.cache.capacity == 8
+    kept = [t[3, :, :length].clone() for t in (*decoder.cache.keys, *decoder.cache.values)]
+    decoder.move(3, 0)
+    assert decoder.cache.lengths == [length, 0, 0, 0]
+    moved = [t[0, :, :length] for t in (*decoder.cache.keys, *decoder.cache.values)]
+    assert all(torch.equal(a, b) for a, b in zip(kept, moved, strict=True))
 
 
 def test_a_new_game_sees_new_weights(reasoner, planner):

@@ -144,6 +144,8 @@ class Workbench:
         with ProcessPoolExecutor(min(self.jobs, len(todo)), context, _begin, (threads,)) as pool:
             pending = {pool.submit(work, *given): target for target, given in todo.items()}
             for number, future in enumerate(as_completed(pending), 1):
+                if future.exception() is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)  # what has not begun would be done before it is told
                 future.result()
                 self.console.print(f"  {number}/{len(pending)} {pending[future].name}")
 

@@ -42,7 +42,7 @@ class SlotCache:
         """Makes the slots ``targets`` begin with the first ``length`` tokens of slot ``source``."""
         for tensors in (self.keys, self.values):
             for tensor in tensors:
-                tensor[targets, :, :length] = tensor[source : source + 1, :, :length]
+                tensor[targets, :, :length] = tensor[source, :, :length].clone()  # torch refuses a view of a whole slot
         for target in targets:
             self.lengths[target] = length
 
