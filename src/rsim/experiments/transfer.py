@@ -50,6 +50,12 @@ def run(bench: Workbench) -> Page:
     rows = [["CoT", *(percent(estimate(done[f"nano-s, {family}, CoT"]).mean) for family in FAMILIES)]]
     rows += [[f"trained on {s}", *(percent(estimate(done[f"from {s}, {f}"]).mean) for f in FAMILIES)] for s in _TRAINED_ON]
     page.table(["", *FAMILIES], rows)
+    page.text("What these planners choose on story problems, as shares of all steps (mean over seeds):")
+    used = {s: [m.summary["usage"] for m in done[f"from {s}, story"]] for s in _TRAINED_ON}
+    names = sorted(used["story"][0], key=lambda n: -sum(u[n] for u in used["story"]))
+    page.table(["", *names], [
+        [f"trained on {s}", *(percent(sum(u[n] for u in shares) / len(shares)) for n in names)] for s, shares in used.items()
+    ])  # fmt: skip
     for name in reasoners[1:]:
         for family in FAMILIES:
             cot, ours = done[f"{name}, {family}, CoT"], done[f"{name}, {family}, planner"]
