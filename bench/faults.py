@@ -80,6 +80,7 @@ def _kill_until_done(folder: Path, steps: int, once: float, budget: int, rng: ra
     found = {"kills": 0, "during_save": 0}
     while True:
         resumed = any((folder / "checkpoints").glob("step-*"))
+        began = time.time()
         process = _run(_command(folder, steps, *(["--resume"] if resumed else [])))
         if found["kills"] < budget:
             moment = time.monotonic() + rng.uniform(0, once)
@@ -89,7 +90,7 @@ def _kill_until_done(folder: Path, steps: int, once: float, budget: int, rng: ra
             process.send_signal(signal.SIGKILL)
             process.communicate()
             found["kills"] += 1
-            found["during_save"] += any((folder / "checkpoints").glob(".*.draft"))
+            found["during_save"] += any(draft.stat().st_mtime > began for draft in (folder / "checkpoints").glob(".*.draft"))
             continue
         _, err = process.communicate()
         if process.returncode != 0:

@@ -46,6 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     quiet_models()
     planners = dict(p.split("=", 1) for p in args.planner)
+    model = Path(args.model).name.removesuffix(".gguf")
     python = subprocess.run(["bench/llama_env.sh"], capture_output=True, text=True, check=True).stdout.strip()
     file = args.model if args.model.endswith(".gguf") else str(package_file(args.model))
     server = [python, "-m", "llama_cpp.server", "--model", file, "--port", str(_PORT), "--n_ctx", "4096", "--n_threads",
@@ -54,7 +55,7 @@ def main() -> None:
         wait_for_models(_PORT)
         for chosen in args.data:
             data, _, limit = chosen.partition(":")
-            rows = measure(Path(args.out), Path(args.model).stem, data, int(limit or 100), args.controls, planners)
+            rows = measure(Path(args.out), model, data, int(limit or 100), args.controls, planners)
             for r in rows:
                 print(f"{r['what']:<90} {r['value']!s:<8} {r['interval'] or ''} {r['goal']}", flush=True)
             if args.record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,23 @@ def test_a_planner_alone_shares_the_weights_of_a_frozen_reasoner(small):
     assert own == theirs
     trainer.run()
     assert all(torch.equal(p, before[n]) for n, p in trainer.reasoner.model.named_parameters())
+
+
+def test_what_is_trained_is_float32_also_above_bfloat16_weights(small):
+    """Steps of 1e-5 would vanish in bfloat16; frozen weights stay in it."""
+    config = small("run", "models.reasoner_lora=2", "models.planner_lora=2", "models.dtype=bfloat16", "train.planner_lr=1e-5",
+                   "train.steps=2")  # fmt: skip
+    rsim.train(config)
+    for resume in (False, True):
+        trainer = Trainer(config, resume=True) if resume else Trainer(replace(config, out=config.out + "2"))
+        for agent in trainer.agents.values():
+            kinds = {(p.requires_grad, p.dtype) for n, p in agent.model.named_parameters() if "score" not in n}
+            assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+            assert all(p.dtype == torch.float32 for p in agent.parameters)
+    before, after = (load_file(config.folder / "checkpoints" / f"step-{i:06d}" / "planner" / "adapter_model.safetensors")
+                     for i in (1, 2))  # fmt: skip
+    assert all(t.dtype == torch.float32 for t in after.values())
+    assert any(not torch.equal(before[k], after[k]) for k in after)
 
 
 def test_models_of_different_bases_share_nothing(reasoner):

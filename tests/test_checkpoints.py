@@ -15,6 +15,7 @@ import torch
 import rsim
 from rsim.cli.main import main
 from rsim.errors import UserError
+from rsim.evaluation.saved import locate
 from rsim.training.checkpoints import MANIFEST, Checkpoints, verify
 from rsim.training.trainer import Trainer
 from tiny import metrics_of
@@ -106,6 +107,38 @@ def test_a_changed_config_is_refused_key_by_key_unless_forced(small):
     assert "planner_lr = 0.5" in (config.folder / "config.toml").read_text()
 
 
+def test_what_was_made_for_another_model_or_loss_is_refused_even_when_forced(small):
+    config = small("run")
+    stopped_after(config, 1)
+    for change in ("models.reasoner_lora=4", "objective.loss=ppo", "objective.beta=0.1", "stages.stage1.train_reasoner=false"):
+        changed = small("run", change, *(["stages.stage2.train_reasoner=false"] if "train_reasoner" in change else []))
+        with pytest.raises(UserError, match="cannot be changed in mid-run"):
+            Trainer(changed, resume=True, force=True)
+    forced = Trainer(small("run", "train.weight_decay=0.1"), resume=True, force=True)
+    assert forced.agents["planner"].optimizer.param_groups[0]["weight_decay"] == 0.1
+    kept = json.loads((config.folder / "run.json").read_text())["changed"]
+    assert kept == [{"step": 1, "keys": ["train.weight_decay: 0.0 -> 0.1"]}]
+
+
+def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_behind(small):
+    config = small("run", "train.keep_checkpoints=9")
+    rsim.train(config)
+    forced = Trainer(replace(config, seed=7), resume_from="step-000001", force=True)
+    names = sorted(p.name for p in (config.folder / "checkpoints").iterdir())
+    assert names in (["step-000000", "step-000001"], ["best", "step-000000", "step-000001"])
+    assert max(r["step"] for r in metrics_of(config)) == 1
+    forced.run()
+    assert sorted(p.name for p in (config.folder / "checkpoints").glob("step-*"))[-1] == "step-000004"
+
+
+def test_a_checkpoint_that_lacks_an_agent_is_not_evaluated_as_one_without(small):
+    config = small("run", "train.steps=1")
+    rsim.train(config)
+    shutil.rmtree(config.folder / "checkpoints" / "final" / "reasoner")
+    with pytest.raises(UserError, match=r"final is damaged: reasoner/.* is missing"):
+        locate(str(config.folder), [])
+
+
 def test_the_newest_are_kept(folder):
     for step in range(5):
         folder.save(f"step-{step:06d}", {"planner": write("x")}, {"step": step})
@@ -166,7 +199,7 @@ def test_checkpoints_written_in_the_background_are_the_same(small, extra):
         assert known.keys() == found.keys()
         if name.startswith("step"):
             a, b = (torch.load(f / "state.pt") for f in (here, there))
-            assert str(a) == str(b)
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_a_line_that_was_cut_off_is_dropped(small):

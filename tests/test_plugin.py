@@ -247,6 +247,21 @@ def test_bad_requests_are_openai_errors(local):
         ask(local, "7=?", top_p=0.5)
 
 
+def test_settings_of_the_wrong_kind_are_refused_and_take_no_slot(local):
+    """More of them than there are slots; a negative seed is a seed."""
+    body = {"model": f"nano-s{SUFFIX}", "messages": [{"role": "user", "content": PROBLEMS[0].question}]}
+    for wrong in ({"temperature": "hot"}, {"temperature": -1}, {"seed": "abc"}, {"seed": 1.5}, {"temperature": True}) * 3:
+        for model in ("nano-s", f"nano-s{SUFFIX}"):
+            refused = httpx.post(f"{local}/chat/completions", json=body | wrong | {"model": model})
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == next(iter(wrong))
+    texts = {
+        httpx.post(f"{local}/chat/completions", json=body | {"seed": -1, "temperature": 1}).text.split("choices")[1]
+        for _ in "ab"
+    }
+    assert len(texts) == 1
+
+
 def test_keys_body_limit_and_crowds(nano, trained):
     config = ServeConfig(rules=RULES, slots=1, waiting=1, api_key="secret", body_bytes=2000)
     with serving(create_app(config, trained, nano, name="nano-s")) as url:

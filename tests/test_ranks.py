@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from rsim.training.trainer import Trainer
 from tiny import metrics_of
 
 
-def launch(config: Config, count: int, *more: str) -> None:
+def start(config: Config, count: int, *more: str) -> list[subprocess.Popen[str]]:
     """``rsim train`` in ``count`` processes with the environment that torchrun gives them."""
     file = config.folder.with_suffix(".toml")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +40,17 @@ def launch(config: Config, count: int, *more: str) -> None:
         command = [sys.executable, "-m", "rsim", "train", str(file), "--json", *more]
         processes.append(subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                           text=True))  # fmt: skip
-    said = [process.communicate(timeout=300) for process in processes]
+    return processes
+
+
+def launch(config: Config, count: int, *more: str) -> None:
+    """The processes of `start`, to their end."""
+    processes = start(config, count, *more)
+    try:
+        said = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0] * count, said
     assert [bool(out) for out, _ in said] == [True] + [False] * (count - 1), "one rank speaks"
 
@@ -66,6 +78,25 @@ def test_ranks_train_as_one_process_does(small, count, extra):
     rsim.train(alone)
     launch(together, count)
     assert len(metrics_of(alone)) > 4
+    assert_close(alone, together)
+
+
+def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(small):
+    """Interrupted twice, each time another rank, then left alone."""
+    extra = ["stages.stage1.steps=8", "stages.stage2.steps=4"]
+    alone, together = small("alone", *extra), small("together", *extra)
+    rsim.train(alone)
+    for told, sent, code, more in ((0, signal.SIGTERM, 0, []), (1, signal.SIGINT, 130, ["--resume"])):
+        processes, metrics = start(together, 2, *more), together.folder / "metrics.jsonl"
+        known = metrics.read_text().count("reward/accuracy") if more else 0
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("reward/accuracy") > known):
+            time.sleep(0.02)
+        processes[told].send_signal(sent)
+        said = [process.communicate(timeout=120) for process in processes]
+        assert [process.returncode for process in processes] == [code] * 2, said
+    assert len(metrics_of(together)) < len(metrics_of(alone)), "it was stopped before its end"
+    launch(together, 2, "--resume")
     assert_close(alone, together)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -11,12 +13,13 @@ from fastapi.responses import JSONResponse
 from typer.testing import CliRunner
 
 from rsim.cli.main import app
+from rsim.config import PRESETS
 from rsim.errors import UserError
 from rsim.evaluation.saved import EvalSettings, evaluate_into
 from rsim.evaluation.upstream import ServedModel
 from rsim.models import load_planner, load_reasoner
 from rsim.planner.scripted import random_planner
-from rsim.plugin.server import create_app
+from rsim.plugin.server import SUFFIX, create_app
 from rsim.plugin.state import ServeConfig
 from rsim.strategies import load_strategies
 from serving import serving
@@ -58,6 +61,8 @@ def test_a_served_model_answers_as_the_one_in_this_process(server, planner, tmp_
         assert [s["text"].split() for s in a["steps"]] == [s["text"].split() for s in b["steps"]]
         assert [s["probabilities"] for s in a["steps"]] == [s["probabilities"] for s in b["steps"]]
     assert (there.accuracy, there.usage, there.flags) == (here.accuracy, here.usage, here.flags)
+    prompts = 1 if planned else 0  # tokens of a prompt; in this process a step that is cut gets a delimiter as well
+    assert there.injected_tokens == prompts * there.steps
     assert 0 < there.accuracy < 1
     # the delimiter is the server's stop string: one sampled token less a step, but the last one
     assert abs(there.sampled_tokens - here.sampled_tokens) <= here.steps
@@ -75,6 +80,40 @@ def test_random_planners_are_repeatable_and_resumed(server, tmp_path):
     evaluate_into(parts, settings("random", 10), served=ServedModel(server, "nano-s", at_once=2))
     assert records(whole) == records(parts)
     assert len({tuple(r["strategies"]) for r in records(whole)}) > 3
+
+
+def test_a_planner_whose_context_is_full_leaves_the_model_alone(server, planner, tmp_path):
+    """From then on nobody decides and nothing is injected."""
+    small = tmp_path / "small"
+    shutil.copytree(planner, small)
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60}))
+    found = evaluate_into(tmp_path / "e", settings(str(small)), served=ServedModel(server, "nano-s"))
+    decided = [[s["probabilities"] is not None for s in r["steps"] if not s["forced"]] for r in records(tmp_path / "e")]
+    assert any(False in row and True in row for row in decided)
+    assert all(row == sorted(row, reverse=True) for row in decided)
+    assert found.injected_tokens < found.steps
+
+
+def test_sampled_answers_have_sampled_decisions(server, planner, tmp_path):
+    several = replace(settings(planner, 4), greedy=False, samples=6)
+    evaluate_into(tmp_path / "there", several, served=ServedModel(server, "nano-s"))
+    firsts = {(r["index"], r["strategies"][0]) for r in records(tmp_path / "there")}
+    assert len(firsts) > 6, "a planner that is sampled from does not begin every answer to a question alike"
+
+
+def test_another_model_or_config_is_another_evaluation(server, planner, tmp_path):
+    (tmp_path / "mine.toml").write_text((PRESETS / "nano.toml").read_text())
+    mine = replace(settings("none", 4), run=str(tmp_path / "mine.toml"))
+    first = evaluate_into(tmp_path / "e", mine)
+    assert evaluate_into(tmp_path / "e", mine) == first, "asked for again it is what it was"
+    text = (tmp_path / "mine.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace("max_tokens = ", "max_tokens = 1"))
+    with pytest.raises(UserError, match="other settings"):
+        evaluate_into(tmp_path / "e", mine)
+    evaluate_into(tmp_path / "s", settings("none", 2), served=ServedModel(server, "nano-s"))
+    with pytest.raises(UserError, match="other settings"):
+        evaluate_into(tmp_path / "s", settings("none", 2), served=ServedModel(server, f"nano-s{SUFFIX}"))
 
 
 def test_an_upstream_that_fails_is_one_line_and_keeps_what_was_answered(server, tmp_path):

@@ -48,6 +48,15 @@ def go_on(model: PreTrainedModel, folder: str | Path) -> None:
         parameter.requires_grad_(".lora_" in name or ".modules_to_save." in name)
 
 
+def train_precisely(model: PreTrainedModel) -> None:
+    """Keeps what is trained in float32, whatever the frozen weights are kept in: small steps vanish in bfloat16."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if "score" in dict(model.named_children()):
+        model.score.float()
+
+
 def merged(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """The base ``model`` with the adapter in ``folder`` added into its weights: an ordinary model."""
     from peft import PeftModel

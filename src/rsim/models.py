@@ -64,7 +64,10 @@ def load_reasoner(
         adapters.keep_unpacked(model)
     else:
         model.to(pick_device(device))
-    return Reasoner(_adapted(model, path, source, lora, quantised, seed).eval(), tokenizer, system_prompt)
+    model = _adapted(model, path, source, lora, quantised, seed)
+    if lora:
+        adapters.train_precisely(model)
+    return Reasoner(model.eval(), tokenizer, system_prompt)
 
 
 def _adapted(
@@ -119,6 +122,8 @@ def load_planner(
         planner.model.to(device=pick_device(device), dtype=_dtype(dtype))
     if lora and adapters.base_of(path) is None:
         adapters.add(planner.model, lora, source, seed)
+    if lora:
+        adapters.train_precisely(planner.model)
     planner.model.eval()
     return planner
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rsim.config import Config
-from rsim.errors import UserError
+from rsim.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,6 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"models.device = {name!r}", "use auto, cpu, cuda or cuda:N") from error
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such name; a backend that torch was built without
+        raise UserError(f"models.device = {name!r}: {first_line(error)}", "use auto, cpu, cuda or cuda:N") from error

@@ -51,6 +51,8 @@ def train(
 
         run_dry(config, as_json=as_json)
         return
+    if launcher and resume_from:
+        raise UserError("--resume-from with --launcher", "the cluster goes on from the newest checkpoint: use --resume")
     if launcher:
         from rsim.cli.commands import run_on_cluster
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rsim.config import Config
 from rsim.models import quiet_models
-from rsim.training.trainer import Trainer
+from rsim.training.trainer import Stopped, Trainer
 
 
 def train_with_progress(
@@ -53,19 +53,16 @@ def train_with_progress(
             trainer.stop_requested = True
             console.print("finishing this step, then saving; press Ctrl-C again to stop at once")
 
-        terminated = []
-
         def on_terminate(*_: object) -> None:
-            terminated.append(True)
-            trainer.stop_requested = True
+            trainer.stop_requested = trainer.terminated = True
             console.print("terminated: finishing this step, then saving")
 
         previous = {number: signal.signal(number, handler)
                     for number, handler in ((signal.SIGINT, on_interrupt), (signal.SIGTERM, on_terminate))}  # fmt: skip
         try:
             return trainer.run()
-        except KeyboardInterrupt:
-            if terminated:
+        except Stopped as stopped:
+            if stopped.terminated:
                 raise SystemExit(0) from None
             raise
         finally:

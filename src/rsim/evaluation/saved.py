@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from rsim.config import Config, load_config, presets
+from rsim.config import Config, load_config, presets, to_table
 from rsim.data.load import load_problems
 from rsim.data.problem import Problem
 from rsim.errors import UserError
@@ -20,7 +20,8 @@ from rsim.models import load_planner, load_reasoner
 from rsim.place import choose_place
 from rsim.planner.planner import AnyPlanner
 from rsim.rollout.game import Game
-from rsim.strategies import load_strategies
+from rsim.strategies import load_strategies, to_toml
+from rsim.training.checkpoints import MANIFEST, verify
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def evaluate_into(
             raise UserError("--match-tokens", "is not there for a model on a server: give --samples")
         settings = replace(settings, greedy=False, samples=_samples_for(match_tokens, game, problems, config, settings.seed))
     models = [str(p) for p in (checkpoint, settings.planner, settings.reasoner) if p and Path(p).is_dir()]
-    wanted = asdict(settings) | {"models": {path: _newest(Path(path)) for path in models}}
-    if served:
-        wanted["served"] = {"url": served.url, "name": served.name, "mode": served.mode}
+    wanted = asdict(settings) | {"models": {path: _newest(Path(path)) for path in models}, "means": _meaning(config, data)}
+    if isinstance(game, ServedGame):
+        wanted["served"] = {"url": game.served.url, "model": game.model, "mode": game.served.mode}
     records = _begin_or_go_on(folder, json.loads(json.dumps(wanted)), settings.samples, overwrite)
     at_once = served.at_once if served else config.rollout.batch
     step = max(1, 2 * at_once // settings.samples)  # questions between two writes
@@ -87,11 +88,18 @@ def evaluate_into(
         with (folder / "episodes.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record) + "\n" for record in done))
         records += done
+    finished = folder / "summary.json"
+    kept = json.loads(finished.read_text()) if finished.is_file() else None
     name = settings.planner or ("trained planner" if game.names else "no planner")
     result = summarise(name, records, game)
+    if kept is not None:  # asked for again: nothing was played, and the planner's share of the time is what it was
+        result.planner_share = kept["planner_share"]
     summary = result.to_json() | {"run": settings.run, "data": data, "split": settings.split, "seed": settings.seed,
                                   "greedy": settings.greedy,
-                                  "engine": served.url if served else config.rollout.engine}  # fmt: skip
+                                  "engine": served.url if served else config.rollout.engine,
+                                  "estimated_tokens": any(r.get("estimated", False) for r in records)}  # fmt: skip
+    if isinstance(game, ServedGame):
+        summary["model"] = game.model
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return result
 
@@ -108,12 +116,20 @@ def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
         checkpoint = final if final.is_dir() else found[-1] if found else None
         if checkpoint is None:
             raise UserError(f"{run} has no checkpoint yet", "train it first")
+        _check_whole(checkpoint)
         return load_config(str(path / "config.toml"), overrides), checkpoint
     if ((path / "reasoner").is_dir() or (path / "planner").is_dir()) and (path.parent.parent / "config.toml").is_file():
+        _check_whole(path)
         return load_config(str(path.parent.parent / "config.toml"), overrides), path
     if run in presets() or path.suffix == ".toml":
         return load_config(run, overrides), None
     raise UserError(f"no run, checkpoint or preset {run!r}", f"train one first, or use a preset: {', '.join(presets())}")
+
+
+def _check_whole(checkpoint: Path) -> None:
+    """A checkpoint that lacks a file would be taken for one of a planner or a reasoner alone."""
+    if (checkpoint / MANIFEST).is_file():
+        verify(checkpoint, digests=False)
 
 
 def load_game(
@@ -153,6 +169,17 @@ def _planner_of_served(
         return planner_from(planner, strategies, problems)
     own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
     return load_planner(str(own), strategies, seed=0) if own else None
+
+
+def _meaning(config: Config, data: str) -> dict[str, Any]:
+    """What the names in the settings stand for now: the part of the config that matters here, the strategies, the data."""
+    table = to_table(config)
+    file = Path(data)
+    return {
+        **{key: table[key] for key in ("models", "data", "rollout", "rewards")},
+        "strategies": to_toml(load_strategies(config.models.strategies)),
+        "data_written": file.stat().st_mtime_ns if file.is_file() else 0,
+    }
 
 
 def _newest(folder: Path) -> int:

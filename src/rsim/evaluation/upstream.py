@@ -41,6 +41,9 @@ class ServedModel:
         check_address(self.url, self.mode)
 
 
+Spent = tuple[Usage, int]  # tokens as the server counts them, and how many of them were injected
+
+
 class ServedGame:
     """Plays problems on a server; what `play_scored` is to a `Game`."""
 
@@ -49,7 +52,7 @@ class ServedGame:
         self.names = planner.strategies.names if planner else ()
         self.parameters = {"reasoner": 0, "planner": planner.parameters if planner else 0}
         self.mode: Mode | None = None
-        self.model = served.name
+        self.model = served.name or first_model(served.url)
         self.injected: dict[str, int] = {}  # tokens of each strategy's prompt, as the upstream counts them
         self.seconds = {"planner": 0.0, "all": 0.0}
 
@@ -67,7 +70,7 @@ class ServedGame:
         """
         began = time.perf_counter()
         try:
-            episodes, usages = asyncio.run(self._play_all(problems, seed, greedy, samples, first))
+            episodes, spent = asyncio.run(self._play_all(problems, seed, greedy, samples, first))
         except UpstreamError as error:
             raise UserError(
                 f"the upstream at {self.served.url} failed: {error}", "what was answered is kept: ask again to go on"
@@ -76,11 +79,11 @@ class ServedGame:
         rewards = self.config.rewards
         scores = score_all(episodes, self.planner.strategies if self.planner else None, rewards)
         records, shown = [], []
-        for number, (episode, scored, usage) in enumerate(zip(episodes, scores, usages, strict=True)):
+        for number, (episode, scored, (usage, injected)) in enumerate(zip(episodes, scores, spent, strict=True)):
             tokens = {
                 "prompt_tokens": usage.prompt_tokens,
                 "sampled_tokens": usage.completion_tokens,
-                "injected_tokens": sum(self.injected[self.names[s.strategy]] for s in episode.steps if self.planner),
+                "injected_tokens": injected,
                 "estimated": usage.estimated,
             }
             records.append(outcome(episode, scored, first, number, samples, self.names, rewards) | tokens)
@@ -89,18 +92,17 @@ class ServedGame:
 
     async def _play_all(
         self, problems: list[Problem], seed: int, greedy: bool, samples: int, first: int
-    ) -> tuple[list[Episode], list[Usage]]:  # fmt: skip
-        key = os.environ.get("RSIM_UPSTREAM_API_KEY", "")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+    ) -> tuple[list[Episode], list[Spent]]:  # fmt: skip
         timeout = httpx.Timeout(self.config.rollout.vllm_timeout, connect=10.0)
-        async with httpx.AsyncClient(base_url=self.served.url.rstrip("/") + "/", headers=headers, timeout=timeout) as client:
+        async with httpx.AsyncClient(base_url=self.served.url.rstrip("/") + "/", headers=_headers(), timeout=timeout) as client:
             await self._prepare(client)
             assert self.mode is not None
             upstream, gate = HttpUpstream(client, self.mode), asyncio.Semaphore(self.served.at_once)
-            planning = Planning(self.planner, self.served.at_once) if self.planner else None
+            warmth = 0.0 if greedy else self.config.rollout.planner_temperature
+            planning = Planning(self.planner, self.served.at_once, warmth) if self.planner else None
             worker = asyncio.create_task(planning.run()) if planning else None
 
-            async def one(number: int) -> tuple[Episode, Usage]:
+            async def one(number: int) -> tuple[Episode, Spent]:
                 group, member = divmod(number, samples)
                 temperature = 0.0 if greedy else self.config.rollout.temperature
                 sampling = {"temperature": temperature, "seed": seed * 1_000_003 + (first + group) * 1009 + member}
@@ -117,42 +119,47 @@ class ServedGame:
                     worker.cancel()
                     self.seconds["planner"] += planning.seconds
         results = [task.result() for task in played]
-        return [episode for episode, _ in results], [usage for _, usage in results]
+        return [episode for episode, _ in results], [spent for _, spent in results]
 
     async def _prepare(self, client: httpx.AsyncClient) -> None:
         """The model's name, the mode of injection and the prompts' tokens, found out once."""
         if self.mode is not None:
             return
-        self.model = self.model or await _first_model(client)
         if self.planner is None:
             self.mode = "turn"
             return
         user = {"role": "user", "content": "x"}
-        alone = await prompt_tokens(client, {"model": self.model, "messages": [user]})
+        try:
+            alone = await prompt_tokens(client, {"model": self.model, "messages": [user]})
+        except UpstreamError as error:
+            if error.status == 501:
+                raise UserError(f"the upstream at {self.served.url} counts no prompt tokens", "rsim eval needs them") from error
+            raise
         for strategy in self.planner.strategies.strategies:
-            longer = {"role": "user", "content": f"x\n\n{strategy.prompts[0]}"}
+            longer = {"role": "user", "content": f"x{strategy.prompts[0]}"}
             self.injected[strategy.name] = await prompt_tokens(client, {"model": self.model, "messages": [longer]}) - alone
         self.mode = self.served.mode or await probe(client, self.model)  # type: ignore[assignment]
 
     async def _play(
         self, problem: Problem, group: int, sampling: dict[str, Any], upstream: HttpUpstream, planning: Planning | None
-    ) -> tuple[Episode, Usage]:  # fmt: skip
+    ) -> tuple[Episode, Spent]:  # fmt: skip
         rules, system = self.config.rollout, self.config.models.system_prompt
         messages = [{"role": "system", "content": system}] if system else []
         asked = Asked(self.model, [*messages, {"role": "user", "content": problem.question}], None, sampling)
         episode = Episode(problem, group, [], 0)
         if planning is None:
-            return episode, await _alone(episode, upstream, asked, rules.max_tokens)
+            return episode, (await _alone(episode, upstream, asked, rules.max_tokens), 0)
         limits = PlayRules(
             rules.delimiter, rules.max_steps, rules.step_tokens, rules.max_tokens, answer_tokens=rules.answer_tokens
         )
-        usage = Usage()
+        usage, injected = Usage(), 0
         async with aclosing(play(asked, planning, upstream, limits, rules.max_tokens)) as events:
             async for event in events:
                 if isinstance(event, Injected):
                     action = planning.strategies.index(event.strategy)
                     episode.steps.append(Step(action, 0, 0, 0, forced=event.forced))
                     episode.forced |= event.forced
+                    injected += self.injected[event.strategy] if event.text else 0
                     if event.probabilities:
                         episode.decisions.append(Decision(-1, action, 0.0, list(event.probabilities.values())))
                 elif isinstance(event, Finished):
@@ -162,7 +169,7 @@ class ServedGame:
         final = episode.steps[-1].strategy == planning.strategies.index(TERMINATION)
         episode.terminated = final and not episode.forced and not episode.truncated
         episode.reasoner_ended = not final
-        return episode, usage
+        return episode, (usage, injected)
 
 
 async def _alone(episode: Episode, upstream: HttpUpstream, asked: Asked, limit: int) -> Usage:
@@ -178,10 +185,22 @@ async def _alone(episode: Episode, upstream: HttpUpstream, asked: Asked, limit: 
     return usage
 
 
-async def _first_model(client: httpx.AsyncClient) -> str:
+def first_model(url: str) -> str:
+    """The name of the first model that a server lists.
+
+    Raises:
+        UserError: it cannot be reached, or lists none.
+    """
     try:
-        listed = (await client.get("models")).raise_for_status().json()["data"]
+        listed = httpx.get(f"{url.rstrip('/')}/models", headers=_headers(), timeout=10.0).raise_for_status().json()["data"]
         return str(listed[0]["id"])
     except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
-        problem = {"message": f"its models cannot be listed ({type(error).__name__}): name one with --model"}
-        raise UpstreamError(502, problem) from error
+        raise UserError(
+            f"the upstream at {url}: its models cannot be listed ({type(error).__name__})",
+            "is it running? name one with --model",
+        ) from error
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get("RSIM_UPSTREAM_API_KEY", "")
+    return {"Authorization": f"Bearer {key}"} if key else {}

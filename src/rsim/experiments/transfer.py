@@ -44,8 +44,10 @@ def run(bench: Workbench) -> Page:
             bars(ax, [i + 0.38 * (place - 0.5) for i in range(len(FAMILIES))], found, 0.36, method)
         ax.set_xticks(range(len(FAMILIES)), FAMILIES, rotation=40, ha="right")
         ax.set_title(name)
+        ax.set_ylim(0, 130)  # room for the legend
+        ax.set_yticks(range(0, 101, 20))
     axes[0].set_ylabel("accuracy, %")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="upper left", ncols=2)
     page.text("## Other tasks: planners trained on one task alone, with nano-s")
     rows = [["CoT", *(percent(estimate(done[f"nano-s, {family}, CoT"]).mean) for family in FAMILIES)]]
     rows += [[f"trained on {s}", *(percent(estimate(done[f"from {s}, {f}"]).mean) for f in FAMILIES)] for s in _TRAINED_ON]

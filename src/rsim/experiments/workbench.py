@@ -195,7 +195,7 @@ def _begin(threads: int) -> None:
 
 
 def _train(config: Config) -> None:
-    started = any((config.folder / "checkpoints").glob("step-*/state.pt"))
+    started = any((config.folder / "checkpoints").glob("step-*/manifest.json"))
     if not started:
         shutil.rmtree(config.folder, ignore_errors=True)
     train(config, resume=started)

@@ -121,7 +121,8 @@ class Planner:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Strategy logits ``[..., strategies]`` of final hidden states ``[..., hidden]``."""
-        logits: torch.Tensor = self.model.score(hidden)
+        precision = next(self.model.score.parameters()).dtype  # float32 above frozen bfloat16 weights
+        logits: torch.Tensor = self.model.score(hidden.to(precision))
         return logits
 
     def begin(self, slots: int) -> LearnedSession:

@@ -122,6 +122,8 @@ class _HttpConversation:
     async def step(self, injected: str, limit: int, delimiter: str | None) -> AsyncIterator[str | StepEnd]:
         self.steps.append((injected, ""))
         body = self._body() | self.asked.sampling
+        if "seed" in body:  # another one for each step: with the same, every step would draw the same numbers
+            body["seed"] += len(self.steps) - 1
         body |= {"model": self.asked.model, "max_tokens": limit, "stream": True, "stream_options": {"include_usage": True}}
         if delimiter is not None:
             body["stop"] = [delimiter]

@@ -77,12 +77,10 @@ class LocalUpstream:
             raise UserError("the prompt is empty")
         if len(ids) >= self.context:
             raise UserError(f"a prompt of {len(ids)} tokens exceeds the model's context of {self.context}")
-        slot = await self.free.get()
-        temperature = asked.sampling.get("temperature")
-        seed = asked.sampling.get("seed")
-        answer = _Answer(
-            slot, ids, 1.0 if temperature is None else float(temperature), np.random.default_rng(seed), length=len(ids)
-        )
+        temperature, seed = asked.sampling.get("temperature"), asked.sampling.get("seed")
+        warmth = 1.0 if temperature is None else float(temperature)
+        draws = np.random.default_rng(None if seed is None else seed % (1 << 63))
+        answer = _Answer(await self.free.get(), ids, warmth, draws, length=len(ids))
         return _LocalConversation(self, answer)
 
     def decode(self, ids: list[int]) -> str:

@@ -66,6 +66,10 @@ def read_request(
         BadRequest: a field of the wrong form.
     """
     sampling = {key: body[key] for key in _SAMPLING if body.get(key) is not None}
+    for key, kinds in (("temperature", (int, float)), ("seed", (int,))):
+        value = sampling.get(key, 0)
+        if not isinstance(value, kinds) or isinstance(value, bool) or (key == "temperature" and not 0 <= value < float("inf")):
+            raise BadRequest(f"{key} must be a {'number from 0' if key == 'temperature' else 'whole number'}", key)
     limit = _whole(body, "max_completion_tokens", _whole(body, "max_tokens", default_limit, 1), 1)
     count = _whole(body, "n", 1, 1)
     stops = body.get("stop") or ()

@@ -94,7 +94,7 @@ class Episode:
         steps = []
         for step in self.steps:
             chosen = step.strategy >= 0 and not step.forced and self.decisions
-            decision = next(probabilities) if chosen else None
+            decision = next(probabilities, None) if chosen else None  # none once a planner's context is full
             steps.append(
                 {
                     "strategy": names[step.strategy] if step.strategy >= 0 else None,

@@ -131,7 +131,10 @@ class Agent:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # as configured now
         if self.value_head is not None:
             self.value_head.load_state_dict(state["value_head"])
 

@@ -100,32 +100,50 @@ class Checkpoints:
                 f"cannot write the checkpoint {target}: {first_line(error)}",
                 "make room, then go on with --resume from the one before",
             ) from error
-        shutil.rmtree(target, ignore_errors=True)
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            os.replace(target, old)
         os.replace(draft, target)
-        _flush(self.path)
+        flush(self.path)
+        shutil.rmtree(old, ignore_errors=True)
         for old in sorted(self.path.glob("step-*"))[: -self.keep]:
             shutil.rmtree(old)
+
+    def forget_after(self, checkpoint: Path) -> None:
+        """Removes what a run wrote after ``checkpoint``, from which it goes on: newer checkpoints, and a best or final one of
+        that time."""
+        made = (checkpoint / MANIFEST).stat().st_mtime_ns
+        for path in self.path.glob("step-*"):
+            if path.name > checkpoint.name:
+                shutil.rmtree(path)
+        for name in ("best", "final"):
+            manifest = self.path / name / MANIFEST
+            if manifest.is_file() and manifest.stat().st_mtime_ns > made:
+                shutil.rmtree(self.path / name)
 
 
 def _write_manifest(folder: Path) -> None:
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        _flush(path)
+    for path in sorted(folder.rglob("*")):
+        flush(path)
+        if not path.is_file():
+            continue
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
-    _flush(folder / MANIFEST)
-    _flush(folder)
+    flush(folder / MANIFEST)
+    flush(folder)
 
 
-def verify(checkpoint: Path) -> None:
-    """Holds every file against the manifest.
+def verify(checkpoint: Path, *, digests: bool = True) -> None:
+    """Holds every file against the manifest; without ``digests`` only its presence and size, which takes no time.
 
     Raises:
         UserError: a file is missing, cut short or changed, or there is no manifest.
     """
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
-        raise _damaged(checkpoint, "it has no manifest")
+        raise _damaged(checkpoint, "it has no manifest (an earlier version wrote none)")
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -136,13 +154,15 @@ def verify(checkpoint: Path) -> None:
             raise _damaged(checkpoint, f"{name} is missing")
         if path.stat().st_size != known["bytes"]:
             raise _damaged(checkpoint, f"{name} has {path.stat().st_size} bytes in place of {known['bytes']}")
-        if _digest(path) != known["sha256"]:
+        if digests and _digest(path) != known["sha256"]:
             raise _damaged(checkpoint, f"{name} differs from its checksum")
 
 
 def _damaged(checkpoint: Path, why: str) -> UserError:
     others = sorted(p.name for p in checkpoint.parent.glob("step-*") if p.name < checkpoint.name)
     remedy = f"go on from the one before with --resume-from {others[-1]}" if others else "there is none before it: start again"
+    if not checkpoint.name.startswith("step-"):
+        remedy = "use another checkpoint of the run"
     return UserError(f"checkpoint {checkpoint} is damaged: {why}", remedy)
 
 
@@ -151,7 +171,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Has a file or a folder's names written to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -81,11 +82,12 @@ class Ranks:
 
 
 ALONE = Ranks()
+_PATIENCE = timedelta(hours=3)  # that ranks wait for each other: for one that writes a checkpoint or plays longer episodes
 
 
 def join(*, cpu: bool) -> Ranks:
     """The ranks that the environment names (``RANK``, ``WORLD_SIZE``, ...); alone where it names none."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    state: Any = PartialState(cpu=cpu)
+    state: Any = PartialState(cpu=cpu, timeout=_PATIENCE)
     return Ranks(state.process_index, state.num_processes, state.local_process_index)

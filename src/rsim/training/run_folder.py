@@ -16,8 +16,9 @@ from typing import Any
 
 from rsim.config import Config, load_config, to_table, to_toml
 from rsim.errors import UserError, first_line
-from rsim.training.checkpoints import Checkpoints
+from rsim.training.checkpoints import Checkpoints, flush
 
+_RECORDS = ("metrics.jsonl", "episodes.jsonl")
 _VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -26,6 +27,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path, self.config = path, config
+        self.changed: list[str] = []  # keys of the config, since the run was last begun or gone on with
         self.checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
 
     @classmethod
@@ -47,21 +49,29 @@ class RunFolder:
             raise UserError(f"--resume: no run in {folder.path}", "start it without --resume")
         if resume and not folder.checkpoints.latest():
             raise UserError(f"--resume: the run in {folder.path} has no checkpoint yet", "start it again without --resume")
-        if resume and not force and (changed := differences(load_config(str(known)), config)):
+        before = load_config(str(known)) if resume else config
+        changed = folder.changed = differences(before, config)
+        fixed = [change for change in changed if change.startswith(_FIXED)]
+        if before.trains_reasoner != config.trains_reasoner:
+            fixed.append("stages: whether the reasoner is trained")
+        if fixed:
+            raise UserError(f"--resume: {'; '.join(fixed)}", "that cannot be changed in mid-run: begin another one")
+        if changed and not force:
             raise UserError(
                 f"--resume: the config differs from {known}: {'; '.join(changed)}",
                 "resume with the same settings, or pass --force to go on with the new ones",
             )
         return folder
 
-    def begin(self, step: int | None) -> None:
-        """Makes the folder ready to go on after ``step``, or afresh (None); a start that never got to its first
-        checkpoint leaves nothing behind."""
+    def begin(self, step: int, checkpoint: Path | None) -> None:
+        """Makes the folder ready to go on after ``step`` from ``checkpoint``, or afresh (None); a start that never got to its
+        first checkpoint leaves nothing behind."""
         try:
             self.checkpoints.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}", error.strerror or str(error)) from error
-        if step is None:
+        provenance: dict[str, Any]
+        if checkpoint is None:
             provenance = {
                 "name": self.config.name,
                 "seed": self.config.seed,
@@ -70,9 +80,20 @@ class RunFolder:
                 "git_commit": git_commit(),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
-            _replace(self.path / "run.json", json.dumps(provenance, indent=2) + "\n")
+        else:
+            self.checkpoints.forget_after(checkpoint)
+            provenance = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            if self.changed:
+                provenance.setdefault("changed", []).append({"step": step, "keys": self.changed})
+        _replace(self.path / "run.json", json.dumps(provenance, indent=2) + "\n")
         _replace(self.path / "config.toml", to_toml(self.config))
-        self._forget_after(-1 if step is None else step)
+        self._forget_after(-1 if checkpoint is None else step)
+
+    def flush(self) -> None:
+        """Has the records written to the disk, before a checkpoint that comes after them."""
+        for name in _RECORDS:
+            if (self.path / name).is_file():
+                flush(self.path / name)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
@@ -80,7 +101,7 @@ class RunFolder:
 
     def _forget_after(self, step: int) -> None:
         """Drops records of steps that will be done again."""
-        for name in ("metrics.jsonl", "episodes.jsonl"):
+        for name in _RECORDS:
             path = self.path / name
             if path.is_file():
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -103,6 +124,11 @@ def records(run: Path) -> list[dict[str, Any]]:
 def sampled_tokens(run: Path) -> int:
     """Reasoner tokens that a run sampled in training, cold start included."""
     return int([r["sampled_tokens"] for r in records(run) if "sampled_tokens" in r][-1])
+
+
+# What the weights and optimisers of a checkpoint are made for.
+_FIXED = ("models.reasoner", "models.planner", "models.shared_base", "models.quantised", "models.strategies", "objective.loss",
+          "objective.beta: 0.0")  # fmt: skip
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -39,6 +39,14 @@ OnMetrics = Callable[[dict[str, Any]], None]
 Weights = dict[str, torch.Tensor]
 
 
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop has saved a checkpoint; ``terminated``: by SIGTERM."""
+
+    def __init__(self, *, terminated: bool) -> None:
+        super().__init__("stopped")
+        self.terminated = terminated
+
+
 class Trainer:
     """Two policies, their optimisers and the place in the schedule. All sampling depends on ``(seed, step)`` alone, so a
     resumed run replays nothing and skips nothing."""
@@ -94,12 +102,12 @@ class Trainer:
         self.agents = self._agents()
         self.game = Game(self.reasoner, self.planner, config.rollout)
         self.step, self.sampled_tokens, self.best, self.cold_started = 0, 0, -1.0, False
-        self.stop_requested = False
+        self.stop_requested, self.terminated = False, False  # what this process was told: by anyone, by SIGTERM
         if checkpoint:
             self._restore(checkpoint)
         self.ranks.wait()  # all have looked at the folder before it is written to
         if self.ranks.main:
-            self.folder.begin(self.step if checkpoint else None)
+            self.folder.begin(self.step, checkpoint)
         if self.game.server is not None and self.reasoner_changes:
             if self.ranks.main:
                 self.game.server.check_updates(self.reasoner.model, self._handover)
@@ -169,22 +177,27 @@ class Trainer:
     # --- the loop ---
 
     def run(self) -> dict[str, Any]:
-        """Trains to the end of the last stage (or the token budget) and returns the last held-out evaluation."""
+        """Trains to the end of the last stage (or the token budget) and returns the last held-out evaluation.
+
+        Raises:
+            Stopped: some rank was asked to stop; all of them have saved and stop.
+        """
         if not self.cold_started:
             self._start()
         result: dict[str, Any] = {}
-        while self.step < self.total_steps and not self._budget_spent() and not self.stop_requested:
+        stopping = self.ranks.any(self.stop_requested)
+        while self.step < self.total_steps and not self._budget_spent() and not stopping:
             self.train_step()
-            self.stop_requested = self.ranks.any(self.stop_requested)
             last = self.step == self.total_steps or self._budget_spent()
             if last or (self.config.train.eval_every and self.step % self.config.train.eval_every == 0):
                 result = self.evaluate().to_json()
-            if last or self.stop_requested or self.step % self.config.train.save_every == 0:
+            stopping = self.ranks.any(self.stop_requested)
+            if last or stopping or self.step % self.config.train.save_every == 0:
                 self.save(f"step-{self.step:06d}")
         self.trackers.close()
         self.checkpoints.finish()
-        if self.stop_requested:
-            raise KeyboardInterrupt
+        if stopping:
+            raise Stopped(terminated=self.ranks.any(self.terminated))
         self._write("final", None, wait=True)
         return result
 
@@ -323,11 +336,12 @@ class Trainer:
 
     def _write(self, name: str, state: dict[str, Any] | None, *, wait: bool = False) -> None:
         if self.ranks.main:
+            self.folder.flush()
             self.checkpoints.save(name, self._savers(), state, wait=wait or not self.config.train.save_in_background)
         self.ranks.wait()
 
     def _restore(self, checkpoint: Path) -> None:
-        state = torch.load(checkpoint / "state.pt", weights_only=True)
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
         self.step, self.sampled_tokens, self.best = state["step"], state["sampled_tokens"], state["best"]
         self.cold_started = True
         for key, agent in self.agents.items():
