@@ -10,12 +10,12 @@ from rsim.experiments.stats import estimate
 from rsim.experiments.workbench import Measurement, Training, Workbench
 from rsim.training.run_folder import records
 
-_BUDGET = 1_600_000
+_BUDGET = 1_000_000
 _ARMS = {
     "GRPO alone, learning rate 1e-3": ("nano-grpo", ("train.reasoner_lr=1e-3",)),
     "GRPO alone, learning rate 1e-4": ("nano-grpo", ("train.reasoner_lr=1e-4",)),
-    "rSIM, reasoner at 1e-3": ("nano", ("train.reasoner_lr=1e-3", "stages.stage1.steps=37", "stages.stage2.steps=1000")),
-    "rSIM, reasoner at 1e-4": ("nano", ("train.reasoner_lr=1e-4", "stages.stage1.steps=37", "stages.stage2.steps=1000")),
+    "rSIM, reasoner at 1e-3": ("nano", ("train.reasoner_lr=1e-3", "stages.stage1.steps=24", "stages.stage2.steps=1000")),
+    "rSIM, reasoner at 1e-4": ("nano", ("train.reasoner_lr=1e-4", "stages.stage1.steps=24", "stages.stage2.steps=1000")),
 }
 
 
