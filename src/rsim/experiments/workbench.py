@@ -139,7 +139,8 @@ class Workbench:
         todo = {target: given for target, given in zip(targets, arguments, strict=True) if not _done(target)}
         if not todo:
             return
-        threads = max(1, (os.cpu_count() or 1) // min(self.jobs, len(todo)))
+        asked = os.environ.get("OMP_NUM_THREADS")  # for those who run something else beside it
+        threads = int(asked) if asked else max(1, (os.cpu_count() or 1) // min(self.jobs, len(todo)))
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(self.jobs, len(todo)), context, _begin, (threads,)) as pool:
             pending = {pool.submit(work, *given): target for target, given in todo.items()}
