@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rsim.config import load_config
-from rsim.experiments.arms import CONTROLS, controls_of, grpo_runs, measure_arms
+from rsim.experiments.arms import CONTROLS, controls_of, measure_arms
 from rsim.experiments.page import Page, bars, percent, points
 from rsim.experiments.stats import difference, estimate
 from rsim.experiments.workbench import Measurement, Training, Workbench, checkpoint
-from rsim.training.run_folder import records
+from rsim.training.run_folder import records, sampled_tokens
 
 _PRESET = "smollm2-arith"
+_SEARCHED = 64  # dev problems on which a control is picked
 _NO_STAGES = ("stages.stage1.steps=0", "stages.stage2.steps=0")
 _ALONE = ('models.planner="none"', "stages.stage1.steps=1000")  # until the tokens are spent
 
 
 def run(bench: Workbench) -> Page:
     page = Page("arith", "SmolLM2-135M on sums", bench, issue=6)
-    rsim = bench.train([Training(_PRESET, (), seed) for seed in bench.seeds])
     cold = bench.train([Training(_PRESET, (*_NO_STAGES, "train.eval_every=0"), seed) for seed in bench.seeds])
-    grpo = grpo_runs(bench, rsim, *_ALONE, preset=_PRESET)
-    started = [str(r / "checkpoints" / "final" / "reasoner") for r in cold]
+    started = [str(run / "checkpoints" / "final" / "reasoner") for run in cold]
+    warm = [(f"models.reasoner={json.dumps(reasoner)}", "cold_start.episodes=0") for reasoner in started]
+    rsim = bench.train([Training(_PRESET, changes, seed) for seed, changes in zip(bench.seeds, warm, strict=True)])
+    budgets = [(f"train.token_budget={sampled_tokens(run)}", *_ALONE) for run in rsim]
+    alone = [Training(_PRESET, (*w, *b), seed) for seed, w, b in zip(bench.seeds, warm, budgets, strict=True)]
+    grpo = bench.train(alone)
     data = load_config(_PRESET).data.eval
 
     def measured(run: str, planner: str = "", reasoner: str = "") -> Measurement:
@@ -35,15 +40,16 @@ def run(bench: Workbench) -> Page:
         "GRPO alone": [measured(checkpoint(r)) for r in grpo],
         "rSIM": [measured(checkpoint(r)) for r in rsim],
         "rSIM's reasoner, CoT": [measured(checkpoint(r), "none") for r in rsim],
-        **controls_of(bench, rsim, [checkpoint(r, "reasoner") for r in rsim], preset=_PRESET, data=data),
+        **controls_of(bench, rsim, [checkpoint(r, "reasoner") for r in rsim], preset=_PRESET, data=data, problems=_SEARCHED),
     })  # fmt: skip
-    page.text("The controls play with rSIM's reasoner. GRPO alone begins with the same cold start and samples as many tokens.")
+    page.text("The controls play with rSIM's reasoner. rSIM and GRPO alone begin with the same cold start and sample as many "
+              "tokens after it.")  # fmt: skip
     page.arms(done)
     axes = page.figure("bars", "Accuracy on unseen sums.", width=7.2)[0]
     bars(axes, list(range(len(done))), [estimate(arm) for arm in done.values()], 0.7, "")
     axes.set_xticks(range(len(done)), done, rotation=30, ha="right")
     axes.set_ylabel("accuracy, %")
-    page.text(_cold_starts(rsim))
+    page.text(_cold_starts(cold))
     flexible = done["base, CoT"][0].summary["flexible"]
     gain = difference(done["rSIM"], done["base, CoT"])
     best = max(CONTROLS, key=lambda kind: estimate(done[kind]).mean)

@@ -51,11 +51,11 @@ def alone(reasoner: str = "nano-s", data: str = "lab") -> Measurement:
 
 
 def controls_of(
-    bench: Workbench, runs: list[Path], reasoners: list[str], *, preset: str = "nano", data: str = "lab"
+    bench: Workbench, runs: list[Path], reasoners: list[str], *, preset: str = "nano", data: str = "lab", problems: int = 0
 ) -> dict[str, list[Measurement]]:  # fmt: skip
     """The controls for each run's planner and the reasoner beside it in ``reasoners``; picked on dev problems where there is
-    something to pick."""
-    picked = {kind: bench.search(kind, reasoners, preset) for kind in ("fixed", "sequence", "wait")}
+    something to pick: on ``problems`` of them, or as many as `SEARCHED` says."""
+    picked = {kind: bench.search(kind, reasoners, preset, problems) for kind in ("fixed", "sequence", "wait")}
     specs = {
         "random": ["random"] * len(runs),
         **picked,

@@ -120,11 +120,12 @@ class Workbench:
         greedy = m.samples == 1
         return EvalSettings(m.run, m.planner, m.reasoner, m.data, "test", self.questions, 0, greedy, m.samples, m.changes)
 
-    def search(self, kind: str, reasoners: list[str], preset: str = "nano") -> list[str]:
+    def search(self, kind: str, reasoners: list[str], preset: str = "nano", problems: int = 0) -> list[str]:
         """The best control of a kind (``fixed``, ``sequence``, ``wait``) for each reasoner, on the preset's dev problems."""
-        settings = [[preset, reasoner, SEARCHED[kind]] for reasoner in reasoners]
+        asked = problems or SEARCHED[kind]
+        settings = [[preset, reasoner, asked] for reasoner in reasoners]
         files = [self.out / "searches" / f"{kind}-{_digest(s)}.json" for s in settings]
-        self._all(_search, [(f, kind, r, preset) for f, r in zip(files, reasoners, strict=True)], files)
+        self._all(_search, [(f, kind, r, preset, asked) for f, r in zip(files, reasoners, strict=True)], files)
         return [json.loads(f.read_text())["best"] for f in files]
 
     def base(self, name: str) -> str:
@@ -206,11 +207,11 @@ def _measure(folder: Path, settings: EvalSettings, match_tokens: str) -> None:
     evaluate_into(folder, settings, match_tokens=match_tokens)
 
 
-def _search(file: Path, kind: str, source: str, preset: str) -> None:
+def _search(file: Path, kind: str, source: str, preset: str, asked: int) -> None:
     config = load_config(preset)
     rules, rewards, strategies = config.rollout, config.rewards, load_strategies(config.models.strategies)
     reasoner = load_reasoner(source, system_prompt=config.models.system_prompt)
-    problems = load_problems(config.data.eval, "dev", data_dir=config.data.data_dir, limit=SEARCHED[kind], seed=_DEV_SEED)
+    problems = load_problems(config.data.eval, "dev", data_dir=config.data.data_dir, limit=asked, seed=_DEV_SEED)
     tried: dict[str, float] = {}
 
     def accuracy(spec: str) -> float:
