@@ -20,7 +20,7 @@ import rsim
 from rsim.config import Config, load_config, to_toml
 from rsim.errors import UserError
 from rsim.training import trainer as module
-from rsim.training.ranks import Ranks
+from rsim.training.ranks import Ranks, join
 from rsim.training.trainer import Trainer
 from tiny import metrics_of
 
@@ -60,7 +60,9 @@ def assert_close(a: Config, b: Config) -> None:
         assert one.keys() == other.keys()
         assert all(one[k] == pytest.approx(other[k], abs=1e-5, rel=1e-4) for k in one if k != "stage"), (one, other)
     for agent in ("reasoner", "planner"):
-        weights, others = (load_file(c.folder / "checkpoints" / "final" / agent / "model.safetensors") for c in (a, b))
+        weights, others = (
+            load_file(next((c.folder / "checkpoints" / "final" / agent).glob("*model.safetensors"))) for c in (a, b)
+        )
         assert weights.keys() == others.keys()
         assert all((weights[k] - others[k]).abs().max() < 2e-4 for k in weights)
 
@@ -71,10 +73,15 @@ def assert_close(a: Config, b: Config) -> None:
         (2, ["train.micro_tokens=150"]),
         (3, ["train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05"]),
         (2, ["objective.loss=ppo", "train.micro_tokens=100000"]),  # a single micro-batch: one rank has none
+        (2, ["train.micro_tokens=150", "train.shard=true"]),
+        (3, ["train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05", "train.shard=true"]),
+        (2, ["objective.loss=ppo", "train.micro_tokens=100000", "train.shard=true", "train.gradient_checkpointing=true",
+             "train.save_in_background=true"]),
+        (2, ["models.reasoner_lora=4", "models.planner_lora=2", "train.shard=true"]),
     ],
-)
+)  # fmt: skip
 def test_ranks_train_as_one_process_does(small, count, extra):
-    alone, together = small("alone", *extra), small("together", *extra)
+    alone, together = small("alone", *[e for e in extra if "shard" not in e]), small("together", *extra)
     rsim.train(alone)
     launch(together, count)
     assert len(metrics_of(alone)) > 4
@@ -111,7 +118,9 @@ def test_a_cold_start_is_shared_too(tmp_path):
     assert_close(alone, together)
 
 
-def test_ranks_resume_what_one_process_began(small):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ranks_resume_what_one_process_began(small, sharded):
+    """Checkpoints are whole, so that what is cut may change."""
     whole, parts = small("whole"), small("parts")
     rsim.train(whole)
     trainer = Trainer(parts)
@@ -122,7 +131,8 @@ def test_ranks_resume_what_one_process_began(small):
     trainer.on_metrics = stop
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
-    launch(parts, 2, "--resume")
+    parts = replace(parts, train=replace(parts.train, shard=sharded))
+    launch(parts, 2, "--resume", *(["--force"] if sharded else []))
     assert_close(whole, parts)
     lines = [json.loads(line)["step"] for line in (Path(parts.folder) / "metrics.jsonl").read_text().splitlines()]
     assert lines == sorted(lines)
@@ -154,6 +164,43 @@ def test_two_workers_of_ray_train_as_one_process_does_also_when_one_dies(small, 
     assert json.loads(done.stdout.splitlines()[-1])["eval/accuracy"] == lines[-1]["eval/accuracy"]
     for one, other in zip(metrics_of(alone), lines, strict=True):
         assert all(one[k] == pytest.approx(other[k], abs=1e-5, rel=1e-4) for k in one if k != "stage")
+
+
+def test_a_rank_keeps_a_piece_of_every_layer(tmp_path):
+    """What each of two ranks holds of nano-s and of its moments outside rollouts."""
+    (tmp_path / "pieces.py").write_text(
+        "import torch\n"
+        "from rsim.models import load_reasoner\n"
+        "from rsim.training.agent import Agent\n"
+        "from rsim.training.ranks import join\n"
+        "from rsim.training.shards import whole\n"
+        "ranks, r = join(cpu=True), load_reasoner('nano-s')\n"
+        "total = sum(p.numel() for p in r.model.model.layers.parameters())\n"
+        "agent = Agent('reasoner', r.model, r.logits, temperature=1, learning_rate=1e-3, weight_decay=0, ranks=ranks,\n"
+        "              sharded=True)\n"
+        "def held(): return sum(getattr(p, '_local_tensor', p).numel() for p in r.model.model.layers.parameters())\n"
+        "for p in agent.parameters: p.grad = torch.zeros_like(p)\n"
+        "agent.step(0.0, 1.0)\n"
+        "moments = [s['exp_avg'] for p, s in agent.optimizer.state.items()]\n"
+        "with whole(agent.layers): together = held()\n"
+        "assert together == total and held() * 2 == total, (held(), together, total)\n"
+        "cut = sum(m.to_local().numel() for m in moments if hasattr(m, 'to_local'))\n"
+        "assert cut * 2 == total, (cut, total)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(tmp_path / "pieces.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_process_has_nothing_to_cut_for(small):
+    with pytest.raises(UserError, match=r"train\.shard"):
+        Trainer(small("run", "train.shard=true"))
+
+
+def test_what_accelerate_is_told_and_rsim_does_not_do_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=r"train\.shard = true"):
+        join(cpu=True)
 
 
 def test_more_ranks_than_questions_are_refused(small, monkeypatch):

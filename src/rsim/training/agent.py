@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import GradientCheckpointingLayer, PreTrainedModel
 
 from rsim import packed
@@ -14,6 +15,7 @@ from rsim.objective.logprobs import token_logprobs
 from rsim.training.batch import ActionBatch
 from rsim.training.packing import Stream, pack
 from rsim.training.ranks import ALONE, Ranks
+from rsim.training.shards import clip_gradients, cut, cut_moments, gathered
 
 
 class Agent:
@@ -33,10 +35,12 @@ class Agent:
         checkpointing: bool = False,
         compiled: bool = False,
         ranks: Ranks = ALONE,
+        sharded: bool = False,
     ) -> None:
         """``head_weight`` ``[V, hidden]``: what ``head`` multiplies by, if it does nothing else; log-probs then take little
         memory, and entropies carry no gradient. ``checkpointing``: activations are made again in the backward pass.
-        ``compiled``: the layers' norms and MLPs go through torch.compile. ``ranks`` hold the same agent."""
+        ``compiled``: the layers' norms and MLPs go through torch.compile. ``ranks`` hold the same agent, or, ``sharded``, a
+        piece of it each."""
         self.ranks = ranks
         self.name, self.model, self.head, self.head_weight = name, model, head, head_weight
         packed.prepare(model)
@@ -49,9 +53,15 @@ class Agent:
                 if type(module).__name__.endswith(("RMSNorm", "MLP")):
                     module.compile(dynamic=True)
         self.temperature, self.learning_rate = temperature, learning_rate
+        self.layers = cut(model, ranks) if sharded else []
+        in_layers = {p for m in model.modules() if isinstance(m, GradientCheckpointingLayer) for p in m.parameters()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.value_head: torch.nn.Linear | None = None
-        groups: list[dict[str, Any]] = [{"params": self.parameters, "weight_decay": weight_decay}]
+        groups: list[dict[str, Any]] = [  # an optimiser cannot mix cut and whole parameters in one group
+            {"params": part, "weight_decay": weight_decay}
+            for part in ([p for p in self.parameters if p in in_layers], [p for p in self.parameters if p not in in_layers])
+            if part
+        ]
         if with_values:
             hidden = model.config.get_text_config().hidden_size
             self.value_head = torch.nn.Linear(hidden, 1).to(model.device)
@@ -109,6 +119,16 @@ class Agent:
         logprobs = torch.log_softmax(head(hidden).float() / self.temperature, -1)
         return logprobs.gather(-1, actions[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
+    def turns(self, micro: list[torch.Tensor]) -> list[tuple[torch.Tensor, bool]]:
+        """This rank's micro-batches, and whether they count.
+
+        Cut layers are put together by all ranks at once, so that all must do as many passes: a rank that has one less does
+        one more that counts for nothing.
+        """
+        mine = [(rows, True) for rows in self.ranks.share(micro)]
+        most = -(-len(micro) // self.ranks.count)
+        return mine + [(micro[0], False)] * (most - len(mine)) if self.layers else mine
+
     def step(self, learning_rate: float, grad_clip: float) -> float:
         """One optimiser step with the gradient of all ranks; returns its norm before clipping."""
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -116,23 +136,29 @@ class Agent:
             for parameter in trained:
                 if parameter.grad is None:  # this rank had no share of the batch
                     parameter.grad = torch.zeros_like(parameter)
-            self.ranks.add([p.grad for p in trained])
-        norm = torch.nn.utils.clip_grad_norm_(trained, grad_clip)
+            self.ranks.add([p.grad for p in trained if not isinstance(p, DTensor)])  # those of pieces are summed
+        if self.layers:
+            norm = clip_gradients(trained, grad_clip, self.ranks)
+        else:
+            norm = float(torch.nn.utils.clip_grad_norm_(trained, grad_clip))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(norm)
+        return norm
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the weights, whole on the main rank, whatever is cut; all ranks must come here."""
+        moments = self.optimizer.state_dict()
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": gathered(moments, keep=self.ranks.main) if self.layers else moments,
             "value_head": self.value_head.state_dict() if self.value_head else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        cut_moments(self.optimizer)
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay  # as configured now
         if self.value_head is not None:

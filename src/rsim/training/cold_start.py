@@ -10,7 +10,10 @@ kept, and the injected prompts and the end of the turn are learned as well.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+
+from torch.distributed.fsdp import FSDPModule
 
 from rsim.config import Config
 from rsim.data.problem import Problem
@@ -24,12 +27,20 @@ from rsim.strategies import load_strategies
 from rsim.training.agent import Agent
 from rsim.training.batch import reasoner_batch
 from rsim.training.ranks import ALONE, Ranks
+from rsim.training.shards import whole
 
 
 def cold_start(
-    config: Config, reasoner: Reasoner, problems: list[Problem], custom: dict[str, RewardFunction], ranks: Ranks = ALONE
+    config: Config,
+    reasoner: Reasoner,
+    problems: list[Problem],
+    custom: dict[str, RewardFunction],
+    ranks: Ranks = ALONE,
+    layers: Sequence[FSDPModule] = (),
 ) -> tuple[dict[str, float], int]:
     """Samples under the random planner, keeps well-formatted episodes, fine-tunes ``reasoner`` in place.
+
+    ``layers``: those of the reasoner that are cut over the ranks.
 
     Returns:
         the report (``cold_start/sampled``, ``kept``, ``format_rate``, ``loss_before``, ``loss_after``) and the number of
@@ -45,7 +56,8 @@ def cold_start(
     shown = [replace(p, question=f"{settings.few_shot}\n\n{p.question}") for p in asked] if settings.few_shot else asked
     game = Game(reasoner, random_planner(strategies), config.rollout)
     mine = ranks.block(len(shown))
-    episodes = game.play([shown[i] for i in mine], seed=config.seed, keys=[f"cold:{i}" for i in mine])
+    with whole(layers):
+        episodes = game.play([shown[i] for i in mine], seed=config.seed, keys=[f"cold:{i}" for i in mine])
     for episode in episodes:
         episode.group += mine.start
     scores = ranks.gather(score_all(episodes, strategies, config.rewards, custom))
@@ -110,7 +122,7 @@ def _fine_tune(config: Config, reasoner: Reasoner, episodes: list[Episode], rank
     settings, train = config.cold_start, config.train
     agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=1.0,
                   learning_rate=settings.learning_rate, weight_decay=0.0, head_weight=reasoner.head_weight,
-                  checkpointing=train.gradient_checkpointing, ranks=ranks)  # fmt: skip
+                  checkpointing=train.gradient_checkpointing, ranks=ranks, sharded=train.shard)  # fmt: skip
     size, losses = train.questions * train.group, []
     for epoch in range(settings.epochs):
         order = list(range(len(episodes)))
@@ -118,9 +130,9 @@ def _fine_tune(config: Config, reasoner: Reasoner, episodes: list[Episode], rank
         for first in range(0, len(order), size):
             batch = reasoner_batch([episodes[i] for i in order[first : first + size]], reasoner.model.device)
             total, actions = 0.0, float(batch.mask.sum())
-            for rows in ranks.share(batch.micro_rows(train.micro_tokens)):
+            for rows, counts in agent.turns(batch.micro_rows(train.micro_tokens)):
                 micro = batch.rows(rows)
-                loss = -(agent.evaluate(micro).logprobs * micro.mask).sum() / actions
+                loss = -(agent.evaluate(micro).logprobs * micro.mask).sum() / actions * counts
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
             losses.append(ranks.add_numbers({"loss": total})["loss"])

@@ -18,6 +18,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import distributed
 
+from rsim.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -86,7 +88,16 @@ _PATIENCE = timedelta(hours=3)  # that ranks wait for each other: for one that w
 
 
 def join(*, cpu: bool) -> Ranks:
-    """The ranks that the environment names (``RANK``, ``WORLD_SIZE``, ...); alone where it names none."""
+    """The ranks that the environment names (``RANK``, ``WORLD_SIZE``, ...); alone where it names none.
+
+    Raises:
+        UserError: accelerate's config asks for DeepSpeed, or for FSDP, which is asked for in rsim's config.
+    """
+    for engine in ("DEEPSPEED", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}") == "true":
+            raise UserError(
+                f"accelerate launch was told to use {engine}", "launch without it; train.shard = true cuts the layers"
+            )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     state: Any = PartialState(cpu=cpu, timeout=_PATIENCE)

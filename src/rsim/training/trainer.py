@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from rsim.adapters import share_frozen
@@ -33,6 +34,7 @@ from rsim.training.checkpoints import Save, verify
 from rsim.training.cold_start import cold_start
 from rsim.training.ranks import join
 from rsim.training.run_folder import RunFolder, Trackers
+from rsim.training.shards import gathered, whole
 from rsim.training.update import Update
 
 OnMetrics = Callable[[dict[str, Any]], None]
@@ -118,7 +120,11 @@ class Trainer:
     # --- setting up ---
 
     def _check_shares(self) -> None:
-        """Every rank needs a question to play."""
+        """Every rank needs a question to play; pieces need ranks."""
+        if self.config.train.shard and self.ranks.count == 1:
+            raise UserError(
+                "train.shard", "there is one process, nothing to cut for: start several with torchrun, or leave it out"
+            )
         sizes = {"train.questions": self.config.train.questions, "data.eval_size": len(self.eval_set)}
         if self.config.cold_start.episodes:
             sizes["cold_start.episodes"] = self.config.cold_start.episodes
@@ -148,6 +154,7 @@ class Trainer:
             "checkpointing": train.gradient_checkpointing,
             "compiled": train.compile,
             "ranks": self.ranks,
+            "sharded": train.shard,
         }
         agents = {}
         if self.reasoner_changes:
@@ -208,14 +215,16 @@ class Trainer:
     def _start(self) -> None:
         """Cold start, the reference model of a KL term, and a first checkpoint to resume from."""
         if self.config.cold_start.episodes:
-            report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.ranks)
+            layers = self.agents["reasoner"].layers
+            report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.ranks, layers)
             self.sampled_tokens += tokens
             self._log({"step": 0, "stage": "cold_start"} | report)
         self.cold_started = True
         self._sync()
         if self.config.objective.beta > 0 and "reasoner" in self.agents:
+            weights = self._weights_of("reasoner", self.reasoner.model)
             if self.ranks.main:
-                self._save_reasoner(self.folder.path / "reference")
+                self._save_reasoner(self.folder.path / "reference", weights)
             self.ranks.wait()
             self._load_reference()
         if self.config.train.eval_every:
@@ -252,7 +261,8 @@ class Trainer:
         problems = questions_of_step(self.train_set, self.config.seed, self.step, train.questions)
         mine = self.ranks.block(len(problems))
         keys = [f"{self.step}:{name}:{i}" for i in mine]
-        played = self.game.play([problems[i] for i in mine], seed=self.config.seed, group_size=train.group, keys=keys)
+        with whole(self._layers):
+            played = self.game.play([problems[i] for i in mine], seed=self.config.seed, group_size=train.group, keys=keys)
         for episode in played:
             episode.group += mine.start
         strategies = self.planner.strategies if self.planner else None
@@ -279,7 +289,8 @@ class Trainer:
         """Greedy accuracy on the held-out questions; keeps the best checkpoint."""
         mine = self.ranks.block(len(self.eval_set))
         part = self.eval_set[mine.start : mine.stop]
-        records, _, _ = play_scored(self.game, part, self.config.rewards, seed=0, greedy=True, first=mine.start)
+        with whole(self._layers):
+            records, _, _ = play_scored(self.game, part, self.config.rewards, seed=0, greedy=True, first=mine.start)
         result = summarise("held-out", self.ranks.gather(records), self.game)
         self._log({"step": self.step, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low,
                    "eval/accuracy_high": result.high, "eval/flexible": result.flexible,
@@ -312,15 +323,25 @@ class Trainer:
         self.reasoner.model.save_pretrained(path, state_dict=weights)
         self.reasoner.tokenizer.save_pretrained(path)
 
+    @property
+    def _layers(self) -> list[FSDPModule]:
+        """Those of both agents that are cut over the ranks."""
+        return [layer for agent in self.agents.values() for layer in agent.layers]
+
+    def _weights_of(self, name: str, model: PreTrainedModel) -> Weights | None:
+        """What is to be saved of an agent's model; None: whatever it holds when it is written. All ranks must come here."""
+        if name in self.agents and self.agents[name].layers:
+            together: Weights = gathered(dict(model.state_dict()), keep=self.ranks.main)
+            return copy_of(together) if self.ranks.main else None
+        return copy_of(model.state_dict()) if self.config.train.save_in_background and self.ranks.main else None
+
     def _savers(self) -> dict[str, Save]:
         """What writes each model into a folder: as it will be then or, for a checkpoint in the background, as it is now."""
-        copied = self.config.train.save_in_background
         savers: dict[str, Save] = {}
         if self.reasoner_here:
-            savers["reasoner"] = partial(self._save_reasoner, weights=copy_of(self.reasoner.model) if copied else None)
+            savers["reasoner"] = partial(self._save_reasoner, weights=self._weights_of("reasoner", self.reasoner.model))
         if self.planner:
-            weights = copy_of(self.planner.model) if copied else None
-            savers["planner"] = partial(self.planner.save_pretrained, weights=weights)
+            savers["planner"] = partial(self.planner.save_pretrained, weights=self._weights_of("planner", self.planner.model))
         return savers
 
     def save(self, name: str) -> None:
@@ -335,9 +356,10 @@ class Trainer:
         self._write(name, state)
 
     def _write(self, name: str, state: dict[str, Any] | None, *, wait: bool = False) -> None:
+        savers = self._savers()
         if self.ranks.main:
             self.folder.flush()
-            self.checkpoints.save(name, self._savers(), state, wait=wait or not self.config.train.save_in_background)
+            self.checkpoints.save(name, savers, state, wait=wait or not self.config.train.save_in_background)
         self.ranks.wait()
 
     def _restore(self, checkpoint: Path) -> None:
@@ -357,12 +379,11 @@ class Trainer:
         self.agents["reasoner"].set_reference(reference.model)
 
 
-def copy_of(model: PreTrainedModel) -> Weights:
-    """The weights of ``model`` as they are now, in memory of their own; tied ones stay tied."""
+def copy_of(weights: Weights) -> Weights:
+    """A model's weights as they are now, in memory of their own; tied ones stay tied."""
     copies: dict[int, torch.Tensor] = {}
     return {
-        name: copies.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", copy=True))
-        for name, tensor in model.state_dict().items()
+        name: copies.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", copy=True)) for name, tensor in weights.items()
     }
 
 

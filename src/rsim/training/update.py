@@ -92,8 +92,10 @@ class Update:
         values = torch.zeros_like(batch.mask)
         trainer = torch.zeros_like(batch.mask)
         with torch.no_grad():
-            for rows in agent.ranks.share(batch.micro_rows(self.config.train.micro_tokens)):
+            for rows, counts in agent.turns(batch.micro_rows(self.config.train.micro_tokens)):
                 now = agent.evaluate(batch.rows(rows))
+                if not counts:
+                    continue
                 wide = now.logprobs.shape[1]
                 trainer[rows, :wide] = now.logprobs
                 if now.values is not None:
@@ -130,13 +132,13 @@ class Update:
         sums: dict[str, float] = defaultdict(float)
         if once:
             batch.old_logprobs = torch.zeros_like(batch.old_logprobs)
-        for index in agent.ranks.share(batch.micro_rows(self.config.train.micro_tokens)):
+        for index, counts in agent.turns(batch.micro_rows(self.config.train.micro_tokens)):
             micro = batch.rows(index)
             wide = micro.mask.shape[1]
             origin = rows[index]
             now = agent.evaluate(micro, with_reference=beta > 0)
             if once:
-                micro.old_logprobs = batch.old_logprobs[index, :wide] = now.logprobs.detach()
+                micro.old_logprobs = now.logprobs.detach()
             value, parts = agent_objective(
                 now,
                 micro.old_logprobs,
@@ -149,8 +151,12 @@ class Update:
                 value_targets=targets[origin][:, :wide] if targets is not None else None,
                 sampler_logprobs=sampler[origin][:, :wide],
             )
-            loss = -factor * value
+            loss = -factor * value if counts else 0.0 * value
             loss.backward()  # type: ignore[no-untyped-call]
+            if not counts:
+                continue
+            if once:
+                batch.old_logprobs[index, :wide] = micro.old_logprobs
             sums["loss"] += float(loss.detach())
             for name, part in parts.items():
                 sums[name] += float(part)
