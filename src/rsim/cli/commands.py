@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rsim.config import Config
+from rsim.config import Config, load_config
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.compare import compare
@@ -18,7 +18,7 @@ from rsim.models import load_reasoner, quiet_models
 from rsim.report.report import build_report
 from rsim.rollout.episode import Episode
 from rsim.rollout.vllm import save_untied
-from rsim.training import estimate
+from rsim.training import estimate, plan
 from rsim.training.ray_launcher import parse_workers, train_with_ray
 
 
@@ -28,6 +28,22 @@ def run_dry(config: Config, *, as_json: bool) -> None:
     found = estimate.estimate(config)
     print(json.dumps(estimate.to_json(found)) if as_json else "\n".join(estimate.describe(found)))
     estimate.check_fits(found)
+
+
+def run_plan(
+    source: str, device: str, workers: list[int], tokens: int, network: float, overrides: list[str], *, as_json: bool
+) -> None:  # fmt: skip
+    """Prints what a run would cost elsewhere, one row for each number of processes."""
+    quiet_models()
+    config, on = load_config(source, overrides), plan.find_device(device)
+    for count in workers:
+        if count < 1:
+            raise UserError(f"--workers {count}", "must be at least 1")
+    plans = [plan.plan(config, on, count, tokens=tokens, network=network * 1e9 / 8) for count in workers]
+    if as_json:
+        print(json.dumps([asdict(p) for p in plans]))
+        return
+    print("\n".join(plan.describe(plans, on)))
 
 
 def run_on_cluster(config: Config, launcher: str, workers: str, *, resume: bool, force: bool) -> dict[str, Any]:

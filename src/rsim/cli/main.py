@@ -69,6 +69,22 @@ def train(
         print(f"run folder: {config.folder}")
 
 
+@app.command()
+def plan(
+    source: Annotated[str, typer.Argument(metavar="PRESET|CONFIG.toml")],
+    device: Annotated[str, typer.Option(help="h100, h200, a100, l40s, rtx4090, or here: this machine's CPU, timed.")] = "h100",
+    workers: Annotated[list[int] | None, typer.Option("--workers", help="Processes, one a device; may be repeated.")] = None,
+    tokens: Annotated[int, typer.Option(help="Sampled tokens of an episode (default: as many as it may have).", min=0)] = 0,
+    network: Annotated[float, typer.Option(help="Gbit/s that a machine sends to others.", min=0.1)] = 400.0,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Foretell time, memory and traffic of a run on other machines."""
+    from rsim.cli.commands import run_plan
+
+    run_plan(source, device, workers or [1, 8, 64], tokens, network, overrides or [], as_json=as_json)
+
+
 @app.command(name="eval")
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|PRESET", help="A run folder, a checkpoint in it, or a preset.")],

@@ -77,7 +77,7 @@ def estimate(config: Config) -> Estimate:
     ):
         if source != "none":
             shapes[name] = load_reasoner(source, weights=False).model
-            agents[name] = _needs(config, name, shapes[name], rank)
+            agents[name] = needs_of(config, name, shapes[name], rank, _width(config))
     shared = agents["planner"].weights - agents["planner"].trained * _width(config) if config.models.shared_base else 0.0
     reference = agents["reasoner"].parameters * _width(config) if config.objective.beta > 0 else 0.0
     lasting = sum(a.weights + a.optimiser for a in agents.values()) - shared + reference
@@ -103,8 +103,9 @@ def _width(config: Config) -> int:
     return {"float32": 4, "bfloat16": 2}[choose_place(config).dtype]
 
 
-def _needs(config: Config, name: str, model: PreTrainedModel, rank: int) -> AgentNeeds:
-    text, width = model.config.get_text_config(), _width(config)
+def needs_of(config: Config, name: str, model: PreTrainedModel, rank: int, width: int) -> AgentNeeds:
+    """What ``model``, without its weights, needs as agent ``name`` with an adapter of that rank, ``width`` bytes a number."""
+    text = model.config.get_text_config()
     total = model.num_parameters()
     linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
     trained = sum(rank * (m.in_features + m.out_features) for m in linear) if rank else total
@@ -124,7 +125,7 @@ def _needs(config: Config, name: str, model: PreTrainedModel, rank: int) -> Agen
     cached = 2 * layers * kv_heads * size * width  # bytes of a token in the KV cache
     tokens = min(train.micro_tokens, train.questions * train.group * longest)
     return AgentNeeds(
-        total, trained, weights, 3 * trained * width, episodes * longest * cached,
+        total, trained, weights, 3 * 4 * trained, episodes * longest * cached,
         kept * width * tokens if trained else 0.0,
     )  # fmt: skip
 
@@ -138,8 +139,8 @@ def _seconds(config: Config, models: dict[str, PreTrainedModel], device: torch.d
     for name, model in models.items():
         text = model.config.get_text_config()
         shape = text.hidden_size, text.intermediate_size
-        decode = _flops(min(rollout.batch, episodes), *shape, device, dtype)
-        many = _flops(1024, *shape, device, dtype)
+        decode = product_flops(min(rollout.batch, episodes), *shape, device, dtype)
+        many = product_flops(1024, *shape, device, dtype)
         cost = 2 * model.num_parameters()
         read = episodes * (_QUESTION + rollout.max_tokens)
         # The reasoner samples token by token; the planner reads whole steps.
@@ -148,7 +149,7 @@ def _seconds(config: Config, models: dict[str, PreTrainedModel], device: torch.d
     return seconds
 
 
-def _flops(rows: int, hidden: int, intermediate: int, device: torch.device, dtype: torch.dtype) -> float:
+def product_flops(rows: int, hidden: int, intermediate: int, device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs a second of ``rows [rows, hidden] @ [hidden, intermediate]``; the fastest of some tries."""
     left = torch.randn(rows, hidden, device=device, dtype=dtype)
     weights = [torch.randn(intermediate, hidden, device=device, dtype=dtype) for _ in range(4)]

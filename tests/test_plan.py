@@ -1,0 +1,78 @@
+"""`rsim plan`: sizes that are known, what must grow and shrink with processes, and what cannot be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rsim.cli.main import main
+from rsim.config import load_config
+from rsim.errors import UserError
+from rsim.training.plan import DEVICES, find_device, plan, shape_of
+
+PAIR = ("models.reasoner=qwen2.5-7b", "models.planner=qwen2.5-0.5b")
+
+
+def planned(workers, *changes, device="h100", **more):
+    return plan(load_config("qwen2.5-0.5b-math", [*PAIR, *changes]), DEVICES[device], workers, **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("Qwen/Qwen2.5-0.5B-Instruct", 494), ("Qwen/Qwen2.5-1.5B", 1544), ("Qwen/Qwen2.5-32B", 32764),
+                           ("meta-llama/Llama-3.1-8B-Instruct", 8030)],
+)  # fmt: skip
+def test_well_known_models_have_the_parameters_of_their_model_cards(name, millions):
+    assert shape_of(name).num_parameters() / 1e6 == pytest.approx(millions, abs=1)
+
+
+def test_a_process_alone_sends_nothing_and_a_ring_sends_each_gradient_twice():
+    assert planned(1).sent == 0
+    weights = 7.616e9 + 0.494e9
+    assert planned(2).sent == pytest.approx(2 * 1 / 2 * 4 * weights, rel=0.01)
+    assert planned(8).sent == pytest.approx(2 * 7 / 8 * 4 * weights, rel=0.01)
+
+
+def test_more_processes_are_faster_until_they_wait_for_each_other():
+    one, eight = planned(1, "rollout.engine=vllm"), planned(8, "rollout.engine=vllm")
+    assert one.step / 8 < eight.step < one.step
+    far = planned(32, "rollout.engine=vllm", network=1e9)
+    assert far.seconds["exchange"] > 0.5 * far.step
+
+
+def test_cutting_layers_saves_gradients_and_moments_and_costs_traffic():
+    kept, cut = planned(8), planned(8, "train.shard=true")
+    assert cut.memory < kept.memory - 60e9
+    assert cut.sent > kept.sent
+
+
+def test_an_adapter_on_a_gpu_means_half_the_bytes_and_a_small_gradient():
+    whole, adapter = planned(8), planned(8, "models.reasoner_lora=16", "models.planner_lora=16")
+    assert adapter.memory < whole.memory / 2
+    assert adapter.sent < whole.sent / 50
+
+
+def test_longer_episodes_cost_more_and_checkpointing_trades_time_for_memory():
+    assert planned(8, tokens=200).step < planned(8, tokens=1000).step < planned(8).step
+    kept, again = planned(8), planned(8, "train.gradient_checkpointing=true")
+    assert again.memory < kept.memory
+    assert again.step > kept.step
+
+
+def test_what_cannot_be_is_said():
+    assert planned(1, device="rtx4090").why == "too little memory"
+    assert "train.questions = 32" in planned(64).why
+    with pytest.raises(UserError, match="use here, or one of h200"):
+        find_device("abacus")
+
+
+def test_the_command_prints_a_row_for_each_number_of_processes(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["plan", "nano", "--device", "a100", "--workers", "1", "--workers", "4", "--tokens", "80"])
+    assert done.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["1", "4"]
+    with pytest.raises(SystemExit):
+        main(["plan", "nano", "--device", "here", "--workers", "2", "--json"])
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["fits"] and 0 < told["hours"] < 24 and told["sent"] > 1e6
