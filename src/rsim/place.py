@@ -39,6 +39,12 @@ def choose_place(config: Config, local: int = 0) -> Place:
     return Place(str(device), dtype, f"{device} ({why}), {dtype} ({because})")
 
 
+def allow_fast_products(place: Place) -> None:
+    """Lets a GPU multiply float32 matrices in TF32 (10 bits of mantissa, several times float32's speed)."""
+    if place.device.startswith("cuda"):
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
 def _precision(config: Config, device: torch.device) -> tuple[str, str]:
     if config.models.dtype != "auto":
         return config.models.dtype, "as models.dtype says"

@@ -22,7 +22,7 @@ from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, episode_record, play_scored, summarise
 from rsim.models import load_planner, load_reasoner
-from rsim.place import choose_place, pick_device
+from rsim.place import allow_fast_products, choose_place, pick_device
 from rsim.planner.planner import Planner
 from rsim.rewards.rewards import Score, load_custom, score_all
 from rsim.rollout.episode import FLAGS, Episode
@@ -83,6 +83,7 @@ class Trainer:
             verify(checkpoint)
         models = config.models
         self.place = choose_place(config, self.ranks.local)
+        allow_fast_products(self.place)
         place: dict[str, Any] = {"device": self.place.device, "dtype": self.place.dtype, "quantised": models.quantised}
         saved = checkpoint / "reasoner" if checkpoint else None
         source = str(saved) if saved and saved.is_dir() else models.reasoner
