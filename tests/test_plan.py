@@ -75,4 +75,6 @@ def test_the_command_prints_a_row_for_each_number_of_processes(capsys):
     with pytest.raises(SystemExit):
         main(["plan", "nano", "--device", "here", "--workers", "2", "--json"])
     (told,) = json.loads(capsys.readouterr().out)
-    assert told["fits"] and 0 < told["hours"] < 24 and told["sent"] > 1e6
+    assert told["fits"]
+    assert 0 < told["hours"] < 24
+    assert told["sent"] > 1e6
