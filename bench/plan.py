@@ -69,9 +69,7 @@ def measure(place: Path, counts: list[int], steps: int, seed: int) -> list[dict[
         found[count] = long
         label = f"{count} process{'es' if count > 1 else ''}"
         rows += _rows(f"{label}: seconds of a step", foretold[count].step, long.seconds, "s", 1.5, seed)
-        rows.append(
-            _row(f"{label}: memory of the largest", foretold[count].memory / _GIB, long.memory / _GIB, "GiB", 1.5, seed)
-        )
+        rows += _rows(f"{label}: memory of the largest", foretold[count].memory / _GIB, long.memory / _GIB, "GiB", 1.5, seed)
         if count > 1:
             sent = (long.sent - short.sent) / steps / count / 1e6
             rows += _rows(f"{label}: MB that each sends in a step", foretold[count].sent / 1e6, sent, "MB", 1.25, seed)
