@@ -75,14 +75,15 @@ def run_export(source: str, folder: str) -> Path:
 
 
 def run_eval(
-    settings: EvalSettings, *, served: dict[str, Any] | None, out: str, match_tokens: str, overwrite: bool
+    settings: EvalSettings, *, served: dict[str, Any] | None, out: str, match_tokens: str, overwrite: bool, workers: int = 0
 ) -> tuple[dict[str, Any], Path]:  # fmt: skip
     """`evaluate_into` a folder, and a report beside it. Returns the summary and the page."""
     quiet_models()
     folder = Path(out) if out else (Path(settings.run) / "eval" if Path(settings.run).is_dir() else Path("runs/eval"))
     result = evaluate_into(
-        folder, settings, served=ServedModel(**served) if served else None, match_tokens=match_tokens, overwrite=overwrite
-    )
+        folder, settings, served=ServedModel(**served) if served else None, match_tokens=match_tokens, overwrite=overwrite,
+        workers=workers,
+    )  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     record = {"step": 0, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low, "eval/accuracy_high": result.high}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")

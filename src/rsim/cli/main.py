@@ -103,6 +103,8 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Its name there (default: the first that is listed).")] = "",
     mode: Annotated[str, typer.Option(help="How prompts are injected there: prefill or turn (default: probed).")] = "",
     at_once: Annotated[int, typer.Option(help="Answers asked for together there.", min=1)] = 8,
+    launcher: Annotated[str, typer.Option(help="ray: spread the questions over a Ray cluster.")] = "",
+    workers: Annotated[int, typer.Option(help="Replicas there.", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation with other settings.")] = False,
     out: Annotated[str, typer.Option(help="Folder for results (default: RUN/eval or runs/eval).")] = "",
     overrides: Set = None,
@@ -117,7 +119,11 @@ def evaluate(
     merged = tuple(_merge(overrides, strategies=strategies, data_dir=data_dir))
     settings = EvalSettings(run, planner, reasoner, data, split, limit, seed, not sample and samples == 1, samples, merged)
     served = {"url": upstream, "name": model, "mode": mode, "at_once": at_once} if upstream else None
-    summary, page = run_eval(settings, served=served, out=out, match_tokens=match_tokens, overwrite=overwrite)
+    if launcher not in ("", "ray"):
+        raise UserError(f"--launcher {launcher}", "use ray")
+    summary, page = run_eval(
+        settings, served=served, out=out, match_tokens=match_tokens, overwrite=overwrite, workers=workers if launcher else 0
+    )
     if as_json:
         print(json.dumps(summary))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -13,8 +14,9 @@ from rsim.config import Config, load_config, presets, to_table
 from rsim.data.load import load_problems
 from rsim.data.problem import Problem
 from rsim.errors import UserError
-from rsim.evaluation.evaluate import Evaluation, episode_record, play_scored, summarise
+from rsim.evaluation.evaluate import Evaluation, Players, Record, episode_record, play_scored, summarise
 from rsim.evaluation.planners import planner_from
+from rsim.evaluation.spread import spread
 from rsim.evaluation.upstream import ServedGame, ServedModel
 from rsim.models import load_planner, load_reasoner
 from rsim.place import choose_place
@@ -41,7 +43,13 @@ class EvalSettings:
 
 
 def evaluate_into(
-    folder: Path, settings: EvalSettings, *, served: ServedModel | None = None, match_tokens: str = "", overwrite: bool = False
+    folder: Path,
+    settings: EvalSettings,
+    *,
+    served: ServedModel | None = None,
+    match_tokens: str = "",
+    overwrite: bool = False,
+    workers: int = 0,
 ) -> Evaluation:
     """Evaluates and writes ``settings.json``, ``episodes.jsonl`` (as questions are done) and ``summary.json``.
 
@@ -50,6 +58,7 @@ def evaluate_into(
     Args:
         served: the reasoner is a model on a server.
         match_tokens: the folder of another evaluation, whose tokens per question the number of samples is to reach.
+        workers: replicas on a Ray cluster that play the questions; 0: they are played in this process.
 
     Raises:
         UserError: the folder holds an evaluation with other settings.
@@ -65,6 +74,8 @@ def evaluate_into(
         game = ServedGame(served, _planner_of_served(config, checkpoint, settings.planner, problems), config)
     else:
         game = load_game(config, checkpoint, settings.planner, settings.reasoner, problems, settings.seed)
+    if served and workers:
+        raise UserError("--launcher ray with --upstream", "the server does the work: raise --at-once")
     if match_tokens:
         if isinstance(game, ServedGame):
             raise UserError("--match-tokens", "is not there for a model on a server: give --samples")
@@ -76,22 +87,25 @@ def evaluate_into(
     records = _begin_or_go_on(folder, json.loads(json.dumps(wanted)), settings.samples, overwrite)
     at_once = served.at_once if served else config.rollout.batch
     step = max(1, 2 * at_once // settings.samples)  # questions between two writes
-    how: dict[str, Any] = {"seed": settings.seed, "greedy": settings.greedy, "samples": settings.samples}
-    for first in range(len(records) // settings.samples, len(problems), step):
-        part = problems[first : first + step]
-        if isinstance(game, ServedGame):
-            done, shown = game.play_scored(part, first=first, **how)
-        else:
-            done, episodes, scores = play_scored(game, part, config.rewards, first=first, **how)
-            shown = [episode_record(e, s, game.names) for e, s in zip(episodes, scores, strict=True)]
-        done = [{"step": 0} | text | numbers for text, numbers in zip(shown, done, strict=True)]
+    players: Players = game
+    begun = len(records) // settings.samples
+    if workers:  # small enough that none waits long for the last one
+        step = max(1, min(step, ceil((len(problems) - begun) / (4 * workers))))
+    starts = list(range(begun, len(problems), step))
+    rounds: Iterator[tuple[list[Record], Players]]
+    if workers:
+        rounds = spread(asdict(settings), problems, starts, step, workers)
+    else:
+        rounds = ((play_part(game, problems[i : i + step], i, settings, config), game) for i in starts)
+    for done, told in rounds:
+        players = told
         with (folder / "episodes.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record) + "\n" for record in done))
         records += done
     finished = folder / "summary.json"
     kept = json.loads(finished.read_text()) if finished.is_file() else None
     name = settings.planner or ("trained planner" if game.names else "no planner")
-    result = summarise(name, records, game)
+    result = summarise(name, records, players)
     if kept is not None:  # asked for again: nothing was played, and the planner's share of the time is what it was
         result.planner_share = kept["planner_share"]
     summary = result.to_json() | {"run": settings.run, "data": data, "split": settings.split, "seed": settings.seed,
@@ -102,6 +116,19 @@ def evaluate_into(
         summary["model"] = game.model
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return result
+
+
+def play_part(
+    game: Game | ServedGame, problems: list[Problem], first: int, settings: EvalSettings, config: Config
+) -> list[Record]:  # fmt: skip
+    """The records of problems number ``first``, ``first + 1``, ..., as they are kept."""
+    how: dict[str, Any] = {"seed": settings.seed, "greedy": settings.greedy, "samples": settings.samples}
+    if isinstance(game, ServedGame):
+        done, shown = game.play_scored(problems, first=first, **how)
+    else:
+        done, episodes, scores = play_scored(game, problems, config.rewards, first=first, **how)
+        shown = [episode_record(e, s, game.names) for e, s in zip(episodes, scores, strict=True)]
+    return [{"step": 0} | text | numbers for text, numbers in zip(shown, done, strict=True)]
 
 
 def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:

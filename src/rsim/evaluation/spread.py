@@ -1,0 +1,86 @@
+"""An evaluation spread over a Ray cluster: each replica loads the models once and plays some questions at a time.
+
+What comes out does not depend on who played what (`play_scored`), so it is the evaluation of one process. A replica that dies
+is started again, with the questions that it had; questions are handed back in order, so that a stopped evaluation goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsim.data.problem import Problem
+from rsim.errors import UserError
+
+_RESTARTS = 3  # of a replica, and of the questions that it had
+
+
+@dataclass(frozen=True)
+class Replica:
+    """What a replica told of its game: `rsim.evaluation.evaluate.Players`."""
+
+    names: tuple[str, ...]
+    parameters: dict[str, int]
+    planner_share: float
+
+
+class _Player:
+    """Inside the cluster: the game of an evaluation."""
+
+    def __init__(self, folder: str, settings: dict[str, Any], problems: list[Problem]) -> None:
+        os.chdir(folder)
+        from rsim.evaluation.saved import EvalSettings, load_game, locate
+        from rsim.models import quiet_models
+
+        quiet_models()
+        self.settings, self.problems = EvalSettings(**settings), problems
+        self.config, checkpoint = locate(self.settings.run, list(self.settings.overrides))
+        self.game = load_game(self.config, checkpoint, self.settings.planner, self.settings.reasoner, problems,
+                              self.settings.seed)  # fmt: skip
+
+    def play(self, first: int, count: int) -> tuple[list[dict[str, Any]], Replica]:
+        from rsim.evaluation.saved import play_part
+
+        part = self.problems[first : first + count]
+        records = play_part(self.game, part, first, self.settings, self.config)
+        return records, Replica(self.game.names, self.game.parameters, self.game.planner_share)
+
+
+def spread(
+    settings: dict[str, Any], problems: list[Problem], starts: list[int], count: int, workers: int
+) -> Iterator[tuple[list[dict[str, Any]], Replica]]:  # fmt: skip
+    """The records of ``count`` questions from each of ``starts`` on, in order, played by ``workers`` replicas on the cluster
+    that ``RAY_ADDRESS`` names, or on this machine alone. Each has a GPU where the cluster has enough, else a CPU.
+
+    Raises:
+        UserError: Ray is not installed; a replica failed time after time.
+    """
+    try:
+        import ray
+        from ray.exceptions import RayError
+        from ray.util import ActorPool
+    except ImportError as error:
+        raise UserError("--launcher ray needs the package ray", "pip install 'ray[train]'") from error
+    ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    resources = ray.cluster_resources()
+    gpus = 1 if resources.get("GPU", 0) >= workers else 0
+    if not gpus and resources.get("CPU", 0) < workers:
+        raise UserError(f"--workers {workers}", f"the cluster has {resources.get('CPU', 0):.0f} CPUs")
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(_Player)
+    shared = ray.put(problems)
+    players = [remote.remote(str(Path.cwd()), settings, shared) for _ in range(min(workers, max(1, len(starts))))]
+    try:
+        yield from ActorPool(players).map(lambda player, first: player.play.remote(first, count), starts)
+    except RayError as error:
+        raise UserError(f"a replica failed {_RESTARTS + 1} times: {_cause(error)}") from error
+    finally:
+        for player in players:
+            ray.kill(player)
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of what a replica said."""
+    return str(error).strip().splitlines()[-1]
