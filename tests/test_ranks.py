@@ -73,6 +73,7 @@ def assert_close(a: Config, b: Config) -> None:
         (2, ["train.micro_tokens=150"]),
         (3, ["train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05"]),
         (2, ["objective.loss=ppo", "train.micro_tokens=100000"]),  # a single micro-batch: one rank has none
+        (2, ["train.branches=2"]),
         (2, ["train.micro_tokens=150", "train.shard=true"]),
         (3, ["train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05", "train.shard=true"]),
         (2, ["objective.loss=ppo", "train.micro_tokens=100000", "train.shard=true", "train.gradient_checkpointing=true",

@@ -140,6 +140,10 @@ class TrainConfig:
     token_budget: int = 0  # stop once so many reasoner tokens were sampled, cold start included; 0: no budget
     questions: int = 32  # per step
     group: int = 8  # episodes per question
+    branches: int = 0  # continuations from one state of each episode, for step-level credit; 0: outcome-only credit
+    branch_at: Literal["uniform", "entropy"] = (
+        "uniform"  # which state: any after the first step, or the planner's least sure one
+    )
     planner_lr: float = 1e-3
     reasoner_lr: float = 3e-4
     warmup: int = 0
@@ -342,6 +346,8 @@ def _validate_adapters(config: Config) -> None:
     if models.shared_base and (models.planner != models.reasoner or whole or not models.planner_lora):
         raise UserError("models.shared_base", "needs the same base for both agents, and an adapter for each that is trained "
                         "(models.planner_lora, models.reasoner_lora)")  # fmt: skip
+    if config.train.branches and config.models.planner == "none":
+        raise UserError("train.branches", "credits the planner's decisions, and there is no planner: set 0")
     if config.train.shard and (models.quantised or models.shared_base or config.rollout.engine == "vllm"):
         raise UserError("train.shard", "layers are not cut with models.quantised, models.shared_base or rollout.engine = vllm")
 

@@ -128,7 +128,7 @@ def play_part(
     else:
         done, episodes, scores = play_scored(game, problems, config.rewards, first=first, **how)
         shown = [episode_record(e, s, game.names) for e, s in zip(episodes, scores, strict=True)]
-    return [{"step": 0} | text | numbers for text, numbers in zip(shown, done, strict=True)]
+    return [{"step": 0} | text | numbers | {"group": numbers["index"]} for text, numbers in zip(shown, done, strict=True)]
 
 
 def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:

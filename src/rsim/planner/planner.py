@@ -179,7 +179,7 @@ class LearnedSession:
         # A step's text is not remembered like the fixed chunks: it hardly ever comes twice.
         body = self.planner.tokenizer.encode(text, add_special_tokens=False)
         named = self.planner.chunk(template.strategy_chunk(strategy))
-        self.pending[slot] = named + body + self.planner.chunk(template.MARKER)
+        self.pending[slot] = self.pending[slot] + named + body + self.planner.chunk(template.MARKER)
 
     def ids(self, slot: int) -> list[int]:
         return self.stream[slot]

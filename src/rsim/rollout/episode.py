@@ -5,7 +5,7 @@ These arrays are the only thing that training reads; nothing is ever recomputed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rsim.data.problem import Problem
@@ -64,6 +64,7 @@ class Episode:
     truncated: bool = False  # cut by the token limit
     reasoner_ended: bool = False  # the reasoner ended its turn outside a termination step
     terminated: bool = False  # ended by the planner's own termination
+    inherited: int = 0  # the first so many tokens, and what happened in them, are another episode's
 
     @property
     def sampled_tokens(self) -> int:
@@ -87,6 +88,19 @@ class Episode:
         self.token_ids += tokens
         self.reasoner_mask += [1] * len(tokens)
         self.logprobs += logprobs
+
+    def branch(self, decision: int, group: int) -> Episode:
+        """An episode to be gone on with, in the state in which this one's ``decision`` was taken; it has no actions yet."""
+        ids = self.token_ids[: self.steps[decision].start]
+        steps = [replace(step) for step in self.steps[:decision]]
+        nothing = [0] * len(ids), [0.0] * len(ids)
+        return Episode(self.problem, group, ids, self.prompt_length, *nothing, steps=steps, inherited=len(ids))
+
+    def witness(self, group: int) -> Episode:
+        """This episode for another group's comparison: it keeps its outcome and none of its actions."""
+        nothing = [0] * len(self.token_ids), [0.0] * len(self.token_ids)
+        return replace(self, group=group, reasoner_mask=nothing[0], logprobs=nothing[1], decisions=[],
+                       inherited=len(self.token_ids))  # fmt: skip
 
     def to_json(self, names: tuple[str, ...]) -> dict[str, Any]:
         """A record for people and reports: text, strategies and probabilities, without the token arrays."""

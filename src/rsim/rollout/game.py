@@ -106,11 +106,22 @@ class Game:
             for member in range(group_size):
                 episodes.append(Episode(problem, group, list(prompt), len(prompt), [0] * len(prompt), [0.0] * len(prompt)))
                 names.append(f"{key}:{member}")
+        return self.go_on(episodes, names, seed=seed, greedy=greedy, on_step=on_step)
+
+    @torch.no_grad()
+    def go_on(
+        self, episodes: list[Episode], keys: list[str], *, seed: int, greedy: bool = False, on_step: OnStep | None = None
+    ) -> list[Episode]:
+        """Plays unfinished episodes, such as `Episode.branch` makes, to their end, in place.
+
+        Args:
+            keys: one name per episode that its random stream depends on.
+        """
         slots = min(self.rules.batch, len(episodes))
-        engine = self._engine(slots, seed, greedy, max(e.prompt_length for e in episodes))
+        engine = self._engine(slots, seed, greedy, max(len(e.token_ids) for e in episodes))
         began = time.perf_counter()
         try:
-            _Play(self, engine, slots, episodes, names, seed, greedy, on_step).run()
+            _Play(self, engine, slots, episodes, keys, seed, greedy, on_step).run()
         finally:
             engine.close()
             self.seconds["all"] += time.perf_counter() - began
@@ -180,7 +191,8 @@ class _Play:
             return
         entering = [self.episodes[self.index[s]] for s in slots]
         keys = [self.keys[self.index[s]] for s in slots]
-        self.engine.start(slots, [e.token_ids for e in entering], keys)
+        # Behind the last step there may be a delimiter that closes it: it is submitted with the next prompt.
+        self.engine.start(slots, [e.token_ids[: e.steps[-1].end] if e.steps else e.token_ids for e in entering], keys)
         if self.game.planner is not None:
             limit, decisions = self.rules.max_tokens, self.rules.max_steps + 1
             for slot, key in zip(slots, keys, strict=True):
@@ -188,7 +200,13 @@ class _Play:
                 self.draws[slot] = uniforms[:decisions], uniforms[decisions:]
             with self._planners_time():
                 self.planning.start(slots, [e.problem.question for e in entering])
+                for slot, episode in zip(slots, entering, strict=True):
+                    for step in episode.steps:
+                        self._observe(slot, step)
         self.resting += slots
+
+    def _observe(self, slot: int, step: Step) -> None:
+        self.planning.observe(slot, self.game.names[step.strategy], step.text)
 
     @contextmanager
     def _planners_time(self) -> Iterator[None]:
@@ -280,7 +298,7 @@ class _Play:
             episode.inject(self.game.delimiter_ids)
         if planner is not None:
             with self._planners_time():
-                self.planning.observe(sampled.slot, planner.strategies[step.strategy].name, step.text)
+                self._observe(sampled.slot, step)
             episode.planner_ids = self.planning.ids(sampled.slot)
         if self.on_step is not None:
             self.on_step(index, episode)

@@ -77,7 +77,7 @@ def reasoner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch
         [[t - 1 for t in row] for row in places],
         [[e.token_ids[t] for t in row] for e, row in zip(episodes, places, strict=True)],
         [[e.logprobs[t] for t in row] for e, row in zip(episodes, places, strict=True)],
-        [e.prompt_length for e in episodes],
+        [max(e.prompt_length, e.inherited) for e in episodes],
         device,
     )
 

@@ -30,6 +30,7 @@ from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import load_strategies
 from rsim.training.agent import Agent
+from rsim.training.branches import continuations
 from rsim.training.checkpoints import Save, verify
 from rsim.training.cold_start import cold_start
 from rsim.training.ranks import join
@@ -249,12 +250,13 @@ class Trainer:
         self.step += 1
         seconds = time.perf_counter() - began
         record = {"step": self.step, "stage": stage.name, "lambda": stage.lambda_}
-        record |= rollout_metrics(episodes, scores, self._names()) | metrics
+        own = [(e, s) for e, s in zip(episodes, scores, strict=True) if not e.inherited]  # those that began with the question
+        record |= rollout_metrics([e for e, _ in own], [s for _, s in own], self._names()) | metrics
         record |= {"seconds": seconds, "tokens_per_second": sum(e.sampled_tokens for e in episodes) / seconds,
                    "sampled_tokens": self.sampled_tokens}  # fmt: skip
         self._log(record)
         if self.config.train.samples_every and self.step % self.config.train.samples_every == 0:
-            self._log_episodes(episodes, scores)
+            self._log_episodes(own)
         return record
 
     def _rollout(self, name: str) -> tuple[list[Episode], list[Score]]:
@@ -264,8 +266,11 @@ class Trainer:
         keys = [f"{self.step}:{name}:{i}" for i in mine]
         with whole(self._layers):
             played = self.game.play([problems[i] for i in mine], seed=self.config.seed, group_size=train.group, keys=keys)
-        for episode in played:
-            episode.group += mine.start
+            for episode in played:
+                episode.group += mine.start
+            if train.branches:
+                played += continuations(self.game, played, train, seed=self.config.seed, key=f"{self.step}:{name}",
+                                        first=mine.start * train.group, group=len(problems))  # fmt: skip
         strategies = self.planner.strategies if self.planner else None
         scores = self.ranks.gather(score_all(played, strategies, self.config.rewards, self.custom))
         episodes = self.ranks.gather(played)
@@ -308,11 +313,11 @@ class Trainer:
         self.trackers.log(record)
         self.on_metrics(record)
 
-    def _log_episodes(self, episodes: list[Episode], scores: list[Score], count: int = 4) -> None:
+    def _log_episodes(self, played: list[tuple[Episode, Score]], count: int = 4) -> None:
         if not self.ranks.main:
             return
-        for index in random.Random(self.step).sample(range(len(episodes)), min(count, len(episodes))):
-            record = {"step": self.step} | episode_record(episodes[index], scores[index], self._names())
+        for episode, score in random.Random(self.step).sample(played, min(count, len(played))):
+            record = {"step": self.step} | episode_record(episode, score, self._names())
             self.folder.append("episodes.jsonl", record)
 
     def _names(self) -> tuple[str, ...]:

@@ -1,0 +1,124 @@
+"""Step-level credit: branched episodes go on exactly where they were, and only what is new is an action."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import rsim
+from rsim.config import StageConfig, TrainConfig, load_config
+from rsim.data.problem import Problem
+from rsim.errors import UserError
+from rsim.rollout.episode import Decision
+from rsim.rollout.game import Game
+from rsim.training.batch import planner_batch, reasoner_batch
+from rsim.training.branches import _place, continuations
+from rsim.training.trainer import Trainer
+from tiny import RULES, metrics_of
+
+QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]
+PROBLEMS = [Problem(q, "1") for q in QUESTIONS]
+
+
+@pytest.fixture
+def game(reasoner, planner):
+    reasoner.model.double()
+    planner.model.double()
+    return Game(reasoner, planner, replace(RULES, paraphrase="first"))
+
+
+def test_greedily_a_branch_goes_on_as_the_episode_did(game):
+    """From every state of every episode, also behind steps that a cap has cut."""
+    played = game.play(PROBLEMS, seed=3, greedy=True)
+    cut = [e for e in played for step, after in zip(e.steps, e.steps[1:], strict=False) if after.start > step.end]
+    assert cut, "some step was cut and closed"
+    states = [(e, d) for e in played for d in range(len(e.decisions))]
+    assert len(states) > len(played)
+    again = game.go_on([e.branch(d, 0) for e, d in states], [str(i) for i in range(len(states))], seed=4, greedy=True)
+    for (episode, decision), new in zip(states, again, strict=True):
+        start = episode.steps[decision].start
+        assert (new.token_ids, new.planner_ids, new.steps) == (episode.token_ids, episode.planner_ids, episode.steps)
+        assert new.reasoner_mask == [0] * start + episode.reasoner_mask[start:]
+        assert new.logprobs == pytest.approx([0.0] * start + episode.logprobs[start:], abs=1e-9)
+        for ours, theirs in zip(new.decisions, episode.decisions[decision:], strict=True):
+            assert (ours.position, ours.action) == (theirs.position, theirs.action)
+        assert (new.forced, new.truncated, new.terminated) == (episode.forced, episode.truncated, episode.terminated)
+
+
+def test_a_state_is_a_group_of_continuations_and_one_witness_and_tokens_count_once(game):
+    train = TrainConfig(branches=3)
+    played = game.play(PROBLEMS[:3], seed=5, group_size=2)
+    found = continuations(game, played, train, seed=5, key="0:a", first=4, group=9)
+    assert {e.group for e in found} == {9 + 4 + i for i, e in enumerate(played) if len(e.decisions) > 1}
+    for group in {e.group for e in found}:
+        witness, *others = [e for e in found if e.group == group]
+        trunk = played[group - 13]
+        assert witness.token_ids == trunk.token_ids
+        assert witness.sampled_tokens == len(witness.decisions) == 0
+        assert len(others) == 3
+        state = others[0].inherited
+        assert state in [step.start for step in trunk.steps[1:]]
+        for e in others:
+            assert e.inherited == state
+            assert e.token_ids[:state] == trunk.token_ids[:state]
+            assert 0 < e.sampled_tokens < len(e.token_ids) - state
+    batch = reasoner_batch([e for e in found if e.decisions], torch.device("cpu"))
+    assert (batch.prefixes >= batch.positions.new_tensor([e.prompt_length for e in found if e.decisions])).all()
+    assert batch.mask.sum() == sum(e.sampled_tokens for e in found)
+    assert planner_batch([e for e in found if e.decisions], torch.device("cpu")).mask.sum() == sum(
+        len(e.decisions) for e in found
+    )
+
+
+def test_what_is_branched_does_not_depend_on_who_plays_it(game):
+    """Two ranks, each with half of the questions, against one."""
+    train = TrainConfig(branches=2)
+
+    def rank(mine):
+        keys = [str(i) for i in mine]
+        played = game.play([PROBLEMS[i] for i in mine], seed=5, group_size=2, keys=keys)
+        return continuations(game, played, train, seed=5, key="0:a", first=2 * mine[0], group=4)
+
+    together, apart = rank(range(4)), rank(range(2)) + rank(range(2, 4))
+    assert [(e.group, e.token_ids) for e in together] == [(e.group, e.token_ids) for e in apart]
+
+
+def test_the_least_sure_state_is_found():
+    import random
+
+    def decision(*probabilities):
+        return Decision(0, 0, 0.0, list(probabilities))
+
+    decisions = [decision(0.5, 0.5), decision(0.9, 0.1), decision(0.6, 0.4), decision(1.0, 0.0)]
+    assert _place(decisions, "entropy", random.Random(0)) == 2
+    assert {_place(decisions, "uniform", random.Random(i)) for i in range(40)} == {1, 2, 3}
+    assert _place(decisions[:1], "uniform", random.Random(0)) is None
+
+
+def test_training_with_branches_counts_their_tokens_and_resumes(small):
+    plain, whole, parts = small("plain"), small("whole", "train.branches=2"), small("parts", "train.branches=2")
+    rsim.train(plain)
+    rsim.train(whole)
+    first, second = metrics_of(plain)[1], metrics_of(whole)[1]
+    assert second["accuracy"] == first["accuracy"]
+    assert second["length/sampled"] == first["length/sampled"], "metrics are of episodes that began with the question"
+    assert second["sampled_tokens"] > first["sampled_tokens"]
+    trainer = Trainer(parts)
+
+    def stop(record):
+        trainer.stop_requested = record["step"] == 2 or trainer.stop_requested
+
+    trainer.on_metrics = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    Trainer(parts, resume=True).run()
+    assert json.dumps(metrics_of(parts)) == json.dumps(metrics_of(whole))
+
+
+def test_branches_without_a_planner_are_refused():
+    with pytest.raises(UserError, match=r"train\.branches"):
+        load_config("nano-grpo", ["train.branches=2"])
+    assert replace(load_config("nano", ["train.branches=2"]), stages=(StageConfig(),)).train.branches == 2
