@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "fig4": "the frozen planner with other reasoners and other tasks",
     "fig5": "training curves for a small and a large planner",
     "collapse": "long runs of GRPO alone and of rSIM",
+    "credit": "step-level credit against outcome-only credit",
     "controls": "the trained planner against every control, co-trained and as a plug-in",
     "budgets": "rSIM against tuned GRPO at three budgets of equal tokens",
     "rewards": "reward parts, removed one at a time",

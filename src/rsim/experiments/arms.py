@@ -51,11 +51,13 @@ def alone(reasoner: str = "nano-s", data: str = "lab") -> Measurement:
 
 
 def controls_of(
-    bench: Workbench, runs: list[Path], reasoners: list[str], *, preset: str = "nano", data: str = "lab", problems: int = 0
+    bench: Workbench, runs: list[Path], reasoners: list[str], *, preset: str = "nano", data: str = "lab", problems: int = 0,
+    kinds: tuple[str, ...] = CONTROLS,
 ) -> dict[str, list[Measurement]]:  # fmt: skip
     """The controls for each run's planner and the reasoner beside it in ``reasoners``; picked on dev problems where there is
     something to pick: on ``problems`` of them, or as many as `SEARCHED` says."""
-    picked = {kind: bench.search(kind, reasoners, preset, problems) for kind in ("fixed", "sequence", "wait")}
+    searched = [kind for kind in ("fixed", "sequence", "wait") if kind in kinds]
+    picked = {kind: bench.search(kind, reasoners, preset, problems) for kind in searched}
     specs = {
         "random": ["random"] * len(runs),
         **picked,
@@ -65,5 +67,5 @@ def controls_of(
     }
     return {
         kind: [Measurement(preset, spec, reasoner, data) for spec, reasoner in zip(specs[kind], reasoners, strict=True)]
-        for kind in CONTROLS
+        for kind in kinds
     }
