@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint
+from rsim.experiments.workbench import SEARCHED, Measured, Measurement, Training, Workbench, checkpoint
 from rsim.training.run_folder import sampled_tokens
 
 # SPEC 7; none of them takes a trained decision where it belongs.
@@ -56,11 +56,10 @@ def controls_of(
 ) -> dict[str, list[Measurement]]:  # fmt: skip
     """The controls for each run's planner and the reasoner beside it in ``reasoners``; picked on dev problems where there is
     something to pick: on ``problems`` of them, or as many as `SEARCHED` says."""
-    searched = [kind for kind in ("fixed", "sequence", "wait") if kind in kinds]
-    picked = {kind: bench.search(kind, reasoners, preset, problems) for kind in searched}
-    specs = {
+    searched = [kind for kind in kinds if kind in SEARCHED]
+    specs: dict[str, list[str]] = {
         "random": ["random"] * len(runs),
-        **picked,
+        **{kind: bench.search(kind, reasoners, preset, problems) for kind in searched},
         "shuffled": [f"shuffled:{checkpoint(run, 'planner')}" for run in runs],
         "prompted": ["prompted"] * len(runs),
         "prompted:bare": ["prompted:bare"] * len(runs),

@@ -39,9 +39,9 @@ def run(bench: Workbench) -> Page:
     folders = iter(bench.train(trainings))
     runs = {name: [next(folders) for _ in bench.seeds] for name in _ARMS}
     done = measure_arms(bench, {name: [Measurement(checkpoint(r)) for r in rs] for name, rs in runs.items()})
-    page.text(f"The planner alone is trained, from a random head, with the frozen base of the reasoner, on {_BUDGET:,} sampled "
-              "tokens. Outcome only: 8 episodes of each of 16 questions a step. Step level: 4 episodes, and 3 continuations from "
-              "one state of each (`train.branches = 3`); what they share is not sampled again.")  # fmt: skip
+    page.text(f"The planner alone is trained, from a random head, with the reasoner's frozen base, on {_BUDGET:,} sampled "
+              "tokens. Outcome only: 8 episodes of each of 16 questions a step. Step level: 4 episodes, and 3 continuations "
+              "from one state of each (`train.branches = 3`); what they share is not sampled again.")  # fmt: skip
     axes = page.figure("curves", "Mean over seeds; the bands span the seeds.", width=6.4)[0]
     for name, found in runs.items():
         _curve(axes, name, found)
@@ -56,8 +56,8 @@ def run(bench: Workbench) -> Page:
         [[name, ", ".join(f"{n:,}" for n in each), f"{np.mean(each) / np.mean(needed[_OUTCOME]):.2f}"]
          for name, each in needed.items()],
     )  # fmt: skip
-    page.text(f"{goal:.1%} is what outcome-only credit has in the end, mean over seeds. A run that does not get there counts with "
-              "its whole budget.")  # fmt: skip
+    page.text(f"{goal:.1%} is what outcome-only credit has in the end, mean over seeds. A run that does not get there counts "
+              "with its whole budget.")  # fmt: skip
     for name, arm in done.items():
         page.measured(f"{name}: accuracy", estimate(arm))
         share = float(np.mean(needed[name]) / _BUDGET)
