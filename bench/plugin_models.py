@@ -1,18 +1,23 @@
 """The planner as a plug-in for a real LLM that was never trained here: chain of thought, controls, planners.
 
     python -m bench.plugin_models [--model qwen2.5-coder-1.5b] [--data gsm8k:100 math500:50] [--controls random wait:1 ...]
-        [--planner NAME=FOLDER ...] [--out FOLDER] [--threads 2] [--record]
+        [--planner NAME=FOLDER ...] [--engine native|llama.cpp] [--out FOLDER] [--threads 2] [--record]
 
-The model is served by llama.cpp (`bench/llama_env.sh` makes its environment) and asked greedily, one question at a time, so
-that the server's prefix cache serves the next step. Answers are kept in ``--out``: a stopped measurement goes on.
+Greedy. With ``--engine native`` the model is dequantised to float32 and plays many questions at once in this process; with
+llama.cpp (`bench/llama_env.sh` makes its environment) it stays quantised and is asked one question at a time, so that the
+server's prefix cache serves the next step. Answers are kept in ``--out``: a stopped measurement goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench.serve import process
 from bench.upstreams import wait_for_models
@@ -26,6 +31,7 @@ from rsim.weights import package_file
 
 _PORT = 8397  # always the same one: an evaluation that goes on asks the same server
 _PRESETS = {"tatqa": "plugin-tatqa", "mbpp": "plugin-mbpp", "humaneval": "plugin-mbpp"}  # else plugin-qwen2.5-coder
+_NATIVE = ("rollout.batch=20", 'models.dtype="float32"')
 _CONTROLS = [
     "random",
     "wait:1",
@@ -40,41 +46,57 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["gsm8k:100", "math500:50"], metavar="SET:QUESTIONS")
     parser.add_argument("--controls", nargs="*", default=_CONTROLS)
     parser.add_argument("--planner", nargs="*", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--engine", choices=("native", "llama.cpp"), default="native")
     parser.add_argument("--out", default="runs/plugin_models")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--record", action="store_true", help="write results/real_models.json and its page")
     args = parser.parse_args()
     quiet_models()
+    torch.set_num_threads(args.threads)
     planners = dict(p.split("=", 1) for p in args.planner)
     model = Path(args.model).name.removesuffix(".gguf")
-    python = subprocess.run(["bench/llama_env.sh"], capture_output=True, text=True, check=True).stdout.strip()
-    file = args.model if args.model.endswith(".gguf") else str(package_file(args.model))
-    server = [python, "-m", "llama_cpp.server", "--model", file, "--port", str(_PORT), "--n_ctx", "4096", "--n_threads",
-              str(args.threads), "--n_threads_batch", str(args.threads)]  # fmt: skip
-    with process(server, _PORT, seconds=600):
-        wait_for_models(_PORT)
+    with _served(args.model, args.threads) if args.engine == "llama.cpp" else nullcontext() as served:
         for chosen in args.data:
             data, _, limit = chosen.partition(":")
-            rows = measure(Path(args.out), model, data, int(limit or 100), args.controls, planners)
+            rows = measure(Path(args.out), model, args.model, served, data, int(limit or 100), args.controls, planners)
             for r in rows:
                 print(f"{r['what']:<90} {r['value']!s:<8} {r['interval'] or ''} {r['goal']}", flush=True)
             if args.record:
                 record("real_models", 6, "Real models", rows)
 
 
+@contextmanager
+def _served(model: str, threads: int) -> Iterator[ServedModel]:
+    """A llama.cpp server for the model's GGUF file."""
+    python = subprocess.run(["bench/llama_env.sh"], capture_output=True, text=True, check=True).stdout.strip()
+    file = model if model.endswith(".gguf") else str(package_file(model))
+    server = [python, "-m", "llama_cpp.server", "--model", file, "--port", str(_PORT), "--n_ctx", "4096", "--n_threads",
+              str(threads), "--n_threads_batch", str(threads)]  # fmt: skip
+    with process(server, _PORT, seconds=600):
+        wait_for_models(_PORT)
+        yield ServedModel(f"http://127.0.0.1:{_PORT}/v1", at_once=1)
+
+
 def measure(
-    out: Path, model: str, data: str, limit: int, controls: list[str], planners: dict[str, str]
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of one model on one data set."""
+    out: Path,
+    model: str,
+    source: str,
+    served: ServedModel | None,
+    data: str,
+    limit: int,
+    controls: list[str],
+    planners: dict[str, str],
+) -> list[dict[str, Any]]:
+    """Rows of one model on one data set; it is loaded from ``source``, or served."""
     arms = {"CoT": "none"} | {c: c for c in controls} | {f"planner {name}": folder for name, folder in planners.items()}
     label, rows, done = f"{model}, {data}, {limit} questions", [], {}
     for arm, spec in arms.items():
         folder = out / model / f"{data}-{limit}" / arm.replace(":", "-").replace(",", "-").replace(" ", "-")
-        settings = EvalSettings(_PRESETS.get(data, "plugin-qwen2.5-coder"), spec, "", data, "test", limit, 0, True, 1, ())
+        reasoner = "" if served else source
+        preset = _PRESETS.get(data, "plugin-qwen2.5-coder")
+        settings = EvalSettings(preset, spec, reasoner, data, "test", limit, 0, True, 1, _NATIVE if not served else ())
         done[arm] = folder
-        rows += _rows(
-            f"{label}: {arm}", evaluate_into(folder, settings, served=ServedModel(f"http://127.0.0.1:{_PORT}/v1", at_once=1))
-        )
+        rows += _rows(f"{label}: {arm}", evaluate_into(folder, settings, served=served))
         print(f"{label}: {arm}: {rows[-3]['value']:.1%}", flush=True)
     best = max(controls, key=lambda c: compare(done[c], done["CoT"]).difference, default=None)
     for name in planners:
