@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsim.config import ObjectiveConfig
-from rsim.objective.advantages import gae, group_advantages
+from rsim.objective.advantages import gae, group_advantages, usage_advantages
 from rsim.objective.joint import Evaluated, agent_objective, learning_rate_factor, objective_factor
 from rsim.objective.losses import action_weights, clip_range
 
@@ -148,3 +148,23 @@ def test_lambda_factors():
         assert (
             learning_rate_factor("reasoner", 0.7, mode, alone=True) == objective_factor("reasoner", 0.7, mode, alone=True) == 1
         )
+
+
+def test_usage_advantages_are_the_gradient_of_how_far_the_mean_policy_is_from_even_use():
+    """All actions of every state, weighed by their probabilities, against autograd."""
+    torch.manual_seed(0)
+    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    policies = torch.softmax(logits, -1)
+    mean = policies.mean(0)
+    (expected,) = torch.autograd.grad(-0.3 * (mean * (mean * 9).log()).sum(), logits)
+    logs, total = torch.log_softmax(logits, -1), torch.zeros((), dtype=torch.float64)
+    for action in range(9):
+        chosen = torch.full((6,), action)
+        advantages = usage_advantages(chosen, policies.detach(), 0.3)
+        total = total + (policies[:, action].detach() * advantages * logs[:, action]).sum() / 6
+    (found,) = torch.autograd.grad(total, logits)
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+def test_even_use_needs_no_correction():
+    assert usage_advantages(torch.tensor([0, 1, 2]), torch.full((3, 3), 1 / 3), 1.0).abs().max() < 1e-6

@@ -308,3 +308,23 @@ def test_mask_truncated_drops_episodes_but_not_from_the_baseline(reasoner, plann
     trained = sorted({round(float(v), 5) for part in seen for v in part[:, 0]})
     assert round(float(whole[0]), 5) not in trained
     assert trained == sorted({round(float(whole[i]), 5) for i in (1, 2, 3, 8, 9, 10, 11)})
+
+
+def test_the_usage_weight_is_added_to_the_planners_advantages_and_the_entropy_bonus_fades(reasoner, planner, played):
+    episodes, scores = played
+    gradients = {}
+    for weight in (0.0, 0.5):
+        config = config_of()
+        config = replace(config, objective=replace(config.objective, usage_weight=weight))
+        agent = agents_of(reasoner, planner, "grpo")["planner"]
+        before = copy.deepcopy(agent.model.state_dict())
+        taken = capture(agent)
+        Update(config, StageConfig("stage", 1, 0.7), 0, alone=False).agent(agent, episodes, scores)
+        agent.model.load_state_dict(before)
+        gradients[weight] = taken[0]["score.weight"]
+    assert (gradients[0.5] - gradients[0.0]).abs().max() > 1e-3
+    even = torch.full((4, 9), 1 / 9)
+    for target, expected in ((0.0, 0.01), (math.log(9), 0.0), (2 * math.log(9), 0.005)):
+        config = replace(config_of(), objective=replace(config_of().objective, entropy_target=target))
+        bonus = Update(config, StageConfig(), 0, alone=False)._entropy_bonus(even)
+        assert bonus == pytest.approx(expected, abs=1e-8)

@@ -80,6 +80,7 @@ class RewardsConfig:
     penalty: float = 0.05
     penalty_cap: float = 0.2
     repeat_allowance: int = 2
+    token_price: float = 0.0  # taken from the planner's return for every 100 tokens, sampled or injected
     checker: Literal["auto", "numeric", "latex", "choice", "text", "code"] = "auto"  # auto: as each problem says
     unsafe_code: bool = False  # run model-written code without a sandbox where none can be built
     custom: tuple[str, ...] = ()  # "file.py:function"
@@ -99,6 +100,8 @@ class ObjectiveConfig:
     beta: float = 0.0  # KL of the reasoner to its starting model
     kl: Literal["k1", "k2", "k3"] = "k3"
     planner_entropy: float = 0.0  # entropy bonus
+    entropy_target: float = 0.0  # nats: the bonus fades as the planner's entropy comes up to it; 0: it never does
+    usage_weight: float = 0.0  # pulls the planner's use of the strategies, on average over all states, towards equal use
     importance_cap: float = 0.0  # truncated sampler/trainer correction; 0: off
     mask_truncated: bool = False
     gae_lambda: float = 0.95

@@ -43,7 +43,7 @@ def score(
 ) -> Score:
     """Scores a finished episode.
 
-    Reasoner: ``accuracy + format + follow``; planner: ``accuracy + terminal - penalty``; a custom part is added to both.
+    Reasoner: ``accuracy + format + follow``; planner: ``accuracy + terminal - penalty - cost``; a custom part is added to both.
     Answers and evidence come from sampled tokens only. Without an answer, ``format``, ``follow`` and ``terminal`` are 0.
     """
     problem = checked_as(episode.problem, config.checker)
@@ -60,13 +60,14 @@ def score(
         "penalty": -min(config.penalty * repeats(episode, strategies, config.repeat_allowance), config.penalty_cap)
         if strategies
         else 0.0,
+        "cost": -config.token_price * (len(episode.token_ids) - episode.prompt_length) / 100,
     }
     extra = {name: float(function(episode)) for name, function in (custom or {}).items()}
     added = sum(extra.values())
     return Score(
         predicted,
         correct,
-        planner=parts["accuracy"] + parts["terminal"] + parts["penalty"] + added,
+        planner=parts["accuracy"] + parts["terminal"] + parts["penalty"] + parts["cost"] + added,
         reasoner=parts["accuracy"] + parts["format"] + parts["follow"] + added,
         parts=parts | extra,
         failure=verdict.failure,

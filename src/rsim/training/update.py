@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rsim.config import Config, StageConfig
-from rsim.objective.advantages import gae, group_advantages
+from rsim.objective.advantages import gae, group_advantages, usage_advantages
 from rsim.objective.joint import agent_objective, learning_rate_factor, objective_factor
 from rsim.objective.losses import PRESET_NORMALISER, action_weights
 from rsim.rewards.rewards import Score
@@ -51,9 +51,29 @@ class Update:
         build = planner_batch if planner else reasoner_batch
         batch = build([episodes[i] for i in kept], device)
         batch.advantages = advantages[kept].to(device)[:, None] * batch.mask
-        return metrics | self._optimise(agent, batch, returns[kept].to(device), groups[kept].tolist())
+        bonus = 0.0
+        if planner:
+            policies = torch.tensor([d.probabilities for i in kept for d in episodes[i].decisions], device=device)
+            bonus = self._entropy_bonus(policies)
+            if self.config.objective.usage_weight:
+                chosen = batch.mask.bool()
+                batch.advantages[chosen] += usage_advantages(
+                    batch.actions[chosen], policies, self.config.objective.usage_weight
+                )
+        return metrics | self._optimise(agent, batch, returns[kept].to(device), groups[kept].tolist(), bonus)
 
-    def _optimise(self, agent: Agent, batch: ActionBatch, returns: torch.Tensor, groups: list[int]) -> dict[str, float]:
+    def _entropy_bonus(self, policies: torch.Tensor) -> float:
+        """The coefficient of the planner's entropy: the config's, or the part of it by which ``policies [N, strategies]`` fall
+        short of the target on average."""
+        objective = self.config.objective
+        if not objective.entropy_target:
+            return objective.planner_entropy
+        entropy = float(-(policies * policies.clamp(min=1e-8).log()).sum(-1).mean())
+        return objective.planner_entropy * max(0.0, 1 - entropy / objective.entropy_target)
+
+    def _optimise(
+        self, agent: Agent, batch: ActionBatch, returns: torch.Tensor, groups: list[int], bonus: float
+    ) -> dict[str, float]:  # fmt: skip
         train = self.config.train
         sampler = batch.old_logprobs.clone()
         minibatches = min(train.minibatches, len(set(groups)))
@@ -67,7 +87,7 @@ class Update:
             for rows in self._minibatches(groups, iteration):
                 part = batch.rows(rows)
                 self._weigh(agent, part)
-                for name, value in self._gradient(agent, part, rows, sampler, targets, once=once).items():
+                for name, value in self._gradient(agent, part, rows, sampler, targets, bonus, once=once).items():
                     sums[name] += value
                 if once:
                     batch.old_logprobs = part.old_logprobs
@@ -121,13 +141,12 @@ class Update:
         )
 
     def _gradient(
-        self, agent: Agent, batch: ActionBatch, rows: torch.Tensor, sampler: torch.Tensor, targets: torch.Tensor | None, *,
-        once: bool,
+        self, agent: Agent, batch: ActionBatch, rows: torch.Tensor, sampler: torch.Tensor, targets: torch.Tensor | None,
+        bonus: float, *, once: bool,
     ) -> dict[str, float]:  # fmt: skip
         """Accumulates the gradient of one minibatch over its micro-batches; ``once``: fills in its old log-probs."""
         objective = self.config.objective
         beta = objective.beta if agent.name == "reasoner" else 0.0
-        bonus = objective.planner_entropy if agent.name == "planner" else 0.0
         factor = objective_factor(agent.name, self.stage.lambda_, objective.lambda_mode, alone=self.alone)
         sums: dict[str, float] = defaultdict(float)
         if once:
