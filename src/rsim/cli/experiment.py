@@ -16,6 +16,8 @@ EXPERIMENTS = {
     "fig5": "training curves for a small and a large planner",
     "collapse": "long runs of GRPO alone and of rSIM",
     "credit": "step-level credit against outcome-only credit",
+    "balance": "even use of the strategies in place of the penalty on repeats",
+    "cost": "a price for tokens, and whether the planner knows how sure it is",
     "controls": "the trained planner against every control, co-trained and as a plug-in",
     "budgets": "rSIM against tuned GRPO at three budgets of equal tokens",
     "rewards": "reward parts, removed one at a time",

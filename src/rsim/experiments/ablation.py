@@ -1,14 +1,14 @@
-"""Switches of the method, one at a time: what the three ablation experiments have in common."""
+"""Switches of the method, one at a time: what the ablation experiments have in common."""
 
 from __future__ import annotations
 
-from rsim.experiments.arms import measure_arms, planned
+from rsim.experiments.arms import Arms, measure_arms, planned
 from rsim.experiments.page import Page, points
 from rsim.experiments.stats import difference, estimate
 from rsim.experiments.workbench import Training, Workbench
 
 
-def ablate(page: Page, bench: Workbench, arms: dict[str, tuple[str, ...]], against: str) -> None:
+def ablate(page: Page, bench: Workbench, arms: dict[str, tuple[str, ...]], against: str) -> Arms:
     """Trains the preset nano with each arm's changes and compares every arm with the one named ``against``."""
     folders = iter(bench.train([Training("nano", changes, s) for changes in arms.values() for s in bench.seeds]))
     runs = {name: [next(folders) for _ in bench.seeds] for name in arms}
@@ -26,3 +26,4 @@ def ablate(page: Page, bench: Workbench, arms: dict[str, tuple[str, ...]], again
         page.measured(name, estimate(arm))
         if name != against:
             page.measured(f"{name}, minus {against}", difference(arm, done[against]))
+    return done

@@ -1,0 +1,86 @@
+"""Hours of training on the nano lab: memory and open files must not grow.
+
+    python -m bench.soak [--minutes 120] [--seed 0] [--record]
+
+`rsim train nano`, 16 questions of 8 episodes a step, evaluations and checkpoints as often as in the demo, until the time is up;
+then SIGTERM, which must end it with 0. Once a second the resident memory and the open files of the run's processes are read.
+Memory moves with the lengths of the episodes, so medians are compared: the second fifth of the time with the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.workload import show
+from rsim.report.ledger import record, row
+
+_MIB = 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="write results/soak.json and its page")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(Path(folder) / "run", args.minutes, args.seed)
+    show(rows)
+    if args.record:
+        record("soak", 7, "Hours of training", rows)
+
+
+def measure(folder: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
+    changes = [f"out={folder}", "stages.stage1.steps=10000", "stages.stage2.steps=10000", "train.questions=16", f"seed={seed}"]
+    command = [sys.executable, "-m", "rsim", "train", "nano", *(part for c in changes for part in ("--set", c))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    seen: list[tuple[int, int]] = []  # bytes and files of all processes of the run
+    deadline = time.monotonic() + 60 * minutes
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"the run ended by itself: {process.communicate()[1][-1000:]}")
+        seen.append(_looked_at(process.pid))
+        time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=600)
+    steps = sum("reward/accuracy" in line for line in (folder / "metrics.jsonl").read_text().splitlines())
+    fifth = len(seen) // 5
+    early, late = seen[fifth : 2 * fifth], seen[-fifth:]
+    before, after = (statistics.median(memory for memory, _ in part) for part in (early, late))
+    files, files_after = (max(count for _, count in part) for part in (early, late))
+    growth = 100 * (after / before - 1)
+    label = f"{minutes:g} minutes"
+    return [
+        row(f"{label}: steps", steps, seeds=[seed]),
+        row(f"{label}: memory, median of the second fifth", round(before / _MIB), unit="MiB", seeds=[seed]),
+        row(f"{label}: growth of memory to the last fifth", round(growth, 2), unit="%", goal="within 2%", met=abs(growth) <= 2,
+            seeds=[seed]),
+        row(f"{label}: more open files than in the second fifth", files_after - files, goal="0", met=files_after <= files,
+            seeds=[seed]),
+        row(f"{label}: exit code after SIGTERM", process.returncode, goal="0", met=process.returncode == 0 and not err.count("Traceback"),
+            seeds=[seed]),
+    ]  # fmt: skip
+
+
+def _looked_at(pid: int) -> tuple[int, int]:
+    memory = files = 0
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        try:
+            memory, files = memory + process.memory_info().rss, files + process.num_fds()
+        except psutil.NoSuchProcess:  # a checker that has just ended
+            continue
+    return memory, files
+
+
+if __name__ == "__main__":
+    main()

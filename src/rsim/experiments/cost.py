@@ -1,0 +1,78 @@
+"""Cost-aware planning: a price for tokens in the planner's reward; and how well the planner's confidence is calibrated."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rsim.experiments.ablation import ablate
+from rsim.experiments.page import Page, percent
+from rsim.experiments.stats import difference, estimate
+from rsim.experiments.workbench import Measured, Workbench, episodes
+
+_PRICES = (0.0, 0.1, 0.3, 0.6)
+_BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
+
+
+def run(bench: Workbench) -> Page:
+    page = Page("cost", "What planning costs, and how sure the planner is", bench, issue=8)
+    names = {price: "free tokens (the preset)" if not price else f"{price:g} for 100 tokens" for price in _PRICES}
+    arms: dict[str, tuple[str, ...]] = {name: (f"rewards.token_price={p}",) if p else () for p, name in names.items()}
+    done = ablate(page, bench, arms, names[0.0])
+    left, right = page.figure("curves", "Accuracy against tokens; and how often the planner is right when it is sure.", 2, 7.2)
+    for name, arm in done.items():
+        e = estimate(arm)
+        left.errorbar(
+            _tokens(arm), 100 * e.mean, yerr=[[100 * (e.mean - e.low)], [100 * (e.high - e.mean)]], fmt="o", label=name
+        )
+    left.set_xlabel("tokens a question, sampled and injected")
+    left.set_ylabel("accuracy, %")
+    left.legend(frameon=False, fontsize=7)
+    sure, right_share, count = _reliability(done[names[0.0]])
+    right.plot([0, 100], [0, 100], color="0.7", lw=0.8)
+    right.plot([100 * s for s in sure], [100 * r for r in right_share], "o-")
+    right.set_xlabel("the planner's probability of what it chose, %")
+    right.set_ylabel("episodes answered right, %")
+    page.text("Decisions of the planner that pays nothing for tokens, by its probability of what it chose (greedy), and the "
+              "share of their episodes that were answered right:")  # fmt: skip
+    page.table(
+        ["", "decisions", "mean probability", "answered right"],
+        [[f"{low:.0%} to {high:.0%}", f"{n:,}", percent(s), percent(r)]
+         for low, high, n, s, r in zip(_BINS, _BINS[1:], count, sure, right_share, strict=False) if n],
+    )  # fmt: skip
+    total = sum(count)
+    error = sum(n * abs(s - r) for n, s, r in zip(count, sure, right_share, strict=True) if n) / total
+    page.value("expected calibration error of the planner's confidence", round(error, 3), unit="share")
+    base = _tokens(done[names[0.0]])
+    for name, arm in done.items():
+        saved = 1 - _tokens(arm) / base
+        page.value(f"{name}: tokens a question", round(_tokens(arm), 1), unit="tokens")
+        if name != names[0.0]:
+            lost = -difference(arm, done[names[0.0]]).mean
+            page.value(f"{name}: tokens saved", round(100 * saved, 1), unit="%",
+                       goal="30% fewer tokens, at most 1 point of accuracy lost", met=saved >= 0.3 and lost <= 0.01)  # fmt: skip
+    return page
+
+
+def _tokens(arm: list[Measured]) -> float:
+    return float(np.mean([m.summary["tokens_per_question"] for m in arm]))
+
+
+def _reliability(arm: list[Measured]) -> tuple[list[float], list[float], list[int]]:
+    """For each bin of confidence: its mean, the share of right episodes, and how many decisions."""
+    told = [
+        (max(step["probabilities"]), float(episode["correct"]))
+        for measured in arm
+        for episode in episodes(measured.folder)
+        for step in episode["steps"]
+        if step["probabilities"]
+    ]
+    confidence, right = np.array(told).T
+    places = np.clip(np.digitize(confidence, _BINS) - 1, 0, len(_BINS) - 2)
+    chosen = [places == i for i in range(len(_BINS) - 1)]
+    means = [(float(confidence[c].mean()), float(right[c].mean())) if c.any() else (0.0, 0.0) for c in chosen]
+    return [m for m, _ in means], [r for _, r in means], [int(c.sum()) for c in chosen]
+
+
+LIMITS = """Episodes of the lab are short, and most of their tokens are digits that the answer needs. The planner was never
+trained to be calibrated; its probability says how often it would choose so, and is held here against what the episode came to,
+which also depends on everything after the decision."""
