@@ -32,8 +32,8 @@ def run(bench: Workbench) -> Page:
     right.plot([100 * s for s in sure], [100 * r for r in right_share], "o-")
     right.set_xlabel("the planner's probability of what it chose, %")
     right.set_ylabel("episodes answered right, %")
-    page.text("Decisions of the planner that pays nothing for tokens, by its probability of what it chose (greedy), and the "
-              "share of their episodes that were answered right:")  # fmt: skip
+    page.text("Decisions of the planner that pays nothing for tokens, by its probability of what it chose (greedy), and "
+              "the share of their episodes that were answered right:")  # fmt: skip
     page.table(
         ["", "decisions", "mean probability", "answered right"],
         [[f"{low:.0%} to {high:.0%}", f"{n:,}", percent(s), percent(r)]
@@ -49,7 +49,7 @@ def run(bench: Workbench) -> Page:
         if name != names[0.0]:
             lost = -difference(arm, done[names[0.0]]).mean
             page.value(f"{name}: tokens saved", round(100 * saved, 1), unit="%",
-                       goal="30% fewer tokens, at most 1 point of accuracy lost", met=saved >= 0.3 and lost <= 0.01)  # fmt: skip
+                       goal="30% fewer, at most 1 point of accuracy lost", met=saved >= 0.3 and lost <= 0.01)  # fmt: skip
     return page
 
 
