@@ -108,8 +108,8 @@ def test_text_checker():
     "9/" * 300_000, " " * 10**6 + "5", "\\" * 10**6,
 ])  # fmt: skip
 def test_hostile_texts_take_linear_time(text):
-    began = time.perf_counter()
+    began = time.process_time()
     for mode in ("strict", "flexible"):
         answer = extract(text, mode)
         assert answer is None or not same_answer(answer, "5", "numeric") or text.endswith("5")
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2

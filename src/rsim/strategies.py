@@ -90,15 +90,23 @@ def load_strategies(source: str = "default") -> StrategySet:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML ({error})", "see src/rsim/strategies.toml for the form") from error
+    return from_table(table, path)
+
+
+def from_table(table: dict[str, object], path: Path) -> StrategySet:
+    """The set that a TOML table describes; ``path`` is what errors name. Raises as `load_strategies` does."""
     unknown = set(table) - {"extends", "strategy"}
     if unknown:
         raise UserError(f"{path}: unknown key {sorted(unknown)[0]!r}", "only 'extends' and [[strategy]] are known")
     base: tuple[Strategy, ...] = ()
     if "extends" in table:
-        if table["extends"] not in _PACKAGED:
+        if table["extends"] not in tuple(_PACKAGED):
             raise UserError(f"{path}: extends = {table['extends']!r}", "use 'default', 'code' or 'lab'")
-        base = load_strategies(table["extends"]).strategies
-    own = [_parse(path, entry) for entry in table.get("strategy", [])]
+        base = load_strategies(str(table["extends"])).strategies
+    entries = table.get("strategy", [])
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: strategy is no list", "write each strategy under [[strategy]]")
+    own = [_parse(path, entry) for entry in entries]
     names = [s.name for s in own]
     for name in names:
         if names.count(name) > 1:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rsim.cli import data
+from rsim.cli import data, strategies
 from rsim.cli.options import DataDir, Json, Rewards, Set, Strategies
 from rsim.errors import UserError
 
@@ -22,6 +22,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
 app.add_typer(lab, name="lab")
 app.add_typer(config_app, name="config")
 app.add_typer(data.app, name="data")
+app.add_typer(strategies.app, name="strategies")
 app.command(name="check")(data.check)
 
 

@@ -1,0 +1,98 @@
+"""``rsim strategies show | discover | adapt``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rsim.cli.options import Json
+from rsim.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="The strategy set: look at it, find what it lacks, change a planner's.")
+
+
+@app.command()
+def show(
+    source: Annotated[str, typer.Argument(metavar="[SET]", help="default, code, lab or a TOML file.")] = "default",
+    as_json: Json = False,
+) -> None:
+    """Print a strategy set."""
+    from rsim.strategies import load_strategies
+
+    strategies = load_strategies(source).strategies
+    if as_json:
+        print(json.dumps([vars(s) for s in strategies]))
+        return
+    print("\n".join(f"{s.name:<16} {s.description}\n{'':<16} {s.prompts[0]}" for s in strategies))
+
+
+@app.command()
+def discover(
+    evaluation: Annotated[str, typer.Argument(metavar="EVAL", help="A folder that rsim eval wrote, with a planner.")],
+    out: Annotated[str, typer.Option(metavar="FILE.toml", help="Where the new set goes.")] = "",
+    count: Annotated[int, typer.Option(help="New strategies, one for each of the largest clusters.", min=1)] = 1,
+    upstream: Annotated[str, typer.Option(metavar="URL", help="An OpenAI-compatible server whose model writes them.")] = "",
+    model: Annotated[str, typer.Option(help="Its name there.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Gather failed episodes by what went wrong; with --upstream, have an LLM write strategies against it."""
+    from rsim.discovery.failures import as_text, failures
+    from rsim.discovery.propose import propose
+    from rsim.strategies import StrategySet, from_table, to_toml
+
+    clusters, total = failures(Path(evaluation))
+    if bool(upstream) != bool(out) or bool(upstream) != bool(model):
+        raise UserError("--upstream, --model and --out belong together", "give all three, or none to see the clusters alone")
+    if as_json:
+        print(json.dumps({"episodes": total, "clusters": [{"title": c.title, "count": c.count} for c in clusters]}))
+    else:
+        for cluster in clusters:
+            print(f"{cluster.count} of {total}: {cluster.title}")
+        if clusters:
+            print(f"\nFor example:\n\n{as_text(clusters[0].examples[0])}")
+    if not upstream:
+        return
+    if Path(out).exists():
+        raise UserError(f"{out} exists already", "name a new file")
+    import tomllib
+
+    settings = json.loads((Path(evaluation) / "settings.json").read_text())
+    strategies = from_table(tomllib.loads(settings["means"]["strategies"]), Path(evaluation))
+    for cluster in clusters[:count]:
+        found = propose(strategies, cluster, total, url=upstream, model=model)
+        strategies = StrategySet((*strategies.strategies, found))
+        if not as_json:
+            print(f"\nagainst {cluster.title}: {found.name}: {found.description}\n  {found.prompts[0]}")
+    Path(out).write_text(to_toml(strategies), encoding="utf-8")
+
+
+@app.command()
+def adapt(
+    planner: Annotated[str, typer.Argument(metavar="PLANNER", help="A trained planner's folder.")],
+    source: Annotated[str, typer.Argument(metavar="SET", help="The whole new set: default, code, lab or a TOML file.")],
+    out: Annotated[str, typer.Option(metavar="FOLDER")],
+    as_json: Json = False,
+) -> None:
+    """Write a planner for another strategy set: known strategies keep their rows, new ones begin, others are dropped."""
+    from rsim.discovery.adapt import adapted, load
+    from rsim.models import quiet_models
+    from rsim.strategies import load_strategies
+
+    quiet_models()
+    if Path(out).exists():
+        raise UserError(f"{out} exists already", "name a new folder")
+    strategies, old = load_strategies(source), load(planner)
+    known = old.strategies.names
+    adapted(old, strategies).save_pretrained(out)
+    changes = {
+        "added": [n for n in strategies.names if n not in known],
+        "dropped": [n for n in known if n not in strategies.names],
+    }
+    if as_json:
+        print(json.dumps(changes | {"folder": out}))
+        return
+    added, dropped = (", ".join(changes[key]) or "none" for key in ("added", "dropped"))
+    print(f"added {added}; dropped {dropped}; wrote {out}")
