@@ -1,4 +1,5 @@
-"""A run in several processes against the same run in one: losses of both agents step by step, and the final weights.
+"""A run in several processes, whole and with its layers cut (FSDP2), against the same run in one: losses of both agents step
+by step, and the final weights.
 
     python -m bench.ranks [--ranks 2] [--steps 20] [--seed 0] [--record]
 
@@ -38,33 +39,40 @@ def main() -> None:
 
 
 def measure(place: Path, count: int, steps: int, seed: int) -> list[dict[str, Any]]:
-    seconds = {ranks: _train(place / str(ranks), ranks, steps, seed) for ranks in (1, count)}
-    alone, together = (_records(place / str(ranks)) for ranks in (1, count))
-    label = f"{count} processes against 1, {steps} steps"
+    alone, together, cut = place / "alone", place / "together", place / "cut"
+    once = _train(alone, 1, steps, seed)
+    rows = []
+    for folder, what, more in ((together, "", ()), (cut, ", layers cut", ("train.shard=true",))):
+        seconds = _train(folder, count, steps, seed, *more)
+        label = f"{count} processes{what} against 1, {steps} steps"
+        rows += _differences(label, alone, folder, steps, seed)
+        rows.append(row(f"{label}: time of the whole run, {count} over 1, one thread each", round(seconds / once, 2), unit="x",
+                        seeds=[seed]))  # fmt: skip
+    return rows + _differences(f"{count} processes, layers cut against whole, {steps} steps", together, cut, steps, seed)
+
+
+def _differences(label: str, one: Path, other: Path, steps: int, seed: int) -> list[dict[str, Any]]:
+    before, after = _records(one), _records(other)
     rows = []
     for agent in ("planner", "reasoner"):
         name = f"{agent}/loss"
-        apart = max(abs(a[name] - b[name]) for a, b in zip(alone, together, strict=True) if name in a)
+        apart = max(abs(a[name] - b[name]) for a, b in zip(before, after, strict=True) if name in a)
         rows.append(row(f"{label}: largest difference of the {agent}'s loss", apart, goal="at most 1e-05", met=apart <= 1e-5,
                         seeds=[seed]))  # fmt: skip
-    played = [k for k in alone[0] if k.startswith(("accuracy", "reward/", "length/", "flags/", "strategy/"))]
-    same = sum(all(a[k] == b[k] for k in played) for a, b in zip(alone, together, strict=True))
+    played = [k for k in before[0] if k.startswith(("accuracy", "reward/", "length/", "flags/", "strategy/"))]
+    same = sum(all(a[k] == b[k] for k in played) for a, b in zip(before, after, strict=True))
     rows.append(row(f"{label}: steps whose episodes are the same", same, goal=f"{steps}", met=same == steps, seeds=[seed]))
     for agent in ("planner", "reasoner"):
-        weights, others = (
-            load_file(place / str(ranks) / "checkpoints" / "final" / agent / "model.safetensors") for ranks in (1, count)
-        )
+        weights, others = (load_file(f / "checkpoints" / "final" / agent / "model.safetensors") for f in (one, other))
         apart = max(float((weights[k] - others[k]).abs().max()) for k in weights)
         rows.append(row(f"{label}: largest difference of a weight of the {agent} in the end", apart, seeds=[seed]))
-    rows.append(row(f"{label}: time of the whole run, {count} over 1, one thread each", round(seconds[count] / seconds[1], 2),
-                    unit="x", seeds=[seed]))  # fmt: skip
     return rows
 
 
-def _train(folder: Path, ranks: int, steps: int, seed: int) -> float:
+def _train(folder: Path, ranks: int, steps: int, seed: int, *more: str) -> float:
     first, second = steps // 2, steps - steps // 2
     changes = [f"out={folder}", f"stages.stage1.steps={first}", f"stages.stage2.steps={second}", "train.questions=16",
-               "train.group=8", "train.eval_every=0", "data.eval_size=8", "train.trackers=[]", f"seed={seed}"]  # fmt: skip
+               "train.group=8", "train.eval_every=0", "data.eval_size=8", "train.trackers=[]", f"seed={seed}", *more]  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone", "-m", "rsim"]
     command = [*(launch if ranks > 1 else [sys.executable, "-m", "rsim"]), "train", "nano"]
     began = time.perf_counter()
