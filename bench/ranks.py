@@ -63,16 +63,18 @@ def _differences(label: str, one: Path, other: Path, steps: int, seed: int) -> l
     same = sum(all(a[k] == b[k] for k in played) for a, b in zip(before, after, strict=True))
     rows.append(row(f"{label}: steps whose episodes are the same", same, goal=f"{steps}", met=same == steps, seeds=[seed]))
     for agent in ("planner", "reasoner"):
-        weights, others = (load_file(f / "checkpoints" / "final" / agent / "model.safetensors") for f in (one, other))
+        final = Path("checkpoints", "final", agent, "model.safetensors")
+        weights, others = load_file(one / final), load_file(other / final)
         apart = max(float((weights[k] - others[k]).abs().max()) for k in weights)
-        rows.append(row(f"{label}: largest difference of a weight of the {agent} in the end", apart, seeds=[seed]))
+        rows.append(row(f"{label}: largest difference of a weight of the {agent}", apart, seeds=[seed]))
     return rows
 
 
 def _train(folder: Path, ranks: int, steps: int, seed: int, *more: str) -> float:
     first, second = steps // 2, steps - steps // 2
     changes = [f"out={folder}", f"stages.stage1.steps={first}", f"stages.stage2.steps={second}", "train.questions=16",
-               "train.group=8", "train.eval_every=0", "data.eval_size=8", "train.trackers=[]", f"seed={seed}", *more]  # fmt: skip
+               "train.group=8", "train.eval_every=0", "data.eval_size=8", "train.trackers=[]", f"seed={seed}",
+               *more]  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone", "-m", "rsim"]
     command = [*(launch if ranks > 1 else [sys.executable, "-m", "rsim"]), "train", "nano"]
     began = time.perf_counter()
