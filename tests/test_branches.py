@@ -9,14 +9,17 @@ import pytest
 import torch
 
 import rsim
-from rsim.config import StageConfig, TrainConfig, load_config
+from rsim.config import Config, ObjectiveConfig, StageConfig, TrainConfig, load_config
 from rsim.data.problem import Problem
 from rsim.errors import UserError
+from rsim.rewards.rewards import Score
 from rsim.rollout.episode import Decision
 from rsim.rollout.game import Game
+from rsim.training.agent import Agent
 from rsim.training.batch import planner_batch, reasoner_batch
 from rsim.training.branches import _place, continuations
 from rsim.training.trainer import Trainer
+from rsim.training.update import Update
 from tiny import RULES, metrics_of
 
 QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]
@@ -41,9 +44,11 @@ def test_greedily_a_branch_goes_on_as_the_episode_did(game):
     for (episode, decision), new in zip(states, again, strict=True):
         start = episode.steps[decision].start
         assert (new.token_ids, new.planner_ids, new.steps) == (episode.token_ids, episode.planner_ids, episode.steps)
-        assert new.reasoner_mask == [0] * start + episode.reasoner_mask[start:]
-        assert new.logprobs == pytest.approx([0.0] * start + episode.logprobs[start:], abs=1e-9)
-        for ours, theirs in zip(new.decisions, episode.decisions[decision:], strict=True):
+        assert new.reasoner_mask == episode.reasoner_mask
+        assert new.logprobs == pytest.approx(episode.logprobs, abs=1e-9)
+        assert new.own_tokens == sum(episode.reasoner_mask[start:])
+        assert new.own_decisions == new.decisions[decision:]
+        for ours, theirs in zip(new.decisions, episode.decisions, strict=True):
             assert (ours.position, ours.action) == (theirs.position, theirs.action)
         assert (new.forced, new.truncated, new.terminated) == (episode.forced, episode.truncated, episode.terminated)
 
@@ -56,21 +61,48 @@ def test_a_state_is_a_group_of_continuations_and_one_witness_and_tokens_count_on
     for group in {e.group for e in found}:
         witness, *others = [e for e in found if e.group == group]
         trunk = played[group - 13]
-        assert witness.token_ids == trunk.token_ids
-        assert witness.sampled_tokens == len(witness.decisions) == 0
+        assert replace(witness, group=trunk.group, inherited=0) == trunk, "rewards see the episode that it was"
+        assert witness.own_tokens == len(witness.own_decisions) == 0
         assert len(others) == 3
         state = others[0].inherited
         assert state in [step.start for step in trunk.steps[1:]]
         for e in others:
             assert e.inherited == state
             assert e.token_ids[:state] == trunk.token_ids[:state]
-            assert 0 < e.sampled_tokens < len(e.token_ids) - state
-    batch = reasoner_batch([e for e in found if e.decisions], torch.device("cpu"))
-    assert (batch.prefixes >= batch.positions.new_tensor([e.prompt_length for e in found if e.decisions])).all()
-    assert batch.mask.sum() == sum(e.sampled_tokens for e in found)
-    assert planner_batch([e for e in found if e.decisions], torch.device("cpu")).mask.sum() == sum(
-        len(e.decisions) for e in found
-    )
+            assert 0 < e.own_tokens < len(e.token_ids) - state
+            assert e.sampled_tokens == e.own_tokens + sum(trunk.reasoner_mask[:state])
+    acting = [e for e in found if e.own_decisions]
+    batch, decided = (build(acting, torch.device("cpu")) for build in (reasoner_batch, planner_batch))
+    assert batch.prefixes.tolist() == [e.inherited for e in acting]
+    assert batch.mask.sum() == sum(e.own_tokens for e in found)
+    assert batch.positions[batch.mask.bool()].min() >= min(e.inherited for e in acting) - 1
+    assert decided.mask.sum() == sum(len(e.own_decisions) for e in found)
+    assert batch.joint_lengths.tolist() == [len(e.own_decisions) + e.own_tokens for e in acting]
+
+
+def test_a_states_actions_are_credited_with_their_return_against_the_mean_of_all_that_began_there(game):
+    """The gradient with branches, against one that is made by hand from the state's group alone."""
+    played = game.play(PROBLEMS[:1], seed=5, group_size=2)
+    found = continuations(game, played[:1], TrainConfig(branches=3), seed=5, key="0:a", first=0, group=1)
+    returns = [1.0, 0.0, 0.5, 0.0]
+    everything = [*played, *found]
+    scores = [Score(None, False, planner=r, reasoner=r, parts={}) for r in (0.25, 0.25, *returns)]
+    agent = Agent("planner", game.planner.model, game.planner.logits, temperature=1.0, learning_rate=0.0, weight_decay=0.0)
+    taken = []
+    agent.step = lambda rate, clip: taken.append(game.planner.model.score.weight.grad.clone()) or 0.0
+    config = Config(rollout=RULES, objective=ObjectiveConfig(normaliser="token"))
+    metrics = Update(config, StageConfig("s", 1, 0.5), 0, alone=False).agent(agent, everything, scores)
+    assert metrics["planner/return"] == 0.25, "of the episodes that began with the question"
+    assert metrics["planner/skipped_groups"] == 1
+    game.planner.model.zero_grad()
+    mean, total = sum(returns) / 4, torch.zeros((), dtype=torch.float64)
+    count = sum(len(e.own_decisions) for e in found)
+    for episode, r in zip(found, returns, strict=True):
+        hidden = game.planner.model.base_model(torch.tensor([episode.planner_ids])).last_hidden_state[0]
+        for d in episode.own_decisions:
+            total = total + (r - mean) * torch.log_softmax(game.planner.logits(hidden[d.position]), -1)[d.action] / count
+    (-total).backward()
+    assert torch.allclose(taken[0], game.planner.model.score.weight.grad, atol=1e-6)
 
 
 def test_what_is_branched_does_not_depend_on_who_plays_it(game):
@@ -116,6 +148,19 @@ def test_training_with_branches_counts_their_tokens_and_resumes(small):
         trainer.run()
     Trainer(parts, resume=True).run()
     assert json.dumps(metrics_of(parts)) == json.dumps(metrics_of(whole))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [("train.branches=-1", "train.branches"), ("rewards.token_price=-3", "token_price"),
+     ("objective.entropy_target=1.0", "planner_entropy"), ("objective.usage_weight=-2", "usage_weight")],
+)  # fmt: skip
+def test_settings_without_sense_are_refused(change, named):
+    with pytest.raises(UserError, match=named):
+        load_config("nano", [change])
+    for needs_groups in ("train.branches=2", "objective.usage_weight=0.1"):
+        with pytest.raises(UserError, match="loss = ppo"):
+            load_config("nano", [needs_groups, "objective.loss=ppo"])
 
 
 def test_branches_without_a_planner_are_refused():

@@ -101,7 +101,7 @@ def test_a_planner_over_a_larger_set_chooses_as_before_until_it_is_trained(reaso
     assert grown.strategies == extra
     hidden = torch.randn(40, planner.model.config.hidden_size)
     old, new = planner.logits(hidden), grown.logits(hidden)
-    assert torch.equal(new[:, :9], old)
+    assert torch.allclose(new[:, :9], old, atol=1e-6)
     assert torch.allclose(new[:, 9], old.mean(-1), atol=1e-6)
     assert torch.equal(new.argmax(-1), old.argmax(-1))
     (episode,) = Game(reasoner, grown, RULES).play([Problem("4*17+38=?", "106")], seed=0)

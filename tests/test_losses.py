@@ -160,11 +160,11 @@ def test_usage_advantages_are_the_gradient_of_how_far_the_mean_policy_is_from_ev
     logs, total = torch.log_softmax(logits, -1), torch.zeros((), dtype=torch.float64)
     for action in range(9):
         chosen = torch.full((6,), action)
-        advantages = usage_advantages(chosen, policies.detach(), 0.3)
+        advantages = usage_advantages(chosen, mean.detach(), 0.3)
         total = total + (policies[:, action].detach() * advantages * logs[:, action]).sum() / 6
     (found,) = torch.autograd.grad(total, logits)
     assert torch.allclose(found, expected, atol=1e-12)
 
 
 def test_even_use_needs_no_correction():
-    assert usage_advantages(torch.tensor([0, 1, 2]), torch.full((3, 3), 1 / 3), 1.0).abs().max() < 1e-6
+    assert usage_advantages(torch.tensor([0, 1, 2]), torch.full((3,), 1 / 3), 1.0).abs().max() < 1e-6

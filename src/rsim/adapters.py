@@ -67,7 +67,7 @@ def merged(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
 def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The state dict of an ordinary model that does what ``model`` with its adapter does; ``model`` stays what it is."""
-    if not any(".lora_" in name for name, _ in model.named_parameters()):
+    if not has_adapter(model):
         return dict(model.state_dict())
     from peft.tuners.lora import Linear
 
@@ -80,6 +80,11 @@ def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         update = updates.get(name.removesuffix(".base_layer.weight")) if name.endswith(".base_layer.weight") else None
         weights[_plain(name)] = tensor if update is None else tensor + update.to(tensor.dtype)
     return weights
+
+
+def has_adapter(model: PreTrainedModel) -> bool:
+    """Whether the model has an adapter."""
+    return any(".lora_" in name for name, _ in model.named_parameters())
 
 
 def share_frozen(reader: PreTrainedModel, owner: PreTrainedModel) -> None:

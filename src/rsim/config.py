@@ -144,9 +144,8 @@ class TrainConfig:
     questions: int = 32  # per step
     group: int = 8  # episodes per question
     branches: int = 0  # continuations from one state of each episode, for step-level credit; 0: outcome-only credit
-    branch_at: Literal["uniform", "entropy"] = (
-        "uniform"  # which state: any after the first step, or the planner's least sure one
-    )
+    # That state: any after the first step, or the one where the planner is least sure.
+    branch_at: Literal["uniform", "entropy"] = "uniform"
     planner_lr: float = 1e-3
     reasoner_lr: float = 3e-4
     warmup: int = 0
@@ -302,6 +301,9 @@ def validate(config: Config) -> None:
         "data.eval_size": (config.data.eval_size, 1),
         "rollout.max_steps": (rollout.max_steps, 1), "rollout.step_tokens": (rollout.step_tokens, 1),
         "rollout.answer_tokens": (rollout.answer_tokens, 1), "rollout.batch": (rollout.batch, 1),
+        "train.branches": (train.branches, 0), "rewards.token_price": (config.rewards.token_price, 0),
+        "objective.usage_weight": (config.objective.usage_weight, 0),
+        "objective.entropy_target": (config.objective.entropy_target, 0),
     }  # fmt: skip
     for name, (value, low) in at_least.items():
         if value < low:
@@ -313,6 +315,7 @@ def validate(config: Config) -> None:
     if rollout.max_tokens <= rollout.answer_tokens:
         raise UserError(f"rollout.max_tokens = {rollout.max_tokens}",
                         f"must exceed rollout.answer_tokens = {rollout.answer_tokens}")  # fmt: skip
+    _validate_credit(config)
     if rollout.temperature <= 0 or rollout.planner_temperature <= 0:
         raise UserError("rollout.temperature", "must be above 0 for training; evaluation has its own")
     if not rollout.delimiter:
@@ -332,6 +335,19 @@ def validate(config: Config) -> None:
         raise UserError("stages share a name", "give each stage its own")
 
 
+def _validate_credit(config: Config) -> None:
+    objective, train = config.objective, config.train
+    if train.branches and config.models.planner == "none":
+        raise UserError("train.branches", "credits the planner's decisions, and there is no planner: set 0")
+    for name, used in (("train.branches", train.branches), ("objective.usage_weight", objective.usage_weight)):
+        if used and objective.loss == "ppo":
+            raise UserError(name, "works through group-relative advantages, which loss = ppo has none of: use another loss")
+    if objective.entropy_target and not objective.planner_entropy:
+        raise UserError(
+            "objective.entropy_target", "is what objective.planner_entropy leads to: set that one too, e.g. to 0.05"
+        )
+
+
 def _validate_adapters(config: Config) -> None:
     models = config.models
     for name, rank in (("reasoner_lora", models.reasoner_lora), ("planner_lora", models.planner_lora)):
@@ -349,8 +365,6 @@ def _validate_adapters(config: Config) -> None:
     if models.shared_base and (models.planner != models.reasoner or whole or not models.planner_lora):
         raise UserError("models.shared_base", "needs the same base for both agents, and an adapter for each that is trained "
                         "(models.planner_lora, models.reasoner_lora)")  # fmt: skip
-    if config.train.branches and config.models.planner == "none":
-        raise UserError("train.branches", "credits the planner's decisions, and there is no planner: set 0")
     if config.train.shard and (models.quantised or models.shared_base or config.rollout.engine == "vllm"):
         raise UserError("train.shard", "layers are not cut with models.quantised, models.shared_base or rollout.engine = vllm")
 

@@ -106,7 +106,7 @@ def from_table(table: dict[str, object], path: Path) -> StrategySet:
     entries = table.get("strategy", [])
     if not isinstance(entries, list):
         raise UserError(f"{path}: strategy is no list", "write each strategy under [[strategy]]")
-    own = [_parse(path, entry) for entry in entries]
+    own = [parse_strategy(path, entry) for entry in entries]
     names = [s.name for s in own]
     for name in names:
         if names.count(name) > 1:
@@ -119,7 +119,8 @@ def from_table(table: dict[str, object], path: Path) -> StrategySet:
     return strategies
 
 
-def _parse(path: Path, entry: dict[str, object]) -> Strategy:
+def parse_strategy(path: Path, entry: dict[str, object]) -> Strategy:
+    """One entry of a set; ``path`` is what errors name. Raises as `load_strategies` does."""
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{path}: a [[strategy]] has no name", 'add name = "..."')

@@ -122,6 +122,8 @@ def evaluate(
     served = {"url": upstream, "name": model, "mode": mode, "at_once": at_once} if upstream else None
     if launcher not in ("", "ray"):
         raise UserError(f"--launcher {launcher}", "use ray")
+    if workers > 1 and not launcher:
+        raise UserError(f"--workers {workers}", "say where: --launcher ray")
     summary, page = run_eval(
         settings, served=served, out=out, match_tokens=match_tokens, overwrite=overwrite, workers=workers if launcher else 0
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,30 +44,31 @@ def discover(
     from rsim.discovery.propose import propose
     from rsim.strategies import StrategySet, from_table, to_toml
 
-    clusters, total = failures(Path(evaluation))
     if bool(upstream) != bool(out) or bool(upstream) != bool(model):
         raise UserError("--upstream, --model and --out belong together", "give all three, or none to see the clusters alone")
-    if as_json:
-        print(json.dumps({"episodes": total, "clusters": [{"title": c.title, "count": c.count} for c in clusters]}))
-    else:
-        for cluster in clusters:
-            print(f"{cluster.count} of {total}: {cluster.title}")
+    if out and Path(out).exists():
+        raise UserError(f"{out} exists already", "name a new file")
+    clusters, total = failures(Path(evaluation))
+    told: dict[str, Any] = {"episodes": total, "clusters": [{"title": c.title, "count": c.count} for c in clusters]}
+    if not as_json:
+        print("\n".join(f"{c.count} of {total}: {c.title}" for c in clusters) or "no episode failed")
         if clusters:
             print(f"\nFor example:\n\n{as_text(clusters[0].examples[0])}")
-    if not upstream:
-        return
-    if Path(out).exists():
-        raise UserError(f"{out} exists already", "name a new file")
-    import tomllib
-
-    settings = json.loads((Path(evaluation) / "settings.json").read_text())
-    strategies = from_table(tomllib.loads(settings["means"]["strategies"]), Path(evaluation))
-    for cluster in clusters[:count]:
-        found = propose(strategies, cluster, total, url=upstream, model=model)
-        strategies = StrategySet((*strategies.strategies, found))
-        if not as_json:
-            print(f"\nagainst {cluster.title}: {found.name}: {found.description}\n  {found.prompts[0]}")
-    Path(out).write_text(to_toml(strategies), encoding="utf-8")
+    if upstream and not clusters:
+        raise UserError("no episode failed", "there is nothing that a new strategy could help against")
+    if upstream:
+        settings = json.loads((Path(evaluation) / "settings.json").read_text())
+        strategies = from_table(tomllib.loads(settings["means"]["strategies"]), Path(evaluation))
+        told["proposed"] = []
+        for cluster in clusters[:count]:
+            found = propose(strategies, cluster, total, url=upstream, model=model)
+            strategies = StrategySet((*strategies.strategies, found))
+            Path(out).write_text(to_toml(strategies), encoding="utf-8")  # what there is, should the next one fail
+            told["proposed"].append(vars(found) | {"against": cluster.title})
+            if not as_json:
+                print(f"\nagainst {cluster.title}: {found.name}: {found.description}\n  {found.prompts[0]}")
+    if as_json:
+        print(json.dumps(told))
 
 
 @app.command()

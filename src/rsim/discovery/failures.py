@@ -41,7 +41,10 @@ def failures(evaluation: Path) -> tuple[list[Cluster], int]:
     file = evaluation / "episodes.jsonl"
     if not file.is_file():
         raise UserError(f"{evaluation} holds no episodes.jsonl", "give a folder that rsim eval wrote")
-    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be half-written
+    if not all("strategies" in record for record in records):
+        raise UserError(f"{evaluation} is no evaluation", "give a folder that rsim eval wrote, not a run's")
     if not any(record["strategies"] for record in records):
         raise UserError(f"{evaluation} was played without a planner", "evaluate one: rsim eval RUN --out FOLDER")
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)

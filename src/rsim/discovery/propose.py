@@ -11,7 +11,7 @@ import httpx
 
 from rsim.discovery.failures import Cluster, as_text
 from rsim.errors import UserError, first_line
-from rsim.strategies import Strategy, StrategySet, from_table
+from rsim.strategies import Strategy, StrategySet, parse_strategy
 
 _ASKED = """A planner picks one of these strategies before each step of a reasoner's solution and injects its prompt:
 
@@ -53,7 +53,10 @@ def propose(
             reply.raise_for_status()
         except httpx.HTTPError as error:
             raise UserError(f"{url} does not answer: {first_line(error)}", "check --upstream and --model") from error
-        written = reply.json()["choices"][0]["message"]["content"] or ""
+        try:
+            written = reply.json()["choices"][0]["message"]["content"] or ""
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{url} does not answer as OpenAI's API does", "check --upstream") from error
         try:
             return _parsed(written, strategies)
         except (UserError, ValueError) as error:
@@ -72,4 +75,4 @@ def _parsed(written: str, strategies: StrategySet) -> Strategy:
     name = re.sub(r"[^a-z0-9]+", "-", str(fields.get("name", "")).lower()).strip("-")
     if name in strategies.names:
         raise ValueError(f"{name!r} is there already")
-    return from_table({"extends": "default", "strategy": [{**fields, "name": name}]}, Path("the reply"))[-1]
+    return parse_strategy(Path("the reply"), {**fields, "name": name})

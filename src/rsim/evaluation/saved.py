@@ -93,7 +93,7 @@ def evaluate_into(
         step = max(1, min(step, ceil((len(problems) - begun) / (4 * workers))))
     starts = list(range(begun, len(problems), step))
     rounds: Iterator[tuple[list[Record], Players]]
-    if workers:
+    if workers and starts:
         rounds = spread(asdict(settings), problems, starts, step, workers)
     else:
         rounds = ((play_part(game, problems[i : i + step], i, settings, config), game) for i in starts)

@@ -53,10 +53,10 @@ def spread(
     settings: dict[str, Any], problems: list[Problem], starts: list[int], count: int, workers: int
 ) -> Iterator[tuple[list[dict[str, Any]], Replica]]:  # fmt: skip
     """The records of ``count`` questions from each of ``starts`` on, in order, played by ``workers`` replicas on the cluster
-    that ``RAY_ADDRESS`` names, or on this machine alone. Each has a GPU where the cluster has enough, else a CPU.
+    that ``RAY_ADDRESS`` names, or on this machine alone. Each has a GPU where the cluster has any, else a CPU.
 
     Raises:
-        UserError: Ray is not installed; a replica failed time after time.
+        UserError: Ray is not installed, or has too few of them; a replica failed, or died time after time.
     """
     try:
         import ray
@@ -66,16 +66,17 @@ def spread(
         raise UserError("--launcher ray needs the package ray", "pip install 'ray[train]'") from error
     ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
     resources = ray.cluster_resources()
-    gpus = 1 if resources.get("GPU", 0) >= workers else 0
-    if not gpus and resources.get("CPU", 0) < workers:
-        raise UserError(f"--workers {workers}", f"the cluster has {resources.get('CPU', 0):.0f} CPUs")
+    kind = "GPU" if resources.get("GPU", 0) else "CPU"
+    if resources.get(kind, 0) < workers:
+        raise UserError(f"--workers {workers}", f"the cluster has {resources.get(kind, 0):.0f} {kind}s")
+    gpus = int(kind == "GPU")
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(_Player)
     shared = ray.put(problems)
     players = [remote.remote(str(Path.cwd()), settings, shared) for _ in range(min(workers, max(1, len(starts))))]
     try:
         yield from ActorPool(players).map(lambda player, first: player.play.remote(first, count), starts)
     except RayError as error:
-        raise UserError(f"a replica failed {_RESTARTS + 1} times: {_cause(error)}") from error
+        raise UserError(f"a replica failed: {_cause(error)}") from error
     finally:
         for player in players:
             ray.kill(player)

@@ -36,21 +36,20 @@ def group_advantages(
     return torch.where(informative, centred, torch.zeros_like(centred)), informative
 
 
-def usage_advantages(actions: torch.Tensor, probabilities: torch.Tensor, weight: float) -> torch.Tensor:
+def usage_advantages(actions: torch.Tensor, mean: torch.Tensor, weight: float) -> torch.Tensor:
     """What favours strategies that are rarely used, whatever the state.
 
-    With the mean policy ``m = mean_i p_i`` over ``N`` decisions: ``weight * (sum_b m_b log m_b - log m_a)``. Added to the
-    advantage of each action ``a``, its policy gradient is that of ``-weight * KL(m || uniform)``, estimated by the score
-    function. Unlike an entropy bonus it leaves the planner free to be sure in each state.
+    ``weight * (sum_b m_b log m_b - log m_a)`` with the mean policy ``m``. Added to the advantage of each action ``a`` of the
+    decisions that ``m`` is the mean over, its policy gradient is that of ``-weight * KL(m || uniform)``, estimated by the
+    score function. Unlike an entropy bonus it leaves the planner free to be sure in each state.
 
     Args:
         actions: ``[N]``, what was chosen.
-        probabilities: ``[N, strategies]``, the policies it was sampled from.
+        mean: ``[strategies]``, the policies that it was sampled from, averaged.
 
-    >>> usage_advantages(torch.tensor([0, 0, 1]), torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]]), 1.0)
+    >>> usage_advantages(torch.tensor([0, 0, 1]), torch.tensor([0.8, 0.2]), 1.0)
     tensor([-0.2773, -0.2773,  1.1090])
     """
-    mean = probabilities.mean(0)
     logs = mean.clamp(min=1e-8).log()
     return weight * ((mean * logs).sum() - logs)[actions]
 

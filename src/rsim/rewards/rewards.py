@@ -120,8 +120,7 @@ def repeats(episode: Episode, strategies: StrategySet, allowance: int) -> int:
 
     With an allowance of 2, ``[validation] * 5`` counts 3; *continuation* never counts.
     """
-    chosen = [step.strategy for step in episode.steps if step.strategy >= 0 and not step.forced]
-    counts = Counter(c for c in chosen if not strategies[c].repeat_free)
+    counts = Counter(d.action for d in episode.decisions if not strategies[d.action].repeat_free)
     return sum(max(0, n - allowance) for n in counts.values())
 
 

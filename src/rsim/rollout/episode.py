@@ -64,11 +64,22 @@ class Episode:
     truncated: bool = False  # cut by the token limit
     reasoner_ended: bool = False  # the reasoner ended its turn outside a termination step
     terminated: bool = False  # ended by the planner's own termination
-    inherited: int = 0  # the first so many tokens, and what happened in them, are another episode's
+    inherited: int = 0  # the first so many tokens, and what happened in them, are another episode's: nothing to train on
 
     @property
     def sampled_tokens(self) -> int:
         return sum(self.reasoner_mask)
+
+    @property
+    def own_tokens(self) -> int:
+        """Sampled tokens that are not inherited."""
+        return sum(self.reasoner_mask[self.inherited :])
+
+    @property
+    def own_decisions(self) -> list[Decision]:
+        """Decisions that are not inherited."""
+        before = sum(step.start < self.inherited for step in self.steps)  # forced steps, which have none, come last
+        return self.decisions[before:]
 
     @property
     def injected_tokens(self) -> int:
@@ -90,17 +101,16 @@ class Episode:
         self.logprobs += logprobs
 
     def branch(self, decision: int, group: int) -> Episode:
-        """An episode to be gone on with, in the state in which this one's ``decision`` was taken; it has no actions yet."""
-        ids = self.token_ids[: self.steps[decision].start]
-        steps = [replace(step) for step in self.steps[:decision]]
-        nothing = [0] * len(ids), [0.0] * len(ids)
-        return Episode(self.problem, group, ids, self.prompt_length, *nothing, steps=steps, inherited=len(ids))
+        """An episode to be gone on with, in the state in which this one's ``decision`` was taken; what it has is inherited."""
+        end = self.steps[decision].start
+        return Episode(
+            self.problem, group, self.token_ids[:end], self.prompt_length, self.reasoner_mask[:end], self.logprobs[:end],
+            decisions=self.decisions[:decision], steps=[replace(step) for step in self.steps[:decision]], inherited=end,
+        )  # fmt: skip
 
     def witness(self, group: int) -> Episode:
-        """This episode for another group's comparison: it keeps its outcome and none of its actions."""
-        nothing = [0] * len(self.token_ids), [0.0] * len(self.token_ids)
-        return replace(self, group=group, reasoner_mask=nothing[0], logprobs=nothing[1], decisions=[],
-                       inherited=len(self.token_ids))  # fmt: skip
+        """This episode in another group, for its outcome alone: all of it is inherited."""
+        return replace(self, group=group, inherited=len(self.token_ids))
 
     def to_json(self, names: tuple[str, ...]) -> dict[str, Any]:
         """A record for people and reports: text, strategies and probabilities, without the token arrays."""

@@ -10,12 +10,13 @@ from torch.distributed.tensor import DTensor
 from transformers import GradientCheckpointingLayer, PreTrainedModel
 
 from rsim import packed
+from rsim.errors import UserError
 from rsim.objective.joint import Evaluated
 from rsim.objective.logprobs import token_logprobs
 from rsim.training.batch import ActionBatch
 from rsim.training.packing import Stream, pack
 from rsim.training.ranks import ALONE, Ranks
-from rsim.training.shards import clip_gradients, cut, cut_moments, gathered
+from rsim.training.shards import CutModel, clip_gradients, cut, cut_like, gathered
 
 
 class Agent:
@@ -53,7 +54,7 @@ class Agent:
                 if type(module).__name__.endswith(("RMSNorm", "MLP")):
                     module.compile(dynamic=True)
         self.temperature, self.learning_rate = temperature, learning_rate
-        self.layers = cut(model, ranks) if sharded else []
+        self.cut: CutModel | None = cut(model, ranks) if sharded else None
         in_layers = {p for m in model.modules() if isinstance(m, GradientCheckpointingLayer) for p in m.parameters()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.value_head: torch.nn.Linear | None = None
@@ -127,7 +128,7 @@ class Agent:
         """
         mine = [(rows, True) for rows in self.ranks.share(micro)]
         most = -(-len(micro) // self.ranks.count)
-        return mine + [(micro[0], False)] * (most - len(mine)) if self.layers else mine
+        return mine + [(micro[0], False)] * (most - len(mine)) if self.cut else mine
 
     def step(self, learning_rate: float, grad_clip: float) -> float:
         """One optimiser step with the gradient of all ranks; returns its norm before clipping."""
@@ -137,7 +138,7 @@ class Agent:
                 if parameter.grad is None:  # this rank had no share of the batch
                     parameter.grad = torch.zeros_like(parameter)
             self.ranks.add([p.grad for p in trained if not isinstance(p, DTensor)])  # those of pieces are summed
-        if self.layers:
+        if self.cut:
             norm = clip_gradients(trained, grad_clip, self.ranks)
         else:
             norm = float(torch.nn.utils.clip_grad_norm_(trained, grad_clip))
@@ -151,14 +152,16 @@ class Agent:
         """What a checkpoint keeps beside the weights, whole on the main rank, whatever is cut; all ranks must come here."""
         moments = self.optimizer.state_dict()
         return {
-            "optimizer": gathered(moments, keep=self.ranks.main) if self.layers else moments,
+            "optimizer": gathered(moments, keep=self.ranks.main) if self.cut else moments,
             "value_head": self.value_head.state_dict() if self.value_head else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        cut_moments(self.optimizer)
+        if len(state["optimizer"]["param_groups"]) != len(decays):
+            raise UserError(f"the checkpoint's optimiser of the {self.name} is of an earlier version", "start the run again")
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer.load_state_dict(cut_like(state["optimizer"], trained))
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay  # as configured now
         if self.value_head is not None:

@@ -69,8 +69,8 @@ class ActionBatch:
 
 
 def reasoner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch:
-    """Actions are the sampled tokens; the hidden state of the token before predicts each."""
-    places = [[t for t, m in enumerate(e.reasoner_mask) if m] for e in episodes]
+    """Actions are the episodes' own sampled tokens; the hidden state of the token before predicts each."""
+    places = [[t for t, m in enumerate(e.reasoner_mask) if m and t >= e.inherited] for e in episodes]
     return _batch(
         episodes,
         [e.token_ids for e in episodes],
@@ -83,14 +83,15 @@ def reasoner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch
 
 
 def planner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch:
-    """Actions are the decisions; forced terminations are none."""
+    """Actions are the episodes' own decisions; forced terminations are none."""
+    taken = [e.own_decisions for e in episodes]
     return _batch(
         episodes,
         [e.planner_ids for e in episodes],
-        [[d.position for d in e.decisions] for e in episodes],
-        [[d.action for d in e.decisions] for e in episodes],
-        [[d.logprob for d in e.decisions] for e in episodes],
-        [e.decisions[0].position + 1 if e.decisions else 0 for e in episodes],
+        [[d.position for d in row] for row in taken],
+        [[d.action for d in row] for row in taken],
+        [[d.logprob for d in row] for row in taken],
+        [row[0].position + 1 if row else 0 for row in taken],
         device,
     )
 
@@ -105,7 +106,7 @@ def _batch(
     device: torch.device,
 ) -> ActionBatch:
     mask = _pad([[1.0] * len(row) for row in actions], torch.float32, device)
-    joint = [float(len(e.decisions) + e.sampled_tokens) for e in episodes]
+    joint = [float(len(e.own_decisions) + e.own_tokens) for e in episodes]
     return ActionBatch(
         ids=_pad(ids, torch.long, device),
         positions=_pad(positions, torch.long, device),

@@ -10,10 +10,7 @@ kept, and the injected prompts and the end of the turn are learned as well.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
-
-from torch.distributed.fsdp import FSDPModule
 
 from rsim.config import Config
 from rsim.data.problem import Problem
@@ -31,16 +28,9 @@ from rsim.training.shards import whole
 
 
 def cold_start(
-    config: Config,
-    reasoner: Reasoner,
-    problems: list[Problem],
-    custom: dict[str, RewardFunction],
-    ranks: Ranks = ALONE,
-    layers: Sequence[FSDPModule] = (),
+    config: Config, reasoner: Reasoner, problems: list[Problem], custom: dict[str, RewardFunction], ranks: Ranks = ALONE
 ) -> tuple[dict[str, float], int]:
     """Samples under the random planner, keeps well-formatted episodes, fine-tunes ``reasoner`` in place.
-
-    ``layers``: those of the reasoner that are cut over the ranks.
 
     Returns:
         the report (``cold_start/sampled``, ``kept``, ``format_rate``, ``loss_before``, ``loss_after``) and the number of
@@ -54,9 +44,13 @@ def cold_start(
     rng = random.Random(f"cold:{config.seed}")
     asked = [rng.choice(problems) for _ in range(settings.episodes)]
     shown = [replace(p, question=f"{settings.few_shot}\n\n{p.question}") for p in asked] if settings.few_shot else asked
+    train = config.train
+    agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=1.0,
+                  learning_rate=settings.learning_rate, weight_decay=0.0, head_weight=reasoner.head_weight,
+                  checkpointing=train.gradient_checkpointing, ranks=ranks, sharded=train.shard)  # fmt: skip
     game = Game(reasoner, random_planner(strategies), config.rollout)
     mine = ranks.block(len(shown))
-    with whole(layers):
+    with whole([agent.cut] if agent.cut else []):
         episodes = game.play([shown[i] for i in mine], seed=config.seed, keys=[f"cold:{i}" for i in mine])
     for episode in episodes:
         episode.group += mine.start
@@ -78,7 +72,7 @@ def cold_start(
         kept = [_without_examples(e, plain[e.problem.question], reasoner) for e in kept]
     if teaches_strategies:
         kept = [_with_prompts_learned(e, reasoner) for e in kept]
-    losses = _fine_tune(config, reasoner, kept, ranks)
+    losses = _fine_tune(config, agent, kept)
     report = {
         "cold_start/sampled": float(len(episodes)),
         "cold_start/kept": float(len(kept)),
@@ -117,24 +111,21 @@ def _with_prompts_learned(episode: Episode, reasoner: Reasoner) -> Episode:
     )
 
 
-def _fine_tune(config: Config, reasoner: Reasoner, episodes: list[Episode], ranks: Ranks) -> list[float]:
+def _fine_tune(config: Config, agent: Agent, episodes: list[Episode]) -> list[float]:
     """Cross-entropy on sampled tokens, one optimiser step per ``train.questions * group`` episodes; loss of each step."""
     settings, train = config.cold_start, config.train
-    agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=1.0,
-                  learning_rate=settings.learning_rate, weight_decay=0.0, head_weight=reasoner.head_weight,
-                  checkpointing=train.gradient_checkpointing, ranks=ranks, sharded=train.shard)  # fmt: skip
     size, losses = train.questions * train.group, []
     for epoch in range(settings.epochs):
         order = list(range(len(episodes)))
         random.Random(f"cold:{config.seed}:{epoch}").shuffle(order)
         for first in range(0, len(order), size):
-            batch = reasoner_batch([episodes[i] for i in order[first : first + size]], reasoner.model.device)
+            batch = reasoner_batch([episodes[i] for i in order[first : first + size]], agent.model.device)
             total, actions = 0.0, float(batch.mask.sum())
             for rows, counts in agent.turns(batch.micro_rows(train.micro_tokens)):
                 micro = batch.rows(rows)
                 loss = -(agent.evaluate(micro).logprobs * micro.mask).sum() / actions * counts
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
-            losses.append(ranks.add_numbers({"loss": total})["loss"])
+            losses.append(agent.ranks.add_numbers({"loss": total})["loss"])
             agent.step(settings.learning_rate, train.grad_clip)
     return losses

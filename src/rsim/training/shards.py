@@ -11,9 +11,10 @@ their gradients and moments. Simplified: no offloading, no tensor parallelism.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -24,8 +25,16 @@ from transformers import GradientCheckpointingLayer, PreTrainedModel
 from rsim.training.ranks import Ranks
 
 
-def cut(model: PreTrainedModel, ranks: Ranks) -> list[FSDPModule]:
-    """Cuts the layers of ``model`` over the ranks, in place, and returns them; layers that are cut already stay as they are.
+@dataclass(frozen=True)
+class CutModel:
+    """A model's cut layers, and the module around them, which prefetches the next layer."""
+
+    layers: list[FSDPModule]
+    root: FSDPModule
+
+
+def cut(model: PreTrainedModel, ranks: Ranks) -> CutModel:
+    """Cuts the layers of ``model`` over the ranks, in place; layers that are cut already stay as they are.
 
     Where adapters are trained only what is frozen is cut. Gradients of the pieces come out summed over the ranks.
     """
@@ -40,7 +49,7 @@ def cut(model: PreTrainedModel, ranks: Ranks) -> list[FSDPModule]:
     if not isinstance(model.base_model, FSDPModule):
         pieces = {p for layer in layers for p in layer.parameters()}
         _add_up(fully_shard(model.base_model, mesh=mesh, ignored_params=set(model.parameters()) - pieces))
-    return [layer for layer in layers if isinstance(layer, FSDPModule)]
+    return CutModel([layer for layer in layers if isinstance(layer, FSDPModule)], cast(FSDPModule, model.base_model))
 
 
 def _add_up(module: FSDPModule) -> None:
@@ -50,17 +59,20 @@ def _add_up(module: FSDPModule) -> None:
 
 
 @contextmanager
-def whole(layers: Sequence[FSDPModule]) -> Iterator[None]:
+def whole(models: Iterable[CutModel]) -> Iterator[None]:
     """Keeps the layers' weights together while it lasts: for sampling, without gradients. All ranks must come here."""
-    for layer in layers:
+    models = list(models)
+    for layer in (layer for model in models for layer in model.layers):
         layer.set_reshard_after_forward(False)
         layer.unshard()
     try:
         yield
     finally:
-        for layer in layers:
-            layer.reshard()
-            layer.set_reshard_after_forward(True)
+        for model in models:
+            for layer in model.layers:
+                layer.reshard()
+                layer.set_reshard_after_forward(True)
+            model.root.reset_iter_state()  # else it remembers each forward pass of the rollout until the next backward pass
 
 
 def gathered(value: Any, *, keep: bool) -> Any:
@@ -79,13 +91,16 @@ def gathered(value: Any, *, keep: bool) -> Any:
     return value
 
 
-def cut_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Cuts the optimiser's whole tensors as the parameters are that they belong to."""
-    for parameter, state in optimizer.state.items():
-        if isinstance(parameter, DTensor):
-            for name, value in state.items():
-                if value.shape == parameter.shape and not isinstance(value, DTensor):
-                    state[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+def cut_like(state: dict[str, Any], parameters: list[torch.Tensor]) -> dict[str, Any]:
+    """An optimiser's state dict with its tensors cut as the parameters are that they belong to, one after the other."""
+
+    def moments(parameter: torch.Tensor, values: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(parameter, DTensor):
+            return values
+        where = parameter.device_mesh, parameter.placements
+        return {n: distribute_tensor(v, *where) if v.shape == parameter.shape else v for n, v in values.items()}
+
+    return state | {"state": {i: moments(parameters[i], values) for i, values in state["state"].items()}}
 
 
 def clip_gradients(parameters: list[torch.Tensor], limit: float, ranks: Ranks) -> float:

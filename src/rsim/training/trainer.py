@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from rsim.adapters import share_frozen
+from rsim.adapters import has_adapter, share_frozen
 from rsim.config import Config, StageConfig
 from rsim.data.load import load_problems, with_replay
 from rsim.data.problem import Problem
@@ -35,7 +34,7 @@ from rsim.training.checkpoints import Save, verify
 from rsim.training.cold_start import cold_start
 from rsim.training.ranks import join
 from rsim.training.run_folder import RunFolder, Trackers
-from rsim.training.shards import gathered, whole
+from rsim.training.shards import CutModel, gathered, whole
 from rsim.training.update import Update
 
 OnMetrics = Callable[[dict[str, Any]], None]
@@ -217,8 +216,7 @@ class Trainer:
     def _start(self) -> None:
         """Cold start, the reference model of a KL term, and a first checkpoint to resume from."""
         if self.config.cold_start.episodes:
-            layers = self.agents["reasoner"].layers
-            report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.ranks, layers)
+            report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.ranks)
             self.sampled_tokens += tokens
             self._log({"step": 0, "stage": "cold_start"} | report)
         self.cold_started = True
@@ -252,7 +250,7 @@ class Trainer:
         record = {"step": self.step, "stage": stage.name, "lambda": stage.lambda_}
         own = [(e, s) for e, s in zip(episodes, scores, strict=True) if not e.inherited]  # those that began with the question
         record |= rollout_metrics([e for e, _ in own], [s for _, s in own], self._names()) | metrics
-        record |= {"seconds": seconds, "tokens_per_second": sum(e.sampled_tokens for e in episodes) / seconds,
+        record |= {"seconds": seconds, "tokens_per_second": sum(e.own_tokens for e in episodes) / seconds,
                    "sampled_tokens": self.sampled_tokens}  # fmt: skip
         self._log(record)
         if self.config.train.samples_every and self.step % self.config.train.samples_every == 0:
@@ -264,7 +262,7 @@ class Trainer:
         problems = questions_of_step(self.train_set, self.config.seed, self.step, train.questions)
         mine = self.ranks.block(len(problems))
         keys = [f"{self.step}:{name}:{i}" for i in mine]
-        with whole(self._layers):
+        with whole(self._cut):
             played = self.game.play([problems[i] for i in mine], seed=self.config.seed, group_size=train.group, keys=keys)
             for episode in played:
                 episode.group += mine.start
@@ -274,7 +272,7 @@ class Trainer:
         strategies = self.planner.strategies if self.planner else None
         scores = self.ranks.gather(score_all(played, strategies, self.config.rewards, self.custom))
         episodes = self.ranks.gather(played)
-        self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
+        self.sampled_tokens += sum(e.own_tokens for e in episodes)
         return episodes, scores
 
     def _sync(self) -> None:
@@ -295,7 +293,7 @@ class Trainer:
         """Greedy accuracy on the held-out questions; keeps the best checkpoint."""
         mine = self.ranks.block(len(self.eval_set))
         part = self.eval_set[mine.start : mine.stop]
-        with whole(self._layers):
+        with whole(self._cut):
             records, _, _ = play_scored(self.game, part, self.config.rewards, seed=0, greedy=True, first=mine.start)
         result = summarise("held-out", self.ranks.gather(records), self.game)
         self._log({"step": self.step, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low,
@@ -330,16 +328,21 @@ class Trainer:
         self.reasoner.tokenizer.save_pretrained(path)
 
     @property
-    def _layers(self) -> list[FSDPModule]:
-        """Those of both agents that are cut over the ranks."""
-        return [layer for agent in self.agents.values() for layer in agent.layers]
+    def _cut(self) -> list[CutModel]:
+        """The models whose layers are cut over the ranks."""
+        return [agent.cut for agent in self.agents.values() if agent.cut]
 
     def _weights_of(self, name: str, model: PreTrainedModel) -> Weights | None:
         """What is to be saved of an agent's model; None: whatever it holds when it is written. All ranks must come here."""
-        if name in self.agents and self.agents[name].layers:
-            together: Weights = gathered(dict(model.state_dict()), keep=self.ranks.main)
-            return copy_of(together) if self.ranks.main else None
-        return copy_of(model.state_dict()) if self.config.train.save_in_background and self.ranks.main else None
+        background = self.config.train.save_in_background
+        cut = name in self.agents and self.agents[name].cut is not None
+        weights: Weights = dict(model.state_dict()) if cut or background else {}
+        if has_adapter(model):  # the frozen weights are not saved
+            trained = {name for name, p in model.named_parameters() if p.requires_grad}
+            weights = {name: tensor for name, tensor in weights.items() if name in trained}
+        elif cut:
+            weights = gathered(weights, keep=self.ranks.main)
+        return copy_of(weights) if (cut or background) and self.ranks.main else None
 
     def _savers(self) -> dict[str, Save]:
         """What writes each model into a folder: as it will be then or, for a checkpoint in the background, as it is now."""

@@ -30,21 +30,24 @@ class Update:
     def agent(self, agent: Agent, episodes: list[Episode], scores: list[Score]) -> dict[str, float]:
         """Trains ``agent`` on ``episodes`` and returns its metrics, keys prefixed with its name.
 
-        Episodes of groups in which this agent's returns are all alike are skipped before any forward pass.
+        Episodes of groups in which this agent's returns are all alike are skipped before any forward pass, unless the planner's
+        use of the strategies is to be evened out, which they bear on as well.
         """
-        planner = agent.name == "planner"
+        planner, objective = agent.name == "planner", self.config.objective
         device = agent.model.device
         returns = torch.tensor([s.planner if planner else s.reasoner for s in scores])
         groups = torch.tensor([e.group for e in episodes])
-        advantages, informative = group_advantages(returns, groups, scale_by_std=self.config.objective.scale_by_std)
-        used = informative.clone()
+        begun = torch.tensor([not e.inherited for e in episodes])  # with the question: what metrics are of
+        advantages, informative = group_advantages(returns, groups, scale_by_std=objective.scale_by_std)
+        evens = planner and objective.usage_weight > 0
+        used = torch.ones_like(informative) if evens else informative.clone()
         for i, episode in enumerate(episodes):
-            acted = bool(episode.decisions) if planner else episode.sampled_tokens > 0
-            used[i] &= acted and not (self.config.objective.mask_truncated and episode.truncated)
+            acted = bool(episode.own_decisions) if planner else episode.own_tokens > 0
+            used[i] &= acted and not (objective.mask_truncated and episode.truncated)
         kept = used.nonzero()[:, 0].tolist()
         metrics = {
-            f"{agent.name}/return": float(returns.mean()),
-            f"{agent.name}/skipped_groups": float(len(set(groups[~informative].tolist()))),
+            f"{agent.name}/return": float(returns[begun].mean()),
+            f"{agent.name}/skipped_groups": float(len(set(groups[begun & ~informative].tolist()))),
         }
         if not kept:
             return metrics
@@ -53,13 +56,11 @@ class Update:
         batch.advantages = advantages[kept].to(device)[:, None] * batch.mask
         bonus = 0.0
         if planner:
-            policies = torch.tensor([d.probabilities for i in kept for d in episodes[i].decisions], device=device)
+            policies = torch.tensor([d.probabilities for e in episodes for d in e.own_decisions], device=device)
             bonus = self._entropy_bonus(policies)
-            if self.config.objective.usage_weight:
+            if evens:
                 chosen = batch.mask.bool()
-                batch.advantages[chosen] += usage_advantages(
-                    batch.actions[chosen], policies, self.config.objective.usage_weight
-                )
+                batch.advantages[chosen] += usage_advantages(batch.actions[chosen], policies.mean(0), objective.usage_weight)
         return metrics | self._optimise(agent, batch, returns[kept].to(device), groups[kept].tolist(), bonus)
 
     def _entropy_bonus(self, policies: torch.Tensor) -> float:
