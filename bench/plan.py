@@ -63,7 +63,7 @@ def measure(place: Path, counts: list[int], steps: int, seed: int) -> list[dict[
     foretold: dict[int, Plan] = {}
     found: dict[int, Run] = {}
     for count in counts:
-        device = this_machine()
+        device = this_machine(count, threads=1)
         short, long = (_train(_config(place / f"{count}-{n}", n, seed), count) for n in (1, steps + 1))
         foretold[count] = plan(_config(place, steps, seed), device, count, tokens=round(long.tokens))
         found[count] = long

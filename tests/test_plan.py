@@ -34,10 +34,26 @@ def test_a_process_alone_sends_nothing_and_a_ring_sends_each_gradient_twice():
 
 
 def test_more_processes_are_faster_until_they_wait_for_each_other():
-    one, eight = planned(1, "rollout.engine=vllm"), planned(8, "rollout.engine=vllm")
+    one, eight = planned(1), planned(8)
     assert one.step / 8 < eight.step < one.step
-    far = planned(32, "rollout.engine=vllm", network=1e9)
+    far = planned(32, network=1e9)
     assert far.seconds["exchange"] > 0.5 * far.step
+    assert far.seconds["exchange"] == pytest.approx(far.sent / 1e9), "a ring leaves each machine once"
+    assert eight.seconds["exchange"] == pytest.approx(eight.sent / 450e9)
+
+
+def test_one_vllm_server_samples_for_all_processes_and_takes_the_weights_from_a_disk():
+    one, eight = planned(1, "rollout.engine=vllm"), planned(8, "rollout.engine=vllm")
+    assert one.seconds["sampling"] == eight.seconds["sampling"] < planned(1).seconds["sampling"]
+    assert one.seconds["exchange"] == pytest.approx(2 * 4 * 7.616e9 / 2e9, rel=0.01)
+
+
+def test_what_a_step_does_more_costs_more():
+    plain = planned(8)
+    assert planned(8, "train.branches=2").step == pytest.approx(2 * plain.step, rel=0.1), "two halves of an episode each"
+    assert planned(8, "objective.beta=0.1").memory == pytest.approx(plain.memory + 1.15 * 4 * 7.616e9, rel=0.01)
+    for change in ("objective.beta=0.1", "train.num_iterations=2", "objective.loss=ppo"):
+        assert planned(8, change).seconds["updates"] > plain.seconds["updates"]
 
 
 def test_cutting_layers_saves_gradients_and_moments_and_costs_traffic():
@@ -61,9 +77,12 @@ def test_longer_episodes_cost_more_and_checkpointing_trades_time_for_memory():
 
 def test_what_cannot_be_is_said():
     assert planned(1, device="rtx4090").why == "too little memory"
+    assert "several processes" in planned(1, "train.shard=true").why
     assert "train.questions = 32" in planned(64).why
     with pytest.raises(UserError, match="use here, or one of h200"):
         find_device("abacus")
+    with pytest.raises(UserError, match="this machine has"):
+        find_device("here", 10_000)
 
 
 def test_the_command_prints_a_row_for_each_number_of_processes(capsys):

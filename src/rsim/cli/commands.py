@@ -25,6 +25,8 @@ from rsim.training.ray_launcher import parse_workers, train_with_ray
 def run_dry(config: Config, *, as_json: bool) -> None:
     """Prints what a run will need. Raises `UserError` if this machine cannot hold it."""
     quiet_models()
+    if config.train.shard:
+        raise UserError("--dry-run with train.shard", "what a process needs depends on their number: rsim plan --workers N")
     found = estimate.estimate(config)
     print(json.dumps(estimate.to_json(found)) if as_json else "\n".join(estimate.describe(found)))
     estimate.check_fits(found)
@@ -35,15 +37,19 @@ def run_plan(
 ) -> None:  # fmt: skip
     """Prints what a run would cost elsewhere, one row for each number of processes."""
     quiet_models()
-    config, on = load_config(source, overrides), plan.find_device(device)
+    config = load_config(source, overrides)
     for count in workers:
         if count < 1:
             raise UserError(f"--workers {count}", "must be at least 1")
-    plans = [plan.plan(config, on, count, tokens=tokens, network=network * 1e9 / 8) for count in workers]
+    devices = [plan.find_device(device, count) for count in workers]
+    plans = [
+        plan.plan(config, on, count, tokens=tokens, network=network * 1e9 / 8)
+        for on, count in zip(devices, workers, strict=True)
+    ]
     if as_json:
         print(json.dumps([asdict(p) for p in plans]))
         return
-    print("\n".join(plan.describe(plans, on)))
+    print("\n".join(plan.describe(plans, devices[0].name)))
 
 
 def run_on_cluster(config: Config, launcher: str, workers: str, *, resume: bool, force: bool) -> dict[str, Any]:

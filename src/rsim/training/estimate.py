@@ -125,7 +125,7 @@ def needs_of(config: Config, name: str, model: PreTrainedModel, rank: int, width
     cached = 2 * layers * kv_heads * size * width  # bytes of a token in the KV cache
     tokens = min(train.micro_tokens, train.questions * train.group * longest)
     return AgentNeeds(
-        total, trained, weights, 3 * 4 * trained, episodes * longest * cached,
+        total, trained, weights, 3 * (4 if rank else width) * trained, episodes * longest * cached,
         kept * width * tokens if trained else 0.0,
     )  # fmt: skip
 

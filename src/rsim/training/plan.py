@@ -5,12 +5,14 @@ and prefixes, the planner's reading, forward and backward passes of both agents 
 2001.08361), the optimiser's pass over memory, and what processes send each other. Devices reach a fixed part of their peaks.
 
 Simplified: sampling, attention and checkpointing to disk are not counted, evaluation neither; nothing overlaps; all episodes
-have the same length. What it foretells for one and two processes on a CPU is held against runs by ``python -m bench.plan``.
+have the same length. With vLLM there is one server for all processes, whose own device and memory are not counted. What it
+foretells for one and two processes on a CPU is held against runs by ``python -m bench.plan``.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +35,9 @@ _REACHED = 0.45  # of a GPU's peak in training: PaLM's 46% (arXiv 2204.02311, ta
 _STREAMED = 0.8  # of its memory bandwidth
 _RUNTIME = 1.5 * _GIB  # CUDA's context, torch, buffers; 0.6 GiB on a CPU
 _LAYER_SECONDS = 4e-4  # of Python and launches, for each layer and forward pass of the native engine
+_DISK = 2e9  # bytes a second at which weights are written for a vLLM server, and read by it
+_MARGIN = 1.15  # of memory, as in `rsim.training.estimate`
+_TIMED = [(rows, hidden, 3 * hidden) for hidden in (128, 576, 1536) for rows in (1, 8, 64, 256, 1024)]  # on this machine
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Plan:
     workers: int
     seconds: dict[str, float]  # sampling, planner, updates, exchange
     memory: float
+    available: float
     sent: float
     tokens_per_second: float  # sampled, by all processes
     hours: float
@@ -109,23 +115,56 @@ def shape_of(source: str) -> PreTrainedModel:
     return load_reasoner(source, weights=False).model
 
 
-def this_machine() -> Device:
-    """The CPU of this machine, timed for two seconds, with what two processes here send each other through memory."""
-    block = torch.empty(1 << 26)
+def this_machine(processes: int = 1, threads: int = 0) -> Device:
+    """What each of ``processes`` on this machine's CPU has, timed for some seconds with ``threads`` (default: its share of the
+    cores); they send each other a gigabyte a second."""
+    cores = os.cpu_count() or 1
+    if processes > cores:
+        raise UserError(f"--workers {processes} --device here", f"this machine has {cores} cores")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or cores // processes)
+    block = torch.zeros(1 << 26)
+    block.add_(1.0)  # the pages are there from now on
     began = time.perf_counter()
     for _ in range(3):
         block.add_(1.0)
     streamed = 3 * 2 * block.numel() * 4 / (time.perf_counter() - began)
     cpu = torch.device("cpu")
+    timed = {shape: product_flops(*shape, cpu, torch.float32) for shape in _TIMED}
+    torch.set_num_threads(before)
+    many = timed[_TIMED[-1]]
 
-    def measured(rows: int, hidden: int, intermediate: int) -> float:
-        return product_flops(rows, hidden, intermediate, cpu, torch.float32)
+    def decode(rows: int, hidden: int, intermediate: int) -> float:
+        """That of the timed shape which is most like it."""
+        return timed[min(_TIMED, key=lambda s: abs(math.log(s[0] / rows)) + abs(math.log(s[1] * s[2] / hidden / intermediate)))]
 
-    many = measured(1024, 1024, 2816)
-    return Device(
-        "this machine's CPU", many, many, float(psutil.virtual_memory().total), streamed / _STREAMED, 1e9,
-        per_machine=psutil.cpu_count(logical=False) or 1, reached=0.8, decode=measured,
-    )  # fmt: skip
+    memory = psutil.virtual_memory().total / processes
+    return Device("this machine's CPU", many, many, memory, streamed / _STREAMED, 1e9, per_machine=processes, reached=0.8,
+                  decode=decode)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What one process does in a step. ``read``: tokens that a model reads of all its episodes, each question once."""
+
+    questions: int
+    episodes: float  # those that are continued from a state count as half of one
+    sampled: int  # tokens of an episode
+    injected: int
+    decisions: int
+
+    @property
+    def read(self) -> float:
+        return self.episodes * (self.sampled + self.injected) + self.questions * _QUESTION
+
+
+def _load(config: Config, workers: int, tokens: int) -> _Load:
+    train, rollout = config.train, config.rollout
+    sampled = min(tokens or rollout.max_tokens, rollout.max_tokens)
+    planned = config.models.planner != "none"
+    decisions = max(1, round(rollout.max_steps * sampled / rollout.max_tokens)) if planned else 0
+    questions = math.ceil(train.questions / workers)
+    return _Load(questions, questions * train.group * (1 + train.branches / 2), sampled, decisions * _INJECTED, decisions)
 
 
 def plan(config: Config, device: Device, workers: int, *, tokens: int = 0, network: float = 50e9) -> Plan:
@@ -138,8 +177,7 @@ def plan(config: Config, device: Device, workers: int, *, tokens: int = 0, netwo
     Raises:
         UserError: a model cannot be found.
     """
-    train, rollout, models = config.train, config.rollout, config.models
-    sampled = min(tokens or rollout.max_tokens, rollout.max_tokens)
+    models, train = config.models, config.train
     on_gpu = device.decode is None
     precise = bool(config.trained_whole) or not on_gpu if models.dtype == "auto" else models.dtype == "float32"
     width, peak = (4, device.float32) if precise else (2, device.bfloat16)
@@ -148,79 +186,95 @@ def plan(config: Config, device: Device, workers: int, *, tokens: int = 0, netwo
         shapes["planner"] = shape_of(models.planner)
     ranks = {"reasoner": models.reasoner_lora, "planner": models.planner_lora}
     needs = {name: needs_of(config, name, model, ranks[name], width) for name, model in shapes.items()}
-    questions = math.ceil(train.questions / workers)
-    episodes = questions * train.group
-    decisions = max(1, round(rollout.max_steps * sampled / rollout.max_tokens)) if "planner" in shapes else 0
-    injected = decisions * _INJECTED
-    read = episodes * (sampled + injected) + questions * _QUESTION  # each question once for its group
-    seconds = {"sampling": _sampling(config, shapes["reasoner"], device, peak, width, questions, sampled, injected),
-               "planner": 0.0, "updates": 0.0, "exchange": 0.0}  # fmt: skip
-    if "planner" in shapes:
-        calls = decisions * math.ceil(episodes / rollout.batch)
-        layers = shapes["planner"].config.get_text_config().num_hidden_layers
-        seconds["planner"] = 2 * needs["planner"].parameters * read / (peak * device.reached) + calls * layers * _LAYER_SECONDS
-    sent = float(read * _EPISODE_BYTES * (workers - 1))
+    load = _load(config, workers, tokens)
+    # All processes ask one vLLM server, on a device of its own; each of the native ones samples for itself.
+    served = config.rollout.engine == "vllm"
+    sampling = _sampling(config, shapes["reasoner"], device, peak, width, _load(config, 1, tokens) if served else load)
+    sent = _sent(config, shapes, needs, load, workers, width)
+    handed_over = 2 * needs["reasoner"].weights / _DISK if served and needs["reasoner"].trained else 0.0
+    speed = device.link if workers <= device.per_machine else min(device.link, network)  # a ring leaves a machine once
+    seconds = {
+        "sampling": sampling,
+        "planner": _planning(config, shapes, needs, device, peak, load),
+        "updates": _updates(config, needs, device, peak, load),
+        "exchange": sent / speed + handed_over,
+    }
+    memory = _memory(config, shapes, needs, workers, width, _RUNTIME if on_gpu else 0.6 * _GIB)
+    why = ""
+    if workers > train.questions:
+        why = f"more processes than train.questions = {train.questions}"
+    elif train.shard and workers == 1:
+        why = "train.shard needs several processes"
+    elif memory > device.memory:
+        why = "too little memory"
+    total = sum(seconds.values())
+    steps = sum(stage.steps for stage in config.stages)
+    steps = min(steps, train.steps) if train.steps else steps
+    rate = train.questions * train.group * (1 + train.branches / 2) * load.sampled / total
+    return Plan(workers, seconds, memory, device.memory, sent, rate, steps * total / 3600, not why, why)
+
+
+def _sampling(config: Config, model: PreTrainedModel, device: Device, peak: float, width: int, load: _Load) -> float:
+    """Seconds in which the reasoner samples all episodes of a process (or of a server)."""
+    text = model.config.get_text_config()
+    rows = min(config.rollout.batch, load.questions * config.train.group)
+    weights: int = model.num_parameters()
+    if device.decode is not None:
+        peak = device.decode(rows, text.hidden_size, text.intermediate_size)
+    _, kv_heads, size = heads_of(model.config)
+    cached: float = 2 * text.num_hidden_layers * kv_heads * size * width * (_QUESTION + (load.sampled + load.injected) / 2)
+    products = 2 * weights * rows / (peak * device.reached)
+    streaming = (weights * width + rows * cached) / (device.bandwidth * _STREAMED)
+    overhead: float = text.num_hidden_layers * _LAYER_SECONDS if config.rollout.engine == "native" else 0.0
+    prefill = 2 * weights * (load.questions * _QUESTION + load.episodes * load.injected) / (peak * device.reached)
+    return load.episodes * load.sampled / rows * (max(products, streaming) + overhead) + prefill
+
+
+def _planning(
+    config: Config, shapes: dict[str, PreTrainedModel], needs: dict[str, AgentNeeds], device: Device, peak: float, load: _Load
+) -> float:  # fmt: skip
+    """Seconds in which the planner reads and decides."""
+    if "planner" not in shapes:
+        return 0.0
+    calls = load.decisions * math.ceil(load.episodes / config.rollout.batch)
+    layers: int = shapes["planner"].config.get_text_config().num_hidden_layers
+    return 2 * needs["planner"].parameters * load.read / (peak * device.reached) + calls * layers * _LAYER_SECONDS
+
+
+def _updates(config: Config, needs: dict[str, AgentNeeds], device: Device, peak: float, load: _Load) -> float:
+    """Seconds of both agents' forward and backward passes and optimiser steps."""
+    train, objective = config.train, config.objective
+    steps = train.num_iterations * train.minibatches
+    seconds = 0.0
     for name, agent in needs.items():
         if not agent.trained:
             continue
         passes = 4 if agent.trained < agent.parameters else 6  # frozen weights get no gradient of their own
-        passes += 2 * train.gradient_checkpointing
-        flops = passes * agent.parameters * read * train.num_iterations
-        optimised = 7 * 4 * agent.trained * train.num_iterations * train.minibatches
-        seconds["updates"] += flops / (peak * device.reached) + optimised / (device.bandwidth * _STREAMED)
-        sent += _gradients(config, shapes[name], agent, workers, math.ceil(read / train.micro_tokens), width)
-    machines = math.ceil(workers / device.per_machine)
-    speed = min(device.link, network / min(workers, device.per_machine)) if machines > 1 else device.link
-    seconds["exchange"] = sent / speed
-    memory = _memory(config, shapes, needs, workers, _RUNTIME if on_gpu else 0.6 * _GIB)
-    total = sum(seconds.values())
-    steps = sum(stage.steps for stage in config.stages)
-    steps = min(steps, train.steps) if train.steps else steps
-    why = "" if workers <= train.questions else f"more processes than train.questions = {train.questions}"
-    if memory > device.memory:
-        why = why or "too little memory"
-    rate = train.questions * train.group * sampled / total
-    return Plan(workers, seconds, memory, sent, rate, steps * total / 3600, not why, why)
+        passes += 2 * train.gradient_checkpointing + 2 * (name == "reasoner" and objective.beta > 0)
+        passes = passes * train.num_iterations + 2 * (steps > 1 or objective.loss == "ppo")  # log-probs before the first step
+        seconds += passes * agent.parameters * load.read / (peak * device.reached)
+        seconds += 7 * 4 * agent.trained * steps / (device.bandwidth * _STREAMED)
+    return seconds
 
 
-def _sampling(
-    config: Config,
-    model: PreTrainedModel,
-    device: Device,
-    peak: float,
-    width: int,
-    questions: int,
-    sampled: int,
-    injected: int,
-) -> float:
-    """Seconds in which the reasoner samples the episodes of one process."""
-    text = model.config.get_text_config()
-    episodes = questions * config.train.group
-    rows = min(config.rollout.batch, episodes)
-    weights: int = model.num_parameters()
-    reached = device.reached
-    if device.decode is not None:
-        peak = device.decode(rows, text.hidden_size, text.intermediate_size)
-    _, kv_heads, size = heads_of(model.config)
-    cached: float = 2 * text.num_hidden_layers * kv_heads * size * width * (_QUESTION + (sampled + injected) / 2)
-    products = 2 * weights * rows / (peak * reached)
-    streaming = (weights * width + rows * cached) / (device.bandwidth * _STREAMED)
-    overhead = text.num_hidden_layers * _LAYER_SECONDS if config.rollout.engine == "native" else 0.0
-    prefill = 2 * weights * (questions * _QUESTION + episodes * injected) / (peak * reached)
-    return episodes * sampled / rows * (max(products, streaming) + overhead) + prefill
-
-
-def _gradients(config: Config, model: PreTrainedModel, agent: AgentNeeds, workers: int, micro: int, width: int) -> float:
-    """Bytes that one process sends in a step for one agent: gradients around a ring, pieces of weights where they are cut."""
-    others = (workers - 1) / workers
-    rounds = config.train.num_iterations * config.train.minibatches
-    if not config.train.shard:
-        return 2 * others * 4 * agent.trained * rounds
-    inside = _in_layers(model)
-    cut_gradients = inside * 4 if agent.trained == agent.parameters else 0.0
-    whole = max(0, agent.trained - inside) if agent.trained == agent.parameters else agent.trained
-    each_micro = others * (2 * inside * width + cut_gradients)
-    return others * inside * width + config.train.num_iterations * micro * each_micro + 2 * others * 4 * whole * rounds
+def _sent(
+    config: Config, shapes: dict[str, PreTrainedModel], needs: dict[str, AgentNeeds], load: _Load, workers: int, width: int
+) -> float:  # fmt: skip
+    """Bytes that one process sends in a step: its episodes to all others, gradients around a ring, pieces of layers."""
+    train, others = config.train, (workers - 1) / workers
+    rounds, micro = train.num_iterations * train.minibatches, math.ceil(load.read / train.micro_tokens)
+    sent = load.read * _EPISODE_BYTES * (workers - 1)
+    for name, agent in needs.items():
+        if not agent.trained:
+            continue
+        if not train.shard:
+            sent += 2 * others * 4 * agent.trained * rounds
+            continue
+        inside, trains_layers = _in_layers(shapes[name]), agent.trained == agent.parameters
+        outside = agent.trained - inside if trains_layers else agent.trained
+        each_micro = others * (2 * inside * width + 4 * inside * trains_layers)
+        sent += others * inside * width + train.num_iterations * micro * each_micro + 2 * others * 4 * outside * rounds
+    return sent
 
 
 def _in_layers(model: PreTrainedModel) -> int:
@@ -229,47 +283,50 @@ def _in_layers(model: PreTrainedModel) -> int:
 
 
 def _memory(
-    config: Config, shapes: dict[str, PreTrainedModel], needs: dict[str, AgentNeeds], workers: int, runtime: float
+    config: Config, shapes: dict[str, PreTrainedModel], needs: dict[str, AgentNeeds], workers: int, width: int, runtime: float
 ) -> float:  # fmt: skip
-    """Bytes of one process at its peak: in a rollout all weights are whole, in an update activations come on top."""
-    weights = sum(a.weights for a in needs.values())
-    if config.models.shared_base:
-        weights -= needs["planner"].weights
-    kept = 0.0
+    """Bytes of one process at its peak: in a rollout, when all layers are whole and there are caches, or in an update."""
+    train, rollout = config.train, config.rollout
+    frozen = {name: a.weights - (a.trained * 4 if a.trained < a.parameters else 0) for name, a in needs.items()}
+    weights = sum(a.weights for a in needs.values()) - (frozen["planner"] if config.models.shared_base else 0.0)
+    if config.objective.beta > 0:
+        runtime += needs["reasoner"].parameters * width
+    kept = pieces = 0.0
     for name, agent in needs.items():
-        part = 1.0
-        if config.train.shard and agent.trained == agent.parameters:
-            inside = _in_layers(shapes[name]) / agent.parameters
-            part = 1 - inside + inside / workers
-        kept += agent.optimiser * part
-    share = 1 / workers  # of a step's episodes
-    cache = sum(a.cache for a in needs.values()) * min(1.0, share * max(1.0, _episodes(config) / config.rollout.batch))
-    return runtime + weights + kept + max(cache, *(a.activations for a in needs.values()))
+        cut = train.shard and agent.trained > 0
+        inside = _in_layers(shapes[name]) / shapes[name].num_parameters() if cut else 0.0
+        part = 1 - inside + inside / workers  # of the weights
+        pieces += agent.weights * part if cut else agent.weights
+        kept += agent.optimiser * (part if agent.trained == agent.parameters else 1.0)
+    pieces = pieces if train.shard else weights
+    episodes = train.questions * train.group
+    mine = min(rollout.batch, math.ceil(train.questions / workers) * train.group) / min(rollout.batch, episodes)
+    caches = sum(a.cache for name, a in needs.items() if name == "planner" or rollout.engine == "native") * mine
+    rolling = weights + (pieces if train.shard else 0.0) + caches
+    updating = pieces + max(a.activations for a in needs.values())
+    return _MARGIN * (runtime + kept + max(rolling, updating))
 
 
-def _episodes(config: Config) -> int:
-    return config.train.questions * config.train.group
-
-
-def describe(plans: list[Plan], device: Device) -> list[str]:
+def describe(plans: list[Plan], name: str) -> list[str]:
     """The plans for people, a line each."""
-    lines = [f"{'processes':>9}  {'a step':>9}  {'sampling, planner, updates, exchange':>36}  {'tokens/s':>9}  {'memory':>9}  "
+    lines = [f"{'processes':>9}  {'a step':>9}  {'sampling, planner, updates, exchange':>36}  {'tokens/s':>9}  {'memory':>16}  "
              f"{'each sends':>10}  {'hours':>7}"]  # fmt: skip
     for p in plans:
         shares = ", ".join(f"{value / p.step:.0%}" for value in p.seconds.values())
-        memory, sent = f"{p.memory / _GIB:>5,.1f} GiB", f"{p.sent / 1e6:>7,.0f} MB"
+        memory, sent = f"{p.memory / _GIB:>5,.1f} of {p.available / _GIB:>4,.0f} GiB", f"{p.sent / 1e6:>7,.0f} MB"
         lines.append(f"{p.workers:>9}  {p.step:>7,.1f} s  {shares:>36}  {p.tokens_per_second:>9,.0f}  {memory}  {sent}  "
                      f"{p.hours:>7,.1f}{f'  cannot be: {p.why}' if p.why else ''}")  # fmt: skip
-    return [
-        f"{device.name}, {device.memory / _GIB:,.0f} GiB; a step's share of each part, memory and bytes of each process",
-        *lines,
-    ]
+    return [f"{name}; a step's share of each part, memory and bytes of each process", *lines]
 
 
-def find_device(name: str) -> Device:
-    """``here``, or one of `DEVICES`."""
+def find_device(name: str, processes: int = 1) -> Device:
+    """``here``, or one of `DEVICES`.
+
+    Raises:
+        UserError: there is none of that name; this machine has fewer cores than ``processes``.
+    """
     if name == "here":
-        return this_machine()
+        return this_machine(processes)
     if name not in DEVICES:
         raise UserError(f"--device {name}", f"use here, or one of {', '.join(DEVICES)}")
     return DEVICES[name]
