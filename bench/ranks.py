@@ -3,7 +3,8 @@ by step, and the final weights.
 
     python -m bench.ranks [--ranks 2] [--steps 20] [--seed 0] [--record]
 
-nano-s, 16 questions of 8 episodes a step. Processes talk by gloo, one thread each; torchrun starts them.
+nano-s, 16 questions of 8 episodes a step, in micro-batches of 2,048 tokens. Processes talk by gloo, one thread each; torchrun starts
+them.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def _differences(label: str, one: Path, other: Path, steps: int, seed: int) -> l
 def _train(folder: Path, ranks: int, steps: int, seed: int, *more: str) -> float:
     first, second = steps // 2, steps - steps // 2
     changes = [f"out={folder}", f"stages.stage1.steps={first}", f"stages.stage2.steps={second}", "train.questions=16",
-               "train.group=8", "train.eval_every=0", "data.eval_size=8", "train.trackers=[]", f"seed={seed}",
-               *more]  # fmt: skip
+               "train.group=8", "train.micro_tokens=2048", "train.eval_every=0", "data.eval_size=8", "train.trackers=[]",
+               f"seed={seed}", *more]  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone", "-m", "rsim"]
     command = [*(launch if ranks > 1 else [sys.executable, "-m", "rsim"]), "train", "nano"]
     began = time.perf_counter()
