@@ -3,8 +3,8 @@ by step, and the final weights.
 
     python -m bench.ranks [--ranks 2] [--steps 20] [--seed 0] [--record]
 
-nano-s, 16 questions of 8 episodes a step, in micro-batches of 2,048 tokens. Processes talk by gloo, one thread each; torchrun starts
-them.
+nano-s, 16 questions of 8 episodes a step, in micro-batches of 2,048 tokens. Processes talk by gloo, one thread each; torchrun
+starts them.
 """
 
 from __future__ import annotations
