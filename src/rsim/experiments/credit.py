@@ -17,7 +17,7 @@ _BUDGET = 200_000
 # The planner alone, from a random head, with the base reasoner: nothing else moves the accuracy.
 _COMMON = (
     'models.planner_head="random"', "cold_start.episodes=0", "stages.stage1.train_reasoner=false", "stages.stage1.steps=1000",
-    "stages.stage2.steps=0", f"train.token_budget={_BUDGET}", "train.eval_every=1", "train.save_every=50",
+    "stages.stage2.steps=0", f"train.token_budget={_BUDGET}", "train.eval_every=2", "data.eval_size=150", "train.save_every=50",
 )  # fmt: skip
 _OUTCOME = "outcome only"
 # Each step samples about as many tokens in every arm.
