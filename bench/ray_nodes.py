@@ -105,12 +105,13 @@ def _namespaces() -> Iterator[None]:
             subprocess.run(["ip", "netns", "del", name], check=False)
 
 
-def _inside(name: str, command: list[str], **more: Any) -> subprocess.Popen[str]:
+def _inside(
+    name: str, command: list[str], variables: dict[str, str] | None = None, **more: Any
+) -> subprocess.Popen[str]:  # fmt: skip
     """Starts a command in a namespace; gloo is told which end of the cable is its own."""
     environment = os.environ | {
         "GLOO_SOCKET_IFNAME": "rsim-va" if name == _HEAD else "rsim-vb", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0",
-        "RAY_ADDRESS": f"{_ADDRESS[_HEAD]}:{_PORT}",
-    }  # fmt: skip
+    } | (variables or {})  # fmt: skip
     whole = ["ip", "netns", "exec", name, *command]
     return subprocess.Popen(whole, text=True, env=environment, start_new_session=True, **more)
 
@@ -139,7 +140,8 @@ def _cluster() -> Iterator[list[subprocess.Popen[str]]]:
 
 def _driver(folder: Path, steps: int, seed: int, *more: str) -> subprocess.Popen[str]:
     command = _train(folder, steps, seed, "--launcher", "ray", "--workers", "2", "--json", *more)
-    return _inside(_HEAD, command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    address = {"RAY_ADDRESS": f"{_ADDRESS[_HEAD]}:{_PORT}"}
+    return _inside(_HEAD, command, address, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def _finish(driver: subprocess.Popen[str]) -> None:
