@@ -111,6 +111,7 @@ def _inside(
     """Starts a command in a namespace; gloo is told which end of the cable is its own."""
     environment = os.environ | {
         "GLOO_SOCKET_IFNAME": "rsim-va" if name == _HEAD else "rsim-vb", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0",
+        "RAY_AUTH_MODE": "disabled",  # nobody else is on this network
     } | (variables or {})  # fmt: skip
     whole = ["ip", "netns", "exec", name, *command]
     return subprocess.Popen(whole, text=True, env=environment, start_new_session=True, **more)
@@ -121,7 +122,7 @@ def _cluster() -> Iterator[list[subprocess.Popen[str]]]:
     """A head and one more node, one CPU each."""
     ray = str(Path(sys.executable).with_name("ray"))
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    common = ["--num-cpus=1", "--disable-usage-stats", "--block"]
+    common = ["--num-cpus=1", "--object-store-memory=200000000", "--disable-usage-stats", "--block"]
     started = [ray, "start", "--head", f"--port={_PORT}", f"--node-ip-address={_ADDRESS[_HEAD]}", "--include-dashboard=false"]
     nodes = [_inside(_HEAD, [*started, *common], **quiet)]
     time.sleep(10)
