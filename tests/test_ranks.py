@@ -184,7 +184,7 @@ def test_a_rank_keeps_a_piece_of_every_layer(tmp_path):
         "for p in agent.parameters: p.grad = torch.zeros_like(p)\n"
         "agent.step(0.0, 1.0)\n"
         "moments = [s['exp_avg'] for p, s in agent.optimizer.state.items()]\n"
-        "with whole(agent.layers): together = held()\n"
+        "with whole([agent.cut]): together = held()\n"
         "assert together == total and held() * 2 == total, (held(), together, total)\n"
         "cut = sum(m.to_local().numel() for m in moments if hasattr(m, 'to_local'))\n"
         "assert cut * 2 == total, (cut, total)\n"
