@@ -60,7 +60,8 @@ def _add_up(module: FSDPModule) -> None:
 
 @contextmanager
 def whole(models: Iterable[CutModel]) -> Iterator[None]:
-    """Keeps the layers' weights together while it lasts: for sampling, without gradients. All ranks must come here."""
+    """Keeps the layers' weights together while it lasts: for sampling, without gradients. All ranks must come here, and each
+    must do a forward pass of each model."""
     models = list(models)
     for layer in (layer for model in models for layer in model.layers):
         layer.set_reshard_after_forward(False)
