@@ -46,7 +46,8 @@ def main() -> None:
 
 
 def measure(place: Path, steps: int, seed: int) -> list[dict[str, Any]]:
-    subprocess.run(_train(place / "alone", steps, seed), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(_train(place / "alone", steps, seed), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **quiet)
     with _cluster():
         _finish(_driver(place / "together", steps, seed))
         driver = _driver(place / "worker", steps, seed)
