@@ -97,6 +97,8 @@ def _namespaces() -> Iterator[None]:
     for name, end in ends.items():
         commands += [f"ip link set {end} netns {name}", f"ip -n {name} addr add {_ADDRESS[name]}/24 dev {end}",
                      f"ip -n {name} link set {end} up", f"ip -n {name} link set lo up"]  # fmt: skip
+    for name in ends:  # left behind by one that was killed
+        subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
     try:
         for command in commands:
             subprocess.run(command.split(), check=True)
