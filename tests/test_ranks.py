@@ -74,11 +74,10 @@ def assert_close(a: Config, b: Config) -> None:
         (3, ["train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05"]),
         (2, ["objective.loss=ppo", "train.micro_tokens=100000"]),  # a single micro-batch: one rank has none
         (2, ["train.branches=2"]),
-        (2, ["train.micro_tokens=150", "train.shard=true"]),
         (3, ["train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05", "train.shard=true"]),
         (2, ["objective.loss=ppo", "train.micro_tokens=100000", "train.shard=true", "train.gradient_checkpointing=true",
              "train.save_in_background=true"]),
-        (2, ["models.reasoner_lora=4", "models.planner_lora=2", "train.shard=true"]),
+        (2, ["train.micro_tokens=150", "models.reasoner_lora=4", "models.planner_lora=2", "train.shard=true"]),
     ],
 )  # fmt: skip
 def test_ranks_train_as_one_process_does(small, count, extra):
