@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ from rsim.training.batch import planner_batch, reasoner_batch
 from rsim.training.branches import _place, continuations
 from rsim.training.trainer import Trainer
 from rsim.training.update import Update
-from tiny import RULES, metrics_of
+from tiny import RULES, metrics_of, stopped_after
 
 QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]
 PROBLEMS = [Problem(q, "1") for q in QUESTIONS]
@@ -119,8 +120,6 @@ def test_what_is_branched_does_not_depend_on_who_plays_it(game):
 
 
 def test_the_least_sure_state_is_found():
-    import random
-
     def decision(*probabilities):
         return Decision(0, 0, 0.0, list(probabilities))
 
@@ -138,14 +137,7 @@ def test_training_with_branches_counts_their_tokens_and_resumes(small):
     assert second["accuracy"] == first["accuracy"]
     assert second["length/sampled"] == first["length/sampled"], "metrics are of episodes that began with the question"
     assert second["sampled_tokens"] > first["sampled_tokens"]
-    trainer = Trainer(parts)
-
-    def stop(record):
-        trainer.stop_requested = record["step"] == 2 or trainer.stop_requested
-
-    trainer.on_metrics = stop
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    stopped_after(parts, 2)
     Trainer(parts, resume=True).run()
     assert json.dumps(metrics_of(parts)) == json.dumps(metrics_of(whole))
 

@@ -18,7 +18,7 @@ from rsim.errors import UserError
 from rsim.evaluation.saved import locate
 from rsim.training.checkpoints import MANIFEST, Checkpoints, verify
 from rsim.training.trainer import Trainer
-from tiny import metrics_of
+from tiny import metrics_of, stopped_after
 
 
 def write(text: str):
@@ -32,18 +32,6 @@ def write(text: str):
 @pytest.fixture
 def folder(tmp_path) -> Checkpoints:
     return Checkpoints(tmp_path / "checkpoints")
-
-
-def stopped_after(config, steps: int) -> None:
-    """Trains ``steps`` steps, saves and stops."""
-    trainer = Trainer(config)
-
-    def stop(record):
-        trainer.stop_requested = (record["step"] == steps and "reward/accuracy" in record) or trainer.stop_requested
-
-    trainer.on_metrics = stop
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
 
 
 def truncate(checkpoint: Path) -> None:

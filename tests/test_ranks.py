@@ -22,7 +22,7 @@ from rsim.errors import UserError
 from rsim.training import trainer as module
 from rsim.training.ranks import Ranks, join
 from rsim.training.trainer import Trainer
-from tiny import metrics_of
+from tiny import metrics_of, stopped_after
 
 
 def start(config: Config, count: int, *more: str) -> list[subprocess.Popen[str]]:
@@ -123,14 +123,7 @@ def test_ranks_resume_what_one_process_began(small, sharded):
     """Checkpoints are whole, so that what is cut may change."""
     whole, parts = small("whole"), small("parts")
     rsim.train(whole)
-    trainer = Trainer(parts)
-
-    def stop(record):
-        trainer.stop_requested = record["step"] == 2 or trainer.stop_requested
-
-    trainer.on_metrics = stop
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    stopped_after(parts, 2)
     parts = replace(parts, train=replace(parts.train, shard=sharded))
     launch(parts, 2, "--resume", *(["--force"] if sharded else []))
     assert_close(whole, parts)

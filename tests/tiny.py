@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
 import torch
 from transformers import (
     Gemma3ForCausalLM,
@@ -17,6 +19,7 @@ from transformers import (
 
 from rsim.config import Config, RolloutConfig
 from rsim.lab.tokenizer import build_tokenizer
+from rsim.training.trainer import Trainer
 
 RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=64, answer_tokens=6, delimiter="\n", batch=64)
 
@@ -43,3 +46,15 @@ def metrics_of(config: Config) -> list[dict]:
     timed = {"seconds", "tokens_per_second"}
     lines = (config.folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def stopped_after(config: Config, steps: int) -> None:
+    """Trains ``steps`` steps, saves and stops."""
+    trainer = Trainer(config)
+
+    def stop(record: dict[str, Any]) -> None:
+        trainer.stop_requested = (record["step"] == steps and "reward/accuracy" in record) or trainer.stop_requested
+
+    trainer.on_metrics = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()

@@ -30,12 +30,13 @@ from rsim.training.estimate import AgentNeeds, needs_of, product_flops
 _GIB = 2**30
 _QUESTION = 128  # tokens of a prompt
 _INJECTED = 14  # tokens of a strategy's prompt
-_EPISODE_BYTES = 16  # of a token, as processes exchange episodes: id, mask, log-prob, pickled
+# Assumed, not measured: bytes of a token as processes exchange episodes (id, mask, log-prob, pickled); seconds of Python and
+# launches for each layer and forward pass of the native engine; bytes a second at which weights are written for a vLLM server
+# and read by it; and those that processes on one CPU send each other.
+_EPISODE_BYTES, _LAYER_SECONDS, _DISK, _LOOPBACK = 16, 4e-4, 2e9, 1e9
 _REACHED = 0.45  # of a GPU's peak in training: PaLM's 46% (arXiv 2204.02311, table 3)
 _STREAMED = 0.8  # of its memory bandwidth
 _RUNTIME = 1.5 * _GIB  # CUDA's context, torch, buffers; 0.6 GiB on a CPU
-_LAYER_SECONDS = 4e-4  # of Python and launches, for each layer and forward pass of the native engine
-_DISK = 2e9  # bytes a second at which weights are written for a vLLM server, and read by it
 _MARGIN = 1.15  # of memory, as in `rsim.training.estimate`
 _TIMED = [(rows, hidden, 3 * hidden) for hidden in (128, 576, 1536) for rows in (1, 8, 64, 256, 1024)]  # on this machine
 
@@ -117,7 +118,7 @@ def shape_of(source: str) -> PreTrainedModel:
 
 def this_machine(processes: int = 1, threads: int = 0) -> Device:
     """What each of ``processes`` on this machine's CPU has, timed for some seconds with ``threads`` (default: its share of the
-    cores); they send each other a gigabyte a second."""
+    cores)."""
     cores = os.cpu_count() or 1
     if processes > cores:
         raise UserError(f"--workers {processes} --device here", f"this machine has {cores} cores")
@@ -139,7 +140,7 @@ def this_machine(processes: int = 1, threads: int = 0) -> Device:
         return timed[min(_TIMED, key=lambda s: abs(math.log(s[0] / rows)) + abs(math.log(s[1] * s[2] / hidden / intermediate)))]
 
     memory = psutil.virtual_memory().total / processes
-    return Device("this machine's CPU", many, many, memory, streamed / _STREAMED, 1e9, per_machine=processes, reached=0.8,
+    return Device("this machine's CPU", many, many, memory, streamed / _STREAMED, _LOOPBACK, per_machine=processes, reached=0.8,
                   decode=decode)  # fmt: skip
 
 

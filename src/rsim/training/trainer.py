@@ -342,7 +342,9 @@ class Trainer:
             weights = {name: tensor for name, tensor in weights.items() if name in trained}
         elif cut:
             weights = gathered(weights, keep=self.ranks.main)
-        return copy_of(weights) if (cut or background) and self.ranks.main else None
+        if not (cut or background) or not self.ranks.main:
+            return None
+        return copy_of(weights) if background else weights
 
     def _savers(self) -> dict[str, Save]:
         """What writes each model into a folder: as it will be then or, for a checkpoint in the background, as it is now."""
