@@ -60,6 +60,6 @@ def _fall(folder: Path) -> float:
     return float(max(reached) - reached[-1])
 
 
-LIMITS = """The reasoner is nano-s, the demo's, not nano-xs, the lab's smallest. Collapse depends on the learning rate, the length of
-the run and the task; here it was looked for at two rates and one budget. No KL term, entropy bonus or other remedy was tried for
-either side."""
+LIMITS = """The reasoner is nano-s, the demo's, not nano-xs, the lab's smallest. Collapse depends on the learning rate, the
+length of the run and the task; here it was looked for at two rates and one budget. No KL term, entropy bonus or other
+remedy was tried for either side."""
