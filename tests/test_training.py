@@ -209,7 +209,7 @@ def test_strategy_labelled_fine_tuning_learns_the_prompts(small, lab_strategies,
     fine_tune = module._fine_tune
     monkeypatch.setattr(module, "score_all", scored)
     monkeypatch.setattr(module, "well_formatted", lambda episode: True)
-    monkeypatch.setattr(module, "_fine_tune", lambda c, r, e, ranks: (kept.extend(e), fine_tune(c, r, e, ranks))[1])
+    monkeypatch.setattr(module, "_fine_tune", lambda c, a, e: (kept.extend(e), fine_tune(c, a, e))[1])
 
     def prompt_logprob() -> float:
         values = []
