@@ -19,8 +19,9 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/rsim demo --out $$(mktemp -d runs-demo.XXXX)
 
+# two workers of one thread each: faster on two cores than one worker with two
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

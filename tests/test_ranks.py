@@ -25,33 +25,46 @@ from rsim.training.trainer import Trainer
 from tiny import metrics_of, stopped_after
 
 
-def start(config: Config, count: int, *more: str) -> list[subprocess.Popen[str]]:
-    """``rsim train`` in ``count`` processes with the environment that torchrun gives them."""
-    file = config.folder.with_suffix(".toml")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_toml(config))
+def processes(command: list[str], count: int) -> list[subprocess.Popen[str]]:
+    """The command in ``count`` processes with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = []
+    started = []
     for rank in range(count):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         environment = {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "rsim", "train", str(file), "--json", *more]
-        processes.append(subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                          text=True))  # fmt: skip
-    return processes
+        started.append(subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        text=True))  # fmt: skip
+    return started
+
+
+def written(config: Config) -> str:
+    """The config's file, beside its run folder."""
+    file = config.folder.with_suffix(".toml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(to_toml(config))
+    return str(file)
+
+
+def start(config: Config, count: int, *more: str) -> list[subprocess.Popen[str]]:
+    return processes([sys.executable, "-m", "rsim", "train", written(config), "--json", *more], count)
+
+
+def end_of(started: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
+    """What each process wrote to stdout and stderr; all of them end well."""
+    try:
+        said = [process.communicate(timeout=280) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * len(started), said
+    return said
 
 
 def launch(config: Config, count: int, *more: str) -> None:
-    """The processes of `start`, to their end."""
-    processes = start(config, count, *more)
-    try:
-        said = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * count, said
+    """``rsim train`` in ``count`` processes, to their end."""
+    said = end_of(start(config, count, *more))
     assert [bool(out) for out, _ in said] == [True] + [False] * (count - 1), "one rank speaks"
 
 
@@ -67,41 +80,42 @@ def assert_close(a: Config, b: Config) -> None:
         assert all((weights[k] - others[k]).abs().max() < 2e-4 for k in weights)
 
 
-@pytest.mark.parametrize(
-    ("count", "extra"),
-    [
-        (2, ["train.micro_tokens=150"]),
-        (3, ["train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05"]),
-        (2, ["objective.loss=ppo", "train.micro_tokens=100000"]),  # a single micro-batch: one rank has none
-        (2, ["train.branches=2"]),
-        (3, ["train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05", "train.shard=true"]),
-        (2, ["objective.loss=ppo", "train.micro_tokens=100000", "train.shard=true", "train.gradient_checkpointing=true",
-             "train.save_in_background=true"]),
-        (2, ["train.micro_tokens=150", "models.reasoner_lora=4", "models.planner_lora=2", "train.shard=true"]),
-    ],
-)  # fmt: skip
-def test_ranks_train_as_one_process_does(small, count, extra):
-    alone, together = small("alone", *[e for e in extra if "shard" not in e]), small("together", *extra)
-    rsim.train(alone)
-    launch(together, count)
-    assert len(metrics_of(alone)) > 4
-    assert_close(alone, together)
+ROUNDS = ("train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05")
+SINGLE = ("objective.loss=ppo", "train.micro_tokens=100000")  # one micro-batch: a rank has none
+ADAPTERS = ("train.micro_tokens=150", "models.reasoner_lora=4", "models.planner_lora=2")
+CASES = {
+    2: [("train.micro_tokens=150",), SINGLE, ("train.branches=2",), (*ADAPTERS, "train.shard=true"),
+        (*SINGLE, "train.shard=true", "train.gradient_checkpointing=true", "train.save_in_background=true")],
+    3: [ROUNDS, (*ROUNDS, "train.shard=true")],
+}  # fmt: skip
+EACH = "import sys, rsim\nfrom rsim.config import load_config\nfor file in sys.argv[1:]: rsim.train(load_config(file))"
+
+
+@pytest.mark.parametrize("count", CASES)
+def test_ranks_train_as_one_process_does(small, count):
+    """All cases in the same processes, one after the other."""
+    together = [small(f"together-{i}", *case) for i, case in enumerate(CASES[count])]
+    started = processes([sys.executable, "-c", EACH, *(written(config) for config in together)], count)
+    alone = [small(f"alone-{i}", *(e for e in case if "shard" not in e)) for i, case in enumerate(CASES[count])]
+    for config in alone:
+        rsim.train(config)
+    end_of(started)
+    for one, other in zip(alone, together, strict=True):
+        assert len(metrics_of(one)) > 4
+        assert_close(one, other)
 
 
 def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(small):
-    """Interrupted twice, each time another rank, then left alone."""
+    """Told by the rank that writes nothing; resumed by the command."""
     extra = ["stages.stage1.steps=8", "stages.stage2.steps=4"]
     alone, together = small("alone", *extra), small("together", *extra)
     rsim.train(alone)
-    for told, sent, code, more in ((0, signal.SIGTERM, 0, []), (1, signal.SIGINT, 130, ["--resume"])):
-        processes, metrics = start(together, 2, *more), together.folder / "metrics.jsonl"
-        known = metrics.read_text().count("reward/accuracy") if more else 0
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("reward/accuracy") > known):
-            time.sleep(0.02)
-        processes[told].send_signal(sent)
-        said = [process.communicate(timeout=120) for process in processes]
-        assert [process.returncode for process in processes] == [code] * 2, said
+    started, metrics = start(together, 2), together.folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("reward/accuracy")):
+        time.sleep(0.02)
+    started[1].send_signal(signal.SIGTERM)
+    end_of(started)
     assert len(metrics_of(together)) < len(metrics_of(alone)), "it was stopped before its end"
     launch(together, 2, "--resume")
     assert_close(alone, together)
@@ -118,14 +132,13 @@ def test_a_cold_start_is_shared_too(tmp_path):
     assert_close(alone, together)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_ranks_resume_what_one_process_began(small, sharded):
+def test_ranks_resume_what_one_process_began(small):
     """Checkpoints are whole, so that what is cut may change."""
     whole, parts = small("whole"), small("parts")
     rsim.train(whole)
     stopped_after(parts, 2)
-    parts = replace(parts, train=replace(parts.train, shard=sharded))
-    launch(parts, 2, "--resume", *(["--force"] if sharded else []))
+    parts = replace(parts, train=replace(parts.train, shard=True))
+    launch(parts, 2, "--resume", "--force")
     assert_close(whole, parts)
     lines = [json.loads(line)["step"] for line in (Path(parts.folder) / "metrics.jsonl").read_text().splitlines()]
     assert lines == sorted(lines)
