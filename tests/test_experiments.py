@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,6 +114,32 @@ def test_work_is_done_once_and_found_again(tmp_path, monkeypatch):
     assert {k: m.accuracy for k, m in again.items()} == {k: m.accuracy for k, m in first.items()}
     with pytest.raises(AssertionError, match="done already"):
         bench.train([Training("nano", ("train.planner_lr=1e-4",), 0)])
+
+
+def test_work_ends_with_the_experiment_that_was_killed(tmp_path):
+    """A ``kill`` of the command reaches none of the processes that it began."""
+    (tmp_path / "killed.py").write_text(
+        "import multiprocessing, os, sys, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from rsim.experiments.workbench import _begin\n"
+        "def work():\n"
+        "    open('pid.draft', 'w').write(str(os.getpid()))\n"
+        "    os.replace('pid.draft', 'pid')\n"
+        "    time.sleep(200)\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _begin, (1,))\n"
+        "    pool.submit(work).result()\n"
+    )
+    command = subprocess.Popen([sys.executable, "killed.py"], cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    worker = psutil.Process(int((tmp_path / "pid").read_text()))
+    command.kill()
+    command.wait()
+    while (alive := worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive
 
 
 def test_every_experiment_can_be_loaded_and_unknown_ones_are_one_line(capsys):

@@ -188,10 +188,9 @@ def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen,
     assert changed == {frozen: False, moving: True}
 
 
-@pytest.mark.parametrize("teach", ["format", "strategies"])
+@pytest.mark.parametrize("teach", ["format", "prompts", "strategies"])
 def test_strategy_labelled_fine_tuning_learns_the_prompts(small, lab_strategies, monkeypatch, teach):
-    """The control keeps right episodes and puts its loss on the prompts and the end of the turn; the format's cold start does
-    neither."""
+    """Only the control keeps right episodes; it and ``prompts`` put their loss on the prompts and the end of the turn too."""
     from rsim.data.load import load_problems
     from rsim.models import load_reasoner
     from rsim.training import cold_start as module
@@ -226,7 +225,7 @@ def test_strategy_labelled_fine_tuning_learns_the_prompts(small, lab_strategies,
     reasoner.model.load_state_dict(before_model)
     gain = after - prompt_logprob()
     ends = reasoner.end_ids
-    if teach == "strategies":
+    if teach != "format":
         assert gain > 1
         assert all(e.token_ids[-1] in ends and all(e.reasoner_mask[e.prompt_length :]) for e in kept)
         assert len(kept) == 12

@@ -124,11 +124,11 @@ class ColdStartConfig:
     """SPEC 6.0: fine-tuning of the reasoner on its own episodes, before the stages.
 
     ``teach = "format"`` keeps wrong but well-formatted episodes and learns their sampled tokens: the step format, no answers.
-    ``teach = "strategies"`` is a control: it keeps right episodes and learns the strategies' prompts too, so that a reasoner
-    without planner writes them by itself.
+    ``teach = "prompts"`` learns the strategies' prompts too, so that a reasoner without planner writes them by itself.
+    ``teach = "strategies"`` is a control: like ``prompts``, with right episodes.
     """
 
-    teach: Literal["format", "strategies"] = "format"
+    teach: Literal["format", "prompts", "strategies"] = "format"
     episodes: int = 0  # sampled; 0 skips the cold start
     keep: int = 1000
     minimum: int = 16  # fewer than this is an error

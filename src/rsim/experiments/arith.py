@@ -10,24 +10,27 @@ from rsim.experiments.arms import controls_of, measure_arms
 from rsim.experiments.page import Page, bars, percent, points
 from rsim.experiments.stats import difference, estimate
 from rsim.experiments.workbench import Measurement, Training, Workbench, checkpoint
-from rsim.training.run_folder import records, sampled_tokens
+from rsim.training.run_folder import records
 
 _PRESET = "smollm2-arith"
-_CONTROLS = ("random", "fixed", "sequence", "shuffled", "wait")
+_CONTROLS = ("random", "fixed", "sequence", "wait")
 _SEARCHED = 32  # dev problems on which a control is picked
-_NO_STAGES = ("stages.stage1.steps=0", "stages.stage2.steps=0")
-_ALONE = ('models.planner="none"', "stages.stage1.steps=1000")  # until the tokens are spent
+_NO_STAGES = ("stages.stage1.steps=0", "stages.stage2.steps=0", "train.eval_every=0")
+_ALONE = 'models.planner="none"'
+_BUDGET = "train.token_budget=60000"  # of rSIM and of GRPO alone, after the cold start
 
 
 def run(bench: Workbench) -> Page:
     page = Page("arith", "SmolLM2-135M on sums", bench, issue=6)
-    cold = bench.train([Training(_PRESET, (*_NO_STAGES, "train.eval_every=0"), seed) for seed in bench.seeds])
-    started = [str(run / "checkpoints" / "final" / "reasoner") for run in cold]
-    warm = [(f"models.reasoner={json.dumps(reasoner)}", "cold_start.episodes=0") for reasoner in started]
-    rsim = bench.train([Training(_PRESET, changes, seed) for seed, changes in zip(bench.seeds, warm, strict=True)])
-    budgets = [(f"train.token_budget={sampled_tokens(run)}", *_ALONE) for run in rsim]
-    alone = [Training(_PRESET, (*w, *b), seed) for seed, w, b in zip(bench.seeds, warm, budgets, strict=True)]
-    grpo = bench.train(alone)
+    prompts = 'cold_start.teach="prompts"'  # of what GRPO begins with: it has no planner that would inject them
+    starts = [Training(_PRESET, (*_NO_STAGES, *more), seed) for more in ((), (prompts,)) for seed in bench.seeds]
+    done_starts = bench.train(starts)
+    cold, cold_alone = done_starts[: len(bench.seeds)], done_starts[len(bench.seeds) :]
+    runs = bench.train([
+        Training(_PRESET, (f"models.reasoner={json.dumps(_reasoner(start))}", "cold_start.episodes=0", _BUDGET, *more), seed)
+        for begun, more in ((cold, ()), (cold_alone, (_ALONE,))) for seed, start in zip(bench.seeds, begun, strict=True)
+    ])  # fmt: skip
+    rsim, grpo = runs[: len(bench.seeds)], runs[len(bench.seeds) :]
     data = load_config(_PRESET).data.eval
 
     def measured(run: str, planner: str = "", reasoner: str = "") -> Measurement:
@@ -36,16 +39,16 @@ def run(bench: Workbench) -> Page:
     done = measure_arms(bench, {
         "base, CoT": [measured(_PRESET, "none")],
         "base, random planner": [measured(_PRESET, "random")],
-        "cold start, CoT": [measured(_PRESET, "none", r) for r in started],
-        "cold start, random planner": [measured(_PRESET, "random", r) for r in started],
+        "cold start, random planner": [measured(_PRESET, "random", _reasoner(start)) for start in cold],
+        "GRPO's cold start, CoT": [measured(_PRESET, "none", _reasoner(start)) for start in cold_alone],
         "GRPO alone": [measured(checkpoint(r)) for r in grpo],
         "rSIM": [measured(checkpoint(r)) for r in rsim],
         "rSIM's reasoner, CoT": [measured(checkpoint(r), "none") for r in rsim],
         **controls_of(bench, rsim, [checkpoint(r, "reasoner") for r in rsim], preset=_PRESET, data=data, problems=_SEARCHED,
                       kinds=_CONTROLS),
     })  # fmt: skip
-    page.text("The controls play with rSIM's reasoner. rSIM and GRPO alone begin with the same cold start and sample as many "
-              "tokens after it.")  # fmt: skip
+    page.text("The controls play with rSIM's reasoner. The cold starts of rSIM and of GRPO alone learn the same episodes, "
+              "GRPO's the injected prompts as well; both sample as many tokens after it.")  # fmt: skip
     page.arms(done)
     axes = page.figure("bars", "Accuracy on unseen sums.", width=7.2)[0]
     bars(axes, list(range(len(done))), [estimate(arm) for arm in done.values()], 0.7, "")
@@ -64,6 +67,10 @@ def run(bench: Workbench) -> Page:
     page.value("base, CoT: right by its last number, boxed or not", round(100 * flexible, 1), unit="%")
     page.measured("rSIM minus base, CoT", gain, goal="at least 30 points", met=gain.mean >= 0.3)
     return page
+
+
+def _reasoner(start: Path) -> str:
+    return str(start / "checkpoints" / "final" / "reasoner")
 
 
 def _cold_starts(runs: list[Path]) -> str:

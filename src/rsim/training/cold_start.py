@@ -3,8 +3,8 @@
 Answers are not taught: only wrong episodes are kept. Injected tokens are read but carry no loss; worked examples that helped
 while sampling are removed before fine-tuning.
 
-The control ``teach = "strategies"`` (SPEC 7: fine-tuning on strategy-labelled steps) turns this round: right episodes are
-kept, and the injected prompts and the end of the turn are learned as well.
+``teach = "prompts"`` has the injected prompts and the end of the turn learned as well: the start of a reasoner that will have
+no planner. The control ``teach = "strategies"`` (SPEC 7: fine-tuning on strategy-labelled steps) does so with right episodes.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def cold_start(
     episodes = ranks.gather(episodes)
     checker = config.rewards.checker
     formatted = [well_formatted(replace(e, problem=checked_as(e.problem, checker))) for e in episodes]
-    teaches_strategies = settings.teach == "strategies"
-    kept = [e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and s.correct == teaches_strategies]
+    wants_right = settings.teach == "strategies"
+    kept = [e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and s.correct == wants_right]
     if len(kept) < settings.minimum:
-        wanted = "right and" if teaches_strategies else "wrong but"
+        wanted = "right and" if wants_right else "wrong but"
         raise UserError(
             f"cold start: only {len(kept)} of {len(episodes)} episodes were {wanted} well formatted",
             f"at least cold_start.minimum = {settings.minimum} are needed: raise cold_start.episodes or give few_shot",
@@ -70,7 +70,7 @@ def cold_start(
     if settings.few_shot:
         plain = {e.problem.question: p for e, p in zip(episodes, asked, strict=True)}
         kept = [_without_examples(e, plain[e.problem.question], reasoner) for e in kept]
-    if teaches_strategies:
+    if settings.teach != "format":
         kept = [_with_prompts_learned(e, reasoner) for e in kept]
     losses = _fine_tune(config, agent, kept)
     report = {
