@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from rsim.data.problem import Problem
 from rsim.data.sources import choice_problem
+from rsim.rewards.answers import parse_number
 from rsim.rewards.check import check, judge, read_answer
 from rsim.rewards.symbolic import LONGEST, SymbolicPool, shared_pool
 
@@ -84,6 +85,8 @@ def test_gym_answers_use_the_tasks_verifier_and_partial_marks_are_no_pass():
         for problem in load_problems(f"gym:{task}", "dev", limit=5):
             assert check(problem, f"\\boxed{{{problem.answer}}}")[1].right, task
             assert not check(problem, "\\boxed{wrong}")[1].right, task
+            number = parse_number(problem.answer) is not None
+            assert check(problem, f"That makes {problem.answer}.", "flexible")[1].right is number, task
 
 
 def test_cheap_comparisons_start_no_process(monkeypatch):
