@@ -8,15 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 from fastapi import FastAPI, Request
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import rsim
+import rsim.discovery.grow as module
 from rsim.cli.main import app
 from rsim.data.problem import Problem
 from rsim.discovery.adapt import adapted, load
 from rsim.discovery.failures import as_text, failures
 from rsim.discovery.propose import propose
 from rsim.errors import UserError
+from rsim.evaluation.compare import Comparison
 from rsim.evaluation.saved import EvalSettings, evaluate_into
 from rsim.planner.planner import Planner
 from rsim.rollout.game import Game
@@ -131,3 +134,39 @@ def test_from_an_evaluation_to_training_with_a_new_strategy(base_folder, small, 
     assert trained.strategies.names[-1] == "unit-check"
     assert "unit-check" in runner.invoke(app, ["strategies", "show", "grown.toml"]).output
     assert isinstance(runner.invoke(app, ["strategies", "discover", "e", "--out", "x.toml"]).exception, UserError)
+
+
+def test_candidates_that_win_their_test_stay_and_others_go(small, lab_strategies, tmp_path, monkeypatch):
+    """Each begins with the planner as it is; what comes after a winner begins with the winner's."""
+    rsim.train(small("first"))
+    nine = lab_strategies.strategies
+    new = [replace(nine[0], name=name) for name in ("useless", "useful", "late")]
+    (tmp_path / "candidates.toml").write_text(to_toml(StrategySet((*nine, *new))))
+    pairs = []
+
+    def judged(first, second):
+        pairs.append((first.parent.name, second.parent.name))
+        low = 0.01 if first.parent.name == "trial-2" else -0.01
+        return Comparison(0.5, 0.4, 0.1, low, 0.2, 8, 2, 1, 0.5)
+
+    monkeypatch.setattr(module, "compare", judged)
+    command = ["strategies", "grow", "first", "candidates.toml", "--out", "grown", "--steps", "1", "--questions", "4"]
+    runner = CliRunner()
+    done = runner.invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert [line.split(" ")[0] for line in done.output.splitlines()[:3]] == ["useless:", "useful:", "late:"]
+    assert pairs == [("trial-1", "as-it-was"), ("trial-2", "as-it-was"), ("trial-3", "after-trial-2")]
+    assert load_strategies("grown/strategies.toml").names == (*lab_strategies.names, "useful")
+    planner = Planner.from_pretrained("grown/after-trial-2/checkpoints/best/planner")
+    assert planner.strategies.names == (*lab_strategies.names, "useful")
+    frozen = [load_file(f"{run}/checkpoints/final/reasoner/model.safetensors") for run in ("first", "grown/trial-1")]
+    assert all(torch.equal(frozen[0][key], frozen[1][key]) for key in frozen[0])
+
+    monkeypatch.setattr(module, "train", lambda *a, **k: pytest.fail("trained again"))
+    again = json.loads(runner.invoke(app, [*command, "--json"]).output)
+    assert [t["kept"] for t in again["trials"]] == [False, True, False]
+    assert again["strategies"][-1] == "useful"
+    other = runner.invoke(app, [*command[:-3], "2", *command[-2:]])
+    assert "other settings: stages" in str(other.exception)
+    (tmp_path / "same.toml").write_text(to_toml(lab_strategies))
+    assert "no new strategy" in str(runner.invoke(app, [*command[:3], "same.toml", *command[4:]]).exception)

@@ -1,4 +1,4 @@
-"""``rsim strategies show | discover | adapt``."""
+"""``rsim strategies show | discover | adapt | grow``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rsim.cli.options import Json
+from rsim.cli.options import Json, Set
 from rsim.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="The strategy set: look at it, find what it lacks, change a planner's.")
@@ -98,3 +98,34 @@ def adapt(
         return
     added, dropped = (", ".join(changes[key]) or "none" for key in ("added", "dropped"))
     print(f"added {added}; dropped {dropped}; wrote {out}")
+
+
+@app.command()
+def grow(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run whose planner grows.")],
+    source: Annotated[str, typer.Argument(metavar="SET", help="A TOML file with new strategies, as discover writes it.")],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the trials go.")],
+    steps: Annotated[int, typer.Option(help="Training steps of a trial.", min=1)] = 20,
+    questions: Annotated[int, typer.Option(help="Dev questions of the paired test.", min=1)] = 500,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train each new strategy beside the set as it is; keep those that win a paired test, drop the others."""
+    from rsim.discovery.grow import Trial, grow
+    from rsim.models import quiet_models
+    from rsim.strategies import load_strategies
+
+    quiet_models()
+
+    def tell(trial: Trial) -> None:
+        r = trial.result
+        gain = f"{100 * r.difference:+.1f} points [{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
+        print(f"{trial.strategy}: {gain}, {'kept' if trial.kept else 'dropped'}", flush=True)
+
+    grown, best, trials = grow(run, load_strategies(source), Path(out), steps=steps, questions=questions,
+                               changes=tuple(set_ or ()), on_trial=(lambda t: None) if as_json else tell)  # fmt: skip
+    if as_json:
+        results = [{"strategy": t.strategy, "kept": t.kept} | vars(t.result) for t in trials]
+        print(json.dumps({"trials": results, "strategies": grown.names, "run": str(best)}))
+        return
+    print(f"{len(grown)} strategies in {out}/strategies.toml; their planner: {best}/checkpoints/best/planner")

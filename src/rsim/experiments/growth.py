@@ -1,0 +1,97 @@
+"""A strategy set that grows: one of the lab's nine is withheld, and given back among candidates that must pay to stay."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsim.experiments.arms import measure_arms
+from rsim.experiments.page import Page, percent, points
+from rsim.experiments.stats import difference
+from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint
+from rsim.strategies import StrategySet, load_strategies, to_toml
+
+_WITHHELD = ("deliberation", "sub-planning")
+_DECOY = "second-look"  # says what self-reflection says
+_WITHOUT, _LONGER, _GROWN = "without {}", "without {}, trained on", "grown by {}"
+
+
+def run(bench: Workbench) -> Page:
+    page = Page("growth", "A strategy set that grows", bench, issue=8)
+    page.text(f"The preset nano is trained with eight of the lab's nine strategies. `rsim strategies grow` then tries two "
+              f"candidates: {_DECOY}, which has the prompts of self-reflection and can add nothing, and the one that was "
+              "withheld. Each is trained for 20 steps, the reasoner frozen, and held against the eight trained as long, on 500 "
+              "dev problems.")  # fmt: skip
+    grown: dict[str, list[Path]] = {}
+    arms: dict[str, list[Measurement]] = {}
+    for name in _WITHHELD:
+        eight, candidates = _sets(bench.out / "sets", name)
+        runs = bench.train([Training("nano", (f"models.strategies={json.dumps(eight)}",), seed) for seed in bench.seeds])
+        grown[name] = bench.grow(runs, candidates)
+        arms[_WITHOUT.format(name)] = [Measurement(checkpoint(r)) for r in runs]
+        arms[_LONGER.format(name)] = [Measurement(checkpoint(folder / "as-it-was")) for folder in grown[name]]
+        arms[_GROWN.format(name)] = [Measurement(checkpoint(_best(folder))) for folder in grown[name]]
+    done = measure_arms(bench, arms)
+    page.text("On unseen problems:")
+    page.arms(done)
+    rows = []
+    for name in _WITHHELD:
+        trials = [_trials(folder) for folder in grown[name]]
+        for number, candidate in enumerate((_DECOY, name)):
+            mine = [trial[number] for trial in trials]
+            assert all(t["strategy"] == candidate for t in mine)
+            rows.append([name, candidate, ", ".join(_gain(t) for t in mine), f"{sum(t['kept'] for t in mine)} of {len(mine)}"])
+    page.text("The paired tests on dev problems, each seed:")
+    page.table(["withheld", "candidate", "gain in points, and its interval", "kept"], rows)
+    for name in _WITHHELD:
+        found, before = done[_GROWN.format(name)], done[_LONGER.format(name)]
+        gain = difference(found, before)
+        page.text(f"{name}: {points(gain)} points over the eight trained as long; {percent(_share(found, name))} of all steps.")
+        page.measured(f"the set grown by {name}, minus the set without it, trained as long", gain,
+                      goal="at least 3 points", met=gain.mean >= 0.03)  # fmt: skip
+    for row in rows:
+        page.value(f"{row[0]} withheld: {row[1]} kept, seeds", int(row[3].split()[0]), unit="seeds",
+                   goal="none" if row[1] == _DECOY else "all",
+                   met=int(row[3].split()[0]) == (0 if row[1] == _DECOY else len(bench.seeds)))  # fmt: skip
+    return page
+
+
+def _sets(folder: Path, withheld: str) -> tuple[str, str]:
+    """The files of the eight and of the candidates."""
+    nine = load_strategies("lab")
+    eight = tuple(s for s in nine.strategies if s.name != withheld)
+    decoy = replace(nine[nine.index("self-reflection")], name=_DECOY)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = (folder / f"without-{withheld}.toml", folder / f"candidates-{withheld}.toml")
+    sets = (StrategySet(eight), StrategySet((*eight, decoy, nine[nine.index(withheld)])))
+    for file, strategies in zip(files, sets, strict=True):
+        file.write_text(to_toml(strategies), encoding="utf-8")
+    return str(files[0]), str(files[1])
+
+
+def _best(folder: Path) -> Path:
+    """The run of what `grow` ended with, where the decoy was not kept."""
+    return folder / ("trial-2" if _trials(folder)[1]["kept"] else "as-it-was")
+
+
+def _trials(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "trials.json").read_text())
+    return found
+
+
+def _gain(trial: dict[str, Any]) -> str:
+    result = trial["result"]
+    return f"{100 * result['difference']:+.1f} [{100 * result['low']:+.1f}, {100 * result['high']:+.1f}]"
+
+
+def _share(arm: list[Measured], name: str) -> float:
+    return float(np.mean([m.summary["usage"].get(name, 0.0) for m in arm]))
+
+
+LIMITS = """The candidate that helps was withheld before: the reasoner's base knows that kind of step from its pre-training, and
+its wording too. A strategy that the base has never seen would have to be learned by the reasoner. Failures were not clustered
+and no LLM wrote the candidates here: what is shown is the trial, not the proposal."""
