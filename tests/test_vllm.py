@@ -41,7 +41,7 @@ def standin(monkeypatch, reasoner):
 
     def serve(**settings) -> StandIn:
         server = StandIn(copy.deepcopy(reasoner.model), reasoner.tokenizer, **settings)
-        monkeypatch.setattr("rsim.rollout.game.VllmServer", partial(vllm.VllmServer, transport=server))
+        monkeypatch.setattr("rsim.rollout.vllm.VllmServer", partial(vllm.VllmServer, transport=server))
         return server
 
     return serve
@@ -113,13 +113,34 @@ def test_new_weights_arrive_and_the_prefix_cache_is_dropped(reasoner, planner, s
     game = Game(reasoner, planner, ON_SERVER)
     before = records(game.play(PROBLEMS, seed=0, greedy=True))
     moved(reasoner.model)
-    assert game.server is not None
-    game.server.check_updates(reasoner.model, tmp_path / "weights")
-    game.server.update_weights(reasoner.model, tmp_path / "weights")
+    assert game.servers is not None
+    game.servers.check_updates(reasoner.model, tmp_path / "weights")
+    game.servers.update_weights(reasoner.model, tmp_path / "weights")
     assert served.calls[-4:] == ["/pause", "/collective_rpc", "/reset_prefix_cache", "/resume"]
     after = records(game.play(PROBLEMS, seed=0, greedy=True))
     assert after == records(Game(reasoner, planner, RULES).play(PROBLEMS, seed=0, greedy=True))
     assert after != before
+
+
+def test_several_servers_share_the_episodes_and_all_get_new_weights(reasoner, lab_strategies, standin, tmp_path, monkeypatch):
+    """What is sampled does not depend on their number; a sequence stays with one."""
+    random = random_planner(lab_strategies)
+    one = standin()
+    alone = records(Game(reasoner, random, ON_SERVER).play(PROBLEMS, seed=3, group_size=2))
+    both = {f"http://{name}": StandIn(copy.deepcopy(reasoner.model), reasoner.tokenizer) for name in ("a", "b")}
+    connect = vllm.VllmServer.func  # the class behind the fixture's partial
+    monkeypatch.setattr("rsim.rollout.vllm.VllmServer", lambda url, timeout: connect(url, timeout, transport=both[url]))
+    game = Game(reasoner, random, replace(ON_SERVER, vllm_url="http://a, http://b"))
+    assert records(game.play(PROBLEMS, seed=3, group_size=2)) == alone
+    asked = [server.calls.count("/v1/completions") for server in both.values()]
+    assert sum(asked) == one.calls.count("/v1/completions") + 1, "one more probe of the temperature"
+    assert min(asked) > 3
+    moved(reasoner.model)
+    game.servers.check_updates(reasoner.model, tmp_path / "weights")
+    game.servers.update_weights(reasoner.model, tmp_path / "weights")
+    assert all(s.calls[-4:] == ["/pause", "/collective_rpc", "/reset_prefix_cache", "/resume"] for s in both.values())
+    greedy = records(game.play(PROBLEMS, seed=3, greedy=True))
+    assert greedy == records(Game(reasoner, random, RULES).play(PROBLEMS, seed=3, greedy=True))
 
 
 def test_the_standins_cache_would_be_stale_without_a_reset(reasoner, planner, standin, tmp_path, monkeypatch):
@@ -129,7 +150,7 @@ def test_the_standins_cache_would_be_stale_without_a_reset(reasoner, planner, st
     before = records(game.play(PROBLEMS, seed=0, greedy=True))
     moved(reasoner.model)
     monkeypatch.setattr(served, "cache", KeepsAll(served.cache))
-    game.server.update_weights(reasoner.model, tmp_path / "weights")
+    game.servers.update_weights(reasoner.model, tmp_path / "weights")
     assert records(game.play(PROBLEMS, seed=0, greedy=True)) == before
 
 
@@ -147,7 +168,7 @@ def moved(model):
 def test_a_server_that_keeps_its_old_head_is_refused(reasoner, planner, standin, tmp_path):
     standin(keeps_head=True)
     with pytest.raises(UserError, match="rsim export"):
-        Game(reasoner, planner, ON_SERVER).server.check_updates(reasoner.model, tmp_path / "weights")
+        Game(reasoner, planner, ON_SERVER).servers.check_updates(reasoner.model, tmp_path / "weights")
 
 
 def config_for(folder, base_folder, *more):
@@ -226,8 +247,8 @@ def test_a_real_server(real_folder, lab_strategies, tmp_path):
                 if sampled:
                     assert episode.logprobs[t] == pytest.approx(table[t - 1, episode.token_ids[t]].item(), abs=1e-3)
         moved(reasoner.model)
-        assert game.server is not None
-        game.server.check_updates(reasoner.model, tmp_path / "weights")
+        assert game.servers is not None
+        game.servers.check_updates(reasoner.model, tmp_path / "weights")
         new = native.play(problems, seed=0, greedy=True)
         assert records(new) != records(old)
         assert records(game.play(problems, seed=0, greedy=True)) == records(new)

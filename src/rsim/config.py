@@ -65,7 +65,7 @@ class RolloutConfig:
     paraphrase: Literal["random", "first"] = "random"
     batch: int = 256  # episodes in flight
     engine: Literal["native", "vllm"] = "native"
-    vllm_url: str = "http://127.0.0.1:8000"
+    vllm_url: str = "http://127.0.0.1:8000"  # or several, with commas between them
     vllm_timeout: float = 600.0  # seconds that one step may take
 
 

@@ -179,9 +179,9 @@ def load_game(
     elif own:
         chosen = load_planner(str(own), strategies, device=place.device, dtype=place.dtype, seed=0, quantised=models.quantised)
     game = Game(loaded, chosen, config.rollout)
-    if game.server is not None and handed_over:
+    if game.servers is not None and handed_over:
         with tempfile.TemporaryDirectory() as folder:
-            game.server.check_updates(loaded.model, Path(folder) / "reasoner")
+            game.servers.check_updates(loaded.model, Path(folder) / "reasoner")
     return game
 
 

@@ -24,7 +24,7 @@ from rsim.rollout.episode import Episode, Step
 from rsim.rollout.native import NativeEngine
 from rsim.rollout.reasoner import Reasoner
 from rsim.rollout.sampling import StepEnds, episode_uniforms
-from rsim.rollout.vllm import VllmEngine, VllmServer
+from rsim.rollout.vllm import VllmEngine, VllmServers
 
 OnStep = Callable[[int, Episode], None]
 
@@ -41,10 +41,10 @@ class Game:
 
     def __post_init__(self) -> None:
         self.seconds = {"planner": 0.0, "all": 0.0}  # spent in `play` so far
-        self.server: VllmServer | None = None
+        self.servers: VllmServers | None = None
         if self.rules.engine == "vllm":
-            self.server = VllmServer(self.rules.vllm_url, self.rules.vllm_timeout)
-            self.server.check_temperature(self.rules.temperature)
+            self.servers = VllmServers(self.rules.vllm_url, self.rules.vllm_timeout)
+            self.servers.check(self.rules.temperature)
         self.delimiter_ids = self.reasoner.injected_ids(self.rules.delimiter)
         self.prompts: list[list[list[int]]] = []
         if self.planner is not None:
@@ -129,11 +129,10 @@ class Game:
 
     def _engine(self, slots: int, seed: int, greedy: bool, longest_prompt: int) -> Engine:
         temperature = 0.0 if greedy else self.rules.temperature
-        if self.server is not None:
+        if self.servers is not None:
             delimiter = self.rules.delimiter if self.planner is not None else None
-            return VllmEngine(
-                self.server, slots, seed=seed, temperature=temperature, delimiter=delimiter, end_ids=self.reasoner.end_ids
-            )
+            return VllmEngine(self.servers.servers, slots, seed=seed, temperature=temperature, delimiter=delimiter,
+                              end_ids=self.reasoner.end_ids)  # fmt: skip
         step_ends = self.step_ends if self.planner is not None else None
         return NativeEngine(
             self.reasoner, step_ends, slots, seed=seed, temperature=temperature, max_tokens=self.rules.max_tokens,

@@ -62,16 +62,8 @@ class VllmServer:
                 "start it with --logprobs-mode processed_logprobs",
             )
 
-    def update_weights(self, model: PreTrainedModel, folder: Path) -> None:
-        """Puts the weights of ``model`` in the place of the server's and drops what it has cached with the old ones.
-
-        Args:
-            folder: where they are handed over; the server must see it under the same path.
-        """
-        save_untied(model, folder)
-        self._reload(folder)
-
-    def _reload(self, folder: Path) -> None:
+    def reload(self, folder: Path) -> None:
+        """Takes the weights in ``folder``, which it must see under this path, and drops what it cached with the old ones."""
         self._call("POST", "/pause?mode=wait")
         self._call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}})
         if not self._call("POST", "/reset_prefix_cache")["success"]:
@@ -93,7 +85,7 @@ class VllmServer:
         sure = []
         for factor, other in ((0.5, 1.0), (1.0, 0.5)):
             save_untied(model, folder, head_factor=factor)
-            self._reload(folder)
+            self.reload(folder)
             tokens, logprobs, _ = self.complete(ids, max_tokens=1, temperature=0.0)
             expected, wrong = (float(torch.log_softmax(f * logits, -1)[tokens[0]]) for f in (factor, other))
             sure.append(abs(logprobs[0] - expected) < abs(logprobs[0] - wrong))  # a bfloat16 server is near, not equal
@@ -115,13 +107,37 @@ class VllmServer:
         return result
 
 
+class VllmServers:
+    """One or more servers of the same model: sequences are spread over them, and all are given the same weights."""
+
+    def __init__(self, urls: str, timeout: float) -> None:
+        self.servers = [VllmServer(url.strip(), timeout) for url in urls.split(",")]
+
+    def check(self, temperature: float) -> None:
+        """`VllmServer.check_temperature` of each."""
+        for server in self.servers:
+            server.check_temperature(temperature)
+
+    def check_updates(self, model: PreTrainedModel, folder: Path) -> None:
+        """`VllmServer.check_updates` of each."""
+        for server in self.servers:
+            server.check_updates(model, folder)
+
+    def update_weights(self, model: PreTrainedModel, folder: Path) -> None:
+        """Writes the weights of ``model`` into ``folder`` once; all servers reload at the same time."""
+        save_untied(model, folder)
+        with ThreadPoolExecutor(len(self.servers)) as threads:
+            list(threads.map(lambda server: server.reload(folder), self.servers))
+
+
 class VllmEngine:
-    """Sequences of one rollout; each running step is a request of its own, all in flight together."""
+    """Sequences of one rollout; each running step is a request of its own, all in flight together. A sequence stays with one
+    server, whose prefix cache has its beginning."""
 
     def __init__(
-        self, server: VllmServer, slots: int, *, seed: int, temperature: float, delimiter: str | None, end_ids: set[int]
+        self, servers: list[VllmServer], slots: int, *, seed: int, temperature: float, delimiter: str | None, end_ids: set[int]
     ) -> None:
-        self.server, self.seed = server, seed
+        self.servers, self.seed = servers, seed
         self.settings: dict[str, Any] = {
             "temperature": temperature, "stop_token_ids": sorted(end_ids), "skip_special_tokens": False,
             "add_special_tokens": False, "include_stop_str_in_output": True, "top_p": 1.0, "top_k": -1,
@@ -131,6 +147,8 @@ class VllmEngine:
         self.threads = ThreadPoolExecutor(slots)
         self.sequences: dict[int, list[int]] = {}
         self.keys: dict[int, str] = {}
+        self.homes: dict[int, VllmServer] = {}
+        self.begun = 0
         self.futures: dict[Future[SampledStep], int] = {}
 
     @property
@@ -140,6 +158,8 @@ class VllmEngine:
     def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
         for slot, prompt, key in zip(slots, prompts, keys, strict=True):
             self.sequences[slot], self.keys[slot] = list(prompt), key
+            self.homes[slot] = self.servers[self.begun % len(self.servers)]
+            self.begun += 1
 
     def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False) -> None:
         self.sequences[slot] += injected
@@ -160,16 +180,17 @@ class VllmEngine:
         digest = hashlib.sha256(f"{self.seed}:{self.keys[slot]}:{len(ids)}".encode()).digest()
         seed = int.from_bytes(digest[:8], "big") >> 1  # vLLM takes 63 bits
         settings = self.settings | ({"stop": []} if to_end else {})
-        tokens, logprobs, choice = self.server.complete(ids, max_tokens=cap, seed=seed, **settings)
+        server = self.homes[slot]
+        tokens, logprobs, choice = server.complete(ids, max_tokens=cap, seed=seed, **settings)
         end: End = "cap"
         if choice["finish_reason"] == "stop":
             end = "delimiter" if choice["stop_reason"] in settings.get("stop", []) else "end_of_turn"
         elif len(tokens) < cap:
-            raise UserError(f"the server at {self.server.url} cut a step short: its context is full", "raise --max-model-len")
+            raise UserError(f"the server at {server.url} cut a step short: its context is full", "raise --max-model-len")
         return SampledStep(slot, tokens, logprobs, end)
 
     def release(self, slot: int) -> None:
-        del self.sequences[slot], self.keys[slot]
+        del self.sequences[slot], self.keys[slot], self.homes[slot]
 
     def close(self) -> None:
         self.threads.shutdown(cancel_futures=True)

@@ -111,9 +111,9 @@ class Trainer:
         self.ranks.wait()  # all have looked at the folder before it is written to
         if self.ranks.main:
             self.folder.begin(self.step, checkpoint)
-        if self.game.server is not None and self.reasoner_changes:
+        if self.game.servers is not None and self.reasoner_changes:
             if self.ranks.main:
-                self.game.server.check_updates(self.reasoner.model, self._handover)
+                self.game.servers.check_updates(self.reasoner.model, self._handover)
             self.ranks.wait()
         trackers = config.train.trackers if self.ranks.main else ()
         self.trackers = Trackers(trackers, self.folder.path, config, self.step)
@@ -277,9 +277,9 @@ class Trainer:
 
     def _sync(self) -> None:
         """Gives a sampling server the reasoner's new weights; the native engine samples from the weights themselves."""
-        if self.game.server is not None and self.reasoner_changes:
+        if self.game.servers is not None and self.reasoner_changes:
             if self.ranks.main:
-                self.game.server.update_weights(self.reasoner.model, self._handover)
+                self.game.servers.update_weights(self.reasoner.model, self._handover)
             self.ranks.wait()
 
     @property
