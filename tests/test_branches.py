@@ -54,54 +54,63 @@ def test_greedily_a_branch_goes_on_as_the_episode_did(game):
         assert (new.forced, new.truncated, new.terminated) == (episode.forced, episode.truncated, episode.terminated)
 
 
-def test_a_state_is_a_group_of_continuations_and_one_witness_and_tokens_count_once(game):
+def test_an_episode_is_split_in_a_state_and_every_token_is_an_action_once(game):
     train = TrainConfig(branches=3)
     played = game.play(PROBLEMS[:3], seed=5, group_size=2)
+    before = [replace(e) for e in played]
     found = continuations(game, played, train, seed=5, key="0:a", first=4, group=9)
     assert {e.group for e in found} == {9 + 4 + i for i, e in enumerate(played) if len(e.decisions) > 1}
     for group in {e.group for e in found}:
-        witness, *others = [e for e in found if e.group == group]
-        trunk = played[group - 13]
-        assert replace(witness, group=trunk.group, inherited=0) == trunk, "rewards see the episode that it was"
-        assert witness.own_tokens == len(witness.own_decisions) == 0
+        rest, *others = [e for e in found if e.group == group]
+        trunk, whole = played[group - 13], before[group - 13]
+        state = trunk.until
+        assert trunk.state == group
+        assert state in [step.start for step in whole.steps[1:]]
+        assert replace(trunk, until=None, state=None) == whole == replace(rest, group=whole.group, inherited=0)
+        assert trunk.own_tokens + rest.own_tokens == whole.own_tokens
+        assert trunk.own_decisions + rest.own_decisions == whole.decisions
+        assert trunk.own_decisions
+        assert rest.own_decisions
         assert len(others) == 3
-        state = others[0].inherited
-        assert state in [step.start for step in trunk.steps[1:]]
-        for e in others:
+        for e in (rest, *others):
             assert e.inherited == state
             assert e.token_ids[:state] == trunk.token_ids[:state]
             assert 0 < e.own_tokens < len(e.token_ids) - state
-            assert e.sampled_tokens == e.own_tokens + sum(trunk.reasoner_mask[:state])
-    acting = [e for e in found if e.own_decisions]
-    batch, decided = (build(acting, torch.device("cpu")) for build in (reasoner_batch, planner_batch))
-    assert batch.prefixes.tolist() == [e.inherited for e in acting]
-    assert batch.mask.sum() == sum(e.own_tokens for e in found)
-    assert batch.positions[batch.mask.bool()].min() >= min(e.inherited for e in acting) - 1
-    assert decided.mask.sum() == sum(len(e.own_decisions) for e in found)
-    assert batch.joint_lengths.tolist() == [len(e.own_decisions) + e.own_tokens for e in acting]
+            assert e.sampled_tokens == e.own_tokens + trunk.own_tokens
+    everything = [*played, *found]
+    batch, decided = (build(everything, torch.device("cpu")) for build in (reasoner_batch, planner_batch))
+    assert batch.prefixes.tolist() == [e.inherited or e.prompt_length for e in everything]
+    continued = [e for e, after in zip(found[1:], found, strict=False) if e.group == after.group]
+    assert len(continued) == len(found) * 3 // 4
+    assert batch.mask.sum() == sum(e.own_tokens for e in (*before, *continued))
+    assert decided.mask.sum() == sum(len(e.own_decisions) for e in everything)
+    assert batch.joint_lengths.tolist() == [len(e.own_decisions) + e.own_tokens for e in everything]
 
 
-def test_a_states_actions_are_credited_with_their_return_against_the_mean_of_all_that_began_there(game):
-    """The gradient with branches, against one that is made by hand from the state's group alone."""
+def test_credit_before_a_state_is_its_value_and_after_it_what_became_of_it(game):
+    """The gradient with branches, against one that is made by hand."""
     played = game.play(PROBLEMS[:1], seed=5, group_size=2)
     found = continuations(game, played[:1], TrainConfig(branches=3), seed=5, key="0:a", first=0, group=1)
-    returns = [1.0, 0.0, 0.5, 0.0]
+    returns = [1.0, 0.0, 0.5, 0.0]  # of the episode itself, then of the continuations of its state
     everything = [*played, *found]
-    scores = [Score(None, False, planner=r, reasoner=r, parts={}) for r in (0.25, 0.25, *returns)]
+    scores = [Score(None, False, planner=r, reasoner=r, parts={}) for r in (1.0, 0.25, *returns)]
     agent = Agent("planner", game.planner.model, game.planner.logits, temperature=1.0, learning_rate=0.0, weight_decay=0.0)
     taken = []
     agent.step = lambda rate, clip: taken.append(game.planner.model.score.weight.grad.clone()) or 0.0
     config = Config(rollout=RULES, objective=ObjectiveConfig(normaliser="token"))
     metrics = Update(config, StageConfig("s", 1, 0.5), 0, alone=False).agent(agent, everything, scores)
-    assert metrics["planner/return"] == 0.25, "of the episodes that began with the question"
-    assert metrics["planner/skipped_groups"] == 1
+    assert metrics["planner/return"] == 0.625, "of the episodes that began with the question, as they ended"
+    assert metrics["planner/skipped_groups"] == 0
     game.planner.model.zero_grad()
-    mean, total = sum(returns) / 4, torch.zeros((), dtype=torch.float64)
-    count = sum(len(e.own_decisions) for e in found)
-    for episode, r in zip(found, returns, strict=True):
+    value = sum(returns) / 4
+    question = (value + 0.25) / 2
+    advantages = [value - question, 0.25 - question, *(r - value for r in returns)]
+    total, count = torch.zeros((), dtype=torch.float64), sum(len(e.own_decisions) for e in everything)
+    assert count == sum(len(e.decisions) for e in played) + sum(len(e.own_decisions) for e in found[1:])
+    for episode, advantage in zip(everything, advantages, strict=True):
         hidden = game.planner.model.base_model(torch.tensor([episode.planner_ids])).last_hidden_state[0]
         for d in episode.own_decisions:
-            total = total + (r - mean) * torch.log_softmax(game.planner.logits(hidden[d.position]), -1)[d.action] / count
+            total = total + advantage * torch.log_softmax(game.planner.logits(hidden[d.position]), -1)[d.action] / count
     (-total).backward()
     assert torch.allclose(taken[0], game.planner.model.score.weight.grad, atol=1e-6)
 

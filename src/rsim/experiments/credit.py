@@ -93,4 +93,5 @@ def _curve(axes: Axes, name: str, runs: list[Path]) -> None:
 LIMITS = """The reasoner is frozen and tiny, and an episode has a handful of decisions: with longer episodes, outcome-only
 credit should have a harder time. One number of continuations and one state for each episode were tried; neither arm's
 learning rate was tuned for it. The budget ends while all arms still learn (the planner's entropy is near 1.8 nats, of 2.2 at
-most), and greedy accuracy jumps on the way there: a longer one may order them otherwise. Tokens are those of the reasoner; the planner reads the inherited steps again."""
+most), and greedy accuracy jumps on the way there: a longer one may order them otherwise. Tokens are those of the reasoner;
+the planner reads the inherited steps again."""

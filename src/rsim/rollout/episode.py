@@ -65,6 +65,8 @@ class Episode:
     reasoner_ended: bool = False  # the reasoner ended its turn outside a termination step
     terminated: bool = False  # ended by the planner's own termination
     inherited: int = 0  # the first so many tokens, and what happened in them, are another episode's: nothing to train on
+    until: int | None = None  # from this token on it is trained on as another episode, in the group `state`
+    state: int | None = None
 
     @property
     def sampled_tokens(self) -> int:
@@ -72,14 +74,15 @@ class Episode:
 
     @property
     def own_tokens(self) -> int:
-        """Sampled tokens that are not inherited."""
-        return sum(self.reasoner_mask[self.inherited :])
+        """Sampled tokens that are neither inherited nor left to another episode."""
+        return sum(self.reasoner_mask[self.inherited : self.until])
 
     @property
     def own_decisions(self) -> list[Decision]:
-        """Decisions that are not inherited."""
-        before = sum(step.start < self.inherited for step in self.steps)  # forced steps, which have none, come last
-        return self.decisions[before:]
+        """Decisions that are neither inherited nor left to another episode."""
+        starts = [step.start for step in self.steps[: len(self.decisions)]]  # forced steps, which have none, come last
+        end = len(self.token_ids) if self.until is None else self.until
+        return [d for d, start in zip(self.decisions, starts, strict=True) if self.inherited <= start < end]
 
     @property
     def injected_tokens(self) -> int:
@@ -108,9 +111,13 @@ class Episode:
             decisions=self.decisions[:decision], steps=[replace(step) for step in self.steps[:decision]], inherited=end,
         )  # fmt: skip
 
-    def witness(self, group: int) -> Episode:
-        """This episode in another group, for its outcome alone: all of it is inherited."""
-        return replace(self, group=group, inherited=len(self.token_ids))
+    def split(self, decision: int, group: int) -> Episode:
+        """Ends this episode, for training, in the state in which its ``decision`` was taken; returns the rest of it, an episode
+        of ``group`` as `branch` makes them, and as it went on from there."""
+        start = self.steps[decision].start
+        rest = replace(self, group=group, inherited=start)
+        self.until, self.state = start, group
+        return rest
 
     def to_json(self, names: tuple[str, ...]) -> dict[str, Any]:
         """A record for people and reports: text, strategies and probabilities, without the token arrays."""

@@ -70,7 +70,7 @@ class ActionBatch:
 
 def reasoner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch:
     """Actions are the episodes' own sampled tokens; the hidden state of the token before predicts each."""
-    places = [[t for t, m in enumerate(e.reasoner_mask) if m and t >= e.inherited] for e in episodes]
+    places = [[t for t, m in enumerate(e.reasoner_mask[: e.until]) if m and t >= e.inherited] for e in episodes]
     return _batch(
         episodes,
         [e.token_ids for e in episodes],

@@ -1,10 +1,10 @@
 """Step-level credit: what a decision is worth, told by several continuations from the very state in which it was taken.
 
 With outcome-only credit every decision of an episode gets the same advantage, the episode's return against its group's.
-Here, after a question's group was played, one state of each episode is played on anew a few times. These continuations, with
-the episode itself as one more outcome, are a group of their own: the advantage of what was chosen there, and after it, is the
-return against the mean of all that began in this state, an estimate of the state's value (as in VinePPO, arXiv 2410.01679,
-section 4). Only what is new costs tokens, and only what is new is trained on in the state's group.
+Here, after a question's group was played, one state of each episode is played on anew a few times. The episode is split there.
+What comes after the state, as it went and as it went anew, is a group of its own: the advantage is the return against the mean
+of all that began in this state, an estimate of its value (as in VinePPO, arXiv 2410.01679, section 4). What comes before it is
+credited with that value in place of its own outcome, in the question's group. Only what is new costs tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rsim.rollout.game import Game
 def continuations(
     game: Game, episodes: list[Episode], train: TrainConfig, *, seed: int, key: str, first: int, group: int
 ) -> list[Episode]:  # fmt: skip
-    """Plays ``train.branches`` continuations from one state of each episode that has a state after its first step.
+    """Plays ``train.branches`` continuations from one state of each episode that has a state after its first step, and splits
+    the episode there.
 
     Args:
         seed: with ``key``, all that sampling and the choice of states depend on.
@@ -28,7 +29,7 @@ def continuations(
         group: the number of the first state's group; the state of episode ``first + i`` is ``group + first + i``.
 
     Returns:
-        for each state the episode it is taken from, as a `Episode.witness`, and its continuations.
+        for each state the rest of the episode it is taken from (`Episode.split`), and its continuations.
     """
     found: list[Episode] = []
     open_: list[Episode] = []
@@ -38,7 +39,7 @@ def continuations(
         if place is None:
             continue
         begun = [episode.branch(place, group + number) for _ in range(train.branches)]
-        found += [episode.witness(group + number), *begun]
+        found += [episode.split(place, group + number), *begun]
         open_ += begun
         keys += [f"{key}:{number}:branch:{i}" for i in range(train.branches)]
     if open_:

@@ -38,6 +38,10 @@ class Update:
         returns = torch.tensor([s.planner if planner else s.reasoner for s in scores])
         groups = torch.tensor([e.group for e in episodes])
         begun = torch.tensor([not e.inherited for e in episodes])  # with the question: what metrics are of
+        metrics = {f"{agent.name}/return": float(returns[begun].mean())}
+        for i, episode in enumerate(episodes):
+            if episode.state is not None:  # it ends in a state, and is worth what the state is
+                returns[i] = returns[groups == episode.state].mean()
         advantages, informative = group_advantages(returns, groups, scale_by_std=objective.scale_by_std)
         evens = planner and objective.usage_weight > 0
         used = torch.ones_like(informative) if evens else informative.clone()
@@ -45,10 +49,7 @@ class Update:
             acted = bool(episode.own_decisions) if planner else episode.own_tokens > 0
             used[i] &= acted and not (objective.mask_truncated and episode.truncated)
         kept = used.nonzero()[:, 0].tolist()
-        metrics = {
-            f"{agent.name}/return": float(returns[begun].mean()),
-            f"{agent.name}/skipped_groups": float(len(set(groups[begun & ~informative].tolist()))),
-        }
+        metrics[f"{agent.name}/skipped_groups"] = float(len(set(groups[begun & ~informative].tolist())))
         if not kept:
             return metrics
         build = planner_batch if planner else reasoner_batch
