@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_an_episode_is_split_in_a_state_and_every_token_is_an_action_once(game):
     everything = [*played, *found]
     batch, decided = (build(everything, torch.device("cpu")) for build in (reasoner_batch, planner_batch))
     assert batch.prefixes.tolist() == [e.inherited or e.prompt_length for e in everything]
-    continued = [e for earlier, e in zip(found, found[1:], strict=False) if e.group == earlier.group]
+    continued = [e for earlier, e in pairwise(found) if e.group == earlier.group]
     assert len(continued) == len(found) * 3 // 4
     assert batch.mask.sum() == sum(e.own_tokens for e in (*before, *continued))
     assert decided.mask.sum() == sum(len(e.own_decisions) for e in everything)
