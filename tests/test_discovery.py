@@ -89,6 +89,9 @@ def test_an_llm_is_asked_until_it_writes_a_strategy(evaluation, writer):
     assert (found.name, found.prompts, found.keywords) == ("unit-check", ("Units:", "In which unit?"), ("unit",))
     assert len(asked) == 3
     assert "In 2 of 5 solutions this went wrong: wrong answer, after validation" in asked[0]["messages"][0]["content"]
+    replies[:] = ['{"name": "new", "prompts": [""]}']
+    with pytest.raises(UserError, match="empty prompt"):
+        propose(load_strategies("lab"), clusters[0], total, url=url, model="m")
     replies[:] = ['{"name": "new", "prompts": ["so \\\\boxed{5}"]}']
     with pytest.raises(UserError, match=r"in 3 tries: .*filled"):
         propose(load_strategies("lab"), clusters[0], total, url=url, model="m")

@@ -18,6 +18,7 @@ from rsim.rollout.game import Game
 from rsim.rollout.native import NativeEngine
 from rsim.rollout.reasoner import Reasoner
 from rsim.rollout.sampling import StepEnds, choose
+from rsim.strategies import StrategySet
 from tiny import RULES, tiny_model
 
 QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]
@@ -45,6 +46,20 @@ def test_planned_greedy_steps_equal_generate_from_the_recorded_prefix(reasoner, 
             # A sampled pad token is a token like any other; without a mask, generate would leave it out.
             everything = torch.ones_like(prefix)
             out = reasoner.model.generate(prefix, attention_mask=everything, max_new_tokens=count, do_sample=False)[0].tolist()
+            assert episode.token_ids[step.body : step.end] == out[step.body :]
+
+
+def test_an_empty_prompt_lets_the_reasoner_go_on_as_it_would(reasoner, lab_strategies):
+    """A continuation that costs no token: nothing is injected but what closes a step that was cut."""
+    free = StrategySet(tuple(replace(s, prompts=("",)) if s.name == "continuation" else s for s in lab_strategies.strategies))
+    planner = sequence_planner(free, ["continuation", "continuation", "termination"])
+    for episode in Game(reasoner, planner, RULES).play(PROBLEMS, seed=0, greedy=True):
+        assert episode.steps[0].body == episode.prompt_length
+        for step in episode.steps:
+            assert (step.body == step.start) == (free.names[step.strategy] == "continuation")
+            prefix = torch.tensor([episode.token_ids[: step.body]])
+            out = reasoner.model.generate(prefix, attention_mask=torch.ones_like(prefix), do_sample=False,
+                                          max_new_tokens=step.end - step.body)[0].tolist()  # fmt: skip
             assert episode.token_ids[step.body : step.end] == out[step.body :]
 
 

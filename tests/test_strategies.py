@@ -46,6 +46,8 @@ def test_a_file_extends_and_overrides(tmp_path):
     ('[[strategy]]\nname = "a"\nprompts = ["x"]\nkeywords = "k"\n', "keywords"),
     ('[[strategy]]\nname = "a"\nprompts = ["x"]\n' * 2, "twice"),
     ('[[strategy]]\nname = "termination"\nprompts = ["So \\\\boxed{5}"]\n', "boxed"),
+    ('[[strategy]]\nname = "termination"\nprompts = ["End:", ""]\n', "empty prompt"),
+    ('[[strategy]]\nname = "a"\nprompts = [" "]\n', "prompts"),
 ])  # fmt: skip
 def test_bad_files_are_refused_by_name(tmp_path, text, message):
     file = tmp_path / "bad.toml"

@@ -29,9 +29,10 @@ _FIELDS = {"name", "description", "prompts", "keywords", "repeat_free"}
 class Strategy:
     """One action of the planner.
 
-    ``prompts`` are paraphrases of the text injected before the step; ``keywords`` are the words (matched whole, case
-    ignored) whose presence in the sampled step counts as evidence that it was followed; a ``repeat_free`` strategy is
-    left out of the planner's repeat penalty and of the reasoner's ``follow`` reward.
+    ``prompts`` are paraphrases of the text injected before the step ("" injects nothing: the reasoner goes on as it would);
+    ``keywords`` are the words (matched whole, case ignored) whose presence in the sampled step counts as evidence that
+    it was followed; a ``repeat_free`` strategy is left out of the planner's repeat penalty and of the reasoner's ``follow``
+    reward.
     """
 
     name: str
@@ -129,8 +130,10 @@ def parse_strategy(path: Path, entry: dict[str, object]) -> Strategy:
         raise UserError(f"{path}: strategy {name!r} has the unknown field {sorted(unknown)[0]!r}",
                         f"known fields: {', '.join(sorted(_FIELDS))}")  # fmt: skip
     prompts, keywords = entry.get("prompts"), entry.get("keywords", [])
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and (p.strip() or p == "") for p in prompts):
         raise UserError(f"{path}: strategy {name!r} needs prompts", 'add prompts = ["...", "..."]')
+    if name.strip() == TERMINATION and "" in prompts:
+        raise UserError(f"{path}: {TERMINATION!r} has an empty prompt", "it must ask for the final answer")
     if not isinstance(keywords, list) or not all(isinstance(k, str) and k.strip() for k in keywords):
         raise UserError(f"{path}: strategy {name!r}: keywords must be a list of words", 'e.g. keywords = ["check"]')
     if any(re.search(r"\\boxed\s*\{[^{}]", prompt) for prompt in prompts):

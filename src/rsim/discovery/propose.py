@@ -75,4 +75,7 @@ def _parsed(written: str, strategies: StrategySet) -> Strategy:
     name = re.sub(r"[^a-z0-9]+", "-", str(fields.get("name", "")).lower()).strip("-")
     if name in strategies.names:
         raise ValueError(f"{name!r} is there already")
-    return parse_strategy(Path("the reply"), {**fields, "name": name})
+    strategy = parse_strategy(Path("the reply"), {**fields, "name": name})
+    if "" in strategy.prompts:
+        raise ValueError("it has an empty prompt")
+    return strategy
