@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 
 from rsim.experiments.ablation import ablate
 from rsim.experiments.page import Page, percent
 from rsim.experiments.stats import difference, estimate
 from rsim.experiments.workbench import Measured, Workbench, episodes
+from rsim.strategies import StrategySet, load_strategies, to_toml
 
 _PRICES = (0.0, 0.1, 0.3, 0.6)
+_FREE = "a continuation without a prompt"
 _BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
 
 
@@ -17,6 +23,7 @@ def run(bench: Workbench) -> Page:
     page = Page("cost", "What planning costs, and how sure the planner is", bench, issue=8)
     names = {price: "free tokens (the preset)" if not price else f"{price:g} for 100 tokens" for price in _PRICES}
     arms: dict[str, tuple[str, ...]] = {name: (f"rewards.token_price={p}",) if p else () for p, name in names.items()}
+    arms[_FREE] = (f"models.strategies={json.dumps(_free_continuation(bench.out / 'sets'))}",)
     done = ablate(page, bench, arms, names[0.0])
     left, right = page.figure("curves", "Accuracy against tokens; and how often the planner is right when it is sure.", 2, 7.2)
     for name, arm in done.items():
@@ -51,6 +58,15 @@ def run(bench: Workbench) -> Page:
             page.value(f"{name}: tokens saved", round(100 * saved, 1), unit="%",
                        goal="30% fewer, at most 1 point of accuracy lost", met=saved >= 0.3 and lost <= 0.01)  # fmt: skip
     return page
+
+
+def _free_continuation(folder: Path) -> str:
+    """The file of the lab's nine with a continuation whose prompt is empty."""
+    nine = load_strategies("lab").strategies
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "free-continuation.toml"
+    file.write_text(to_toml(StrategySet(tuple(replace(s, prompts=("",)) if s.name == "continuation" else s for s in nine))))
+    return str(file)
 
 
 def _tokens(arm: list[Measured]) -> float:
