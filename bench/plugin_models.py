@@ -31,7 +31,7 @@ from rsim.weights import package_file
 
 _PORT = 8397  # always the same one: an evaluation that goes on asks the same server
 _PRESETS = {"tatqa": "plugin-tatqa", "mbpp": "plugin-mbpp", "humaneval": "plugin-mbpp"}  # else plugin-qwen2.5-coder
-_NATIVE = ("rollout.batch=20", 'models.dtype="float32"')
+_NATIVE = ("rollout.batch=64", 'models.dtype="float32"')
 _CONTROLS = [
     "random",
     "wait:1",
