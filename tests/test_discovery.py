@@ -171,5 +171,7 @@ def test_candidates_that_win_their_test_stay_and_others_go(small, lab_strategies
     assert again["strategies"][-1] == "useful"
     other = runner.invoke(app, [*command[:-3], "2", *command[-2:]])
     assert "other settings: stages" in str(other.exception)
+    (tmp_path / "candidates.toml").write_text(to_toml(StrategySet((*nine, replace(new[0], prompts=("Else:",)), *new[1:]))))
+    assert "other strategies" in str(runner.invoke(app, command).exception)
     (tmp_path / "same.toml").write_text(to_toml(lab_strategies))
     assert "no new strategy" in str(runner.invoke(app, [*command[:3], "same.toml", *command[4:]]).exception)

@@ -106,16 +106,19 @@ def test_ranks_train_as_one_process_does(small, count):
 
 
 def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(small):
-    """Told by the rank that writes nothing; resumed by the command."""
+    """Interrupted twice, each time another rank, then left alone."""
     extra = ["stages.stage1.steps=8", "stages.stage2.steps=4"]
     alone, together = small("alone", *extra), small("together", *extra)
     rsim.train(alone)
-    started, metrics = start(together, 2), together.folder / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("reward/accuracy")):
-        time.sleep(0.02)
-    started[1].send_signal(signal.SIGTERM)
-    end_of(started)
+    for told, sent, code, more in ((0, signal.SIGTERM, 0, []), (1, signal.SIGINT, 130, ["--resume"])):
+        started, metrics = start(together, 2, *more), together.folder / "metrics.jsonl"
+        known = metrics.read_text().count("reward/accuracy") if more else 0
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("reward/accuracy") > known):
+            time.sleep(0.02)
+        started[told].send_signal(sent)
+        said = [process.communicate(timeout=120) for process in started]
+        assert [process.returncode for process in started] == [code] * 2, said
     assert len(metrics_of(together)) < len(metrics_of(alone)), "it was stopped before its end"
     launch(together, 2, "--resume")
     assert_close(alone, together)
@@ -132,13 +135,14 @@ def test_a_cold_start_is_shared_too(tmp_path):
     assert_close(alone, together)
 
 
-def test_ranks_resume_what_one_process_began(small):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ranks_resume_what_one_process_began(small, sharded):
     """Checkpoints are whole, so that what is cut may change."""
     whole, parts = small("whole"), small("parts")
     rsim.train(whole)
     stopped_after(parts, 2)
-    parts = replace(parts, train=replace(parts.train, shard=True))
-    launch(parts, 2, "--resume", "--force")
+    parts = replace(parts, train=replace(parts.train, shard=sharded))
+    launch(parts, 2, "--resume", *(["--force"] if sharded else []))
     assert_close(whole, parts)
     lines = [json.loads(line)["step"] for line in (Path(parts.folder) / "metrics.jsonl").read_text().splitlines()]
     assert lines == sorted(lines)

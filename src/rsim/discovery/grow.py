@@ -6,6 +6,7 @@ tries what is new, so both are trained with an entropy target: its gradient lift
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -84,10 +85,15 @@ def grow(
 
 def _trained(config: Config, planner: Path, strategies: StrategySet, out: Path, steps: int, questions: int) -> Path:
     """The run ``out``: the planner over ``strategies``, trained with a frozen reasoner and evaluated."""
-    start = out / "start"
-    if not (start / "config.json").is_file():
+    start, known = out / "start", out / "begun.json"
+    weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(planner.glob("*.safetensors"))]
+    begun = {"strategies": to_toml(strategies), "planner": weights}
+    if not known.is_file():
         adapted(load(str(planner)), strategies).save_pretrained(start)
-    (out / "set.toml").write_text(to_toml(strategies), encoding="utf-8")
+        (out / "set.toml").write_text(to_toml(strategies), encoding="utf-8")
+        known.write_text(json.dumps(begun))
+    elif json.loads(known.read_text()) != begun:
+        raise UserError(f"{out} began with another planner or other strategies", "give --out another folder")
     now = replace(
         config,
         out=str(out),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from rsim.experiments.workbench import SEARCHED, Measured, Measurement, Training, Workbench, checkpoint
 from rsim.training.run_folder import sampled_tokens
 
@@ -48,6 +50,11 @@ def plugged(run: Path, reasoner: str = "nano-s", data: str = "lab") -> Measureme
 def alone(reasoner: str = "nano-s", data: str = "lab") -> Measurement:
     """Chain of thought."""
     return Measurement("nano", "none", reasoner, data)
+
+
+def used(arm: list[Measured], strategy: str) -> float:
+    """The strategy's share of all steps, mean over seeds."""
+    return float(np.mean([m.summary["usage"].get(strategy, 0.0) for m in arm]))
 
 
 def controls_of(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from rsim.experiments.ablation import ablate
+from rsim.experiments.arms import used
 from rsim.experiments.page import Page, percent
 from rsim.experiments.stats import difference
-from rsim.experiments.workbench import Measured, Workbench
+from rsim.experiments.workbench import Workbench
 from rsim.strategies import load_strategies
 
 _PRESET = "penalty on repeats (the preset)"
@@ -23,27 +24,23 @@ def run(bench: Workbench) -> Page:
     page = Page("balance", "Balanced exploration", bench, issue=8)
     done = ablate(page, bench, _ARMS, _PRESET)
     names = load_strategies("lab").names
-    used = {arm: _usage(measured, names) for arm, measured in done.items()}
+    shares_of = {arm: {name: used(measured, name) for name in names} for arm, measured in done.items()}
     page.text("Share of all steps, greedy, on unseen problems, mean over seeds:")
-    page.table(["", *used], [[name, *(percent(shares[name]) for shares in used.values())] for name in names])
+    page.table(["", *shares_of], [[name, *(percent(shares[name]) for shares in shares_of.values())] for name in names])
     axes = page.figure("usage", "Share of each strategy in all steps.", width=7.2)[0]
-    for place, (arm, shares) in enumerate(used.items()):
+    for place, (arm, shares) in enumerate(shares_of.items()):
         xs = [i + 0.16 * (place - 2) for i in range(len(names))]
         axes.bar(xs, [100 * shares[name] for name in names], 0.15, label=arm)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_ylabel("share of steps, %")
     axes.legend(frameon=False, fontsize=7)
-    for arm, shares in used.items():
+    for arm, shares in shares_of.items():
         lost = -difference(done[arm], done[_PRESET]).mean if arm != _PRESET else 0.0
         even = max(shares.values()) <= 0.5 and min(shares.values()) >= 0.02 and lost <= 0.01
         page.value(f"{arm}: largest share of a strategy", round(max(shares.values()), 3), unit="share")
         page.value(f"{arm}: smallest share of a strategy", round(min(shares.values()), 3), unit="share",
                    goal="2% to 50% for all, at most 1 point of accuracy lost", met=even)  # fmt: skip
     return page
-
-
-def _usage(arm: list[Measured], names: tuple[str, ...]) -> dict[str, float]:
-    return {name: sum(m.summary["usage"].get(name, 0.0) for m in arm) / len(arm) for name in names}
 
 
 LIMITS = """On the nano lab some strategies have hardly a use, so even use is not what a good planner of this lab does; whether

@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from rsim.experiments.arms import measure_arms
+from rsim.experiments.arms import measure_arms, used
 from rsim.experiments.page import Page, percent, points
 from rsim.experiments.stats import difference
-from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint
+from rsim.experiments.workbench import Measurement, Training, Workbench, checkpoint
 from rsim.strategies import StrategySet, load_strategies, to_toml
 
 _WITHHELD = ("deliberation", "sub-planning")
@@ -50,7 +48,7 @@ def run(bench: Workbench) -> Page:
     for name in _WITHHELD:
         found, before = done[_GROWN.format(name)], done[_LONGER.format(name)]
         gain = difference(found, before)
-        page.text(f"{name}: {points(gain)} points over the eight trained as long; {percent(_share(found, name))} of all steps.")
+        page.text(f"{name}: {points(gain)} points over the eight trained as long; {percent(used(found, name))} of all steps.")
         page.measured(f"the set grown by {name}, minus the set without it, trained as long", gain,
                       goal="at least 3 points", met=gain.mean >= 0.03)  # fmt: skip
     for row in rows:
@@ -86,10 +84,6 @@ def _trials(folder: Path) -> list[dict[str, Any]]:
 def _gain(trial: dict[str, Any]) -> str:
     result = trial["result"]
     return f"{100 * result['difference']:+.1f} [{100 * result['low']:+.1f}, {100 * result['high']:+.1f}]"
-
-
-def _share(arm: list[Measured], name: str) -> float:
-    return float(np.mean([m.summary["usage"].get(name, 0.0) for m in arm]))
 
 
 LIMITS = """The candidate that helps was withheld before: the reasoner's base knows that kind of step from its pre-training, and
