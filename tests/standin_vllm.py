@@ -4,11 +4,16 @@ after a weight update until it is reset, as vLLM's is."""
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import httpx
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+_loading = (
+    threading.Lock()
+)  # transformers' from_pretrained patches its classes while it runs: two at once leave tied heads unloaded
 
 
 class StandIn(httpx.MockTransport):
@@ -38,7 +43,8 @@ class StandIn(httpx.MockTransport):
         if path == "/collective_rpc":
             assert body["method"] == "reload_weights"
             head = self.model.get_output_embeddings().weight
-            self.model = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"]).eval()
+            with _loading:
+                self.model = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"]).eval()
             assert not self.model.config.tie_word_embeddings
             if self.keeps_head:
                 self.model.lm_head.weight = head
