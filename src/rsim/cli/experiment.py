@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "schedule": "lambda fixed, switched, reversed",
     "continual": "a sequence of tasks, with and without replay",
     "prompts": "other wordings of the injected prompts",
+    "robust": "many wordings in training, and wordings that were not among them",
     "arith": "SmolLM2-135M on sums: base, cold start, GRPO, rSIM, controls (hours)",
 }
 _MODULES = {"fig1": "usage", "fig3": "sizes", "fig4": "transfer", "fig5": "curves"}  # where the module has another name

@@ -1,0 +1,85 @@
+"""Robust prompts: many wordings sampled in training, and what that does to wordings that no one saw in training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from rsim.experiments.arms import measure_arms, rsim_runs
+from rsim.experiments.page import Page, percent, points
+from rsim.experiments.stats import difference, estimate
+from rsim.experiments.workbench import Measured, Measurement, Workbench, checkpoint
+from rsim.strategies import StrategySet, load_strategies, to_toml
+
+# What stands around a strategy's first prompt; the two lists were fixed before any training with them.
+_TRAINED = ("ok {}", "... {}", "> {}", "Hm... {}", "and {}")
+_UNSEEN = ("1. {}", "STEP {}", "Now, {}", "Well, {}", "Ok now: {}", "Please. {}")
+_USUAL = "usual"
+_FEW, _MANY = "two wordings in training", "seven wordings in training"
+
+
+def run(bench: Workbench) -> Page:
+    page = Page("robust", "Robust prompts: many wordings in training", bench, issue=8)
+    folder = bench.out / "sets"
+    many = _written(folder / "seven-wordings.toml", _TRAINED, usual=True)
+    runs = {_FEW: rsim_runs(bench), _MANY: rsim_runs(bench, many)}
+    wordings = {_USUAL: (), **{frame: (_written(folder / f"frame-{i}.toml", (frame,)),) for i, frame in enumerate(_UNSEEN)}}
+    usual = _written(folder / "usual.toml", (), usual=True)
+    done = measure_arms(bench, {
+        f"{arm}, {wording}": [Measurement(checkpoint(r), changes=changes or (usual,)) for r in found]
+        for arm, found in runs.items() for wording, changes in wordings.items()
+    })  # fmt: skip
+    page.text(f"The preset nano is trained as it is, with the lab's two prompts a strategy, and with five more, the first one "
+              f"with something before it: {_shown(_TRAINED)}. An episode draws the wording of each step (`rollout.paraphrase = "
+              f"\"random\"`). Both are then asked with one wording at a time that neither was trained with: "
+              f"{_shown(_UNSEEN)}.")  # fmt: skip
+    arms = {arm: {wording: done[f"{arm}, {wording}"] for wording in wordings} for arm in runs}
+    rows = [[f"`{wording.format('Think:')}`" if wording != _USUAL else "the two usual ones",
+             *(percent(estimate(arms[arm][wording]).mean) for arm in arms),
+             points(difference(arms[_MANY][wording], arms[_FEW][wording]))] for wording in wordings]  # fmt: skip
+    page.table(["wording", *arms, "difference, points"], rows)
+    spreads = {arm: _spread(found) for arm, found in arms.items()}
+    for arm, found in arms.items():
+        page.text(f"{arm}: {percent(_mean(found))} over the unseen wordings, spread {_points(spreads[arm])} points.")
+        page.measured(f"{arm}: the usual wordings", estimate(found[_USUAL]))
+        page.value(f"{arm}: mean over unseen wordings", round(100 * _mean(found), 1), unit="%")
+        page.value(f"{arm}: spread over unseen wordings", _points(spreads[arm]), unit="points")
+    ratio = spreads[_MANY] / spreads[_FEW]
+    page.value("spread over unseen wordings, seven wordings against two", round(ratio, 2), unit="ratio",
+               goal="at most 0.5", met=ratio <= 0.5)  # fmt: skip
+    return page
+
+
+def _written(file: Path, frames: tuple[str, ...], *, usual: bool = False) -> str:
+    """A change of settings: the lab's strategies with each of ``frames`` around its first prompt; ``usual``: after both."""
+    chosen = [
+        replace(s, prompts=(*(s.prompts if usual else ()), *(frame.format(s.prompts[0]) for frame in frames)))
+        for s in load_strategies("lab").strategies
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(to_toml(StrategySet(tuple(chosen))), encoding="utf-8")
+    return f"models.strategies={json.dumps(str(file))}"
+
+
+def _spread(arm: dict[str, list[Measured]]) -> float:
+    """The best unseen wording's accuracy minus the worst one's."""
+    means = [estimate(arm[wording]).mean for wording in _UNSEEN]
+    return max(means) - min(means)
+
+
+def _mean(arm: dict[str, list[Measured]]) -> float:
+    return sum(estimate(arm[wording]).mean for wording in _UNSEEN) / len(_UNSEEN)
+
+
+def _points(share: float) -> float:
+    return round(100 * share, 1)
+
+
+def _shown(frames: tuple[str, ...]) -> str:
+    return ", ".join(f"`{frame.format('Think:')}`" for frame in frames)
+
+
+LIMITS = """All unseen wordings contain the prompt that the base was pre-trained on, with something before it. Something behind
+it (`Think: now`) takes the base's accuracy to 0, and was neither trained nor tried here. The lab's other words are spelled
+letter by letter. An LLM's paraphrases share meaning rather than letters."""
