@@ -49,7 +49,7 @@ class StandIn(httpx.MockTransport):
             if self.keeps_head:
                 self.model.lm_head.weight = head
             return httpx.Response(200, json={"results": [None]})
-        return httpx.Response(200 if path in ("/pause", "/resume") else 404, json={})
+        return httpx.Response(200 if path in ("/pause", "/resume", "/health") else 404, json={})
 
     @torch.no_grad()
     def complete(self, prompt: list[int], max_tokens: int, temperature: float, **body: Any) -> dict[str, Any]:

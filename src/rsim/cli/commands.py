@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rsim.cluster import connect, export, served
 from rsim.config import Config, load_config
 from rsim.data.problem import Problem
 from rsim.errors import UserError
@@ -14,10 +16,9 @@ from rsim.evaluation.compare import compare
 from rsim.evaluation.evaluate import episode_record, evaluate
 from rsim.evaluation.saved import EvalSettings, evaluate_into, load_game, locate
 from rsim.evaluation.upstream import ServedModel
-from rsim.models import load_reasoner, quiet_models
+from rsim.models import quiet_models
 from rsim.report.report import build_report
 from rsim.rollout.episode import Episode
-from rsim.rollout.vllm import save_untied
 from rsim.training import estimate, plan
 from rsim.training.ray_launcher import parse_workers, train_with_ray
 
@@ -73,23 +74,24 @@ def run_export(source: str, folder: str) -> Path:
         config, checkpoint = locate(source, [])
         trained = checkpoint / "reasoner" if checkpoint else None
         source = str(trained) if trained and trained.is_dir() else config.models.reasoner
-    reasoner = load_reasoner(source, device="cpu")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_untied(reasoner.model, target)
-    reasoner.tokenizer.save_pretrained(target)
+    export(source, target)
     return target
 
 
 def run_eval(
-    settings: EvalSettings, *, served: dict[str, Any] | None, out: str, match_tokens: str, overwrite: bool, workers: int = 0
+    settings: EvalSettings, *, upstream: dict[str, Any] | None, out: str, match_tokens: str, overwrite: bool, workers: int = 0
 ) -> tuple[dict[str, Any], Path]:  # fmt: skip
     """`evaluate_into` a folder, and a report beside it. Returns the summary and the page."""
     quiet_models()
     folder = Path(out) if out else (Path(settings.run) / "eval" if Path(settings.run).is_dir() else Path("runs/eval"))
-    result = evaluate_into(
-        folder, settings, served=ServedModel(**served) if served else None, match_tokens=match_tokens, overwrite=overwrite,
-        workers=workers,
-    )  # fmt: skip
+    config, _ = locate(settings.run, list(settings.overrides))
+    if workers:
+        connect()
+    with served(config, folder / "replicas", others=workers) if workers else nullcontext():
+        result = evaluate_into(
+            folder, settings, served=ServedModel(**upstream) if upstream else None, match_tokens=match_tokens,
+            overwrite=overwrite, workers=workers,
+        )  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     record = {"step": 0, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low, "eval/accuracy_high": result.high}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")

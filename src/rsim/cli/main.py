@@ -119,13 +119,13 @@ def evaluate(
 
     merged = tuple(_merge(overrides, strategies=strategies, data_dir=data_dir))
     settings = EvalSettings(run, planner, reasoner, data, split, limit, seed, not sample and samples == 1, samples, merged)
-    served = {"url": upstream, "name": model, "mode": mode, "at_once": at_once} if upstream else None
+    there = {"url": upstream, "name": model, "mode": mode, "at_once": at_once} if upstream else None
     if launcher not in ("", "ray"):
         raise UserError(f"--launcher {launcher}", "use ray")
     if workers > 1 and not launcher:
         raise UserError(f"--workers {workers}", "say where: --launcher ray")
     summary, page = run_eval(
-        settings, served=served, out=out, match_tokens=match_tokens, overwrite=overwrite, workers=workers if launcher else 0
+        settings, upstream=there, out=out, match_tokens=match_tokens, overwrite=overwrite, workers=workers if launcher else 0
     )
     if as_json:
         print(json.dumps(summary))

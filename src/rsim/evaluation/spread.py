@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rsim.cluster import connect
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 
@@ -58,13 +59,10 @@ def spread(
     Raises:
         UserError: Ray is not installed, or has too few of them; a replica failed, or died time after time.
     """
-    try:
-        import ray
-        from ray.exceptions import RayError
-        from ray.util import ActorPool
-    except ImportError as error:
-        raise UserError("--launcher ray needs the package ray", "pip install 'ray[train]'") from error
-    ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    ray = connect()
+    from ray.exceptions import RayError
+    from ray.util import ActorPool
+
     resources = ray.cluster_resources()
     kind = "GPU" if resources.get("GPU", 0) else "CPU"
     if resources.get(kind, 0) < workers:

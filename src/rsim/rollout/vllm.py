@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from rsim import adapters
 from rsim.errors import UserError
 from rsim.rollout.engine import End, SampledStep
+from rsim.rollout.vllm_replicas import urls
 
 _PROBE = "1 + 1 ="
 
@@ -110,8 +111,9 @@ class VllmServer:
 class VllmServers:
     """One or more servers of the same model: sequences are spread over them, and all are given the same weights."""
 
-    def __init__(self, urls: str, timeout: float) -> None:
-        self.servers = [VllmServer(url.strip(), timeout) for url in urls.split(",")]
+    def __init__(self, url: str, timeout: float) -> None:
+        """``url``: as ``rollout.vllm_url`` has it."""
+        self.servers = [VllmServer(one, timeout) for one in urls(url)]
 
     def check(self, temperature: float) -> None:
         """`VllmServer.check_temperature` of each."""

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rsim.cluster import connect, served
 from rsim.config import Config, from_table, to_table
 from rsim.errors import UserError, first_line
 from rsim.training.run_folder import RunFolder, records
@@ -35,6 +36,7 @@ def train_with_ray(
     """Trains on the cluster that ``RAY_ADDRESS`` names, or on this machine alone.
 
     Every worker gets a GPU where the cluster has some, else a CPU. All of them must see the run's folder under the same path.
+    The vLLM servers of ``rollout.vllm_url = "ray:N"`` run beside them, and through their restarts.
 
     Returns:
         the last held-out evaluation's record.
@@ -42,17 +44,14 @@ def train_with_ray(
     Raises:
         UserError: Ray is not installed; the run's folder cannot be begun or gone on with; training failed time after time.
     """
-    try:
-        import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-        from ray.train.v2.api.exceptions import WorkerGroupError
-    except ImportError as error:
-        raise UserError("--launcher ray needs the package ray", "pip install 'ray[train]'") from error
     RunFolder.open(config, resume=resume, force=force)
-    ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
-    has_gpus = ray.cluster_resources().get("GPU", 0) >= workers[0]
+    ray = connect()
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
     low, high = workers
+    has_gpus = ray.cluster_resources().get("GPU", 0) >= low
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": to_table(config), "force": force, "folder": str(Path.cwd())},
@@ -61,7 +60,8 @@ def train_with_ray(
                              failure_config=FailureConfig(max_failures=restarts)),
     )  # fmt: skip
     try:
-        trainer.fit()
+        with served(config, config.folder / "replicas", others=low):
+            trainer.fit()
     except WorkerGroupError as error:
         causes = list(error.worker_failures.values())
         told = next((e for e in causes if isinstance(e, UserError)), causes[0])
