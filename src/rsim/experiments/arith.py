@@ -17,7 +17,7 @@ _CONTROLS = ("random", "fixed", "sequence", "wait")
 _SEARCHED = 32  # dev problems on which a control is picked
 _NO_STAGES = ("stages.stage1.steps=0", "stages.stage2.steps=0", "train.eval_every=0")
 _ALONE = 'models.planner="none"'
-_BUDGET = "train.token_budget=200000"  # of rSIM and of GRPO alone, after the cold start
+_BUDGET = "train.token_budget=150000"  # of rSIM and of GRPO alone, after the cold start
 
 
 def run(bench: Workbench) -> Page:
