@@ -23,7 +23,8 @@ from bench.serve import process
 from bench.upstreams import wait_for_models
 from rsim.evaluation.compare import compare
 from rsim.evaluation.evaluate import Evaluation
-from rsim.evaluation.saved import EvalSettings, evaluate_into
+from rsim.evaluation.loading import EvalSettings
+from rsim.evaluation.saved import evaluate_into
 from rsim.evaluation.upstream import ServedModel
 from rsim.models import quiet_models
 from rsim.report.ledger import record, row

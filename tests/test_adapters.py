@@ -15,7 +15,7 @@ import rsim
 from rsim.adapters import add, merged_weights, share_frozen
 from rsim.config import Config
 from rsim.errors import UserError
-from rsim.evaluation.saved import load_game
+from rsim.evaluation.loading import load_game
 from rsim.models import load_planner, load_reasoner
 from rsim.planner.planner import Planner
 from rsim.plugin.card import hub_folder

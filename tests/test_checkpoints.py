@@ -15,7 +15,7 @@ import torch
 import rsim
 from rsim.cli.main import main
 from rsim.errors import UserError
-from rsim.evaluation.saved import locate
+from rsim.evaluation.loading import locate
 from rsim.training.checkpoints import MANIFEST, Checkpoints, verify
 from rsim.training.trainer import Trainer
 from tiny import metrics_of, stopped_after

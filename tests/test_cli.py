@@ -66,7 +66,7 @@ def test_eval_goes_on_where_it_was_stopped(capsys, base_folder, tmp_path, monkey
             raise KeyboardInterrupt
         return play_scored(game, problems, *args, first=first, **kwargs)
 
-    monkeypatch.setattr("rsim.evaluation.saved.play_scored", stops)
+    monkeypatch.setattr("rsim.evaluation.loading.play_scored", stops)
     code, _, _ = run(capsys, *asked, "--out", "parts")
     assert code == 130
     with (tmp_path / "parts" / "episodes.jsonl").open("a") as file:

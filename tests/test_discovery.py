@@ -20,7 +20,8 @@ from rsim.discovery.failures import as_text, failures
 from rsim.discovery.propose import propose
 from rsim.errors import UserError
 from rsim.evaluation.compare import Comparison
-from rsim.evaluation.saved import EvalSettings, evaluate_into
+from rsim.evaluation.loading import EvalSettings
+from rsim.evaluation.saved import evaluate_into
 from rsim.planner.planner import Planner
 from rsim.rollout.game import Game
 from rsim.strategies import StrategySet, load_strategies, to_toml

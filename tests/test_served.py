@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from rsim.cli.main import app
 from rsim.config import PRESETS
 from rsim.errors import UserError
-from rsim.evaluation.saved import EvalSettings, evaluate_into
+from rsim.evaluation.loading import EvalSettings
+from rsim.evaluation.saved import evaluate_into
 from rsim.evaluation.upstream import ServedModel
 from rsim.models import load_planner, load_reasoner
 from rsim.planner.scripted import random_planner

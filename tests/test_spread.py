@@ -11,7 +11,8 @@ import pytest
 
 from rsim.errors import UserError
 from rsim.evaluation import spread as module
-from rsim.evaluation.saved import EvalSettings, evaluate_into
+from rsim.evaluation.loading import EvalSettings
+from rsim.evaluation.saved import evaluate_into
 from rsim.evaluation.upstream import ServedModel
 
 SETTINGS = EvalSettings("nano", "random", "", "lab", "test", 10, 0, True, 1, ())

@@ -14,7 +14,8 @@ from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.compare import compare
 from rsim.evaluation.evaluate import episode_record, evaluate
-from rsim.evaluation.saved import EvalSettings, evaluate_into, load_game, locate
+from rsim.evaluation.loading import EvalSettings, load_game, locate
+from rsim.evaluation.saved import evaluate_into
 from rsim.evaluation.upstream import ServedModel
 from rsim.models import quiet_models
 from rsim.report.report import build_report

@@ -115,7 +115,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy, with a 95% interval, and write the episodes and a summary."""
     from rsim.cli.commands import run_eval
-    from rsim.evaluation.saved import EvalSettings
+    from rsim.evaluation.loading import EvalSettings
 
     merged = tuple(_merge(overrides, strategies=strategies, data_dir=data_dir))
     settings = EvalSettings(run, planner, reasoner, data, split, limit, seed, not sample and samples == 1, samples, merged)

@@ -16,7 +16,8 @@ from rsim.config import ColdStartConfig, Config, StageConfig, load_config
 from rsim.discovery.adapt import adapted, load
 from rsim.errors import UserError
 from rsim.evaluation.compare import Comparison, compare
-from rsim.evaluation.saved import EvalSettings, evaluate_into, locate
+from rsim.evaluation.loading import EvalSettings, locate
+from rsim.evaluation.saved import evaluate_into
 from rsim.strategies import StrategySet, to_toml
 from rsim.training.run_folder import differences
 from rsim.training.trainer import train

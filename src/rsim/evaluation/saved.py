@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from rsim.config import Config, load_config, presets, to_table
+from rsim.config import Config, to_table
 from rsim.data.load import load_problems
 from rsim.data.problem import Problem
 from rsim.errors import UserError
-from rsim.evaluation.evaluate import Evaluation, Players, Record, episode_record, play_scored, summarise
-from rsim.evaluation.planners import planner_from
+from rsim.evaluation.evaluate import Evaluation, Players, Record, summarise
+from rsim.evaluation.loading import EvalSettings, load_game, locate, planner_of_served, play_part
 from rsim.evaluation.spread import spread
 from rsim.evaluation.upstream import ServedGame, ServedModel
-from rsim.models import load_planner, load_reasoner
-from rsim.place import choose_place
-from rsim.planner.planner import AnyPlanner
 from rsim.rollout.game import Game
 from rsim.strategies import load_strategies, to_toml
-from rsim.training.checkpoints import MANIFEST, verify
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """What an evaluation depends on, beside the run: kept in its folder, so that it can go on where it was stopped."""
-
-    run: str
-    planner: str
-    reasoner: str
-    data: str
-    split: str
-    limit: int
-    seed: int
-    greedy: bool
-    samples: int
-    overrides: tuple[str, ...]
 
 
 def evaluate_into(
@@ -71,7 +50,7 @@ def evaluate_into(
     )  # fmt: skip
     game: Game | ServedGame
     if served:
-        game = ServedGame(served, _planner_of_served(config, checkpoint, settings.planner, problems), config)
+        game = ServedGame(served, planner_of_served(config, checkpoint, settings.planner, problems), config)
     else:
         game = load_game(config, checkpoint, settings.planner, settings.reasoner, problems, settings.seed)
     if served and workers:
@@ -94,7 +73,7 @@ def evaluate_into(
     starts = list(range(begun, len(problems), step))
     rounds: Iterator[tuple[list[Record], Players]]
     if workers and starts:
-        rounds = spread(asdict(settings), problems, starts, step, workers)
+        rounds = spread(settings, problems, starts, step, workers)
     else:
         rounds = ((play_part(game, problems[i : i + step], i, settings, config), game) for i in starts)
     for done, told in rounds:
@@ -116,86 +95,6 @@ def evaluate_into(
         summary["model"] = game.model
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return result
-
-
-def play_part(
-    game: Game | ServedGame, problems: list[Problem], first: int, settings: EvalSettings, config: Config
-) -> list[Record]:  # fmt: skip
-    """The records of problems number ``first``, ``first + 1``, ..., as they are kept."""
-    how: dict[str, Any] = {"seed": settings.seed, "greedy": settings.greedy, "samples": settings.samples}
-    if isinstance(game, ServedGame):
-        done, shown = game.play_scored(problems, first=first, **how)
-    else:
-        done, episodes, scores = play_scored(game, problems, config.rewards, first=first, **how)
-        shown = [episode_record(e, s, game.names) for e, s in zip(episodes, scores, strict=True)]
-    return [{"step": 0} | text | numbers | {"group": numbers["index"]} for text, numbers in zip(shown, done, strict=True)]
-
-
-def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
-    """The config and checkpoint that a run folder, a checkpoint folder or a preset names.
-
-    A run folder means its final checkpoint, or the newest one while it is still training.
-    """
-    path = Path(run)
-    if (path / "config.toml").is_file():
-        final = path / "checkpoints" / "final"
-        found = sorted((path / "checkpoints").glob("step-*"))
-        checkpoint = final if final.is_dir() else found[-1] if found else None
-        if checkpoint is None:
-            raise UserError(f"{run} has no checkpoint yet", "train it first")
-        _check_whole(checkpoint)
-        return load_config(str(path / "config.toml"), overrides), checkpoint
-    if ((path / "reasoner").is_dir() or (path / "planner").is_dir()) and (path.parent.parent / "config.toml").is_file():
-        _check_whole(path)
-        return load_config(str(path.parent.parent / "config.toml"), overrides), path
-    if run in presets() or path.suffix == ".toml":
-        return load_config(run, overrides), None
-    raise UserError(f"no run, checkpoint or preset {run!r}", f"train one first, or use a preset: {', '.join(presets())}")
-
-
-def _check_whole(checkpoint: Path) -> None:
-    """A checkpoint that lacks a file would be taken for one of a planner or a reasoner alone."""
-    if (checkpoint / MANIFEST).is_file():
-        verify(checkpoint, digests=False)
-
-
-def load_game(
-    config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem], seed: int = 0
-) -> Game:
-    models, place = config.models, choose_place(config)
-    trained = checkpoint / "reasoner" if checkpoint else None  # there is none where only the planner was trained
-    source = reasoner or (str(trained) if trained and trained.is_dir() else models.reasoner)
-    strategies = load_strategies(models.strategies)
-    served = config.rollout.engine == "vllm"
-    handed_over = served and (bool(reasoner) or source != models.reasoner)  # else the server has the model that is meant
-    loaded = load_reasoner(
-        source, device=place.device, dtype=place.dtype, system_prompt=models.system_prompt,
-        weights=not served or handed_over, quantised=models.quantised,
-    )  # fmt: skip
-    own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
-    chosen: AnyPlanner | None = None
-    if planner:
-        chosen = planner_from(planner, strategies, problems, reasoner=loaded, rules=config.rollout, trained=own, seed=seed)
-    elif own:
-        chosen = load_planner(str(own), strategies, device=place.device, dtype=place.dtype, seed=0, quantised=models.quantised)
-    game = Game(loaded, chosen, config.rollout)
-    if game.servers is not None and handed_over:
-        with tempfile.TemporaryDirectory() as folder:
-            game.servers.check_updates(loaded.model, Path(folder) / "reasoner")
-    return game
-
-
-def _planner_of_served(
-    config: Config, checkpoint: Path | None, planner: str, problems: list[Problem]
-) -> AnyPlanner | None:  # fmt: skip
-    """The planner that `load_game` would take, for a reasoner that is out of its reach."""
-    strategies = load_strategies(config.models.strategies)
-    if planner.partition(":")[0] in ("shuffled", "prompted"):
-        raise UserError(f"--planner {planner}", "needs a reasoner in this process: leave --upstream out")
-    if planner:
-        return planner_from(planner, strategies, problems)
-    own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
-    return load_planner(str(own), strategies, seed=0) if own else None
 
 
 def _meaning(config: Config, data: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import Any
 from rsim.cluster import connect
 from rsim.data.problem import Problem
 from rsim.errors import UserError
+from rsim.evaluation.loading import EvalSettings, load_game, locate, play_part
+from rsim.models import quiet_models
 
 _RESTARTS = 3  # of a replica, and of the questions that it had
 
@@ -31,27 +33,22 @@ class Replica:
 class _Player:
     """Inside the cluster: the game of an evaluation."""
 
-    def __init__(self, folder: str, settings: dict[str, Any], problems: list[Problem]) -> None:
+    def __init__(self, folder: str, settings: EvalSettings, problems: list[Problem]) -> None:
         os.chdir(folder)
-        from rsim.evaluation.saved import EvalSettings, load_game, locate
-        from rsim.models import quiet_models
-
         quiet_models()
-        self.settings, self.problems = EvalSettings(**settings), problems
+        self.settings, self.problems = settings, problems
         self.config, checkpoint = locate(self.settings.run, list(self.settings.overrides))
         self.game = load_game(self.config, checkpoint, self.settings.planner, self.settings.reasoner, problems,
                               self.settings.seed)  # fmt: skip
 
     def play(self, first: int, count: int) -> tuple[list[dict[str, Any]], Replica]:
-        from rsim.evaluation.saved import play_part
-
         part = self.problems[first : first + count]
         records = play_part(self.game, part, first, self.settings, self.config)
         return records, Replica(self.game.names, self.game.parameters, self.game.planner_share)
 
 
 def spread(
-    settings: dict[str, Any], problems: list[Problem], starts: list[int], count: int, workers: int
+    settings: EvalSettings, problems: list[Problem], starts: list[int], count: int, workers: int
 ) -> Iterator[tuple[list[dict[str, Any]], Replica]]:  # fmt: skip
     """The records of ``count`` questions from each of ``starts`` on, in order, played by ``workers`` replicas on the cluster
     that ``RAY_ADDRESS`` names, or on this machine alone. Each has a GPU where the cluster has any, else a CPU.

@@ -28,8 +28,9 @@ from rsim.config import Config, load_config, to_table
 from rsim.data.load import load_problems
 from rsim.discovery.grow import grow
 from rsim.evaluation.evaluate import evaluate, vote
+from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.planners import planner_from
-from rsim.evaluation.saved import EvalSettings, evaluate_into
+from rsim.evaluation.saved import evaluate_into
 from rsim.evaluation.search import best_fixed, best_sequence
 from rsim.lab.pretrain import SIZES, PretrainConfig, pretrain
 from rsim.models import load_reasoner, quiet_models

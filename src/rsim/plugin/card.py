@@ -8,7 +8,7 @@ from typing import Any
 
 from rsim.config import Config
 from rsim.errors import UserError
-from rsim.evaluation.saved import locate
+from rsim.evaluation.loading import locate
 from rsim.planner.planner import Planner
 from rsim.strategies import load_strategies
 
