@@ -32,6 +32,7 @@ from rsim.weights import package_file
 
 _PORT = 8397  # always the same one: an evaluation that goes on asks the same server
 _PRESETS = {"tatqa": "plugin-tatqa", "mbpp": "plugin-mbpp", "humaneval": "plugin-mbpp"}  # else plugin-qwen2.5-coder
+_PRESETS_OF = {"gemma3-270m": "gemma3-gsm8k"}  # a base model needs worked examples
 _NATIVE = ("rollout.batch=64", 'models.dtype="float32"')
 _CONTROLS = [
     "random",
@@ -94,7 +95,7 @@ def measure(
     for arm, spec in arms.items():
         folder = out / model / f"{data}-{limit}" / arm.replace(":", "-").replace(",", "-").replace(" ", "-")
         reasoner = "" if served else source
-        preset = _PRESETS.get(data, "plugin-qwen2.5-coder")
+        preset = _PRESETS_OF.get(model) or _PRESETS.get(data, "plugin-qwen2.5-coder")
         settings = EvalSettings(preset, spec, reasoner, data, "test", limit, 0, True, 1, _NATIVE if not served else ())
         done[arm] = folder
         rows += _rows(f"{label}: {arm}", evaluate_into(folder, settings, served=served))
