@@ -11,9 +11,8 @@ import httpx
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-_loading = (
-    threading.Lock()
-)  # transformers' from_pretrained patches its classes while it runs: two at once leave tied heads unloaded
+# transformers' from_pretrained patches its classes while it runs: two at once leave tied heads unloaded.
+_loading = threading.Lock()
 
 
 class StandIn(httpx.MockTransport):

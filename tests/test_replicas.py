@@ -11,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -82,9 +83,18 @@ def test_a_server_that_does_not_come_up_is_one_line(tmp_path, command, seconds, 
         Server(command, "", str(tmp_path / "log"), host="127.0.0.1", seconds=seconds).url()
 
 
-def test_replicas_without_ray_and_bad_numbers_are_one_line():
-    with pytest.raises(UserError, match="--launcher ray"):
-        urls("ray:2")
+def test_replicas_that_no_one_started_and_bad_numbers_are_one_line(monkeypatch):
+    def unknown(name: str) -> None:
+        raise ValueError(name)
+
+    for ray in (
+        None,
+        SimpleNamespace(is_initialized=lambda: False),
+        SimpleNamespace(is_initialized=lambda: True, get_actor=unknown),
+    ):
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        with pytest.raises(UserError, match="--launcher ray"):
+            urls("ray:2")
     for wrong in ("ray:", "ray:0", "ray:two"):
         with pytest.raises(UserError, match="ray:N"):
             urls(wrong)

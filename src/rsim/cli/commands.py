@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,7 @@ def run_eval(
     """`evaluate_into` a folder, and a report beside it. Returns the summary and the page."""
     quiet_models()
     folder = Path(out) if out else (Path(settings.run) / "eval" if Path(settings.run).is_dir() else Path("runs/eval"))
-    config, _ = locate(settings.run, list(settings.overrides))
-    if workers:
-        connect()
-    with served(config, folder / "replicas", others=workers) if workers else nullcontext():
+    with _servers(settings, folder, workers) if workers and not upstream else nullcontext():
         result = evaluate_into(
             folder, settings, served=ServedModel(**upstream) if upstream else None, match_tokens=match_tokens,
             overwrite=overwrite, workers=workers,
@@ -99,6 +96,13 @@ def run_eval(
     title = f"{summary['data']} {settings.split}, {result.questions} questions"
     (folder / "table.json").write_text(json.dumps({"title": title, "rows": [result.to_json()]}) + "\n")
     return summary, build_report(folder)
+
+
+def _servers(settings: EvalSettings, folder: Path, workers: int) -> AbstractContextManager[None]:
+    """The vLLM servers that the evaluation asks Ray for."""
+    config, _ = locate(settings.run, list(settings.overrides))
+    connect()
+    return served(config, folder / "replicas", others=workers)
 
 
 def run_compare(first: str, second: str) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from rsim.experiments.ablation import ablate
+from rsim.experiments.arms import write_set
 from rsim.experiments.page import Page, percent
 from rsim.experiments.stats import difference, estimate
 from rsim.experiments.workbench import Measured, Workbench, episodes
-from rsim.strategies import StrategySet, load_strategies, to_toml
+from rsim.strategies import load_strategies
 
 _PRICES = (0.0, 0.1, 0.3, 0.6)
 _FREE = "a continuation without a prompt"
@@ -63,10 +64,8 @@ def run(bench: Workbench) -> Page:
 def _free_continuation(folder: Path) -> str:
     """The file of the lab's nine with a continuation whose prompt is empty."""
     nine = load_strategies("lab").strategies
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "free-continuation.toml"
-    file.write_text(to_toml(StrategySet(tuple(replace(s, prompts=("",)) if s.name == "continuation" else s for s in nine))))
-    return str(file)
+    free = [replace(s, prompts=("",)) if s.name == "continuation" else s for s in nine]
+    return write_set(folder / "free-continuation.toml", free)
 
 
 def _tokens(arm: list[Measured]) -> float:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rsim.experiments.arms import measure_arms, used
+from rsim.experiments.arms import measure_arms, used, write_set
 from rsim.experiments.page import Page, percent, points
 from rsim.experiments.stats import difference
 from rsim.experiments.workbench import Measurement, Training, Workbench, checkpoint
-from rsim.strategies import StrategySet, load_strategies, to_toml
+from rsim.strategies import load_strategies
 
 _WITHHELD = ("deliberation", "sub-planning")
 _DECOY = "second-look"  # says what self-reflection says
@@ -63,12 +63,8 @@ def _sets(folder: Path, withheld: str) -> tuple[str, str]:
     nine = load_strategies("lab")
     eight = tuple(s for s in nine.strategies if s.name != withheld)
     decoy = replace(nine[nine.index("self-reflection")], name=_DECOY)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = (folder / f"without-{withheld}.toml", folder / f"candidates-{withheld}.toml")
-    sets = (StrategySet(eight), StrategySet((*eight, decoy, nine[nine.index(withheld)])))
-    for file, strategies in zip(files, sets, strict=True):
-        file.write_text(to_toml(strategies), encoding="utf-8")
-    return str(files[0]), str(files[1])
+    candidates = (*eight, decoy, nine[nine.index(withheld)])
+    return write_set(folder / f"without-{withheld}.toml", eight), write_set(folder / f"candidates-{withheld}.toml", candidates)
 
 
 def _best(folder: Path) -> Path:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-from rsim.experiments.arms import measure_arms, rsim_runs
+from rsim.experiments.arms import measure_arms, rsim_runs, write_set
 from rsim.experiments.page import Page
 from rsim.experiments.stats import estimate
 from rsim.experiments.workbench import Measurement, Workbench, checkpoint
-from rsim.strategies import StrategySet, load_strategies, to_toml
+from rsim.strategies import Strategy, load_strategies
 
 _UNSEEN = {
     "self-reflection": "Again:", "decomposition": "Break it up:", "deliberation": "Slowly now:", "validation": "Is it so?",
@@ -22,7 +22,7 @@ _UNSEEN = {
 def run(bench: Workbench) -> Page:
     page = Page("prompts", "Wording: paraphrases of the injected prompts", bench)
     runs = rsim_runs(bench)
-    sets = {
+    sets: dict[str, Callable[[Strategy], tuple[str, ...]]] = {
         "both, at random (as in training)": lambda s: s.prompts,
         "the first alone": lambda s: s.prompts[:1],
         "the second alone": lambda s: s.prompts[1:],
@@ -30,8 +30,9 @@ def run(bench: Workbench) -> Page:
     }
     arms: dict[str, list[Measurement]] = {}
     for name, pick in sets.items():
-        file = _written(bench.out / "strategies" / f"{name.split(',')[0].replace(' ', '-')}.toml", pick)
-        change = (f"models.strategies={json.dumps(str(file))}",)
+        file = bench.out / "strategies" / f"{name.split(',')[0].replace(' ', '-')}.toml"
+        written = write_set(file, [replace(s, prompts=pick(s)) for s in load_strategies("lab").strategies])
+        change = (f"models.strategies={json.dumps(written)}",)
         arms[f"trained reasoner, {name}"] = [Measurement(checkpoint(r), changes=change) for r in runs]
         arms[f"untrained reasoner, {name}"] = [
             Measurement("nano", checkpoint(r, "planner"), "nano-s", changes=change) for r in runs
@@ -44,16 +45,6 @@ def run(bench: Workbench) -> Page:
         seen = [estimate(done[f"{reasoner}, {name}"]).mean for name in list(sets)[:3]]
         page.value(f"{reasoner}: spread over wordings seen in training", round(100 * (max(seen) - min(seen)), 1), unit="points")
     return page
-
-
-def _written(file: Path, pick: object) -> Path:
-    """The lab's strategies with other prompts, as a file."""
-    assert callable(pick)
-
-    chosen = [replace(s, prompts=tuple(pick(s))) for s in load_strategies("lab").strategies]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_toml(StrategySet(tuple(chosen))), encoding="utf-8")
-    return file
 
 
 LIMITS = """The lab's prompts are single tokens with one meaning each; the unseen wordings are spelled letter by letter,

@@ -6,11 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from rsim.experiments.arms import measure_arms, rsim_runs
+from rsim.experiments.arms import measure_arms, rsim_runs, write_set
 from rsim.experiments.page import Page, percent, points
 from rsim.experiments.stats import difference, estimate
 from rsim.experiments.workbench import Measured, Measurement, Workbench, checkpoint
-from rsim.strategies import StrategySet, load_strategies, to_toml
+from rsim.strategies import load_strategies
 
 # What stands around a strategy's first prompt; the two lists were fixed before any training with them.
 _TRAINED = ("ok {}", "... {}", "> {}", "Hm... {}", "and {}")
@@ -57,9 +57,7 @@ def _written(file: Path, frames: tuple[str, ...], *, usual: bool = False) -> str
         replace(s, prompts=(*(s.prompts if usual else ()), *(frame.format(s.prompts[0]) for frame in frames)))
         for s in load_strategies("lab").strategies
     ]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_toml(StrategySet(tuple(chosen))), encoding="utf-8")
-    return f"models.strategies={json.dumps(str(file))}"
+    return f"models.strategies={json.dumps(write_set(file, chosen))}"
 
 
 def _spread(arm: dict[str, list[Measured]]) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from rsim.errors import UserError
+from rsim.errors import UserError, first_line
 
 SCHEME = "ray:"
 _NAME = "rsim-vllm-{}"
@@ -111,7 +111,7 @@ def replicas(count: int, command: str, model: Path, *, others: int) -> Iterator[
         UserError: the cluster has too few of them; a server does not start.
     """
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     resources = ray.cluster_resources()
     kind = "GPU" if resources.get("GPU", 0) else "CPU"
@@ -127,12 +127,13 @@ def replicas(count: int, command: str, model: Path, *, others: int) -> Iterator[
         for i in range(count)
     ]
     try:
-        ray.get([actor.url.remote() for actor in actors])
+        try:
+            ray.get([actor.url.remote() for actor in actors])
+        except RayError as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+                raise error.cause from error
+            raise UserError(f"a vLLM server did not start: {first_line(error)}") from error
         yield
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from error
-        raise
     finally:
         ray.wait([actor.stop.remote() for actor in actors], num_returns=count, timeout=60)
         for actor in actors:
@@ -148,10 +149,15 @@ def urls(url: str) -> list[str]:
     count = replica_count(url)
     if not count:
         return [one.strip() for one in url.split(",")]
+    missing = UserError(f"rollout.vllm_url = {url!r}", "Ray starts them: add --launcher ray")
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
-        raise UserError(f"rollout.vllm_url = {url!r}", "Ray starts them: add --launcher ray")
-    found: list[str] = ray.get([ray.get_actor(_NAME.format(i)).url.remote() for i in range(count)])
+        raise missing
+    try:
+        actors = [ray.get_actor(_NAME.format(i)) for i in range(count)]
+    except ValueError as error:  # no actor of that name
+        raise missing from error
+    found: list[str] = ray.get([actor.url.remote() for actor in actors])
     return found
 
 
