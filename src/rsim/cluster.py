@@ -25,7 +25,8 @@ def connect() -> Any:
         import ray
     except ImportError as error:
         raise UserError("--launcher ray needs the package ray", "pip install 'ray[train]'") from error
-    ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False)
     return ray
 
 
