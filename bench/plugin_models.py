@@ -3,9 +3,9 @@
     python -m bench.plugin_models [--model qwen2.5-coder-1.5b] [--data gsm8k:100 math500:50] [--controls random wait:1 ...]
         [--planner NAME=FOLDER ...] [--engine native|llama.cpp] [--out FOLDER] [--threads 2] [--record]
 
-Greedy. With ``--engine native`` the model is dequantised to float32 and plays many questions at once in this process; with
-llama.cpp (`bench/llama_env.sh` makes its environment) it stays quantised and is asked one question at a time, so that the
-server's prefix cache serves the next step. Answers are kept in ``--out``: a stopped measurement goes on.
+Greedy. With ``--engine native`` the model is dequantised to float32 (on a GPU to bfloat16) and plays many questions at once in
+this process; with llama.cpp (`bench/llama_env.sh` makes its environment) it stays quantised and is asked one question at a
+time, so that the server's prefix cache serves the next step. Answers are kept in ``--out``: a stopped measurement goes on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from rsim.weights import package_file
 _PORT = 8397  # always the same one: an evaluation that goes on asks the same server
 _PRESETS = {"tatqa": "plugin-tatqa", "mbpp": "plugin-mbpp", "humaneval": "plugin-mbpp"}  # else plugin-qwen2.5-coder
 _PRESETS_OF = {"gemma3-270m": "gemma3-gsm8k"}  # a base model needs worked examples
-_NATIVE = ("rollout.batch=64", 'models.dtype="float32"')
+_NATIVE = {  # on a CPU, on a GPU
+    False: ("rollout.batch=64", 'models.dtype="float32"'),
+    True: ("rollout.batch=256", 'models.dtype="bfloat16"'),
+}
 _CONTROLS = [
     "random",
     "wait:1",
@@ -96,7 +99,9 @@ def measure(
         folder = out / model / f"{data}-{limit}" / arm.replace(":", "-").replace(",", "-").replace(" ", "-")
         reasoner = "" if served else source
         preset = _PRESETS_OF.get(model) or _PRESETS.get(data, "plugin-qwen2.5-coder")
-        settings = EvalSettings(preset, spec, reasoner, data, "test", limit, 0, True, 1, _NATIVE if not served else ())
+        settings = EvalSettings(
+            preset, spec, reasoner, data, "test", limit, 0, True, 1, () if served else _NATIVE[torch.cuda.is_available()]
+        )
         done[arm] = folder
         rows += _rows(f"{label}: {arm}", evaluate_into(folder, settings, served=served))
         print(f"{label}: {arm}: {rows[-3]['value']:.1%}", flush=True)

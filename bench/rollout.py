@@ -132,8 +132,8 @@ def _generate(reasoner: Reasoner, rows: int, cache: str | None, asked: list[str]
     for first in range(0, len(asked), rows):
         prompts = [reasoner.prompt_ids(q) for q in asked[first : first + rows]]
         tokens, width = max(ends[first : first + rows]), max(map(len, prompts))
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=reasoner.model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=reasoner.model.device)
         reasoner.model.generate(
             ids, attention_mask=mask, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, min_new_tokens=tokens,
             max_new_tokens=tokens, pad_token_id=pad, cache_implementation=cache, disable_compile=True,

@@ -8,9 +8,11 @@ hands them to the layout.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -59,11 +61,22 @@ def forward(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, 
         positions: ``[N]``, each token's place in its own sequence.
     """
     no_mask = ids.new_zeros((1, 1, 1, 1))  # four dimensions: transformers makes no mask of its own
-    output = model.base_model(
-        input_ids=ids[None], position_ids=positions[None], attention_mask=no_mask, use_cache=False, packed=layout
-    )
+    with _attention_kernels(ids.device):
+        output = model.base_model(
+            input_ids=ids[None], position_ids=positions[None], attention_mask=no_mask, use_cache=False, packed=layout
+        )
     hidden: torch.Tensor = output.last_hidden_state[0]
     return hidden
+
+
+def _attention_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """On a GPU all but cuDNN's: it plans anew for every new shape, and while sampling every token is one (a forward pass of a
+    model of 1.5B in bfloat16 took 100 ms with it on an H100)."""
+    if device.type != "cuda":
+        return nullcontext()
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    chosen: AbstractContextManager[None] = sdpa_kernel(kernels)
+    return chosen
 
 
 def grouped_attention(

@@ -14,7 +14,7 @@ from rsim.evaluation.evaluate import Record, episode_record, play_scored
 from rsim.evaluation.planners import planner_from
 from rsim.evaluation.upstream import ServedGame
 from rsim.models import load_planner, load_reasoner
-from rsim.place import choose_place
+from rsim.place import allow_fast_products, choose_place
 from rsim.planner.planner import AnyPlanner
 from rsim.rollout.game import Game
 from rsim.strategies import load_strategies
@@ -69,6 +69,7 @@ def load_game(
     config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem], seed: int = 0
 ) -> Game:
     models, place = config.models, choose_place(config)
+    allow_fast_products(place)
     trained = checkpoint / "reasoner" if checkpoint else None  # there is none where only the planner was trained
     source = reasoner or (str(trained) if trained and trained.is_dir() else models.reasoner)
     strategies = load_strategies(models.strategies)

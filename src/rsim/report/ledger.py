@@ -5,11 +5,14 @@ A row is written by the command that measured it, never by hand, and a missed ta
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ def row(
         "command": command or " ".join(["python -m", module, *sys.argv[1:]]),
         "seeds": seeds or [],
         "interval": list(interval) if interval else None,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_memory_gib()} GiB, no GPU",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_memory_gib()} GiB, {_gpu()}",
         "date": time.strftime("%Y-%m-%d"),
         "commit": _COMMIT,
     }
@@ -47,12 +50,25 @@ def row(
 def record(topic: str, issue: int, title: str, rows: list[dict[str, Any]]) -> None:
     """Puts ``rows`` into the topic's ledger, in place of older rows of the same name, and rewrites its page."""
     path = RESULTS / f"{topic}.json"
-    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    new = {r["what"] for r in rows}
-    ledger = write(topic, issue, title, [r for r in old if r["what"] not in new] + rows)
-    PAGES.mkdir(parents=True, exist_ok=True)
-    page = "\n".join([f"# {ledger['title']}", "", *table(topic, ledger["rows"])])
-    (PAGES / f"{topic}.md").write_text(page, encoding="utf-8")
+    RESULTS.mkdir(exist_ok=True)
+    with _alone(RESULTS):  # measurements may run side by side
+        old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+        new = {r["what"] for r in rows}
+        ledger = write(topic, issue, title, [r for r in old if r["what"] not in new] + rows)
+        PAGES.mkdir(parents=True, exist_ok=True)
+        page = "\n".join([f"# {ledger['title']}", "", *table(topic, ledger["rows"])])
+        (PAGES / f"{topic}.md").write_text(page, encoding="utf-8")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here with this folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write(topic: str, issue: int, title: str, rows: list[dict[str, Any]], root: Path = Path()) -> dict[str, Any]:
@@ -90,6 +106,12 @@ def _interval(r: dict[str, Any]) -> str:
 
 def _met(r: dict[str, Any]) -> str:
     return "" if r["met"] is None else "yes" if r["met"] else "**no**"
+
+
+def _gpu() -> str:
+    import torch  # printing the ledger needs none
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
 def _memory_gib() -> int:

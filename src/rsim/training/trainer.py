@@ -252,6 +252,8 @@ class Trainer:
         record |= rollout_metrics([e for e, _ in own], [s for _, s in own], self._names()) | metrics
         record |= {"seconds": seconds, "tokens_per_second": sum(e.own_tokens for e in episodes) / seconds,
                    "sampled_tokens": self.sampled_tokens}  # fmt: skip
+        if self.place.device.startswith("cuda"):
+            record["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.place.device) / 2**30  # the peak so far
         self._log(record)
         if self.config.train.samples_every and self.step % self.config.train.samples_every == 0:
             self._log_episodes(own)
