@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 
-from bench.serve import process
-from bench.upstreams import wait_for_models
 from rsim.evaluation.compare import compare
 from rsim.evaluation.evaluate import Evaluation
 from rsim.evaluation.loading import EvalSettings
@@ -73,6 +71,9 @@ def main() -> None:
 @contextmanager
 def _served(model: str, threads: int) -> Iterator[ServedModel]:
     """A llama.cpp server for the model's GGUF file."""
+    from bench.serve import process  # where the model runs in this process, the packages of a server need not be there
+    from bench.upstreams import wait_for_models
+
     python = subprocess.run(["bench/llama_env.sh"], capture_output=True, text=True, check=True).stdout.strip()
     file = model if model.endswith(".gguf") else str(package_file(model))
     server = [python, "-m", "llama_cpp.server", "--model", file, "--port", str(_PORT), "--n_ctx", "4096", "--n_threads",

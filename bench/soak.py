@@ -25,6 +25,7 @@ from bench.workload import show
 from rsim.report.ledger import record, row
 
 _MIB = 2**20
+_STALLED = 300  # seconds without a step; one takes some four
 
 
 def main() -> None:
@@ -43,16 +44,21 @@ def main() -> None:
 def measure(folder: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
     changes = [f"out={folder}", "stages.stage1.steps=10000", "stages.stage2.steps=10000", "train.questions=16", f"seed={seed}"]
     command = [sys.executable, "-m", "rsim", "train", "nano", *(part for c in changes for part in ("--set", c))]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    told = folder.with_name("stderr")  # a pipe that no one reads would stop the run once it is full
+    with told.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
     seen: list[tuple[int, int]] = []  # bytes and files of all processes of the run
     deadline = time.monotonic() + 60 * minutes
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"the run ended by itself: {process.communicate()[1][-1000:]}")
+            raise SystemExit(f"the run ended by itself: {told.read_text()[-1000:]}")
         seen.append(_looked_at(process.pid))
+        if len(seen) > _STALLED and time.time() - (folder / "metrics.jsonl").stat().st_mtime > _STALLED:
+            raise SystemExit(f"no step within {_STALLED} s: the run stands still")
         time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    err = "Traceback" in process.communicate(timeout=600)[1]
+    process.wait(timeout=600)
+    err = "Traceback" in told.read_text()
     steps = sum("reward/accuracy" in line for line in (folder / "metrics.jsonl").read_text().splitlines())
     fifth = len(seen) // 5
     early, late = seen[fifth : 2 * fifth], seen[-fifth:]

@@ -8,6 +8,7 @@ from gguf import GGUFWriter
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import rsim.weights
+from rsim import packed
 from rsim.errors import UserError
 from rsim.models import load_planner, load_reasoner
 from rsim.planner import template
@@ -164,3 +165,10 @@ def write_tiny_gguf(path) -> dict[str, object]:
     writer.write_tensors_to_file()
     writer.close()
     return tensors
+
+
+def test_attention_on_a_gpu_does_not_go_through_cudnn():
+    """It plans for every new shape, and checkpointed layers must take the same kernel forward and backward: a flag, no context."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    packed.prepare(load_reasoner("nano-s", device="cpu").model)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

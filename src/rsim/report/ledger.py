@@ -31,7 +31,7 @@ def row(
 ) -> dict[str, Any]:  # fmt: skip
     """One measurement; ``met`` is None where there is no target. Machine, date and commit are filled in, and the command line
     where none is given."""
-    module = (sys.modules["__main__"].__spec__ or sys.modules[__name__].__spec__).name  # type: ignore[union-attr]
+    module = (sys.modules["__main__"].__spec__ or sys.modules[__name__].__spec__).name.removesuffix(".__main__")  # type: ignore[union-attr]
     return {
         "what": what,
         "value": value,
