@@ -11,7 +11,7 @@ NINE = {"self-reflection", "decomposition", "deliberation", "validation", "summa
         "continuation", "termination"}  # fmt: skip
 
 
-@pytest.mark.parametrize("source", ["default", "code", "lab"])
+@pytest.mark.parametrize("source", ["default", "sentences", "code", "lab"])
 def test_the_nine(source):
     strategies = load_strategies(source)
     assert set(strategies.names) == NINE
@@ -31,6 +31,13 @@ def test_termination_prompts_leave_the_answer_to_be_written(source):
     for prompt in strategies[strategies.termination].prompts:
         assert prompt.endswith(":")
         assert "\\boxed" not in prompt
+
+
+@pytest.mark.parametrize("source", ["default", "code"])
+def test_prompts_break_off_in_mid_sentence(source):
+    """After a whole sentence an instruction-tuned model begins a new paragraph: the step is over before it began."""
+    for strategy in load_strategies(source).strategies:
+        assert all(prompt[-1] not in ".!?" for prompt in strategy.prompts)
 
 
 def test_a_file_replaces_the_set(tmp_path):

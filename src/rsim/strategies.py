@@ -1,8 +1,8 @@
 """The strategy set: names, descriptions, injection prompts and evidence keywords, read from TOML.
 
-The nine packaged strategies live in ``strategies.toml``; ``code`` has the same nine for programs. A user's file may replace
-them, or extend them by saying ``extends = "default"`` (or ``"code"``, ``"lab"``) at its top; an entry of the same name then
-overrides the packaged one.
+The nine packaged strategies live in ``strategies.toml``; ``sentences`` has them in whole sentences, for reasoners that are
+trained on those, and ``code`` for programs. A user's file may replace them, or extend them by saying ``extends = "default"``
+(or ``"sentences"``, ``"code"``, ``"lab"``) at its top; an entry of the same name then overrides the packaged one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ TERMINATION = "termination"
 
 _PACKAGED = {
     "default": Path(__file__).with_name("strategies.toml"),
+    "sentences": Path(__file__).with_name("strategies_sentences.toml"),
     "code": Path(__file__).with_name("strategies_code.toml"),
     "lab": Path(__file__).parent / "lab" / "strategies.toml",
 }
@@ -78,7 +79,7 @@ class StrategySet:
 
 
 def load_strategies(source: str = "default") -> StrategySet:
-    """The strategy set of a packaged name (``default``, ``code``, ``lab``) or of a TOML file.
+    """The strategy set of a packaged name (``default``, ``sentences``, ``code``, ``lab``) or of a TOML file.
 
     Raises:
         UserError: the file is missing or malformed, a field is unknown, a name is doubled, fewer than one prompt is
@@ -86,7 +87,7 @@ def load_strategies(source: str = "default") -> StrategySet:
     """
     path = _PACKAGED.get(source, Path(source))
     if not path.is_file():
-        raise UserError(f"strategy file not found: {source}", "give a TOML file, or 'default', 'code' or 'lab'")
+        raise UserError(f"strategy file not found: {source}", f"give a TOML file, or one of {', '.join(_PACKAGED)}")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -102,7 +103,7 @@ def from_table(table: dict[str, object], path: Path) -> StrategySet:
     base: tuple[Strategy, ...] = ()
     if "extends" in table:
         if table["extends"] not in tuple(_PACKAGED):
-            raise UserError(f"{path}: extends = {table['extends']!r}", "use 'default', 'code' or 'lab'")
+            raise UserError(f"{path}: extends = {table['extends']!r}", f"use one of {', '.join(_PACKAGED)}")
         base = load_strategies(str(table["extends"])).strategies
     entries = table.get("strategy", [])
     if not isinstance(entries, list):
