@@ -7,7 +7,8 @@
 *training*: a planner for the frozen reasoner on GSM8K, both agents (adapters) on GSM8K and on TAT-QA, GRPO alone on GSM8K, and
 the first planner trained on for MBPP's programs; accuracy on unseen questions before and after (HumanEval for programs).
 
-One thing after the other: processes that share a GPU take turns on it. A command that was stopped goes on where it was. ``--set`` reaches every training.
+One thing after the other: processes that share a GPU take turns on it. A command that was stopped goes on where it was.
+``--set`` reaches every training.
 """
 
 from __future__ import annotations
