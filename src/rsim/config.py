@@ -65,6 +65,7 @@ class RolloutConfig:
     paraphrase: Literal["random", "first"] = "random"
     batch: int = 256  # episodes in flight
     engine: Literal["native", "vllm"] = "native"
+    cuda_graphs: bool = True  # native engine on a GPU: forward passes of one token per sequence are recorded and replayed
     vllm_url: str = "http://127.0.0.1:8000"  # or several, with commas between them; ray:N: Ray starts N of them
     vllm_command: str = "vllm serve {folder} --host {host} --port {port} --logprobs-mode processed_logprobs"  # what Ray starts
     vllm_timeout: float = 600.0  # seconds that one step may take

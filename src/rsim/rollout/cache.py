@@ -9,18 +9,21 @@ from transformers import PreTrainedConfig
 
 from rsim.packed import additive_mask, grouped_attention, heads_of
 
+_ALIGNED = 8  # attention on GPUs wants masks whose rows begin at multiples of 16 bytes
+
 
 class SlotCache:
     """Keys and values of ``slots`` sequences, written in place; slot ``i`` holds ``lengths[i]`` tokens.
 
-    ``capacity`` is the longest sequence that fits; it doubles when one outgrows it. Each layer's tensors are
-    ``[slots, kv_heads, capacity, d]``. What lies beyond a slot's length is never visible.
+    ``capacity`` is the longest sequence that fits, at least what was asked for; it doubles when one outgrows it. Each layer's
+    tensors are ``[slots, kv_heads, capacity, d]``. What lies beyond a slot's length is never visible.
     """
 
     def __init__(self, config: PreTrainedConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         heads, kv_heads, size = heads_of(config)
         self.group = heads // kv_heads
         self.layers: int = config.get_text_config().num_hidden_layers
+        capacity += -capacity % _ALIGNED
         shape = (slots, kv_heads, capacity, size)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.layers)]
@@ -31,7 +34,7 @@ class SlotCache:
         """Makes sure that sequences of ``length`` tokens fit."""
         if length <= self.capacity:
             return
-        capacity = max(length, 2 * self.capacity)
+        capacity = max(length + -length % _ALIGNED, 2 * self.capacity)
         extra = (0, 0, 0, capacity - self.capacity)  # pads the token dimension at its end
         for tensors in (self.keys, self.values):
             for layer in range(self.layers):  # one after the other, so that only one layer is held twice

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from rsim import packed
 from rsim.rollout.cache import CachedLayout, SlotCache
+from rsim.rollout.graphs import RecordedPasses, recordable
 
 _PREFILL_TOKENS = 4096  # of the beginnings that are read in one forward pass
 _WORTH_COPYING = 16  # tokens: fewer are read again
@@ -20,11 +21,13 @@ class Decoder:
     The cache belongs to one rollout and to one version of the weights: make a new `Decoder` after every update.
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
+    def __init__(self, model: PreTrainedModel, slots: int, capacity: int, *, recorded: bool = False) -> None:
+        """``recorded``: on a GPU, passes of one token per sequence are CUDA graphs."""
         packed.prepare(model)
         self.model = model
         weight = model.get_input_embeddings().weight
         self.cache = SlotCache(model.config, slots, capacity, weight.dtype, weight.device)
+        self.passes = RecordedPasses(model, self.cache) if recorded and recordable(model) else None
         self.beginnings: dict[int, tuple[int, ...]] = {}  # of the sequences in their slots
 
     def start(self, slots: list[int], sequences: list[list[int]]) -> list[list[int]]:
@@ -69,6 +72,8 @@ class Decoder:
     @torch.no_grad()
     def append(self, slots: list[int], chunks: list[list[int]]) -> torch.Tensor:
         """Feeds each slot its chunk (one token or more); returns their last tokens' hidden states ``[n, hidden]``."""
+        if self.passes is not None and all(len(chunk) == 1 for chunk in chunks):
+            return self.passes.read(slots, [token for (token,) in chunks])
         order = sorted(range(len(slots)), key=lambda i: (len(chunks[i]) > 1, slots[i]))
         counts = [len(chunks[i]) for i in order]
         layout = CachedLayout(self.cache, [slots[i] for i in order], counts)

@@ -136,7 +136,7 @@ class Game:
         step_ends = self.step_ends if self.planner is not None else None
         return NativeEngine(
             self.reasoner, step_ends, slots, seed=seed, temperature=temperature, max_tokens=self.rules.max_tokens,
-            longest_prompt=longest_prompt,
+            longest_prompt=longest_prompt, recorded=self.rules.cuda_graphs,
         )  # fmt: skip
 
     def _check_context(self, prompt: int) -> None:

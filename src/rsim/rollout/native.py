@@ -32,16 +32,18 @@ class _Sequence:
 
 
 class NativeEngine:
-    """Samples without top-p and top-k; ``temperature`` 0 is greedy. ``step_ends`` None: only end of turn and cap end a step."""
+    """Samples without top-p and top-k; ``temperature`` 0 is greedy. ``step_ends`` None: only end of turn and cap end a step.
+    ``recorded``: on a GPU, most forward passes are CUDA graphs."""
 
     def __init__(
         self, reasoner: Reasoner, step_ends: StepEnds | None, slots: int, *, seed: int, temperature: float, max_tokens: int,
-        longest_prompt: int,
+        longest_prompt: int, recorded: bool = True,
     ) -> None:  # fmt: skip
         self.reasoner, self.step_ends = reasoner, step_ends
         self.seed, self.temperature, self.max_tokens = seed, temperature, max_tokens
         self.ends = reasoner.end_ids
-        self.decoder = Decoder(reasoner.model, slots, capacity=longest_prompt + min(max_tokens, _FIRST_TOKENS))
+        capacity = longest_prompt + min(max_tokens, _FIRST_TOKENS)
+        self.decoder = Decoder(reasoner.model, slots, capacity, recorded=recorded)
         self.sequences: dict[int, _Sequence] = {}
         self.places = list(range(slots))  # where in the cache a slot's sequence lies; sequences move to fill gaps
         self.steps: dict[int, tuple[list[int], list[float]]] = {}  # tokens and log-probs of the steps being sampled

@@ -1,0 +1,118 @@
+"""One new token of every sequence, by a forward pass that is recorded once and replayed: CUDA graphs.
+
+A forward pass starts some thousand kernels, and starting them takes the CPU longer than the GPU needs to run them. A recorded
+pass starts them all at once, but it is bound to the shapes and the addresses that it was recorded with. So it computes a token
+of every slot up to a fixed one, those at rest included, and looks at the cache up to a fixed position; a mask that is made
+inside the pass, from the sequences' lengths, hides the rest. Both are powers of two, of which a rollout meets a few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+from rsim import packed
+from rsim.packed import additive_mask, grouped_attention
+from rsim.rollout.cache import SlotCache
+
+_FEWEST = 256  # positions of the cache that a recorded pass looks at
+
+Pass = Callable[[], torch.Tensor]
+
+
+class OneEach:
+    """Layout of one new token in each of the first ``N`` slots (`rsim.packed.Layout`), of tensors of fixed shapes alone.
+
+    Args:
+        positions: ``[N]``, where each slot's token goes: behind its sequence. At a slot that rests, something is written there
+            that nobody sees and the sequence's next token replaces.
+        upto: positions of the cache that are looked at; all of ``positions`` lie below.
+    """
+
+    def __init__(self, cache: SlotCache, positions: torch.Tensor, upto: int) -> None:
+        self.cache, self.positions, self.upto = cache, positions, upto
+        self.slots = torch.arange(len(positions), device=cache.device)
+        self.distance = positions[:, None, None] - torch.arange(upto, device=cache.device)
+        self.masks: dict[int | None, torch.Tensor] = {}
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.slots, :, self.positions] = key.transpose(0, 1)
+        values[self.slots, :, self.positions] = value.transpose(0, 1)
+        if window not in self.masks:
+            visible = self.distance >= 0 if window is None else (self.distance >= 0) & (self.distance < window)
+            self.masks[window] = additive_mask(visible, self.cache.group, self.cache.dtype)
+        seen = keys[: len(self.slots), :, : self.upto], values[: len(self.slots), :, : self.upto]
+        return grouped_attention(query.transpose(0, 1)[:, :, None], *seen, self.masks[window], scaling)[:, 0]
+
+
+class RecordedPasses:
+    """The recorded passes of one model over one cache; weights may change between them, but not be replaced."""
+
+    def __init__(self, model: PreTrainedModel, cache: SlotCache, record: Callable[[Pass], Pass] | None = None) -> None:
+        self.model, self.cache = model, cache
+        self.ids = torch.zeros(len(cache.lengths), dtype=torch.long, device=cache.device)
+        self.positions = torch.zeros_like(self.ids)
+        self.record = record or _Recorder()
+        self.passes: dict[tuple[int, int], Pass] = {}
+        self.capacity = cache.capacity
+
+    def read(self, slots: list[int], tokens: list[int]) -> torch.Tensor:
+        """Appends one token to each of ``slots``; returns their hidden states ``[n, hidden]``."""
+        lengths = self.cache.lengths
+        used = min(_power_of_two(max(slots) + 1), len(lengths))
+        self.cache.make_room(max(lengths[:used]) + 1)
+        if self.cache.capacity != self.capacity:  # the cache lies elsewhere now
+            self.passes, self.capacity = {}, self.cache.capacity
+        upto = min(max(_power_of_two(max(lengths[:used]) + 1), _FEWEST), self.capacity)
+        at = torch.tensor(slots, device=self.cache.device)
+        self.positions[:used] = torch.tensor(lengths[:used], device=self.cache.device)
+        self.ids.index_copy_(0, at, torch.tensor(tokens, device=self.cache.device))
+        if (used, upto) not in self.passes:
+            self.passes[used, upto] = self.record(lambda: self._forward(used, upto))
+        hidden = self.passes[used, upto]()[at]
+        for slot in slots:
+            lengths[slot] += 1
+        return hidden
+
+    def _forward(self, used: int, upto: int) -> torch.Tensor:
+        positions = self.positions[:used]
+        return packed.forward(self.model, self.ids[:used], positions, OneEach(self.cache, positions, upto))
+
+
+def recordable(model: PreTrainedModel) -> bool:
+    """Whether a pass of ``model`` can be recorded: on a GPU, and where no other rank takes part in it."""
+    return model.device.type == "cuda" and not isinstance(model.base_model, FSDPModule)
+
+
+class _Recorder:
+    """Records passes that share one pool of memory: what one of them returns lasts until the next is replayed."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, forward: Pass) -> Pass:
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # once unrecorded: libraries set themselves up
+            forward()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            hidden = forward()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return hidden
+
+        return replay
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest one that is not below ``number``."""
+    return 1 << (number - 1).bit_length()
