@@ -54,21 +54,25 @@ class OneEach:
 class RecordedPasses:
     """The recorded passes of one model over one cache; weights may change between them, but not be replaced."""
 
-    def __init__(self, model: PreTrainedModel, cache: SlotCache, record: Callable[[Pass], Pass] | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
         self.model, self.cache = model, cache
         self.ids = torch.zeros(len(cache.lengths), dtype=torch.long, device=cache.device)
         self.positions = torch.zeros_like(self.ids)
-        self.record = record or _Recorder()
+        self._forget()
+
+    def _forget(self) -> None:
+        """The cache lies elsewhere now. A pool of memory goes with its last pass, so there must be a new one."""
         self.passes: dict[tuple[int, int], Pass] = {}
-        self.capacity = cache.capacity
+        self.record = _Recorder()
+        self.capacity = self.cache.capacity
 
     def read(self, slots: list[int], tokens: list[int]) -> torch.Tensor:
         """Appends one token to each of ``slots``; returns their hidden states ``[n, hidden]``."""
         lengths = self.cache.lengths
         used = min(_power_of_two(max(slots) + 1), len(lengths))
         self.cache.make_room(max(lengths[:used]) + 1)
-        if self.cache.capacity != self.capacity:  # the cache lies elsewhere now
-            self.passes, self.capacity = {}, self.cache.capacity
+        if self.cache.capacity != self.capacity:
+            self._forget()
         upto = min(max(_power_of_two(max(lengths[:used]) + 1), _FEWEST), self.capacity)
         at = torch.tensor(slots, device=self.cache.device)
         self.positions[:used] = torch.tensor(lengths[:used], device=self.cache.device)
