@@ -49,6 +49,21 @@ def test_planned_greedy_steps_equal_generate_from_the_recorded_prefix(reasoner, 
             assert episode.token_ids[step.body : step.end] == out[step.body :]
 
 
+def test_a_termination_prompt_may_open_the_box(reasoner, lab_strategies):
+    final = replace(lab_strategies[lab_strategies.termination], prompts=("End:", "It is \\boxed{"))
+    strategies = StrategySet(tuple(final if s.name == "termination" else s for s in lab_strategies.strategies))
+    planner = sequence_planner(strategies, ["continuation", "termination"])
+    episodes = Game(reasoner, planner, RULES).play(PROBLEMS, seed=0, group_size=4)
+    ended = [e for e in episodes if e.steps[-1].strategy == strategies.termination]
+    assert {e.steps[-1].opened for e in ended} == {"", "\\boxed{"}
+    for e in ended:
+        step = e.steps[-1]
+        injected = reasoner.tokenizer.decode(e.token_ids[step.start : step.body])
+        assert injected.endswith("boxed{") == bool(step.opened)
+        assert e.final_text == step.opened + step.text
+        assert not any(s.opened for s in e.steps[:-1])
+
+
 def test_an_empty_prompt_lets_the_reasoner_go_on_as_it_would(reasoner, lab_strategies):
     """A continuation that costs no token: nothing is injected but what closes a step that was cut."""
     free = StrategySet(tuple(replace(s, prompts=("",)) if s.name == "continuation" else s for s in lab_strategies.strategies))

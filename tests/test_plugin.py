@@ -14,11 +14,14 @@ import pytest
 from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.models import load_planner, load_reasoner
+from rsim.planner.scripted import sequence_planner
 from rsim.plugin.openai_api import Stops
-from rsim.plugin.play import Finished, Injected, Piece, PlayRules, Usage
+from rsim.plugin.planning import Planning
+from rsim.plugin.play import Asked, Finished, Injected, Piece, PlayRules, StepEnd, Usage, play
 from rsim.plugin.server import SUFFIX, create_app
 from rsim.plugin.state import ServeConfig
 from rsim.rollout.game import Game
+from rsim.strategies import load_strategies
 from serving import serving
 
 RULES = PlayRules(delimiter="\n", max_steps=7, step_tokens=64, max_tokens=320, answer_tokens=12)
@@ -338,3 +341,36 @@ def test_slow_headers_are_cut_off_and_slow_answers_are_not(monkeypatch, nano, tr
                     time.sleep(0.01)
             assert "data: [DONE]" in parts, parts
             assert time.monotonic() - began > 0.1
+
+
+@pytest.mark.parametrize(("mode", "said"), [("prefill", "final answer is \\boxed{"), ("turn", "final answer is:")])
+def test_only_text_that_goes_on_can_leave_a_box_open(mode, said):
+    """A prompt that is a message of its own cannot; the box would stay open in the answer."""
+    sent: list[str] = []
+
+    class Upstream:
+        async def open(self, asked):
+            return self
+
+        async def step(self, injected, limit, delimiter):
+            sent.append(injected)
+            yield "5}"
+            yield StepEnd("end_of_turn", Usage())
+
+        async def close(self): ...
+
+    upstream = Upstream()
+    upstream.mode = mode
+
+    async def answer() -> str:
+        planning = Planning(sequence_planner(load_strategies(), ["termination"]), slots=1)
+        running = asyncio.create_task(planning.run())
+        try:
+            events = play(Asked("m", None, "2+3=?"), planning, upstream, PlayRules(), 100)
+            return "".join([e.text async for e in events if not isinstance(e, Finished)])
+        finally:
+            running.cancel()
+
+    text = asyncio.run(answer())
+    assert sent[0].endswith(said)
+    assert text == f"{sent[0]}5}}"

@@ -45,6 +45,31 @@ def test_a_wrong_answer_still_pays_for_its_form(lab_strategies):
     assert s.parts["follow"] == pytest.approx(0.05), "one of two steps shows its strategy"
 
 
+@pytest.mark.parametrize(("opened", "text", "predicted"), [
+    ("\\boxed{", "5}.", "5"),
+    ("\\boxed{", "5} or \\boxed{6}", None),  # two boxes
+    ("\\boxed{", "\\boxed{5}", "5"),  # it opens its own
+    ("\\boxed{", "5", None),  # never closed
+    ("\\boxed{", "}", None),
+    ("```python\n", "def f():\n    return 5\n```", "def f():\n    return 5\n"),
+    ("```python\n", "```python\ndef f():\n    return 5\n```\nDone.", "def f():\n    return 5\n"),
+])  # fmt: skip
+def test_a_prompt_may_open_the_box_that_the_answer_is_written_into(lab_strategies, opened, text, predicted):
+    played = episode(lab_strategies, [("validation", " check"), ("termination", text)])
+    played.steps[-1].opened = opened
+    played.problem = replace(played.problem, kind="code" if "`" in opened else "numeric")
+    s = score(played, lab_strategies, RewardsConfig(unsafe_code=True))
+    assert s.predicted == predicted
+    assert s.correct == (predicted is not None)
+    assert (s.parts["format"] > 0) == (predicted is not None)
+
+
+def test_a_box_that_was_opened_before_the_final_step_is_no_answer(lab_strategies):
+    """The reasoner ended its turn in an ordinary step: nothing was opened for it."""
+    played = episode(lab_strategies, [("validation", " 5}")], terminated=False)
+    assert score(played, lab_strategies, RewardsConfig()).predicted is None
+
+
 @pytest.mark.parametrize("steps", [
     [("validation", " check 5"), ("termination", " 5")],  # the right number, but in no box
     [("validation", " check \\boxed{5}"), ("termination", " done")],  # a box, but not in the final step

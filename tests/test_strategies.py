@@ -5,7 +5,7 @@ import pytest
 from rsim.errors import UserError
 from rsim.planner import template
 from rsim.rewards.answers import boxed
-from rsim.strategies import load_strategies
+from rsim.strategies import Strategy, load_strategies
 
 NINE = {"self-reflection", "decomposition", "deliberation", "validation", "summarization", "prioritization", "sub-planning",
         "continuation", "termination"}  # fmt: skip
@@ -24,13 +24,18 @@ def test_the_nine(source):
 
 
 @pytest.mark.parametrize("source", ["default", "code"])
-def test_termination_prompts_leave_the_answer_to_be_written(source):
-    """After "... in \\boxed{}." Qwen2.5-Coder-1.5B-Instruct ends its turn at once, and after "... in \\boxed{}, is:" it writes no
-    box: both hold an empty one already. A random planner had 4% of GSM8K with those words, chain of thought 60%."""
+def test_termination_prompts_open_what_the_answer_is_written_into(source):
+    """After "... in \\boxed{}." Qwen2.5-Coder-1.5B-Instruct ends its turn at once; after a colon it often does so too: 106 of 164
+    programs of HumanEval were empty (a fixed sequence that ends in termination)."""
     strategies = load_strategies(source)
-    for prompt in strategies[strategies.termination].prompts:
-        assert prompt.endswith(":")
-        assert "\\boxed" not in prompt
+    final = strategies[strategies.termination]
+    assert {final.opens(prompt) for prompt in final.prompts} == {"\\boxed{" if source == "default" else "```python\n"}
+
+
+def test_only_what_a_prompt_leaves_open_at_its_end_counts():
+    final = Strategy("termination", "", (), ())
+    assert final.opens("Now in \\boxed{}.") == final.opens("\\boxed{ or not") == final.opens("```python\nx = 1\n") == ""
+    assert Strategy("continuation", "", (), ()).opens("\\boxed{") == ""
 
 
 @pytest.mark.parametrize("source", ["default", "code"])

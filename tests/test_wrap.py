@@ -27,7 +27,7 @@ from rsim.plugin.server import SUFFIX, create_app
 from rsim.plugin.state import ServeConfig
 from rsim.plugin.wrap import wrap
 from rsim.rollout.game import Game
-from rsim.strategies import load_strategies
+from rsim.strategies import as_message, load_strategies
 from serving import serving
 
 RULES = PlayRules(delimiter="\n", max_steps=7, step_tokens=64, max_tokens=320, answer_tokens=12)
@@ -202,12 +202,13 @@ def test_turn_mode_sends_strategies_as_messages_and_keeps_the_rest():
         text = "".join(c.choices[0].delta.content or "" for c in streamed if c.choices)
     assert reply.rsim["mode"] == "turn"
     assert reply.rsim["approximate"]
-    assert reply.choices[0].message.content == text == f"{PROMPTS[0]}one two \n\n{PROMPTS[1]}three \n\n{PROMPTS[2]}so 5 "
+    final = as_message(PROMPTS[2])
+    assert reply.choices[0].message.content == text == f"{PROMPTS[0]}one two \n\n{PROMPTS[1]}three \n\n{final}so 5 "
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (30, 5)
     last = upstream.bodies[2]
     assert [m["role"] for m in last["messages"]] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert last["messages"][1]["content"] == f"How many?\n\n{PROMPTS[0]}"
-    assert last["messages"][-1]["content"] == PROMPTS[2]
+    assert last["messages"][-1]["content"] == final
     assert (last["top_k"], last["temperature"], last["model"]) == (7, 0.5, "m")
     assert "stop" not in last, "the final step goes to the end of its turn"
     assert upstream.bodies[0]["stop"] == ["\n\n"]

@@ -177,9 +177,15 @@ SOURCES = {
 
 
 def choice_problem(question: str, options: list[str], letter: str, name: str, meta: dict[str, Any] | None = None) -> Problem:
-    """A question with its options written under it as ``(A) ...``."""
+    """A question with its options written under it as ``(A) ...``, and what is asked for."""
     lines = [f"({chr(65 + i)}) {option}" for i, option in enumerate(options)]
-    return Problem("\n".join([question, *lines]), letter, name, (meta or {}) | {"options": options}, "choice")
+    return Problem(
+        "\n".join([question, *lines, "Answer with the letter of one option."]),
+        letter,
+        name,
+        (meta or {}) | {"options": options},
+        "choice",
+    )
 
 
 def _with_dev(train: list[Problem]) -> Splits:

@@ -157,7 +157,8 @@ class ServedGame:
             async for event in events:
                 if isinstance(event, Injected):
                     action = planning.strategies.index(event.strategy)
-                    episode.steps.append(Step(action, 0, 0, 0, forced=event.forced))
+                    opened = planning.strategies[action].opens(event.text)
+                    episode.steps.append(Step(action, 0, 0, 0, forced=event.forced, opened=opened))
                     episode.forced |= event.forced
                     injected += self.injected[event.strategy] if event.text else 0
                     if event.probabilities:

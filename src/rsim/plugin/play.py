@@ -8,10 +8,11 @@ so these answers are *approximate* (the in-process upstream is exact).
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from rsim.plugin.planning import Planning
+from rsim.strategies import as_message
 
 Reason = Literal["stop", "length"]
 Mode = Literal["prefill", "turn", "exact"]
@@ -153,6 +154,8 @@ async def play(
                 left = limit - usage.completion_tokens
                 forced = number == rules.max_steps or left <= kept_back
                 injected = await _choose(planner, planning, rules, forced=forced)
+                if upstream.mode == "turn":
+                    injected = replace(injected, text=as_message(injected.text))
                 yield injected
                 final = injected.strategy == ending.name
                 cap = left if final else min(rules.step_tokens, left - kept_back)

@@ -44,7 +44,8 @@ def score(
     """Scores a finished episode.
 
     Reasoner: ``accuracy + format + follow``; planner: ``accuracy + terminal - penalty - cost``; a custom part is added to both.
-    Answers and evidence come from sampled tokens only. Without an answer, ``format``, ``follow`` and ``terminal`` are 0.
+    Answers and evidence come from sampled tokens only; a prompt may have opened the box or code block that the answer is
+    written into (`Step.answer`). Without an answer, ``format``, ``follow`` and ``terminal`` are 0.
     """
     problem = checked_as(episode.problem, config.checker)
     episode = replace(episode, problem=problem)
@@ -110,7 +111,7 @@ def follow_share(episode: Episode, strategies: StrategySet) -> float:
         if step.strategy < 0 or strategies[step.strategy].repeat_free:
             continue
         strategy = strategies[step.strategy]
-        answered = strategy.name == TERMINATION and read_answer(step.text, "strict", episode.problem.kind) is not None
+        answered = strategy.name == TERMINATION and read_answer(step.answer, "strict", episode.problem.kind) is not None
         seen.append(answered if strategy.name == TERMINATION else strategy.shows_evidence(step.text))
     return sum(seen) / len(seen) if seen else 0.0
 

@@ -32,7 +32,8 @@ class Step:
     """One step of the chain of thought, as spans of `Episode.token_ids`.
 
     ``[start, body)`` is the injected prompt and ``[body, end)`` what was sampled; an injected delimiter that closes a
-    capped step lies after ``end``. ``strategy`` is the label index, or -1 where nobody chose (no planner).
+    capped step lies after ``end``. ``strategy`` is the label index, or -1 where nobody chose (no planner). ``opened`` is the
+    end of the prompt where it opens a box or a code block for the answer.
     """
 
     strategy: int
@@ -41,6 +42,13 @@ class Step:
     end: int
     text: str = ""
     forced: bool = False
+    opened: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The sampled text, behind the box or code block that the prompt has opened for it; if it opens its own, alone."""
+        own = self.text.lstrip().startswith(("\\boxed{", "```"))
+        return self.text if own else self.opened + self.text
 
 
 @dataclass
@@ -91,7 +99,7 @@ class Episode:
     @property
     def final_text(self) -> str:
         """The text of the final step, the only place an answer is read from."""
-        return self.steps[-1].text if self.steps else ""
+        return self.steps[-1].answer if self.steps else ""
 
     def inject(self, ids: list[int]) -> None:
         self.token_ids += ids
@@ -129,7 +137,7 @@ class Episode:
             steps.append(
                 {
                     "strategy": names[step.strategy] if step.strategy >= 0 else None,
-                    "text": step.text,
+                    "text": step.answer,
                     "forced": step.forced,
                     "probabilities": [round(p, 4) for p in decision.probabilities] if decision else None,
                 }

@@ -262,12 +262,15 @@ class _Play:
         episode, rules = self.episodes[self.index[slot]], self.rules
         paraphrases = self.game.prompts[strategy]
         draw = self.draws[slot][1][len(episode.steps)] if rules.paraphrase == "random" else 0.0
-        prompt = paraphrases[int(draw * len(paraphrases))]
+        chosen = int(draw * len(paraphrases))
+        prompt = paraphrases[chosen]
         cap = min(rules.step_tokens, self._room(episode))
         closing = self._closing_delimiter(episode)
         start = len(episode.token_ids)
         episode.inject(prompt)
-        episode.steps.append(Step(strategy, start, start + len(prompt), start + len(prompt), forced=episode.forced))
+        body = start + len(prompt)
+        kind = self.game.planner.strategies[strategy]  # type: ignore[union-attr]
+        episode.steps.append(Step(strategy, start, body, body, forced=episode.forced, opened=kind.opens(kind.prompts[chosen])))
         final = strategy == self.game.planner.strategies.termination  # type: ignore[union-attr]
         if final:
             cap = min(self._left(episode), max(rules.answer_tokens, rules.step_tokens))
