@@ -35,6 +35,7 @@ _NATIVE = {  # on a CPU, on a GPU
     False: ("rollout.batch=64", 'models.dtype="float32"'),
     True: ("rollout.batch=256", 'models.dtype="bfloat16"'),
 }
+_KINDS = ("accuracy, boxed", "accuracy, last answer", "sampled and injected tokens a question")
 _CONTROLS = [
     "random",
     "wait:1",
@@ -65,7 +66,7 @@ def main() -> None:
             for r in rows:
                 print(f"{r['what']:<90} {r['value']!s:<8} {r['interval'] or ''} {r['goal']}", flush=True)
             if args.record:
-                record("real_models", 6, "Real models", rows)
+                record("real_models", 6, "Real models", rows, summary)
 
 
 @contextmanager
@@ -117,11 +118,38 @@ def measure(
     return rows
 
 
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """A table for each model and data set, an arm a line; then the differences."""
+    tables: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    differences: dict[str, list[str]] = {}
+    for r in rows:
+        label, _, rest = r["what"].partition(" questions: ")
+        arm, _, kind = rest.rpartition(": ")
+        if kind in _KINDS:
+            tables.setdefault(label, {}).setdefault(arm, {})[kind] = r
+        else:
+            low, high = r["interval"]
+            differences.setdefault(label, []).append(f"{rest}: {r['value']:+g} points [{low:+g}, {high:+g}].")
+    lines = []
+    for label, arms in tables.items():
+        head = ["| | boxed | 95% interval | last answer | tokens a question |", "|---|---:|---:|---:|---:|"]
+        lines += [f"## {label} questions", "", *head]
+        for arm, found in arms.items():
+            boxed, last, tokens = (found[kind] for kind in _KINDS)
+            low, high = boxed["interval"]
+            lines.append(
+                f"| {arm} | {boxed['value']:.1%} | {low:.1%} to {high:.1%} | {last['value']:.1%} | {tokens['value']:g} |"
+            )
+        lines += ["", *(f"- {text}" for text in differences.get(label, [])), ""]
+    return [*lines, "## Every row", ""]
+
+
 def _rows(label: str, found: Evaluation) -> list[dict[str, Any]]:
+    boxed, last, tokens = _KINDS
     return [
-        row(f"{label}: accuracy, boxed", found.accuracy, unit="share", interval=(found.low, found.high)),
-        row(f"{label}: accuracy, last answer", found.flexible, unit="share"),
-        row(f"{label}: sampled and injected tokens a question", round(found.tokens_per_question, 1), unit="tokens"),
+        row(f"{label}: {boxed}", found.accuracy, unit="share", interval=(found.low, found.high)),
+        row(f"{label}: {last}", found.flexible, unit="share"),
+        row(f"{label}: {tokens}", round(found.tokens_per_question, 1), unit="tokens"),
     ]
 
 

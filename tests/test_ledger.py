@@ -38,3 +38,11 @@ def test_the_machine_of_a_row_names_its_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     assert ledger.row("x", 1)["machine"].endswith(", NVIDIA H200")
+
+
+def test_a_page_names_each_command_once():
+    rows = [ledger.row("a", 0.5, unit="share", interval=(0.4, 0.6), command="one"), ledger.row("b", 2, command="two"),
+            ledger.row("c", 3, goal="4", met=False, command="one")]  # fmt: skip
+    lines = ledger.table("topic", rows)
+    assert lines[2:5] == ["| a | 50.0% | 40.0% to 60.0% |  |  | 1 |", "| b | 2 |  |  |  | 2 |", "| c | 3 |  | 4 | **no** | 1 |"]
+    assert [line.split(":")[0] for line in lines if line[:2] in ("1.", "2.")] == ["1. `one`", "2. `two`"]

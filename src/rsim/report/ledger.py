@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,17 @@ def row(
     }
 
 
-def record(topic: str, issue: int, title: str, rows: list[dict[str, Any]]) -> None:
-    """Puts ``rows`` into the topic's ledger, in place of older rows of the same name, and rewrites its page."""
+def record(
+    topic: str,
+    issue: int,
+    title: str,
+    rows: list[dict[str, Any]],
+    lead: Callable[[list[dict[str, Any]]], list[str]] | None = None,
+) -> None:
+    """Puts ``rows`` into the topic's ledger, in place of older rows of the same name, and rewrites its page.
+
+    ``lead`` makes the lines that come before the page's table, from all rows.
+    """
     path = RESULTS / f"{topic}.json"
     RESULTS.mkdir(exist_ok=True)
     with _alone(RESULTS):  # measurements may run side by side
@@ -56,7 +65,8 @@ def record(topic: str, issue: int, title: str, rows: list[dict[str, Any]]) -> No
         new = {r["what"] for r in rows}
         ledger = write(topic, issue, title, [r for r in old if r["what"] not in new] + rows)
         PAGES.mkdir(parents=True, exist_ok=True)
-        page = "\n".join([f"# {ledger['title']}", "", *table(topic, ledger["rows"])])
+        before = lead(ledger["rows"]) if lead else []
+        page = "\n".join([f"# {ledger['title']}", "", *before, *table(topic, ledger["rows"])])
         (PAGES / f"{topic}.md").write_text(page, encoding="utf-8")
 
 
@@ -80,15 +90,19 @@ def write(topic: str, issue: int, title: str, rows: list[dict[str, Any]], root: 
 
 
 def table(topic: str, rows: list[dict[str, Any]]) -> list[str]:
-    """The rows as lines of Markdown."""
-    lines = ["| what | value | 95% interval | goal | met | command | seeds | date | commit |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    """The rows as lines of Markdown, and under them, numbered, what measured them."""
+    lines = ["| what | value | 95% interval | goal | met | measured by |", "|---|---:|---:|---|---|---:|"]
+    sources: dict[str, int] = {}
     for r in rows:
-        cells = [r["what"], _value(r), _interval(r), r["goal"], _met(r), f"`{r['command']}`",
-                 ", ".join(map(str, r["seeds"])), r["date"], r["commit"]]  # fmt: skip
+        number = sources.setdefault(_source(r), len(sources) + 1)
+        cells = [r["what"], _value(r), _interval(r), r["goal"], _met(r), str(number)]
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-    machines = sorted({r["machine"] for r in rows})
-    return [*lines, "", f"Measured on: {'; '.join(machines)}. Made from `results/{topic}.json`.", ""]
+    return [*lines, "", *(f"{n}. {source}" for source, n in sources.items()), "", f"Made from `results/{topic}.json`.", ""]
+
+
+def _source(r: dict[str, Any]) -> str:
+    seeds = f"; seeds {', '.join(map(str, r['seeds']))}" if r["seeds"] else ""
+    return f"`{r['command']}`: {r['date']}, commit {r['commit']}{seeds}; {r['machine']}"
 
 
 def _value(r: dict[str, Any]) -> str:
