@@ -25,7 +25,7 @@ from bench.workload import show
 from rsim.models import quiet_models
 from rsim.report.ledger import record
 
-_LARGE = ("train.questions=16", "rollout.batch=256", "train.micro_tokens=16384")
+_LARGE = ("train.questions=16", "train.group=16", "rollout.batch=256", "train.micro_tokens=16384")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from rsim.evaluation.compare import compare
 from rsim.report.ledger import row
 
 _SHORT = "rollout.max_tokens=448"  # a batch lasts as long as its longest episode
-_PLANNER = ("models.planner_lora=32", "train.planner_lr=1e-4", "stages.planner.steps=1000")
+_PLANNER = ("models.planner_lora=32", "train.planner_lr=3e-4", "stages.planner.steps=1000", "rollout.temperature=0.7")
 _BOTH = ("stages.stage2.steps=1000", _SHORT)
 _ADAPTERS = (
     *_PLANNER, "models.reasoner_lora=16", "train.reasoner_lr=5e-5", "train.gradient_checkpointing=true",
