@@ -3,7 +3,8 @@
     python -m bench.faults [--kills 30] [--steps 12] [--seed 0] [--record]
 
 The run (nano-s, 12 steps, a checkpoint after each) is started, killed with SIGKILL after a random time, resumed, killed again,
-and so on until it ends; then another is begun, until enough kills have hit. After a kill before the first checkpoint it starts
+and so on until it ends; then another is begun, until enough kills have hit. Every third kill waits, from its moment on, until a
+checkpoint is being written (which takes a hundredth of a step). After a kill before the first checkpoint it starts
 afresh, as rsim tells its user to.
 """
 
@@ -87,18 +88,33 @@ def _kill_until_done(folder: Path, steps: int, once: float, budget: int, rng: ra
         process = _run(_command(folder, steps, *(["--resume"] if resumed else [])))
         if found["kills"] < budget:
             moment = time.monotonic() + rng.uniform(0, once)
-            while time.monotonic() < moment and process.poll() is None:
+            in_save = found["kills"] % 3 == 2
+            while process.poll() is None and (time.monotonic() < moment or (in_save and not _drafts(folder, began))):
                 time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.02) if in_save else 0.0)
         if process.poll() is None and found["kills"] < budget:
             process.send_signal(signal.SIGKILL)
             process.communicate()
             found["kills"] += 1
-            found["during_save"] += any(draft.stat().st_mtime > began for draft in (folder / "checkpoints").glob(".*.draft"))
+            found["during_save"] += bool(_drafts(folder, began))
             continue
         _, err = process.communicate()
         if process.returncode != 0:
             raise SystemExit(f"the run did not go on: {err}")
         return found
+
+
+def _drafts(folder: Path, began: float) -> list[Path]:
+    """Checkpoints whose writing has begun since then and has not ended."""
+    found = []
+    for draft in (folder / "checkpoints").glob(".*.draft"):
+        try:
+            written = draft.stat().st_mtime
+        except FileNotFoundError:  # it has just been given its name
+            continue
+        if written > began:
+            found.append(draft)
+    return found
 
 
 def _outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes, bytes]:
