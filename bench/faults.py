@@ -52,14 +52,15 @@ def measure(place: Path, kills: int, steps: int, rng: random.Random) -> list[dic
     hits, in_save, runs, equal, apart = 0, 0, 0, 0, 0.0
     while hits < kills:
         killed = place / f"killed-{runs}"
-        found = _kill_until_done(killed, steps, once, kills - hits, rng)
+        found = _kill_until_done(killed, steps, once, hits, kills, rng)
         hits, in_save = hits + found["kills"], in_save + found["during_save"]
         lines, *weights = _outcome(killed)
         runs, equal = runs + 1, equal + (weights == [*expected[1:]])
         apart = max(apart, _apart(lines, expected[0]))
     refused = [_refused(whole, place / "damaged", damage) for damage in (_cut, _flip)]
     return [
-        row("kills with SIGKILL at random moments", hits, goal=f"{kills}", met=hits >= kills),
+        row("kills with SIGKILL at random moments, every third while a checkpoint is written", hits, goal=f"{kills}",
+            met=hits >= kills),
         row("of these, while a checkpoint was being written", in_save, goal="some", met=in_save > 0),
         row("runs that were killed again and again", runs),
         row("of these, final weights of both agents bit for bit those of a run left alone", equal, goal=f"all {runs}",
@@ -79,8 +80,9 @@ def _run(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def _kill_until_done(folder: Path, steps: int, once: float, budget: int, rng: random.Random) -> dict[str, int]:
-    """Starts or resumes the run until it ends, killing it ``budget`` times at most."""
+def _kill_until_done(folder: Path, steps: int, once: float, before: int, kills: int, rng: random.Random) -> dict[str, int]:
+    """Starts or resumes the run until it ends, and kills it until there were ``kills``, with those ``before`` this run."""
+    budget = kills - before
     found = {"kills": 0, "during_save": 0}
     while True:
         resumed = any((folder / "checkpoints").glob("step-*"))
@@ -88,7 +90,7 @@ def _kill_until_done(folder: Path, steps: int, once: float, budget: int, rng: ra
         process = _run(_command(folder, steps, *(["--resume"] if resumed else [])))
         if found["kills"] < budget:
             moment = time.monotonic() + rng.uniform(0, once)
-            in_save = found["kills"] % 3 == 2
+            in_save = (before + found["kills"]) % 3 == 2
             while process.poll() is None and (time.monotonic() < moment or (in_save and not _drafts(folder, began))):
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.02) if in_save else 0.0)

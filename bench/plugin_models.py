@@ -96,7 +96,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of one model on one data set; it is loaded from ``source``, or served."""
     arms = {"CoT": "none"} | {c: c for c in controls} | {f"planner {name}": folder for name, folder in planners.items()}
-    label, rows, done = f"{model}, {data}, {limit} questions", [], {}
+    label, rows, done = f"{model}{' (llama.cpp)' if served else ''}, {data}, {limit} questions", [], {}
     for arm, spec in arms.items():
         folder = out / model / f"{data}-{limit}" / arm.replace(":", "-").replace(",", "-").replace(" ", "-")
         reasoner = "" if served else source
@@ -108,12 +108,13 @@ def measure(
         rows += _rows(f"{label}: {arm}", evaluate_into(folder, settings, served=served))
         print(f"{label}: {arm}: {rows[-3]['value']:.1%}", flush=True)
     best = max(controls, key=lambda c: compare(done[c], done["CoT"]).difference, default=None)
+    if best:
+        rows.append(row(f"{label}: the best control", best))
     for name in planners:
-        for against in ("CoT", best):
+        for against, called in (("CoT", "CoT"), (best, "the best control")):
             if against:
                 found = compare(done[f"planner {name}"], done[against])
-                rows.append(row(f"{label}: planner {name} minus {'the best control, ' if against != 'CoT' else ''}{against}",
-                                round(100 * found.difference, 1), unit="points",
+                rows.append(row(f"{label}: planner {name} minus {called}", round(100 * found.difference, 1), unit="points",
                                 interval=(round(100 * found.low, 1), round(100 * found.high, 1))))  # fmt: skip
     return rows
 
@@ -127,12 +128,14 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         arm, _, kind = rest.rpartition(": ")
         if kind in _KINDS:
             tables.setdefault(label, {}).setdefault(arm, {})[kind] = r
-        else:
+        elif r["interval"]:
             low, high = r["interval"]
             differences.setdefault(label, []).append(f"{rest}: {r['value']:+g} points [{low:+g}, {high:+g}].")
+        else:
+            differences.setdefault(label, []).append(f"{rest}: {r['value']}.")
     lines = []
     for label, arms in tables.items():
-        head = ["| | boxed | 95% interval | last answer | tokens a question |", "|---|---:|---:|---:|---:|"]
+        head = ["| | right | 95% interval | last answer | tokens a question |", "|---|---:|---:|---:|---:|"]
         lines += [f"## {label} questions", "", *head]
         for arm, found in arms.items():
             boxed, last, tokens = (found[kind] for kind in _KINDS)

@@ -11,6 +11,7 @@ import torch
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.lab.tokenizer import build_tokenizer
+from rsim.openings import answer_text
 from rsim.planner import template
 from rsim.planner.scripted import random_planner, sequence_planner
 from rsim.rollout.decoder import Decoder
@@ -60,7 +61,7 @@ def test_a_termination_prompt_may_open_the_box(reasoner, lab_strategies):
         step = e.steps[-1]
         injected = reasoner.tokenizer.decode(e.token_ids[step.start : step.body])
         assert injected.endswith("boxed{") == bool(step.opened)
-        assert e.final_text == step.opened + step.text
+        assert e.final_text == answer_text(step.opened, step.text)
         assert not any(s.opened for s in e.steps[:-1])
 
 

@@ -37,7 +37,7 @@ def on_cpu():
 
     with (
         patch.object(decoder, "recordable", lambda model: True),
-        patch.object(graphs, "_Recorder", lambda: record),
+        patch.object(graphs, "_Recorder", lambda device: record),
         patch.object(graphs, "_FEWEST", 16),
     ):
         yield recorded

@@ -343,8 +343,10 @@ def test_slow_headers_are_cut_off_and_slow_answers_are_not(monkeypatch, nano, tr
             assert time.monotonic() - began > 0.1
 
 
-@pytest.mark.parametrize(("mode", "said"), [("prefill", "final answer is \\boxed{"), ("turn", "final answer is:")])
-def test_only_text_that_goes_on_can_leave_a_box_open(mode, said):
+@pytest.mark.parametrize(("mode", "chat", "said"), [
+    ("prefill", True, "final answer is \\boxed{"), ("turn", True, "final answer is:"), ("turn", False, "final answer is \\boxed{"),
+])  # fmt: skip
+def test_only_text_that_goes_on_can_leave_a_box_open(mode, chat, said):
     """A prompt that is a message of its own cannot; the box would stay open in the answer."""
     sent: list[str] = []
 
@@ -366,7 +368,8 @@ def test_only_text_that_goes_on_can_leave_a_box_open(mode, said):
         planning = Planning(sequence_planner(load_strategies(), ["termination"]), slots=1)
         running = asyncio.create_task(planning.run())
         try:
-            events = play(Asked("m", None, "2+3=?"), planning, upstream, PlayRules(), 100)
+            asked = Asked("m", [{"role": "user", "content": "2+3=?"}] if chat else None, None if chat else "2+3=?")
+            events = play(asked, planning, upstream, PlayRules(), 100)
             return "".join([e.text async for e in events if not isinstance(e, Finished)])
         finally:
             running.cancel()

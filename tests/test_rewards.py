@@ -50,9 +50,15 @@ def test_a_wrong_answer_still_pays_for_its_form(lab_strategies):
     ("\\boxed{", "5} or \\boxed{6}", None),  # two boxes
     ("\\boxed{", "\\boxed{5}", "5"),  # it opens its own
     ("\\boxed{", "5", None),  # never closed
+    ("\\boxed{", "The answer is $\\boxed{5}$.", "5"),
+    ("\\boxed{", "5 \\boxed{5} or \\boxed{6}", None),
     ("\\boxed{", "}", None),
     ("```python\n", "def f():\n    return 5\n```", "def f():\n    return 5\n"),
     ("```python\n", "```python\ndef f():\n    return 5\n```\nDone.", "def f():\n    return 5\n"),
+    ("```python\n", "Here it is:\n```python\ndef f():\n    return 5\n```", "def f():\n    return 5\n"),
+    ("```python\n", "def f():\n    return 5", "def f():\n    return 5\n"),  # the end of the turn ends the block
+    ("```python\n", "def f():\n    return 5\n```\n```python\ndef f():\n    return 6\n```", None),  # two blocks
+    ("```python\n", " ", None),
 ])  # fmt: skip
 def test_a_prompt_may_open_the_box_that_the_answer_is_written_into(lab_strategies, opened, text, predicted):
     played = episode(lab_strategies, [("validation", " check"), ("termination", text)])

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from rsim.errors import UserError
+from rsim.openings import as_message, left_open
 from rsim.planner import template
 from rsim.rewards.answers import boxed
-from rsim.strategies import Strategy, load_strategies
+from rsim.strategies import load_strategies
 
 NINE = {"self-reflection", "decomposition", "deliberation", "validation", "summarization", "prioritization", "sub-planning",
         "continuation", "termination"}  # fmt: skip
@@ -29,13 +30,19 @@ def test_termination_prompts_open_what_the_answer_is_written_into(source):
     programs of HumanEval were empty (a fixed sequence that ends in termination)."""
     strategies = load_strategies(source)
     final = strategies[strategies.termination]
-    assert {final.opens(prompt) for prompt in final.prompts} == {"\\boxed{" if source == "default" else "```python\n"}
+    assert {left_open(prompt) for prompt in final.prompts} == {"\\boxed{" if source == "default" else "```python\n"}
 
 
 def test_only_what_a_prompt_leaves_open_at_its_end_counts():
-    final = Strategy("termination", "", (), ())
-    assert final.opens("Now in \\boxed{}.") == final.opens("\\boxed{ or not") == final.opens("```python\nx = 1\n") == ""
-    assert Strategy("continuation", "", (), ()).opens("\\boxed{") == ""
+    for closed in (
+        "Now in \\boxed{}.",
+        "\\boxed{ or not",
+        "```python\nx = 1\n",
+        "As here:\n```python\nx = 1\n```\n",
+        "```rust\n",
+    ):
+        assert left_open(closed) == ""
+        assert as_message(closed) == closed
 
 
 @pytest.mark.parametrize("source", ["default", "code"])

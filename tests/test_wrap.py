@@ -19,6 +19,7 @@ from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.errors import UserError
 from rsim.models import load_planner, load_reasoner
+from rsim.openings import as_message
 from rsim.planner.planner import Planner
 from rsim.planner.scripted import sequence_planner
 from rsim.plugin.http_upstream import probe
@@ -27,7 +28,7 @@ from rsim.plugin.server import SUFFIX, create_app
 from rsim.plugin.state import ServeConfig
 from rsim.plugin.wrap import wrap
 from rsim.rollout.game import Game
-from rsim.strategies import as_message, load_strategies
+from rsim.strategies import load_strategies
 from serving import serving
 
 RULES = PlayRules(delimiter="\n", max_steps=7, step_tokens=64, max_tokens=320, answer_tokens=12)

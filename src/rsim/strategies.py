@@ -23,7 +23,6 @@ _PACKAGED = {
     "code": Path(__file__).with_name("strategies_code.toml"),
     "lab": Path(__file__).parent / "lab" / "strategies.toml",
 }
-_OPENED = re.compile(r"(?:\\boxed\{|```\w*\n)\s*\Z")
 _FIELDS = {"name", "description", "prompts", "keywords", "repeat_free"}
 
 
@@ -42,16 +41,6 @@ class Strategy:
     prompts: tuple[str, ...]
     keywords: tuple[str, ...]
     repeat_free: bool = False
-
-    def opens(self, prompt: str) -> str:
-        """What an answer begins with that follows this prompt: the box or the code block that the prompt opens at its end.
-
-        >>> final = Strategy(TERMINATION, "", (), ())
-        >>> final.opens("So the answer is \\\\boxed{"), final.opens("So the answer is:")
-        ('\\\\boxed{', '')
-        """
-        found = _OPENED.search(prompt) if self.name == TERMINATION else None
-        return found[0] if found else ""
 
     def shows_evidence(self, step_text: str) -> bool:
         """Whether a step's sampled text shows this strategy (the keyword rule).
@@ -150,21 +139,11 @@ def parse_strategy(path: Path, entry: dict[str, object]) -> Strategy:
         raise UserError(f"{path}: strategy {name!r}: keywords must be a list of words", 'e.g. keywords = ["check"]')
     if any(re.search(r"\\boxed\s*\{[^{}]", prompt) for prompt in prompts):
         raise UserError(f"{path}: a prompt of {name!r} contains a filled \\boxed{{...}}",
-                        "write \\boxed{} empty, or the prompt could be read as an answer")  # fmt: skip
+                        "write \\boxed{} empty, or \\boxed{ at the end: else it could be read as an answer")  # fmt: skip
     description, free = entry.get("description", ""), entry.get("repeat_free", False)
     if not isinstance(description, str) or not isinstance(free, bool):
         raise UserError(f"{path}: strategy {name!r}: description must be text and repeat_free true or false")
     return Strategy(name.strip(), description, tuple(prompts), tuple(keywords), free)
-
-
-def as_message(prompt: str) -> str:
-    """A prompt that is sent as a message of its own: that cannot leave a box or a code block open for the answer.
-
-    >>> as_message("So the answer is \\\\boxed{"), as_message("Continuing,")
-    ('So the answer is:', 'Continuing,')
-    """
-    said = _OPENED.sub("", prompt)
-    return prompt if said == prompt else f"{said.rstrip().rstrip(':')}:"
 
 
 def to_toml(strategies: StrategySet) -> str:

@@ -126,7 +126,7 @@ def run_solve(question: str, run: str, planner: str, overrides: list[str], *, li
         step = episode.steps[-1]
         label = names[step.strategy] if step.strategy >= 0 else "reasoner"
         sure = "" if step.forced or not episode.decisions else f" {max(episode.decisions[-1].probabilities):.0%}"
-        Console().print(Text(f"{label}{sure:<5}".ljust(22), style="bold cyan") + Text(step.text.strip()))
+        Console().print(Text(f"{label}{sure:<5}".ljust(22), style="bold cyan") + Text(step.answer.strip()))
 
     _, episodes, scores = evaluate("solve", game, [problem], config.rewards, seed=0, on_step=on_step if live else None)
     return episode_record(episodes[0], scores[0], names)

@@ -100,6 +100,7 @@ def evaluate_into(
 def _meaning(config: Config, data: str) -> dict[str, Any]:
     """What the names in the settings stand for now: the part of the config that matters here, the strategies, the data."""
     table = to_table(config)
+    del table["rollout"]["cuda_graphs"]  # how, not what
     file = Path(data)
     return {
         **{key: table[key] for key in ("models", "data", "rollout", "rewards")},

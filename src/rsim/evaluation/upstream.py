@@ -18,6 +18,7 @@ from rsim.config import Config
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record, episode_record, outcome
+from rsim.openings import as_message, left_open
 from rsim.planner.planner import AnyPlanner
 from rsim.plugin.http_upstream import HttpUpstream, UpstreamError, check_address, probe, prompt_tokens
 from rsim.plugin.planning import Planning
@@ -135,10 +136,12 @@ class ServedGame:
             if error.status == 501:
                 raise UserError(f"the upstream at {self.served.url} counts no prompt tokens", "rsim eval needs them") from error
             raise
+        mode = self.served.mode or await probe(client, self.model)
         for strategy in self.planner.strategies.strategies:
-            longer = {"role": "user", "content": f"x{strategy.prompts[0]}"}
+            prompt = as_message(strategy.prompts[0]) if mode == "turn" else strategy.prompts[0]
+            longer = {"role": "user", "content": f"x{prompt}"}
             self.injected[strategy.name] = await prompt_tokens(client, {"model": self.model, "messages": [longer]}) - alone
-        self.mode = self.served.mode or await probe(client, self.model)  # type: ignore[assignment]
+        self.mode = mode  # type: ignore[assignment]
 
     async def _play(
         self, problem: Problem, group: int, sampling: dict[str, Any], upstream: HttpUpstream, planning: Planning | None
@@ -157,7 +160,7 @@ class ServedGame:
             async for event in events:
                 if isinstance(event, Injected):
                     action = planning.strategies.index(event.strategy)
-                    opened = planning.strategies[action].opens(event.text)
+                    opened = left_open(event.text) if action == planning.strategies.termination else ""
                     episode.steps.append(Step(action, 0, 0, 0, forced=event.forced, opened=opened))
                     episode.forced |= event.forced
                     injected += self.injected[event.strategy] if event.text else 0

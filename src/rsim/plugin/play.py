@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from rsim.openings import as_message
 from rsim.plugin.planning import Planning
-from rsim.strategies import as_message
 
 Reason = Literal["stop", "length"]
 Mode = Literal["prefill", "turn", "exact"]
@@ -154,7 +154,7 @@ async def play(
                 left = limit - usage.completion_tokens
                 forced = number == rules.max_steps or left <= kept_back
                 injected = await _choose(planner, planning, rules, forced=forced)
-                if upstream.mode == "turn":
+                if upstream.mode == "turn" and asked.messages is not None:
                     injected = replace(injected, text=as_message(injected.text))
                 yield injected
                 final = injected.strategy == ending.name

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def row(
         "unit": unit,
         "goal": goal,
         "met": met,
-        "command": command or " ".join(["python -m", module, *sys.argv[1:]]),
+        "command": command or f"python -m {module} {shlex.join(sys.argv[1:])}".strip(),
         "seeds": seeds or [],
         "interval": list(interval) if interval else None,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_memory_gib()} GiB, {_gpu()}",

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from rsim.packed import additive_mask, grouped_attention, heads_of
 
-_ALIGNED = 8  # attention on GPUs wants masks whose rows begin at multiples of 16 bytes
+_ALIGNED = 8  # tokens: attention on GPUs wants masks whose rows begin at multiples of 16 bytes
 
 
 class SlotCache:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rsim.data.problem import Problem
+from rsim.openings import answer_text
 
 FLAGS = ("forced", "truncated", "reasoner_ended", "terminated")  # of an episode
 
@@ -46,9 +47,8 @@ class Step:
 
     @property
     def answer(self) -> str:
-        """The sampled text, behind the box or code block that the prompt has opened for it; if it opens its own, alone."""
-        own = self.text.lstrip().startswith(("\\boxed{", "```"))
-        return self.text if own else self.opened + self.text
+        """The sampled text, behind the box or code block that the prompt has opened for it."""
+        return answer_text(self.opened, self.text)
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Episode:
         return rest
 
     def to_json(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """A record for people and reports: text, strategies and probabilities, without the token arrays."""
+        """A record for people and reports: text (`Step.answer`), strategies and probabilities, without the token arrays."""
         probabilities = iter(self.decisions)
         steps = []
         for step in self.steps:

@@ -18,6 +18,7 @@ import torch
 from rsim.config import RolloutConfig
 from rsim.data.problem import Problem
 from rsim.errors import UserError
+from rsim.openings import left_open
 from rsim.planner.planner import AnyPlanner
 from rsim.rollout.engine import Engine, SampledStep
 from rsim.rollout.episode import Episode, Step
@@ -269,9 +270,10 @@ class _Play:
         start = len(episode.token_ids)
         episode.inject(prompt)
         body = start + len(prompt)
-        kind = self.game.planner.strategies[strategy]  # type: ignore[union-attr]
-        episode.steps.append(Step(strategy, start, body, body, forced=episode.forced, opened=kind.opens(kind.prompts[chosen])))
-        final = strategy == self.game.planner.strategies.termination  # type: ignore[union-attr]
+        strategies = self.game.planner.strategies  # type: ignore[union-attr]
+        final = strategy == strategies.termination
+        opened = left_open(strategies[strategy].prompts[chosen]) if final else ""
+        episode.steps.append(Step(strategy, start, body, body, forced=episode.forced, opened=opened))
         if final:
             cap = min(self._left(episode), max(rules.answer_tokens, rules.step_tokens))
         self.engine.submit(slot, closing + prompt, cap, to_end=final and rules.answer_to_end)

@@ -3,11 +3,13 @@
 A forward pass starts some thousand kernels, and starting them takes the CPU longer than the GPU needs to run them. A recorded
 pass starts them all at once, but it is bound to the shapes and the addresses that it was recorded with. So it computes a token
 of every slot up to a fixed one, those at rest included, and looks at the cache up to a fixed position; a mask that is made
-inside the pass, from the sequences' lengths, hides the rest. Both are powers of two, of which a rollout meets a few.
+inside the pass, from the sequences' lengths, hides the rest. Both are powers of two (or all there is), of which a rollout meets
+a few.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -15,9 +17,11 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from rsim import packed
+from rsim.errors import UserError, first_line
 from rsim.packed import additive_mask, grouped_attention
 from rsim.rollout.cache import SlotCache
 
+_ONE_AT_A_TIME = threading.Lock()  # PyTorch's recording is the process's, not the thread's
 _FEWEST = 256  # positions of the cache that a recorded pass looks at
 
 Pass = Callable[[], torch.Tensor]
@@ -52,7 +56,11 @@ class OneEach:
 
 
 class RecordedPasses:
-    """The recorded passes of one model over one cache; weights may change between them, but not be replaced."""
+    """The recorded passes of one model over one cache.
+
+    Weights may change in place between them, but not move (``model.to``) or be joined by others (a new adapter): those would
+    not be seen.
+    """
 
     def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
         self.model, self.cache = model, cache
@@ -63,13 +71,19 @@ class RecordedPasses:
     def _forget(self) -> None:
         """The cache lies elsewhere now. A pool of memory goes with its last pass, so there must be a new one."""
         self.passes: dict[tuple[int, int], Pass] = {}
-        self.record = _Recorder()
+        self.record = _Recorder(self.cache.device)
         self.capacity = self.cache.capacity
 
     def read(self, slots: list[int], tokens: list[int]) -> torch.Tensor:
-        """Appends one token to each of ``slots``; returns their hidden states ``[n, hidden]``."""
+        """Appends one token to each of ``slots``; returns their hidden states ``[n, hidden]``.
+
+        Raises:
+            UserError: a pass cannot be recorded.
+        """
         lengths = self.cache.lengths
         used = min(_power_of_two(max(slots) + 1), len(lengths))
+        if max(lengths[:used]) >= self.cache.capacity:
+            self.passes = {}  # their memory is free while the cache is copied
         self.cache.make_room(max(lengths[:used]) + 1)
         if self.cache.capacity != self.capacity:
             self._forget()
@@ -90,17 +104,40 @@ class RecordedPasses:
 
 
 def recordable(model: PreTrainedModel) -> bool:
-    """Whether a pass of ``model`` can be recorded: on a GPU, and where no other rank takes part in it."""
-    return model.device.type == "cuda" and not isinstance(model.base_model, FSDPModule)
+    """Whether passes of ``model`` may be recorded: on a GPU, where no other rank takes part in them, and with rotary embeddings
+    that do not look at how long the sequences are."""
+    rotary = str(getattr(model.config.get_text_config(), "rope_parameters", ""))
+    return (
+        model.device.type == "cuda"
+        and not isinstance(model.base_model, FSDPModule)
+        and not any(kind in rotary for kind in ("dynamic", "longrope"))
+    )
 
 
 class _Recorder:
     """Records passes that share one pool of memory: what one of them returns lasts until the next is replayed."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, forward: Pass) -> Pass:
+        try:
+            with _ONE_AT_A_TIME, torch.cuda.device(self.device):
+                graph, hidden = self._recorded(forward)
+        except RuntimeError as error:
+            raise UserError(
+                f"a forward pass cannot be recorded as a CUDA graph ({first_line(error)})", "set rollout.cuda_graphs = false"
+            ) from error
+
+        def replay() -> torch.Tensor:
+            with torch.cuda.device(self.device):
+                graph.replay()
+            return hidden
+
+        return replay
+
+    def _recorded(self, forward: Pass) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # once unrecorded: libraries set themselves up
@@ -109,12 +146,7 @@ class _Recorder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             hidden = forward()
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return hidden
-
-        return replay
+        return graph, hidden
 
 
 def _power_of_two(number: int) -> int:

@@ -105,7 +105,7 @@ class Agent:
         for layer in self.checkpointed:  # transformers checkpoints layers in training mode; dropout stays off inside them
             layer.training = torch.is_grad_enabled()
         hidden = packed.forward(model, stream.ids, stream.positions, stream.layout)
-        for layer in self.checkpointed:  # a rollout has nothing to checkpoint
+        for layer in self.checkpointed:  # checkpointing asks for the RNG's state, which a recorded pass of a rollout may not
             layer.training = False
         return hidden.index_select(0, stream.index[chosen])
 
