@@ -61,14 +61,15 @@ def measure(folder: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
     err = "Traceback" in told.read_text()
     steps = sum("reward/accuracy" in line for line in (folder / "metrics.jsonl").read_text().splitlines())
     fifth = len(seen) // 5
-    early, late = seen[fifth : 2 * fifth], seen[-fifth:]
-    before, after = (statistics.median(memory for memory, _ in part) for part in (early, late))
-    files, files_after = (max(count for _, count in part) for part in (early, late))
+    parts = [seen[i * fifth : (i + 1) * fifth] for i in range(5)]
+    medians = [statistics.median(memory for memory, _ in part) for part in parts]
+    before, after = medians[1], medians[-1]
+    files, files_after = (max(count for _, count in part) for part in (parts[1], parts[-1]))
     growth = 100 * (after / before - 1)
     label = f"{minutes:g} minutes"
     return [
         row(f"{label}: steps", steps, seeds=[seed]),
-        row(f"{label}: memory, median of the second fifth", round(before / _MIB), unit="MiB", seeds=[seed]),
+        row(f"{label}: memory, medians of the fifths", ", ".join(f"{m / _MIB:.0f}" for m in medians), unit="MiB", seeds=[seed]),
         row(f"{label}: growth of memory to the last fifth", round(growth, 2), unit="%", goal="within 2%", met=abs(growth) <= 2,
             seeds=[seed]),
         row(f"{label}: more open files than in the second fifth", files_after - files, goal="0", met=files_after <= files,
