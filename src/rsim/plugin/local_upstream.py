@@ -52,7 +52,7 @@ class LocalUpstream:
 
     def __init__(self, reasoner: Reasoner, slots: int) -> None:
         self.reasoner = reasoner
-        self.decoder = Decoder(reasoner.model, slots, capacity=_FIRST_TOKENS, recorded=True)
+        self.decoder = Decoder(reasoner.model, slots, capacity=_FIRST_TOKENS)
         self.context: int = reasoner.model.config.get_text_config().max_position_embeddings
         self.free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()  # low ones first: the cache is read up to the last
         for slot in range(slots):
