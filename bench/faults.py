@@ -4,7 +4,7 @@
 
 The run (nano-s, 12 steps, a checkpoint after each) is started, killed with SIGKILL after a random time, resumed, killed again,
 and so on until it ends; then another is begun, until enough kills have hit. Every third kill waits, from its moment on, until a
-checkpoint is being written (which takes a hundredth of a step). After a kill before the first checkpoint it starts
+checkpoint is being written. After a kill before the first checkpoint it starts
 afresh, as rsim tells its user to.
 """
 

@@ -41,6 +41,20 @@ class SlotCache:
                 tensors[layer] = torch.nn.functional.pad(tensors[layer], extra)
         self.capacity = capacity
 
+    def write(
+        self, layer: int, slots: torch.Tensor, positions: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Puts ``key`` and ``value`` ``[kv_heads, N, d]`` at ``slots`` and ``positions`` ``[N]``; returns all of the layer."""
+        keys, values = self.keys[layer], self.values[layer]
+        keys[slots, :, positions] = key.transpose(0, 1)
+        values[slots, :, positions] = value.transpose(0, 1)
+        return keys, values
+
+    def mask(self, distance: torch.Tensor, window: int | None) -> torch.Tensor:
+        """Of queries that lie ``distance [b, w, u]`` tokens behind the cache's positions, for `grouped_attention`."""
+        visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        return additive_mask(visible, self.group, self.dtype)
+
     def copy(self, source: int, targets: list[int], length: int) -> None:
         """Makes the slots ``targets`` begin with the first ``length`` tokens of slot ``source``."""
         for tensors in (self.keys, self.values):
@@ -94,9 +108,7 @@ class CachedLayout:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
     ) -> torch.Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.owners, :, self.positions] = key.transpose(0, 1)
-        values[self.owners, :, self.positions] = value.transpose(0, 1)
+        keys, values = self.cache.write(layer, self.owners, self.positions, key, value)
         query = query.transpose(0, 1)  # [N, heads, d]
         if not self.buckets and not self.gaps:
             return self._attend_singles(keys, values, query, scaling, window)
@@ -126,8 +138,7 @@ class CachedLayout:
             positions = self.lengths[:, None] if bucket < 0 else self.buckets[bucket].positions
             upto = self.upto if bucket < 0 else self.buckets[bucket].upto
             distance = positions[:, :, None] - torch.arange(upto, device=self.cache.device)
-            visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-            self._masks[bucket, window] = additive_mask(visible, self.cache.group, self.cache.dtype)
+            self._masks[bucket, window] = self.cache.mask(distance, window)
         return self._masks[bucket, window]
 
 

@@ -1,6 +1,6 @@
 """One new token of every sequence, by a forward pass that is recorded once and replayed: CUDA graphs.
 
-A forward pass starts some thousand kernels, and starting them takes the CPU longer than the GPU needs to run them. A recorded
+A forward pass starts many small kernels, and starting them can take the CPU longer than the GPU needs to run them. A recorded
 pass starts them all at once, but it is bound to the shapes and the addresses that it was recorded with. So it computes a token
 of every slot up to a fixed one, those at rest included, and looks at the cache up to a fixed position; a mask that is made
 inside the pass, from the sequences' lengths, hides the rest. Both are powers of two (or all there is), of which a rollout meets
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rsim import packed
 from rsim.errors import UserError, first_line
-from rsim.packed import additive_mask, grouped_attention
+from rsim.packed import grouped_attention
 from rsim.rollout.cache import SlotCache
 
 _ONE_AT_A_TIME = threading.Lock()  # PyTorch's recording is the process's, not the thread's
@@ -45,12 +45,9 @@ class OneEach:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
     ) -> torch.Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.slots, :, self.positions] = key.transpose(0, 1)
-        values[self.slots, :, self.positions] = value.transpose(0, 1)
+        keys, values = self.cache.write(layer, self.slots, self.positions, key, value)
         if window not in self.masks:
-            visible = self.distance >= 0 if window is None else (self.distance >= 0) & (self.distance < window)
-            self.masks[window] = additive_mask(visible, self.cache.group, self.cache.dtype)
+            self.masks[window] = self.cache.mask(self.distance, window)
         seen = keys[: len(self.slots), :, : self.upto], values[: len(self.slots), :, : self.upto]
         return grouped_attention(query.transpose(0, 1)[:, :, None], *seen, self.masks[window], scaling)[:, 0]
 
