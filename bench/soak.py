@@ -47,7 +47,7 @@ def measure(folder: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
     told = folder.with_name("stderr")  # a pipe that no one reads would stop the run once it is full
     with told.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-    seen: list[tuple[int, int]] = []  # bytes and files of all processes of the run
+    seen: list[tuple[int, int, int]] = []  # bytes of the process that trains and of its workers, open files of all
     deadline = time.monotonic() + 60 * minutes
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -62,14 +62,16 @@ def measure(folder: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
     steps = sum("reward/accuracy" in line for line in (folder / "metrics.jsonl").read_text().splitlines())
     fifth = len(seen) // 5
     parts = [seen[i * fifth : (i + 1) * fifth] for i in range(5)]
-    medians = [statistics.median(memory for memory, _ in part) for part in parts]
+    medians = [statistics.median(own + workers for own, workers, _ in part) for part in parts]
+    of_workers = [statistics.median(workers for _, workers, _ in part) for part in parts]
     before, after = medians[1], medians[-1]
-    files, files_after = (max(count for _, count in part) for part in (parts[1], parts[-1]))
+    files, files_after = (max(count for *_, count in part) for part in (parts[1], parts[-1]))
     growth = 100 * (after / before - 1)
     label = f"{minutes:g} minutes"
     return [
         row(f"{label}: steps", steps, seeds=[seed]),
-        row(f"{label}: memory, medians of the fifths", ", ".join(f"{m / _MIB:.0f}" for m in medians), unit="MiB", seeds=[seed]),
+        row(f"{label}: memory, medians of the fifths", _in_mib(medians), unit="MiB", seeds=[seed]),
+        row(f"{label}: of it the processes that check answers", _in_mib(of_workers), unit="MiB", seeds=[seed]),
         row(f"{label}: growth of memory to the last fifth", round(growth, 2), unit="%", goal="within 2%", met=abs(growth) <= 2,
             seeds=[seed]),
         row(f"{label}: more open files than in the second fifth", files_after - files, goal="0", met=files_after <= files,
@@ -79,14 +81,19 @@ def measure(folder: Path, minutes: float, seed: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _looked_at(pid: int) -> tuple[int, int]:
-    memory = files = 0
-    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+def _in_mib(sizes: list[float]) -> str:
+    return ", ".join(f"{size / _MIB:.1f}" for size in sizes)
+
+
+def _looked_at(pid: int) -> tuple[int, int, int]:
+    own = psutil.Process(pid)
+    memory, workers, files = own.memory_info().rss, 0, own.num_fds()
+    for process in own.children(recursive=True):
         try:
-            memory, files = memory + process.memory_info().rss, files + process.num_fds()
+            workers, files = workers + process.memory_info().rss, files + process.num_fds()
         except psutil.NoSuchProcess:  # a checker that has just ended
             continue
-    return memory, files
+    return memory, workers, files
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from rsim.training.agent import Agent
 from rsim.training.branches import continuations
 from rsim.training.checkpoints import Save, verify
 from rsim.training.cold_start import cold_start
+from rsim.training.memory import release_freed
 from rsim.training.ranks import join
 from rsim.training.run_folder import RunFolder, Trackers
 from rsim.training.shards import CutModel, gathered, whole
@@ -202,6 +203,7 @@ class Trainer:
             stopping = self.ranks.any(self.stop_requested)
             if last or stopping or self.step % self.config.train.save_every == 0:
                 self.save(f"step-{self.step:06d}")
+                release_freed()
         self.trackers.close()
         self.checkpoints.finish()
         if stopping:
