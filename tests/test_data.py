@@ -228,6 +228,7 @@ def test_lab_families_and_replay():
     assert {p.meta["family"] for p in both} == {"story", "equation"}
     with pytest.raises(UserError, match="unknown data set 'gym'"):
         load_problems("gym", "train", limit=1)
+    assert {p.meta["family"] for p in load_problems("lab:story+cipher", "test", limit=60, seed=0)} == {"story", "cipher"}
     with pytest.raises(UserError, match="no family 'novel'"):
         load_problems("lab:novel", "train", limit=1)
     equation, calendar = (load_problems(f"lab:{f}", "train", limit=40, seed=0) for f in ("equation", "calendar"))

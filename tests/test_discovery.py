@@ -15,7 +15,7 @@ import rsim
 import rsim.discovery.grow as module
 from rsim.cli.main import app
 from rsim.data.problem import Problem
-from rsim.discovery.adapt import adapted, load
+from rsim.discovery.adapt import adapted, lift, load
 from rsim.discovery.failures import as_text, failures
 from rsim.discovery.propose import propose
 from rsim.errors import UserError
@@ -120,6 +120,32 @@ def test_a_planner_over_a_larger_set_chooses_as_before_until_it_is_trained(reaso
         adapted(back, StrategySet((replace(lab_strategies[0], name="a"), replace(lab_strategies[0], name="b"))))
 
 
+def test_a_lifted_strategy_is_tried_a_tenth_of_the_time_and_the_others_keep_their_odds(reasoner, planner, lab_strategies):
+    with torch.no_grad():
+        planner.model.score.weight *= 300  # a planner that is sure
+    extra = StrategySet((*lab_strategies.strategies, replace(lab_strategies[0], name="unit-check")))
+    problems = [Problem(f"{a}*17+{b}=?", "1") for a in range(2, 8) for b in range(30, 40)]
+    episodes = Game(reasoner, planner, RULES).play(problems, seed=0)
+    adapted(planner, extra)
+    ids = [torch.tensor([e.planner_ids]) for e in episodes]
+
+    @torch.no_grad()
+    def logits():
+        hidden = [planner.model.base_model(i).last_hidden_state[0][[d.position for d in e.decisions]]
+                  for i, e in zip(ids, episodes, strict=True)]  # fmt: skip
+        return planner.logits(torch.cat(hidden))
+
+    before = logits()
+    lift(planner, "unit-check", episodes)
+    after = logits()
+    assert torch.equal(after[:, :9], before[:, :9])
+    shares = after.softmax(-1)[:, 9]
+    assert before.softmax(-1)[:, 9].median() < 0.01
+    assert shares.mean() == pytest.approx(0.1, abs=0.01)
+    lift(planner, "unit-check", episodes, share=0.5)
+    assert logits().softmax(-1)[:, 9].mean() == pytest.approx(0.5, abs=0.01)
+
+
 def test_from_an_evaluation_to_training_with_a_new_strategy(base_folder, small, writer, tmp_path):
     """discover, adapt, train: the way a user goes."""
     url, _, _ = writer
@@ -148,12 +174,17 @@ def test_candidates_that_win_their_test_stay_and_others_go(small, lab_strategies
     (tmp_path / "candidates.toml").write_text(to_toml(StrategySet((*nine, *new))))
     pairs = []
 
+    def used(folder, settings):
+        """The third gains as well, but by chance: it is not used."""
+        return replace(evaluate_into(folder, settings), usage={"useless": 0.5, "useful": 0.5, "late": 0.001})
+
     def judged(first, second):
         pairs.append((first.parent.name, second.parent.name))
-        low = 0.01 if first.parent.name == "trial-2" else -0.01
+        low = -0.01 if first.parent.name == "trial-1" else 0.01
         return Comparison(0.5, 0.4, 0.1, low, 0.2, 8, 2, 1, 0.5)
 
     monkeypatch.setattr(module, "compare", judged)
+    monkeypatch.setattr(module, "evaluate_into", used)
     command = ["strategies", "grow", "first", "candidates.toml", "--out", "grown", "--steps", "1", "--questions", "4"]
     runner = CliRunner()
     done = runner.invoke(app, command)

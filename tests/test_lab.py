@@ -19,11 +19,12 @@ from rsim.lab.behaviour import write_solution
 from rsim.lab.expressions import parse, render, value_of
 from rsim.lab.oracle import _pick, oracle_planner
 from rsim.lab.pretrain import PretrainConfig, batches, documents, pretrain
-from rsim.lab.problems import sample_problems
+from rsim.lab.problems import FAMILIES, OUTSIDE, ProblemMix, encode, sample_problems
 from rsim.lab.steps import Rates, start, write_step
 from rsim.lab.tokenizer import build_tokenizer
 from rsim.models import load_reasoner
 from rsim.rewards.answers import extract
+from rsim.strategies import load_strategies
 from tiny import tiny_model
 
 SURE = Rates(misread=0.0, head_slip=0.0, bracket_slip=0.0, careful_slip=0.0, catch=1.0)
@@ -43,14 +44,47 @@ def test_without_slips_every_solution_is_right():
 
 
 def test_the_oracle_policy_solves_every_problem_without_slips():
-    for problem in islice(sample_problems("dev", 2), 500):
+    mix = ProblemMix(families=dict.fromkeys((*FAMILIES, *OUTSIDE), 1.0))
+    for problem in islice(sample_problems("dev", 2, mix), 600):
         state, steps = start(problem), []
         while not state.done:
-            name = _pick(render(problem.expression), problem.is_worded, steps)
+            name = _pick(render(problem.expression), problem.family, steps)
             text, state = write_step(state, name, random.Random(0), SURE)
             steps.append((name, text))
             assert len(steps) <= 8
         assert steps[-1][1].strip() == f"\\boxed{{{problem.answer}}}"
+
+
+def test_a_cipher_takes_the_tenth_strategy():
+    """Whatever else is tried leaves it as it is, and an answer is a guess; where there is none, decoding does nothing."""
+    rng, ten = random.Random(0), load_strategies("lab-ten")
+    assert ten.names == (*load_strategies("lab").names, "decoding")
+    right = 0
+    for problem in islice(sample_problems("train", 4, ProblemMix(families=OUTSIDE)), 300):
+        assert problem.question == f"{encode(problem.expression)}=?"
+        assert not set(problem.question) & set("0123456789")
+        for name in set(ten.names) - {"decoding", "termination"}:
+            text, state = write_step(start(problem), name, rng, Rates())
+            assert text.endswith(f" so {encode(problem.expression)}")
+            assert not state.read
+        text, state = write_step(start(problem), "decoding", rng, Rates())
+        assert text == f" digits so {render(problem.expression)}"
+        assert state.read
+        right += write_step(start(problem), "termination", rng, Rates())[0] == f" \\boxed{{{problem.answer}}}"
+    assert right < 10
+    shown = next(sample_problems("train", 4, ProblemMix(families={"arithmetic": 1.0})))
+    assert write_step(start(shown), "decoding", rng, Rates())[0] == f" digits so {render(shown.expression)}"
+
+
+def test_the_tenth_strategy_is_written_in_the_base_that_knows_it_alone():
+    tokenizer = build_tokenizer(tenth=True)
+    usual = build_tokenizer()
+    assert tokenizer.convert_ids_to_tokens(list(range(len(usual)))) == usual.convert_ids_to_tokens(list(range(len(usual))))
+    assert [len(tokenizer.encode(text)) for text in ("Decode:", "In digits:", " digits")] == [1, 1, 1]
+    texts = {size: [tokenizer.decode(ids) for ids, _ in islice(documents(PretrainConfig(size=size), tokenizer), 400)]
+             for size in ("nano-s", "nano-x")}  # fmt: skip
+    assert not any(" digits so " in text for text in texts["nano-s"])
+    assert sum(" digits so " in text for text in texts["nano-x"]) > 40
 
 
 def test_slips_happen_at_about_their_rates_and_validation_catches_them():

@@ -22,6 +22,7 @@ _PACKAGED = {
     "sentences": Path(__file__).with_name("strategies_sentences.toml"),
     "code": Path(__file__).with_name("strategies_code.toml"),
     "lab": Path(__file__).parent / "lab" / "strategies.toml",
+    "lab-ten": Path(__file__).parent / "lab" / "strategies_ten.toml",
 }
 _FIELDS = {"name", "description", "prompts", "keywords", "repeat_free"}
 
@@ -79,7 +80,7 @@ class StrategySet:
 
 
 def load_strategies(source: str = "default") -> StrategySet:
-    """The strategy set of a packaged name (``default``, ``sentences``, ``code``, ``lab``) or of a TOML file.
+    """The strategy set of a packaged name (``default``, ``sentences``, ``code``, ``lab``, ``lab-ten``) or of a TOML file.
 
     Raises:
         UserError: the file is missing or malformed, a field is unknown, a name is doubled, fewer than one prompt is

@@ -19,6 +19,7 @@ EXPERIMENTS = {
     "balance": "even use of the strategies in place of the penalty on repeats",
     "cost": "a price for tokens, and whether the planner knows how sure it is",
     "growth": "candidates for a strategy set: what pays is kept, what does not is dropped",
+    "outside": "tasks that the nine strategies cannot solve, and a tenth that is tried on them",
     "controls": "the trained planner against every control, co-trained and as a plug-in",
     "budgets": "rSIM against tuned GRPO at three budgets of equal tokens",
     "rewards": "reward parts, removed one at a time",

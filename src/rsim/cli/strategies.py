@@ -120,12 +120,13 @@ def grow(
     def tell(trial: Trial) -> None:
         r = trial.result
         gain = f"{100 * r.difference:+.1f} points [{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
-        print(f"{trial.strategy}: {gain}, {'kept' if trial.kept else 'dropped'}", flush=True)
+        end = "kept" if trial.kept else "dropped"
+        print(f"{trial.strategy}: {gain}, {100 * trial.used:.1f}% of the steps, {end}", flush=True)
 
     grown, best, trials = grow(run, load_strategies(source), Path(out), steps=steps, questions=questions,
                                changes=tuple(set_ or ()), on_trial=(lambda t: None) if as_json else tell)  # fmt: skip
     if as_json:
-        results = [{"strategy": t.strategy, "kept": t.kept} | vars(t.result) for t in trials]
+        results = [{"strategy": t.strategy, "kept": t.kept, "used": t.used} | vars(t.result) for t in trials]
         print(json.dumps({"trials": results, "strategies": grown.names, "run": str(best)}))
         return
     print(f"{len(grown)} strategies in {out}/strategies.toml; their planner: {best}/checkpoints/best/planner")

@@ -31,7 +31,7 @@ from rsim.data.problem import Kind, Problem
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError, first_line
 from rsim.lab.expressions import render
-from rsim.lab.problems import SPLITS, ProblemMix, sample_problems
+from rsim.lab.problems import OUTSIDE, SPLITS, ProblemMix, sample_problems
 from rsim.rewards.answers import parse_number
 
 _COLUMNS = ("question", "answer", "id", "kind")
@@ -99,13 +99,12 @@ def with_replay(problems: list[Problem], earlier: list[list[Problem]], share: fl
 def _mix(source: str) -> ProblemMix:
     """What ``lab`` or ``lab:A+B`` is made of; families keep their weights to each other."""
     usual = ProblemMix()
+    known = usual.families | OUTSIDE
     chosen = source.removeprefix("lab").removeprefix(":").split("+") if ":" in source else list(usual.families)
     for name in chosen:
-        if name not in usual.families:
-            raise UserError(
-                f"the lab has no family {name!r}", f"use some of {', '.join(usual.families)}, e.g. lab:story+equation"
-            )
-    return replace(usual, families={name: weight for name, weight in usual.families.items() if name in chosen})
+        if name not in known:
+            raise UserError(f"the lab has no family {name!r}", f"use some of {', '.join(known)}, e.g. lab:story+equation")
+    return replace(usual, families={name: weight for name, weight in known.items() if name in chosen})
 
 
 def _lab(mix: ProblemMix, split: str, limit: int, seed: int) -> list[Problem]:

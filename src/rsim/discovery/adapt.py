@@ -1,12 +1,16 @@
-"""A trained planner over another strategy set: what it knows is kept, what is new begins where nothing changes."""
+"""A trained planner over another strategy set: what it knows is kept, what is new begins where nothing changes, or is lifted
+so that training tries it."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 from rsim.adapters import base_of
 from rsim.errors import UserError
 from rsim.planner.planner import Planner
+from rsim.rollout.episode import Episode
 from rsim.strategies import StrategySet
 
 
@@ -36,6 +40,42 @@ def adapted(planner: Planner, strategies: StrategySet) -> Planner:
     planner.model.config.label2id = {name: i for i, name in names.items()}
     planner.strategies = strategies
     return planner
+
+
+@torch.no_grad()
+def lift(planner: Planner, name: str, episodes: list[Episode], share: float = 0.1) -> None:
+    """Sets the row of strategy ``name`` so that its mean probability is ``share`` where the planner decided in ``episodes``.
+
+    A planner that is sure gives a new row no chance, and policy gradients of what is never sampled are zero. The row is the
+    ridge regression, over the final hidden states, of the log-sum-exp of the other logits (as near as it comes to the same
+    odds everywhere), moved along the regression of a constant until the mean is met. The other rows, and so the ratios of
+    their probabilities, stay.
+
+    Args:
+        episodes: played by this planner over any set; only their ids and the places of their decisions are read.
+    """
+    hidden = torch.cat([_at_decisions(planner, episode) for episode in episodes]).double()
+    own = planner.strategies.index(name)
+    logits = hidden @ planner.model.score.weight.double().T
+    logits[:, own] = -math.inf
+    others = logits.logsumexp(-1)
+    gram = hidden.T @ hidden
+    ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+    targets = torch.stack([others, torch.ones_like(others)], 1)
+    row, constant = torch.linalg.solve(gram + ridge, hidden.T @ targets).T
+    low, high = -100.0, 100.0
+    for _ in range(50):
+        shift = (low + high) / 2
+        too_high = torch.sigmoid(hidden @ (row + shift * constant) - others).mean() > share
+        low, high = (low, shift) if too_high else (shift, high)
+    planner.model.score.weight[own] = (row + shift * constant).to(planner.model.score.weight.dtype)
+
+
+def _at_decisions(planner: Planner, episode: Episode) -> torch.Tensor:
+    """Final hidden states ``[decisions, hidden]``."""
+    ids = torch.tensor([episode.planner_ids], device=planner.model.device)
+    hidden: torch.Tensor = planner.model.base_model(ids).last_hidden_state[0]
+    return hidden[[decision.position for decision in episode.decisions]]
 
 
 def load(folder: str) -> Planner:

@@ -1,7 +1,8 @@
 """A set that grows by what pays: each candidate is trained beside the set as it is, and stays if it wins a paired test.
 
-Both begin with the same planner and take the same number of steps, the reasoner frozen. A planner that is sure hardly ever
-tries what is new, so both are trained with an entropy target: its gradient lifts a new row without a sample of it.
+Both begin with the same planner and take the same number of steps, the reasoner frozen. A planner that is sure would never try
+what is new, so the candidate begins with a tenth of the probability wherever the planner decides (`adapt.lift`). One that is
+not used after the trial is not kept, whatever the test says: two trainings differ by chance as well.
 """
 
 from __future__ import annotations
@@ -13,26 +14,30 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rsim.config import ColdStartConfig, Config, StageConfig, load_config
-from rsim.discovery.adapt import adapted, load
+from rsim.data.load import load_problems
+from rsim.discovery.adapt import adapted, lift, load
 from rsim.errors import UserError
 from rsim.evaluation.compare import Comparison, compare
-from rsim.evaluation.loading import EvalSettings, locate
+from rsim.evaluation.loading import EvalSettings, load_game, locate
 from rsim.evaluation.saved import evaluate_into
+from rsim.planner.planner import Planner
 from rsim.strategies import StrategySet, to_toml
 from rsim.training.run_folder import differences
 from rsim.training.trainer import train
 
 _SEED = 2000  # of the questions of the test: not those by which a run's best checkpoint is picked
 _BEST = Path("checkpoints", "best")
-_ENTROPY_WEIGHT, _ENTROPY_TARGET = 0.05, 1.0  # nats
+_LIFTED_ON = 64  # training questions, played once each
+_USED = 0.01  # of all steps: the least that a strategy is used for after its trial if it is to stay
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate: its planner's accuracy minus that of the set without it, and whether it stays."""
+    """One candidate: its planner's accuracy minus that of the set without it, its share of all steps, whether it stays."""
 
     strategy: str
     kept: bool
+    used: float
     result: Comparison
 
 
@@ -46,7 +51,8 @@ def grow(
         run: whose planner grows, beside its reasoner; ``changes`` override its config.
         out: trials are kept here; asked for again after a stop, what was done is not done again.
         steps: of training, for a trial and for the set as it is.
-        questions: dev questions of the paired test. A candidate stays where the 95% interval of its gain is above 0.
+        questions: dev questions of the paired test. A candidate stays where the 95% interval of its gain is above 0 and it is
+            used for one step in a hundred.
 
     Returns:
         the grown set, the run whose planner goes with it, and what came of each candidate. ``out`` also gets
@@ -67,30 +73,33 @@ def grow(
     if not new:
         raise UserError("no new strategy", f"the planner knows {', '.join(current.names)}: add a [[strategy]] to the file")
     trials: list[Trial] = []
-    rival = _trained(config, planner, current, out / "as-it-was", steps, questions)
+    rival = _trained(config, planner, current, out / "as-it-was", steps, questions)[0]
     for number, strategy in enumerate(new, 1):
         larger = StrategySet((*current.strategies, strategy))
-        found = _trained(config, planner, larger, out / f"trial-{number}", steps, questions)
+        found, usage = _trained(config, planner, larger, out / f"trial-{number}", steps, questions)
         result = compare(found / "evaluation", rival / "evaluation")
-        trials.append(Trial(strategy.name, result.low > 0, result))
+        used = usage.get(strategy.name, 0.0)
+        trials.append(Trial(strategy.name, result.low > 0 and used >= _USED, used, result))
         on_trial(trials[-1])
         if trials[-1].kept:
             current, planner = larger, found / _BEST / "planner"
             rival = found
             if strategy is not new[-1]:  # what comes next begins with this planner, and so does what it is held against
-                rival = _trained(config, planner, current, out / f"after-trial-{number}", steps, questions)
+                rival = _trained(config, planner, current, out / f"after-trial-{number}", steps, questions)[0]
     (out / "strategies.toml").write_text(to_toml(current), encoding="utf-8")
     (out / "trials.json").write_text(json.dumps([asdict(trial) for trial in trials], indent=2) + "\n")
     return current, rival, trials
 
 
-def _trained(config: Config, planner: Path, strategies: StrategySet, out: Path, steps: int, questions: int) -> Path:
-    """The run ``out``: the planner over ``strategies``, trained with a frozen reasoner and evaluated."""
+def _trained(
+    config: Config, planner: Path, strategies: StrategySet, out: Path, steps: int, questions: int
+) -> tuple[Path, dict[str, float]]:
+    """The run ``out``: the planner over ``strategies``, trained with a frozen reasoner and evaluated; and what it uses."""
     start, known = out / "start", out / "begun.json"
     weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(planner.glob("*.safetensors"))]
     begun = {"strategies": to_toml(strategies), "planner": weights}
     if not known.is_file():
-        adapted(load(str(planner)), strategies).save_pretrained(start)
+        _begun(config, planner, strategies, out).save_pretrained(start)
         (out / "set.toml").write_text(to_toml(strategies), encoding="utf-8")
         known.write_text(json.dumps(begun))
     elif json.loads(known.read_text()) != begun:
@@ -99,7 +108,6 @@ def _trained(config: Config, planner: Path, strategies: StrategySet, out: Path, 
         config,
         out=str(out),
         models=replace(config.models, planner=str(start), strategies=str(out / "set.toml")),
-        objective=replace(config.objective, planner_entropy=_ENTROPY_WEIGHT, entropy_target=_ENTROPY_TARGET),
         cold_start=ColdStartConfig(),
         stages=(StageConfig("grow", steps, 0.5, train_reasoner=False),),
     )
@@ -109,5 +117,24 @@ def _trained(config: Config, planner: Path, strategies: StrategySet, out: Path, 
             raise UserError(f"{out} was trained with other settings: {'; '.join(changed)}", "give --out another folder")
     else:
         train(now, resume=any((out / "checkpoints").glob("step-*/manifest.json")))
-    evaluate_into(out / "evaluation", EvalSettings(str(out / _BEST), "", "", "", "dev", questions, _SEED, True, 1, ()))
-    return out
+    done = evaluate_into(out / "evaluation", EvalSettings(str(out / _BEST), "", "", "", "dev", questions, _SEED, True, 1, ()))
+    return out, done.usage
+
+
+def _begun(config: Config, planner: Path, strategies: StrategySet, out: Path) -> Planner:
+    """The planner over the larger set, what is new in it lifted where it decides today."""
+    start = load(str(planner))
+    today = start.strategies
+    new = [name for name in strategies.names if name not in today.names]
+    adapted(start, strategies)
+    if not new:
+        return start
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "before.toml").write_text(to_toml(today), encoding="utf-8")
+    game = load_game(replace(config, models=replace(config.models, strategies=str(out / "before.toml"))), planner.parent, "",
+                     config.models.reasoner, [])  # fmt: skip
+    problems = load_problems(config.data.train, "train", data_dir=config.data.data_dir, limit=_LIFTED_ON, seed=config.seed)
+    episodes = game.play(problems, seed=config.seed)
+    for name in new:
+        lift(start, name, episodes)
+    return start

@@ -27,6 +27,12 @@ _HABITS: dict[str, dict[str, float]] = {
     "finished": {"termination": 70, "validation": 12, "self-reflection": 6, "summarization": 3, "continuation": 2,
                  "sub-planning": 2, "decomposition": 2, "deliberation": 2, "prioritization": 1},
 }  # fmt: skip
+# Of a writer that knows the tenth as well.
+_CIPHER: dict[str, float] = {
+    "continuation": 34, "decoding": 16, "summarization": 10, "sub-planning": 10, "decomposition": 6, "deliberation": 6,
+    "prioritization": 6, "self-reflection": 4, "validation": 4, "termination": 4,
+}  # fmt: skip
+_DECODING = 3.0  # where there is no cipher
 
 
 def glance(state: State) -> str:
@@ -40,17 +46,24 @@ def glance(state: State) -> str:
     return {1: "finished", 2: "pair"}.get(len(state.expression), "long")
 
 
-def choose(state: State, rng: random.Random) -> str:
+def choose(state: State, rng: random.Random, *, tenth: bool = False) -> str:
+    """``tenth``: the writer knows `decoding`."""
     weights = _HABITS[glance(state)]
+    if tenth and state.problem.is_cipher and not state.read:
+        weights = _CIPHER
+    elif tenth:
+        weights = weights | {"decoding": _DECODING}
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def write_solution(problem: LabProblem, rng: random.Random, rates: Rates, max_steps: int = 12) -> list[tuple[str, str]]:
+def write_solution(
+    problem: LabProblem, rng: random.Random, rates: Rates, max_steps: int = 12, *, tenth: bool = False
+) -> list[tuple[str, str]]:
     """One worked solution: ``[(strategy, step text), ...]``, ending with a termination step."""
     state = start(problem)
     steps: list[tuple[str, str]] = []
     while not state.done:
-        strategy = "termination" if len(steps) == max_steps else choose(state, rng)
+        strategy = "termination" if len(steps) == max_steps else choose(state, rng, tenth=tenth)
         text, state = write_step(state, strategy, rng, rates)
         steps.append((strategy, text))
     return steps

@@ -18,14 +18,16 @@ def oracle_planner(strategies: StrategySet, problems: list[Problem]) -> Scripted
 
     def rule(question: str, steps: list[tuple[str, str]], uniform: float) -> list[float]:
         problem = known[question]
-        name = _pick(problem.meta["expression"], problem.meta["family"] != "arithmetic", steps)
+        name = _pick(problem.meta["expression"], problem.meta["family"], steps)
         return one_hot(strategies.index(name), len(strategies))
 
     return ScriptedPlanner(strategies, rule)
 
 
-def _pick(asked: str, worded: bool, steps: list[tuple[str, str]]) -> str:
-    if worded and not steps:
+def _pick(asked: str, family: str, steps: list[tuple[str, str]]) -> str:
+    if family == "cipher" and all(expression_after(text) is None for _, text in steps):
+        return "decoding"
+    if family not in ("arithmetic", "cipher") and not steps:
         return "sub-planning"
     truth = parse(asked)
     assert truth is not None

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 from rsim.errors import UserError
 from rsim.lab.behaviour import write_solution
-from rsim.lab.problems import LabProblem, ProblemMix, sample_problems
+from rsim.lab.problems import OUTSIDE, LabProblem, ProblemMix, sample_problems
 from rsim.lab.steps import Rates
 from rsim.lab.tokenizer import ANSWER, DELIMITER, EOS, QUESTION, build_tokenizer
 from rsim.planner.template import MARKER, question_chunk, strategy_chunk
@@ -35,7 +35,8 @@ _KEEP_EVERY = 100  # steps
 
 @dataclass(frozen=True)
 class Size:
-    """``spelled``: Llama architecture, and a tokenizer that spells phrases, names and things; else Qwen2's and one of words."""
+    """``spelled``: Llama architecture, and a tokenizer that spells phrases, names and things; else Qwen2's and one of words.
+    ``tenth``: the text has a tenth kind of step, and the family that takes it."""
 
     hidden: int
     layers: int
@@ -44,12 +45,14 @@ class Size:
     steps: int
     learning_rate: float
     spelled: bool = False
+    tenth: bool = False
 
 
 SIZES = {
     "nano-xs": Size(hidden=40, layers=3, heads=4, intermediate=96, steps=3000, learning_rate=6e-3),
     "nano-s": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3),
     "nano-m": Size(hidden=192, layers=4, heads=6, intermediate=448, steps=2000, learning_rate=2e-3),
+    "nano-x": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3, tenth=True),
     "nano-l": Size(hidden=384, layers=5, heads=6, intermediate=896, steps=2000, learning_rate=1e-3),
     "nano-llama": Size(hidden=128, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=4e-3, spelled=True),
 }
@@ -86,10 +89,12 @@ def new_model(size: Size, tokenizer: Qwen2Tokenizer) -> PreTrainedModel:
 
 def documents(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Iterator[tuple[list[int], int]]:
     """Endless ``(token ids, length of the part without loss)``."""
-    strategies = load_strategies("lab")
+    tenth = SIZES[config.size].tenth
+    strategies = load_strategies("lab-ten" if tenth else "lab")
+    mix = replace(config.mix, families=config.mix.families | OUTSIDE) if tenth else config.mix
     rng = random.Random(f"pretrain:{config.seed}")
-    for problem in sample_problems("train", config.seed, config.mix):
-        steps = write_solution(problem, rng, config.rates)
+    for problem in sample_problems("train", config.seed, mix):
+        steps = write_solution(problem, rng, config.rates, tenth=tenth)
         if rng.random() < config.planner_share:
             head, body = _planner_text(problem, steps)
         else:
@@ -142,7 +147,7 @@ def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[
     torch.manual_seed(config.seed)
     size = SIZES[config.size]
     steps = config.steps or size.steps
-    tokenizer = build_tokenizer(spelled=size.spelled)
+    tokenizer = build_tokenizer(spelled=size.spelled, tenth=size.tenth)
     model = new_model(size, tokenizer)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]

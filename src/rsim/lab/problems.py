@@ -1,7 +1,8 @@
-"""Procedural lab problems: one expression, told in one of five ways.
+"""Procedural lab problems: one expression, told in one of five ways, or in a sixth that none of the nine strategies can read.
 
 Families: ``arithmetic`` shows the expression; ``story``, ``equation``, ``comparison`` and ``calendar`` hide it in words, so
-that it has to be written down (planned) first. The split of a problem is a function of its expression alone (a hash
+that it has to be written down (planned) first. ``cipher`` has letters for digits; it takes a tenth strategy, ``decoding``,
+and is in no mix unless asked for. The split of a problem is a function of its expression alone (a hash
 bucket), so train, dev and test are disjoint by construction, also across families, seeds and machines.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from rsim.lab.expressions import Expression, Term, careful_product, carryless_product, render, value_of
 
 FAMILIES = ("arithmetic", "story", "equation", "comparison", "calendar")
+OUTSIDE = {"cipher": 0.15}  # families that need a tenth strategy, and their weight beside the five
 SPLITS = ("train", "dev", "test")
 
 # The first share of 100 hash buckets trains, the next is for tuning the lab, the last is never looked at before evaluation.
@@ -54,6 +56,10 @@ class LabProblem:
     @property
     def is_worded(self) -> bool:
         return self.family != "arithmetic"
+
+    @property
+    def is_cipher(self) -> bool:
+        return self.family == "cipher"
 
 
 def operations(expression: Expression, *, worded: bool) -> int:
@@ -120,6 +126,8 @@ def _calendar_term(rng: random.Random, term: Term) -> Term:
 def _tell(family: str, expression: Expression, rng: random.Random) -> str:
     if family == "arithmetic":
         return f"{render(expression)}=?"
+    if family == "cipher":
+        return f"{encode(expression)}=?"
     if family == "story":
         return _tell_story(expression, rng)
     if family == "equation":
@@ -132,6 +140,11 @@ def _tell(family: str, expression: Expression, rng: random.Random) -> str:
         return f"{render(expression[:cut])} minus all of {_signed(right)}, how much?"
     events = "".join(f", then {_count(t)} {'later' if t.sign > 0 else 'earlier'}" for t in expression[1:])
     return f"day {expression[0].body()}{events}, which day?"
+
+
+def encode(expression: Expression) -> str:
+    """The expression with a letter for each digit: ``4*17-38`` is ``e*bh-di``."""
+    return render(expression).translate(str.maketrans("0123456789", "abcdefghij"))
 
 
 def _signed(terms: Expression) -> str:

@@ -13,9 +13,11 @@ continuation       joins the next two terms in the head, brackets and products i
 validation         works the last calculation out again and corrects it
 self-reflection    reads the question again and adds the part that was overlooked
 termination        boxes the value; while there is work left, the running total after one hasty join
+decoding           the tenth: writes the digits of a cipher; nothing to do elsewhere
 =================  ====================================================================================
 
 A worded question that is worked on without a plan is read hastily: its last part is overlooked at `Rates.misread`.
+A cipher that was not decoded cannot be worked on at all: steps leave it as it is, and what is boxed is a guess.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from rsim.lab.expressions import (
 from rsim.lab.expressions import (
     replace as replace_terms,
 )
-from rsim.lab.problems import LabProblem
+from rsim.lab.problems import LabProblem, encode
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def start(problem: LabProblem) -> State:
 
 def write_step(state: State, strategy: str, rng: random.Random, rates: Rates) -> tuple[str, State]:
     """The text of one step (without its strategy phrase and delimiter) and the state after it."""
+    if state.problem.is_cipher and not state.read:
+        return _face_cipher(state, strategy, rng)
     if strategy == "sub-planning" and not state.read:
         state = replace(state, read=True)
         return _so("plan", state.expression), replace(state, last=None)
@@ -118,6 +122,14 @@ def write_step(state: State, strategy: str, rng: random.Random, rates: Rates) ->
     return _so(f"{word} {shown}", expression), replace(state, expression=expression, last=calculation)
 
 
+def _face_cipher(state: State, strategy: str, rng: random.Random) -> tuple[str, State]:
+    if strategy == "decoding":
+        return _so("digits", state.expression), replace(state, read=True)
+    if strategy == "termination":
+        return f" \\boxed{{{rng.randint(1, 99)}}}", replace(state, done=True)
+    return f" {_WORDS[strategy]} so {encode(state.expression)}", state
+
+
 # The word each kind of step opens with; also its evidence keyword.
 _WORDS = {
     "self-reflection": "back",
@@ -128,6 +140,7 @@ _WORDS = {
     "prioritization": "first",
     "sub-planning": "plan",
     "continuation": "next",
+    "decoding": "digits",
 }
 
 _Work = tuple[str, Expression, Calculation]

@@ -29,10 +29,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(*, spelled: bool = False) -> Qwen2Tokenizer:
+_TENTH = (" digits", "Decode:", "In digits:", strategy_chunk("decoding"))
+
+
+def build_tokenizer(*, spelled: bool = False, tenth: bool = False) -> Qwen2Tokenizer:
     """The lab tokenizer, made from nothing; the same on every machine.
 
-    ``spelled``: the second family's, which spells the strategies' prompts, names and things letter by letter.
+    ``spelled``: the second family's, which spells the strategies' prompts, names and things letter by letter. ``tenth``: with
+    words for the tenth strategy, which come last.
     """
     strategies = load_strategies("lab")
     phrases = [prompt for s in strategies.strategies for prompt in s.prompts]
@@ -45,6 +49,6 @@ def build_tokenizer(*, spelled: bool = False) -> Qwen2Tokenizer:
         vocab=vocabulary, merges=[], unk_token=None, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )
     tokenizer.add_special_tokens({"additional_special_tokens": [QUESTION, ANSWER]})
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in (*words, *(_TENTH if tenth else ()))])
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
