@@ -3,8 +3,8 @@
     python -m bench.plan [--ranks 1 2] [--steps 6] [--seed 0] [--record]
 
 nano-s, 16 questions of 8 episodes, one thread for each process. Bytes are those that the loopback device counted (kernel:
-/proc/net/dev), so nothing else may talk over it meanwhile. The plan is told the mean length of the episodes; it is made before
-each run, when the machine is as busy as in the run.
+/proc/net/dev), so nothing else may talk over it meanwhile. The plan is told the mean length of the episodes and of the
+questions; what it times of the machine it times right after each run.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rsim.report.ledger import record, row
 from rsim.training.plan import Plan, plan, this_machine
 
 _GIB = 2**30
+_QUESTION = 18  # tokens of a question of the lab with its prompt, rounded
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ def measure(place: Path, counts: list[int], steps: int, seed: int) -> list[dict[
     foretold: dict[int, Plan] = {}
     found: dict[int, Run] = {}
     for count in counts:
-        device = this_machine(count, threads=1)
         short, long = (_train(_config(place / f"{count}-{n}", n, seed), count) for n in (1, steps + 1))
-        foretold[count] = plan(_config(place, steps, seed), device, count, tokens=round(long.tokens))
+        config, device = _config(place, steps, seed), this_machine(count, threads=1)
+        foretold[count] = plan(config, device, count, tokens=round(long.tokens), question=_QUESTION)
         found[count] = long
         label = f"{count} process{'es' if count > 1 else ''}"
         rows += _rows(f"{label}: seconds of a step", foretold[count].step, long.seconds, "s", 1.5, seed)

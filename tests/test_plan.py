@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import time
 
+import psutil
 import pytest
 
 from rsim.cli.main import main
 from rsim.config import load_config
 from rsim.errors import UserError
 from rsim.training.plan import DEVICES, find_device, plan, shape_of
+from rsim.training.timed import among, pass_seconds
 
 PAIR = ("models.reasoner=qwen2.5-7b", "models.planner=qwen2.5-0.5b")
 
@@ -73,6 +77,23 @@ def test_longer_episodes_cost_more_and_checkpointing_trades_time_for_memory():
     kept, again = planned(8), planned(8, "train.gradient_checkpointing=true")
     assert again.memory < kept.memory
     assert again.step > kept.step
+
+
+def test_a_pass_is_timed_with_the_models_own_layers():
+    small, large = shape_of("nano-s"), shape_of("qwen2.5-0.5b")
+    assert 0 < pass_seconds(small, 4, 16) < pass_seconds(large, 4, 16)
+    assert pass_seconds(small, 2, 16) < pass_seconds(small, 256, 256)
+    assert large.num_parameters() > 490e6, "the shape itself is left as it is"
+
+
+def test_other_processes_compute_while_this_one_is_timed():
+    with among(1, 1):
+        (process,) = multiprocessing.active_children()
+        child = psutil.Process(process.pid)
+        before = child.cpu_times().user
+        time.sleep(0.5)
+        assert child.cpu_times().user > before
+    assert not child.is_running()
 
 
 def test_what_cannot_be_is_said():

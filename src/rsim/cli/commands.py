@@ -35,7 +35,8 @@ def run_dry(config: Config, *, as_json: bool) -> None:
 
 
 def run_plan(
-    source: str, device: str, workers: list[int], tokens: int, network: float, overrides: list[str], *, as_json: bool
+    source: str, device: str, workers: list[int], tokens: int, question: int, network: float, overrides: list[str], *,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Prints what a run would cost elsewhere, one row for each number of processes."""
     quiet_models()
@@ -45,7 +46,7 @@ def run_plan(
             raise UserError(f"--workers {count}", "must be at least 1")
     devices = [plan.find_device(device, count) for count in workers]
     plans = [
-        plan.plan(config, on, count, tokens=tokens, network=network * 1e9 / 8)
+        plan.plan(config, on, count, tokens=tokens, question=question, network=network * 1e9 / 8)
         for on, count in zip(devices, workers, strict=True)
     ]
     if as_json:

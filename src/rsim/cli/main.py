@@ -76,6 +76,7 @@ def plan(
     device: Annotated[str, typer.Option(help="h100, h200, a100, l40s, rtx4090, or here: this machine's CPU, timed.")] = "h100",
     workers: Annotated[list[int] | None, typer.Option("--workers", help="Processes, one a device; may be repeated.")] = None,
     tokens: Annotated[int, typer.Option(help="Sampled tokens of an episode (default: as many as it may have).", min=0)] = 0,
+    question: Annotated[int, typer.Option(help="Tokens of a question with its prompt.", min=1)] = 128,
     network: Annotated[float, typer.Option(help="Gbit/s that a machine sends to others.", min=0.1)] = 400.0,
     overrides: Set = None,
     as_json: Json = False,
@@ -83,7 +84,7 @@ def plan(
     """Foretell time, memory and traffic of a run on other machines."""
     from rsim.cli.commands import run_plan
 
-    run_plan(source, device, workers or [1, 8, 64], tokens, network, overrides or [], as_json=as_json)
+    run_plan(source, device, workers or [1, 8, 64], tokens, question, network, overrides or [], as_json=as_json)
 
 
 @app.command(name="eval")

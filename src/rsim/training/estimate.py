@@ -10,7 +10,6 @@ had a quarter of the tokens they might have had).
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from rsim.errors import UserError
 from rsim.models import load_reasoner
 from rsim.packed import heads_of
 from rsim.place import choose_place
+from rsim.training.timed import product_flops
 
 _GIB = 2**30
 _RUNTIME = 0.6 * _GIB  # Python, torch and transformers themselves
@@ -147,22 +147,6 @@ def _seconds(config: Config, models: dict[str, PreTrainedModel], device: torch.d
         seconds += cost * episodes * rollout.max_tokens / (decode if name == "reasoner" else many)
         seconds += 3 * cost * read * train.num_iterations / many
     return seconds
-
-
-def product_flops(rows: int, hidden: int, intermediate: int, device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of ``rows [rows, hidden] @ [hidden, intermediate]``; the fastest of some tries."""
-    left = torch.randn(rows, hidden, device=device, dtype=dtype)
-    weights = [torch.randn(intermediate, hidden, device=device, dtype=dtype) for _ in range(4)]
-    best = float("inf")
-    began = time.perf_counter()
-    while time.perf_counter() - began < 0.3:
-        started = time.perf_counter()
-        for weight in weights:
-            left @ weight.T
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return len(weights) * 2 * rows * hidden * intermediate / best
 
 
 def _available(device: torch.device) -> tuple[str, float]:

@@ -1,12 +1,13 @@
 """What a run costs on machines that one does not have: ``rsim plan``, a model of seconds, memory and bytes sent.
 
-Counted, for each process: the reasoner's decoding (each round reads the weights once, or is bound by its products), prompts
-and prefixes, the planner's reading, forward and backward passes of both agents (6 FLOPs per weight and token, arXiv
-2001.08361), the optimiser's pass over memory, and what processes send each other. Devices reach a fixed part of their peaks.
+Counted, for each process: the reasoner's decoding (each forward pass reads the weights once, or is bound by its products; on
+this machine's CPU it is timed), prompts and prefixes, the planner's reading, forward and backward passes of both agents (6
+FLOPs per weight and token, arXiv 2001.08361), the optimiser's pass over memory, and what processes send each other. Devices
+reach a fixed part of their peaks.
 
-Simplified: sampling, attention and checkpointing to disk are not counted, evaluation neither; nothing overlaps; all episodes
-have the same length. With vLLM there is one server for all processes, whose own device and memory are not counted. What it
-foretells for one and two processes on a CPU is held against runs by ``python -m bench.plan``.
+Simplified: sampling and checkpointing to disk are not counted, evaluation neither; nothing overlaps; the longest episode has
+a fixed multiple of the mean length. With vLLM there is one server for all processes, whose own device and memory are not
+counted. What it foretells for one and two processes on a CPU is held against runs by ``python -m bench.plan``.
 """
 
 from __future__ import annotations
@@ -25,20 +26,24 @@ from rsim.config import Config
 from rsim.errors import UserError
 from rsim.models import load_reasoner
 from rsim.packed import heads_of
-from rsim.training.estimate import AgentNeeds, needs_of, product_flops
+from rsim.strategies import load_strategies
+from rsim.training.estimate import AgentNeeds, needs_of
+from rsim.training.timed import among, pass_seconds, product_flops
 
 _GIB = 2**30
-_QUESTION = 128  # tokens of a prompt
-_INJECTED = 14  # tokens of a strategy's prompt
+_QUESTION = 128  # tokens of a question with its prompt, where nobody says
+_TOKENS_A_WORD = 1.4  # of an injected prompt, beside one for the delimiter
 # Assumed, not measured: bytes of a token as processes exchange episodes (id, mask, log-prob, pickled); seconds of Python and
-# launches for each layer and forward pass of the native engine; bytes a second at which weights are written for a vLLM server
-# and read by it; and those that processes on one CPU send each other.
-_EPISODE_BYTES, _LAYER_SECONDS, _DISK, _LOOPBACK = 16, 4e-4, 2e9, 1e9
+# launches for each layer and forward pass of the native engine, and those of a pass that is replayed as a CUDA graph; bytes a
+# second at which weights are written for a vLLM server and read by it; and those that processes on one CPU send each other.
+_EPISODE_BYTES, _LAYER_SECONDS, _REPLAYED_LAYER, _DISK, _LOOPBACK = 16, 4e-4, 1e-4, 2e9, 1e9
+_LONGEST = 2.2  # times the mean length: the episode that the last passes wait for (2.1 to 2.5 in runs of the preset nano)
+_ASKED = 4  # calls of the planner for each decision of all episodes in play: `rollout.game` waits for a quarter of them
 _REACHED = 0.45  # of a GPU's peak in training: PaLM's 46% (arXiv 2204.02311, table 3)
 _STREAMED = 0.8  # of its memory bandwidth
 _RUNTIME = 1.5 * _GIB  # CUDA's context, torch, buffers; 0.6 GiB on a CPU
 _MARGIN = 1.15  # of memory, as in `rsim.training.estimate`
-_TIMED = [(rows, hidden, 3 * hidden) for hidden in (128, 576, 1536) for rows in (1, 8, 64, 256, 1024)]  # on this machine
+_TIMED = 1024, 1536, 4608  # rows, hidden, intermediate of the product that is timed on this machine
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Device:
     link: float
     per_machine: int = 8
     reached: float = _REACHED
-    decode: Callable[[int, int, int], float] | None = None  # FLOPs a second of rows x hidden x intermediate, timed
+    passes: Callable[[PreTrainedModel, int, int], float] | None = None  # seconds, as `timed.pass_seconds` has them
 
 
 # NVIDIA's data sheets: dense peaks without sparsity, bytes in 10^9; NVLink one way, PCIe 4.0 x16 for those without.
@@ -118,30 +123,32 @@ def shape_of(source: str) -> PreTrainedModel:
 
 def this_machine(processes: int = 1, threads: int = 0) -> Device:
     """What each of ``processes`` on this machine's CPU has, timed for some seconds with ``threads`` (default: its share of the
-    cores)."""
+    cores) beside as many others."""
     cores = os.cpu_count() or 1
     if processes > cores:
         raise UserError(f"--workers {processes} --device here", f"this machine has {cores} cores")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or cores // processes)
-    block = torch.zeros(1 << 26)
-    block.add_(1.0)  # the pages are there from now on
-    began = time.perf_counter()
-    for _ in range(3):
-        block.add_(1.0)
-    streamed = 3 * 2 * block.numel() * 4 / (time.perf_counter() - began)
-    cpu = torch.device("cpu")
-    timed = {shape: product_flops(*shape, cpu, torch.float32) for shape in _TIMED}
-    torch.set_num_threads(before)
-    many = timed[_TIMED[-1]]
+    own, before = threads or cores // processes, torch.get_num_threads()
+    with among(processes - 1, own):
+        torch.set_num_threads(own)
+        block = torch.zeros(1 << 26)
+        block.add_(1.0)  # the pages are there from now on
+        began = time.perf_counter()
+        for _ in range(3):
+            block.add_(1.0)
+        streamed = 3 * 2 * block.numel() * 4 / (time.perf_counter() - began)
+        many = product_flops(*_TIMED, torch.device("cpu"), torch.float32)
+        torch.set_num_threads(before)
 
-    def decode(rows: int, hidden: int, intermediate: int) -> float:
-        """That of the timed shape which is most like it."""
-        return timed[min(_TIMED, key=lambda s: abs(math.log(s[0] / rows)) + abs(math.log(s[1] * s[2] / hidden / intermediate)))]
+    def passes(shape: PreTrainedModel, rows: int, length: int) -> float:
+        with among(processes - 1, own):
+            torch.set_num_threads(own)
+            seconds = pass_seconds(shape, rows, length)
+            torch.set_num_threads(before)
+        return seconds
 
     memory = psutil.virtual_memory().total / processes
     return Device("this machine's CPU", many, many, memory, streamed / _STREAMED, _LOOPBACK, per_machine=processes, reached=0.8,
-                  decode=decode)  # fmt: skip
+                  passes=passes)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ class _Load:
     """What one process does in a step. ``read``: tokens that a model reads of all its episodes, each question once."""
 
     questions: int
+    question: int  # tokens of one
     episodes: float  # those that are continued from a state count as half of one
     sampled: int  # tokens of an episode
     injected: int
@@ -156,30 +164,37 @@ class _Load:
 
     @property
     def read(self) -> float:
-        return self.episodes * (self.sampled + self.injected) + self.questions * _QUESTION
+        return self.episodes * (self.sampled + self.injected) + self.questions * self.question
 
 
-def _load(config: Config, workers: int, tokens: int) -> _Load:
+def _load(config: Config, workers: int, tokens: int, question: int) -> _Load:
     train, rollout = config.train, config.rollout
     sampled = min(tokens or rollout.max_tokens, rollout.max_tokens)
     planned = config.models.planner != "none"
-    decisions = max(1, round(rollout.max_steps * sampled / rollout.max_tokens)) if planned else 0
+    # Steps are taken to be half as long as they may be.
+    decisions = max(1, round(rollout.max_steps * min(1.0, 2 * sampled / rollout.max_tokens))) if planned else 0
     questions = math.ceil(train.questions / workers)
-    return _Load(questions, questions * train.group * (1 + train.branches / 2), sampled, decisions * _INJECTED, decisions)
+    episodes = questions * train.group * (1 + train.branches / 2)
+    prompts = [prompt for s in load_strategies(config.models.strategies).strategies for prompt in s.prompts]
+    injected = 1 + _TOKENS_A_WORD * sum(len(prompt.split()) for prompt in prompts) / len(prompts)
+    return _Load(questions, question, episodes, sampled, round(decisions * injected), decisions)
 
 
-def plan(config: Config, device: Device, workers: int, *, tokens: int = 0, network: float = 50e9) -> Plan:
+def plan(
+    config: Config, device: Device, workers: int, *, tokens: int = 0, question: int = _QUESTION, network: float = 50e9
+) -> Plan:  # fmt: skip
     """What a step of ``config`` costs with ``workers`` processes, each with a ``device`` of its own.
 
     Args:
         tokens: mean sampled tokens of an episode; 0: as many as ``rollout.max_tokens``.
+        question: tokens of a question with its prompt.
         network: bytes a second that a machine sends to others.
 
     Raises:
         UserError: a model cannot be found.
     """
     models, train = config.models, config.train
-    on_gpu = device.decode is None
+    on_gpu = device.passes is None
     precise = bool(config.trained_whole) or not on_gpu if models.dtype == "auto" else models.dtype == "float32"
     width, peak = (4, device.float32) if precise else (2, device.bfloat16)
     shapes = {"reasoner": shape_of(models.reasoner)}
@@ -187,10 +202,12 @@ def plan(config: Config, device: Device, workers: int, *, tokens: int = 0, netwo
         shapes["planner"] = shape_of(models.planner)
     ranks = {"reasoner": models.reasoner_lora, "planner": models.planner_lora}
     needs = {name: needs_of(config, name, model, ranks[name], width) for name, model in shapes.items()}
-    load = _load(config, workers, tokens)
+    load = _load(config, workers, tokens, question)
     # All processes ask one vLLM server, on a device of its own; each of the native ones samples for itself.
     served = config.rollout.engine == "vllm"
-    sampling = _sampling(config, shapes["reasoner"], device, peak, width, _load(config, 1, tokens) if served else load)
+    sampling = _sampling(
+        config, shapes["reasoner"], device, peak, width, _load(config, 1, tokens, question) if served else load
+    )
     sent = _sent(config, shapes, needs, load, workers, width)
     handed_over = 2 * needs["reasoner"].weights / _DISK if served and needs["reasoner"].trained else 0.0
     speed = device.link if workers <= device.per_machine else min(device.link, network)  # a ring leaves a machine once
@@ -220,15 +237,21 @@ def _sampling(config: Config, model: PreTrainedModel, device: Device, peak: floa
     text = model.config.get_text_config()
     rows = min(config.rollout.batch, load.questions * config.train.group)
     weights: int = model.num_parameters()
-    if device.decode is not None:
-        peak = device.decode(rows, text.hidden_size, text.intermediate_size)
+    # All rows are busy but at the end, when the longest episode is waited for.
+    longest = min(config.rollout.max_tokens, _LONGEST * load.sampled)
+    passes = (load.episodes / rows - 1) * load.sampled + longest
+    rows = max(1, round(load.episodes * load.sampled / passes))  # on average
+    length = load.question + (load.sampled + load.injected) // 2
+    prefill = 2 * weights * (load.questions * load.question + load.episodes * load.injected) / (peak * device.reached)
+    if device.passes is not None:
+        return passes * device.passes(model, rows, length) + prefill
     _, kv_heads, size = heads_of(model.config)
-    cached: float = 2 * text.num_hidden_layers * kv_heads * size * width * (_QUESTION + (load.sampled + load.injected) / 2)
+    cached: float = 2 * text.num_hidden_layers * kv_heads * size * width * length
     products = 2 * weights * rows / (peak * device.reached)
     streaming = (weights * width + rows * cached) / (device.bandwidth * _STREAMED)
-    overhead: float = text.num_hidden_layers * _LAYER_SECONDS if config.rollout.engine == "native" else 0.0
-    prefill = 2 * weights * (load.questions * _QUESTION + load.episodes * load.injected) / (peak * device.reached)
-    return load.episodes * load.sampled / rows * (max(products, streaming) + overhead) + prefill
+    each_layer = _REPLAYED_LAYER if config.rollout.cuda_graphs else _LAYER_SECONDS
+    overhead: float = text.num_hidden_layers * each_layer if config.rollout.engine == "native" else 0.0
+    return passes * (max(products, streaming) + overhead) + prefill
 
 
 def _planning(
@@ -237,7 +260,7 @@ def _planning(
     """Seconds in which the planner reads and decides."""
     if "planner" not in shapes:
         return 0.0
-    calls = load.decisions * math.ceil(load.episodes / config.rollout.batch)
+    calls = _ASKED * load.decisions * math.ceil(load.episodes / config.rollout.batch)
     layers: int = shapes["planner"].config.get_text_config().num_hidden_layers
     return 2 * needs["planner"].parameters * load.read / (peak * device.reached) + calls * layers * _LAYER_SECONDS
 

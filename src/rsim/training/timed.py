@@ -1,0 +1,107 @@
+"""What this machine takes for the parts of a step, timed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.synchronize import Semaphore
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rsim.rollout.decoder import Decoder
+
+_SECONDS = 0.3  # for each timing
+_DEPTHS = 1, 3  # layers of the models that are timed
+_VOCABULARY = 256  # of theirs
+
+
+@contextmanager
+def among(neighbours: int, threads: int) -> Iterator[None]:
+    """Has ``neighbours`` other processes compute with ``threads`` each meanwhile: cores are not always as many as they seem."""
+    context = multiprocessing.get_context("spawn")
+    begun = context.Semaphore(0)
+    others = [context.Process(target=_multiply_on, args=(threads, begun), daemon=True) for _ in range(neighbours)]
+    for other in others:
+        other.start()
+    for _ in others:
+        begun.acquire()
+    try:
+        yield
+    finally:
+        for other in others:
+            other.terminate()
+            other.join()
+
+
+def _multiply_on(threads: int, begun: Semaphore) -> None:
+    torch.set_num_threads(threads)
+    matrix = torch.randn(512, 512)
+    begun.release()
+    while True:
+        matrix @ matrix
+
+
+def pass_seconds(shape: PreTrainedModel, rows: int, length: int) -> float:
+    """Seconds of one forward pass of a rollout on this CPU, the output head included: a token for each of ``rows`` sequences
+    with ``length`` tokens in their caches.
+
+    Two models of the shape's layers, one layer and three, are given random weights and timed; all layers are reckoned
+    from their difference.
+
+    Args:
+        shape: a model, with or without its weights.
+    """
+    config = shape.config.get_text_config()
+    one, three = (_pass_seconds(_cut(shape, layers), rows, length) for layers in _DEPTHS)
+    layer = max(0.0, (three - one) / (_DEPTHS[1] - _DEPTHS[0]))
+    left, head = torch.randn(rows, config.hidden_size), torch.randn(config.vocab_size, config.hidden_size)
+    layers: int = config.num_hidden_layers
+    return one + (layers - _DEPTHS[0]) * layer + _fastest(lambda: left @ head.T)
+
+
+def _cut(shape: PreTrainedModel, layers: int) -> PreTrainedModel:
+    settings = shape.config.get_text_config().to_dict() | {"num_hidden_layers": layers, "vocab_size": _VOCABULARY}
+    settings |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))  # they may lie outside of it
+    if settings.get("layer_types"):
+        settings["layer_types"] = settings["layer_types"][:layers]
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(type(shape.config.get_text_config()).from_dict(settings))
+    return model.eval()
+
+
+def _pass_seconds(model: PreTrainedModel, rows: int, length: int) -> float:
+    decoder = Decoder(model, rows, capacity=length + 1)
+    slots = list(range(rows))
+    decoder.append(slots, [[slot % _VOCABULARY] * length for slot in slots])
+
+    def again() -> None:
+        decoder.append(slots, [[1]] * rows)
+        decoder.cache.lengths[:] = [length] * rows
+
+    return _fastest(again)
+
+
+def product_flops(rows: int, hidden: int, intermediate: int, device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of ``rows [rows, hidden] @ [hidden, intermediate]``; the fastest of some tries."""
+    left = torch.randn(rows, hidden, device=device, dtype=dtype)
+    weights = [torch.randn(intermediate, hidden, device=device, dtype=dtype) for _ in range(4)]
+
+    def multiply() -> None:
+        for weight in weights:
+            left @ weight.T
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return len(weights) * 2 * rows * hidden * intermediate / _fastest(multiply)
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    best = float("inf")
+    began = time.perf_counter()
+    while time.perf_counter() - began < _SECONDS:
+        started = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - started)
+    return best
