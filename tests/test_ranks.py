@@ -81,7 +81,7 @@ def assert_close(a: Config, b: Config) -> None:
 
 
 ROUNDS = ("train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05")
-SINGLE = ("objective.loss=ppo", "train.micro_tokens=100000")  # one micro-batch: a rank has none
+SINGLE = ("objective.loss=ppo", "train.micro_tokens=100000")  # micro-batches are bounded by the number of ranks alone
 ADAPTERS = ("train.micro_tokens=150", "models.reasoner_lora=4", "models.planner_lora=2")
 CASES = {
     2: [("train.micro_tokens=150",), SINGLE, ("train.branches=2",), (*ADAPTERS, "train.shard=true"),

@@ -13,6 +13,7 @@ from rsim.config import Config, ObjectiveConfig, StageConfig, TrainConfig
 from rsim.data.problem import Problem
 from rsim.objective.advantages import group_advantages
 from rsim.rewards.rewards import Score
+from rsim.rollout.episode import Episode
 from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.training.agent import Agent
@@ -214,6 +215,23 @@ def test_an_episode_without_sampled_tokens_moves_nothing(reasoner, planner, play
     metrics = Update(config_of(), StageConfig("stage", 1, 0.7), 0, alone=False).agent(agent, silent, scores)
     assert gradients == []
     assert "reasoner/loss" not in metrics
+
+
+def test_ranks_have_about_as_many_tokens_each():
+    """One group or many: what is left over is never a rank's whole share."""
+    for groups, size in ((2, 8), (1, 9), (7, 3)):
+        episodes = [
+            Episode(Problem("", ""), group, [1] * length, 10, [0] * 10 + [1] * (length - 10), [0.0] * length)
+            for group in range(groups) for length in range(20, 20 + size)
+        ]  # fmt: skip
+        batch = reasoner_batch(episodes, torch.device("cpu"))
+        assert len(batch.micro_rows(100_000)) == 1
+        for ranks in (2, 3):
+            parts = batch.micro_rows(100_000, ranks)
+            assert sorted(torch.cat(parts).tolist()) == list(range(len(episodes)))
+            shares = [sum(int(batch.mask[rows].sum()) for rows in parts[rank::ranks]) for rank in range(ranks)]
+            assert max(shares) <= batch.mask.sum() / ranks + 2 * 30
+        assert len(batch.micro_rows(1, 2)) == len(episodes)
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "gspo"])

@@ -121,7 +121,7 @@ def _fine_tune(config: Config, agent: Agent, episodes: list[Episode]) -> list[fl
         for first in range(0, len(order), size):
             batch = reasoner_batch([episodes[i] for i in order[first : first + size]], agent.model.device)
             total, actions = 0.0, float(batch.mask.sum())
-            for rows, counts in agent.turns(batch.micro_rows(train.micro_tokens)):
+            for rows, counts in agent.turns(batch.micro_rows(train.micro_tokens, agent.ranks.count)):
                 micro = batch.rows(rows)
                 loss = -(agent.evaluate(micro).logprobs * micro.mask).sum() / actions * counts
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -28,7 +28,7 @@ from rsim.models import load_reasoner
 from rsim.packed import heads_of
 from rsim.strategies import load_strategies
 from rsim.training.estimate import AgentNeeds, needs_of
-from rsim.training.timed import among, pass_seconds, product_flops
+from rsim.training.timed import among, pass_seconds, product_flops, training_seconds
 
 _GIB = 2**30
 _QUESTION = 128  # tokens of a question with its prompt, where nobody says
@@ -37,13 +37,21 @@ _TOKENS_A_WORD = 1.4  # of an injected prompt, beside one for the delimiter
 # launches for each layer and forward pass of the native engine, and those of a pass that is replayed as a CUDA graph; bytes a
 # second at which weights are written for a vLLM server and read by it; and those that processes on one CPU send each other.
 _EPISODE_BYTES, _LAYER_SECONDS, _REPLAYED_LAYER, _DISK, _LOOPBACK = 16, 4e-4, 1e-4, 2e9, 1e9
-_LONGEST = 2.2  # times the mean length: the episode that the last passes wait for (2.1 to 2.5 in runs of the preset nano)
+_LONGEST = 2.4  # times the mean length: the episode that the last passes wait for (2.2 to 2.6 in runs of the preset nano)
 _ASKED = 4  # calls of the planner for each decision of all episodes in play: `rollout.game` waits for a quarter of them
 _REACHED = 0.45  # of a GPU's peak in training: PaLM's 46% (arXiv 2204.02311, table 3)
 _STREAMED = 0.8  # of its memory bandwidth
 _RUNTIME = 1.5 * _GIB  # CUDA's context, torch, buffers; 0.6 GiB on a CPU
 _MARGIN = 1.15  # of memory, as in `rsim.training.estimate`
 _TIMED = 1024, 1536, 4608  # rows, hidden, intermediate of the product that is timed on this machine
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds on this machine's CPU, as `timed.pass_seconds` and `timed.training_seconds` have them."""
+
+    sampling: Callable[[PreTrainedModel, int, int], float]
+    training: Callable[[PreTrainedModel, int, int], float]
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Device:
     link: float
     per_machine: int = 8
     reached: float = _REACHED
-    passes: Callable[[PreTrainedModel, int, int], float] | None = None  # seconds, as `timed.pass_seconds` has them
+    timed: Timed | None = None  # this machine
 
 
 # NVIDIA's data sheets: dense peaks without sparsity, bytes in 10^9; NVLink one way, PCIe 4.0 x16 for those without.
@@ -139,16 +147,19 @@ def this_machine(processes: int = 1, threads: int = 0) -> Device:
         many = product_flops(*_TIMED, torch.device("cpu"), torch.float32)
         torch.set_num_threads(before)
 
-    def passes(shape: PreTrainedModel, rows: int, length: int) -> float:
-        with among(processes - 1, own):
-            torch.set_num_threads(own)
-            seconds = pass_seconds(shape, rows, length)
-            torch.set_num_threads(before)
+    def timed(of: Callable[[PreTrainedModel, int, int], float]) -> Callable[[PreTrainedModel, int, int], float]:
+        def seconds(shape: PreTrainedModel, first: int, second: int) -> float:
+            with among(processes - 1, own):
+                torch.set_num_threads(own)
+                found = of(shape, first, second)
+                torch.set_num_threads(before)
+            return found
+
         return seconds
 
     memory = psutil.virtual_memory().total / processes
     return Device("this machine's CPU", many, many, memory, streamed / _STREAMED, _LOOPBACK, per_machine=processes, reached=0.8,
-                  passes=passes)  # fmt: skip
+                  timed=Timed(timed(pass_seconds), timed(training_seconds)))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -194,7 +205,7 @@ def plan(
         UserError: a model cannot be found.
     """
     models, train = config.models, config.train
-    on_gpu = device.passes is None
+    on_gpu = device.timed is None
     precise = bool(config.trained_whole) or not on_gpu if models.dtype == "auto" else models.dtype == "float32"
     width, peak = (4, device.float32) if precise else (2, device.bfloat16)
     shapes = {"reasoner": shape_of(models.reasoner)}
@@ -203,6 +214,11 @@ def plan(
     ranks = {"reasoner": models.reasoner_lora, "planner": models.planner_lora}
     needs = {name: needs_of(config, name, model, ranks[name], width) for name, model in shapes.items()}
     load = _load(config, workers, tokens, question)
+    # Forward and backward.
+    token = {
+        name: device.timed.training(model, load.question, load.sampled) if device.timed
+        else 6 * needs[name].parameters / (peak * device.reached) for name, model in shapes.items()
+    }  # fmt: skip
     # All processes ask one vLLM server, on a device of its own; each of the native ones samples for itself.
     served = config.rollout.engine == "vllm"
     sampling = _sampling(
@@ -213,8 +229,8 @@ def plan(
     speed = device.link if workers <= device.per_machine else min(device.link, network)  # a ring leaves a machine once
     seconds = {
         "sampling": sampling,
-        "planner": _planning(config, shapes, needs, device, peak, load),
-        "updates": _updates(config, needs, device, peak, load),
+        "planner": _planning(config, shapes, device, load, token.get("planner", 0.0)),
+        "updates": _updates(config, needs, device, load, token),
         "exchange": sent / speed + handed_over,
     }
     memory = _memory(config, shapes, needs, workers, width, _RUNTIME if on_gpu else 0.6 * _GIB)
@@ -243,8 +259,8 @@ def _sampling(config: Config, model: PreTrainedModel, device: Device, peak: floa
     rows = max(1, round(load.episodes * load.sampled / passes))  # on average
     length = load.question + (load.sampled + load.injected) // 2
     prefill = 2 * weights * (load.questions * load.question + load.episodes * load.injected) / (peak * device.reached)
-    if device.passes is not None:
-        return passes * device.passes(model, rows, length) + prefill
+    if device.timed:
+        return passes * device.timed.sampling(model, rows, length) + prefill
     _, kv_heads, size = heads_of(model.config)
     cached: float = 2 * text.num_hidden_layers * kv_heads * size * width * length
     products = 2 * weights * rows / (peak * device.reached)
@@ -255,28 +271,30 @@ def _sampling(config: Config, model: PreTrainedModel, device: Device, peak: floa
 
 
 def _planning(
-    config: Config, shapes: dict[str, PreTrainedModel], needs: dict[str, AgentNeeds], device: Device, peak: float, load: _Load
+    config: Config, shapes: dict[str, PreTrainedModel], device: Device, load: _Load, token: float
 ) -> float:  # fmt: skip
-    """Seconds in which the planner reads and decides."""
+    """Seconds in which the planner reads and decides; a ``token`` takes so many to train on."""
     if "planner" not in shapes:
         return 0.0
     calls = _ASKED * load.decisions * math.ceil(load.episodes / config.rollout.batch)
     layers: int = shapes["planner"].config.get_text_config().num_hidden_layers
-    return 2 * needs["planner"].parameters * load.read / (peak * device.reached) + calls * layers * _LAYER_SECONDS
+    overhead = device.timed.sampling(shapes["planner"], 1, load.question) if device.timed else layers * _LAYER_SECONDS
+    return token / 3 * load.read + calls * overhead
 
 
-def _updates(config: Config, needs: dict[str, AgentNeeds], device: Device, peak: float, load: _Load) -> float:
-    """Seconds of both agents' forward and backward passes and optimiser steps."""
+def _updates(config: Config, needs: dict[str, AgentNeeds], device: Device, load: _Load, token: dict[str, float]) -> float:
+    """Seconds of both agents' forward and backward passes and optimiser steps; a forward pass is a third of what a ``token``
+    takes to train on."""
     train, objective = config.train, config.objective
     steps = train.num_iterations * train.minibatches
     seconds = 0.0
     for name, agent in needs.items():
         if not agent.trained:
             continue
-        passes = 4 if agent.trained < agent.parameters else 6  # frozen weights get no gradient of their own
-        passes += 2 * train.gradient_checkpointing + 2 * (name == "reasoner" and objective.beta > 0)
-        passes = passes * train.num_iterations + 2 * (steps > 1 or objective.loss == "ppo")  # log-probs before the first step
-        seconds += passes * agent.parameters * load.read / (peak * device.reached)
+        thirds = 2 if agent.trained < agent.parameters else 3  # frozen weights get no gradient of their own
+        thirds += train.gradient_checkpointing + (name == "reasoner" and objective.beta > 0)
+        thirds = thirds * train.num_iterations + (steps > 1 or objective.loss == "ppo")  # log-probs before the first step
+        seconds += thirds / 3 * token[name] * load.read
         seconds += 7 * 4 * agent.trained * steps / (device.bandwidth * _STREAMED)
     return seconds
 

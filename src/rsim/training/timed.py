@@ -11,9 +11,16 @@ from multiprocessing.synchronize import Semaphore
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rsim.data.problem import Problem
+from rsim.objective.logprobs import token_logprobs
 from rsim.rollout.decoder import Decoder
+from rsim.rollout.episode import Episode
+from rsim.rollout.sampling import choose
+from rsim.training.agent import Agent
+from rsim.training.batch import ActionBatch, reasoner_batch
 
 _SECONDS = 0.3  # for each timing
+_TRAINED = 2048  # tokens of a micro-batch that is timed
 _DEPTHS = 1, 3  # layers of the models that are timed
 _VOCABULARY = 256  # of theirs
 
@@ -45,8 +52,8 @@ def _multiply_on(threads: int, begun: Semaphore) -> None:
 
 
 def pass_seconds(shape: PreTrainedModel, rows: int, length: int) -> float:
-    """Seconds of one forward pass of a rollout on this CPU, the output head included: a token for each of ``rows`` sequences
-    with ``length`` tokens in their caches.
+    """Seconds of one forward pass of a rollout on this CPU, sampling included: a token for each of ``rows`` sequences with
+    ``length`` tokens in their caches.
 
     Two models of the shape's layers, one layer and three, are given random weights and timed; all layers are reckoned
     from their difference.
@@ -59,7 +66,44 @@ def pass_seconds(shape: PreTrainedModel, rows: int, length: int) -> float:
     layer = max(0.0, (three - one) / (_DEPTHS[1] - _DEPTHS[0]))
     left, head = torch.randn(rows, config.hidden_size), torch.randn(config.vocab_size, config.hidden_size)
     layers: int = config.num_hidden_layers
-    return one + (layers - _DEPTHS[0]) * layer + _fastest(lambda: left @ head.T)
+    uniforms = torch.rand(rows)
+    return one + (layers - _DEPTHS[0]) * layer + _mean(lambda: choose(left @ head.T, 1.0, uniforms))
+
+
+def training_seconds(shape: PreTrainedModel, question: int, sampled: int) -> float:
+    """Seconds that a token takes forward and backward on this CPU, the output head included.
+
+    Timed with the layers that `pass_seconds` has, on episodes of one group: a question of ``question`` tokens, then
+    ``sampled`` ones for each, some thousand in all.
+    """
+    config = shape.config.get_text_config()
+    rows = max(1, _TRAINED // sampled)
+    episode = Episode(Problem("", ""), 0, [1] * (question + sampled), question,
+                      [0] * question + [1] * sampled, [0.0] * (question + sampled))  # fmt: skip
+    batch = reasoner_batch([episode] * rows, torch.device("cpu"))
+    one, three = (_training_seconds(_cut(shape, layers), batch) for layers in _DEPTHS)
+    layer = max(0.0, (three - one) / (_DEPTHS[1] - _DEPTHS[0]))
+    tokens = question + rows * sampled
+    hidden = torch.randn(tokens, config.hidden_size, requires_grad=True)
+    head = torch.randn(config.vocab_size, config.hidden_size, requires_grad=True)
+    chosen = torch.zeros(tokens, dtype=torch.long)
+
+    def score() -> None:
+        token_logprobs(hidden, head, chosen, 1.0)[0].sum().backward()  # type: ignore[no-untyped-call]
+
+    layers: int = config.num_hidden_layers
+    return (one + (layers - _DEPTHS[0]) * layer + _mean(score)) / tokens
+
+
+def _training_seconds(model: PreTrainedModel, batch: ActionBatch) -> float:
+    weight = model.get_output_embeddings().weight
+    agent = Agent("reasoner", model, model.get_output_embeddings(), temperature=1.0, learning_rate=0.0, weight_decay=0.0,
+                  head_weight=weight)  # fmt: skip
+
+    def learn() -> None:
+        agent.evaluate(batch).logprobs.sum().backward()  # type: ignore[no-untyped-call]
+
+    return _mean(learn)
 
 
 def _cut(shape: PreTrainedModel, layers: int) -> PreTrainedModel:
@@ -80,11 +124,11 @@ def _pass_seconds(model: PreTrainedModel, rows: int, length: int) -> float:
         decoder.append(slots, [[1]] * rows)
         decoder.cache.lengths[:] = [length] * rows
 
-    return _fastest(again)
+    return _mean(again)
 
 
 def product_flops(rows: int, hidden: int, intermediate: int, device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of ``rows [rows, hidden] @ [hidden, intermediate]``; the fastest of some tries."""
+    """FLOPs a second of ``rows [rows, hidden] @ [hidden, intermediate]``."""
     left = torch.randn(rows, hidden, device=device, dtype=dtype)
     weights = [torch.randn(intermediate, hidden, device=device, dtype=dtype) for _ in range(4)]
 
@@ -94,14 +138,14 @@ def product_flops(rows: int, hidden: int, intermediate: int, device: torch.devic
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return len(weights) * 2 * rows * hidden * intermediate / _fastest(multiply)
+    return len(weights) * 2 * rows * hidden * intermediate / _mean(multiply)
 
 
-def _fastest(work: Callable[[], object]) -> float:
-    best = float("inf")
-    began = time.perf_counter()
+def _mean(work: Callable[[], object]) -> float:
+    """Seconds, on this machine as busy as it is."""
+    work()
+    count, began = 0, time.perf_counter()
     while time.perf_counter() - began < _SECONDS:
-        started = time.perf_counter()
         work()
-        best = min(best, time.perf_counter() - started)
-    return best
+        count += 1
+    return (time.perf_counter() - began) / count

@@ -114,7 +114,7 @@ class Update:
         values = torch.zeros_like(batch.mask)
         trainer = torch.zeros_like(batch.mask)
         with torch.no_grad():
-            for rows, counts in agent.turns(batch.micro_rows(self.config.train.micro_tokens)):
+            for rows, counts in agent.turns(batch.micro_rows(self.config.train.micro_tokens, agent.ranks.count)):
                 now = agent.evaluate(batch.rows(rows))
                 if not counts:
                     continue
@@ -153,7 +153,7 @@ class Update:
         sums: dict[str, float] = defaultdict(float)
         if once:
             batch.old_logprobs = torch.zeros_like(batch.old_logprobs)
-        for index, counts in agent.turns(batch.micro_rows(self.config.train.micro_tokens)):
+        for index, counts in agent.turns(batch.micro_rows(self.config.train.micro_tokens, agent.ranks.count)):
             micro = batch.rows(index)
             wide = micro.mask.shape[1]
             origin = rows[index]
