@@ -18,7 +18,7 @@ from rsim.errors import UserError
 from rsim.lab.behaviour import write_solution
 from rsim.lab.expressions import parse, render, value_of
 from rsim.lab.oracle import _pick, oracle_planner
-from rsim.lab.pretrain import PretrainConfig, batches, documents, pretrain
+from rsim.lab.pretrain import SIZES, PretrainConfig, batches, documents, pretrain
 from rsim.lab.problems import FAMILIES, OUTSIDE, ProblemMix, encode, sample_problems
 from rsim.lab.steps import Rates, start, write_step
 from rsim.lab.tokenizer import build_tokenizer
@@ -85,6 +85,13 @@ def test_the_tenth_strategy_is_written_in_the_base_that_knows_it_alone():
              for size in ("nano-s", "nano-x")}  # fmt: skip
     assert not any(" digits so " in text for text in texts["nano-s"])
     assert sum(" digits so " in text for text in texts["nano-x"]) > 40
+
+
+def test_every_base_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("RSIM_CACHE", str(tmp_path))
+    for name in set(SIZES) - {"nano-s"}:
+        with pytest.raises(UserError, match="rsim lab pretrain"):
+            load_reasoner(name)
 
 
 def test_slips_happen_at_about_their_rates_and_validation_catches_them():
