@@ -1,7 +1,9 @@
-"""A run in several processes, whole and with its layers cut (FSDP2), against the same run in one: losses of both agents step
-by step, and the final weights.
+"""A run in several processes, whole, with its layers cut (FSDP2) and by DeepSpeed (ZeRO stages 1 and 2), against the same run
+in one: losses of both agents step by step, and the final weights.
 
     python -m bench.ranks [--ranks 2] [--steps 20] [--seed 0] [--record]
+
+DeepSpeed has to be installed.
 
 nano-s, 16 questions of 8 episodes a step, in micro-batches of 2,048 tokens. Processes talk by gloo, one thread each; torchrun
 starts them.
@@ -43,8 +45,13 @@ def measure(place: Path, count: int, steps: int, seed: int) -> list[dict[str, An
     alone, together, cut = place / "alone", place / "together", place / "cut"
     once = _train(alone, 1, steps, seed)
     rows = []
-    for folder, what, more in ((together, "", ()), (cut, ", layers cut", ("train.shard=true",))):
-        seconds = _train(folder, count, steps, seed, *more)
+    several: list[tuple[Path, str, str]] = [(together, "", ""), (cut, ", layers cut", "train.shard=true")]
+    for stage in (1, 2):
+        config = place / f"zero-{stage}.json"
+        config.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        several.append((place / f"zero-{stage}", f", ZeRO {stage}", f"train.deepspeed={config}"))
+    for folder, what, more in several:
+        seconds = _train(folder, count, steps, seed, *([more] if more else []))
         label = f"{count} processes{what} against 1, {steps} steps"
         rows += _differences(label, alone, folder, steps, seed)
         rows.append(row(f"{label}: time of the whole run, {count} over 1, one thread each", round(seconds / once, 2), unit="x",

@@ -22,6 +22,7 @@ from rsim.errors import UserError
 from rsim.training import trainer as module
 from rsim.training.ranks import Ranks, join
 from rsim.training.trainer import Trainer
+from rsim.training.zero import read_settings
 from tiny import metrics_of, stopped_after
 
 
@@ -103,6 +104,53 @@ def test_ranks_train_as_one_process_does(small, count):
     for one, other in zip(alone, together, strict=True):
         assert len(metrics_of(one)) > 4
         assert_close(one, other)
+
+
+DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+
+
+def deepspeed_config(tmp_path, stage, **more):
+    file = tmp_path / f"zero-{stage}.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage, "reduce_bucket_size": 100_000, **more}}))
+    return f"train.deepspeed={file}"
+
+
+@DEEPSPEED
+@pytest.mark.parametrize("case", [("train.micro_tokens=150",), SINGLE, ROUNDS, (*ADAPTERS, "train.branches=2")])
+def test_deepspeed_trains_as_one_process_does(small, tmp_path, case):
+    together = [small(f"together-{stage}", *case, deepspeed_config(tmp_path, stage)) for stage in (1, 2)]
+    started = processes([sys.executable, "-c", EACH, *(written(config) for config in together)], 2)
+    alone = small("alone", *case)
+    rsim.train(alone)
+    end_of(started)
+    for config in together:
+        assert_close(alone, config)
+
+
+@DEEPSPEED
+def test_a_run_with_deepspeed_goes_on_where_it_was_with_as_many_processes(small, tmp_path):
+    zero = (deepspeed_config(tmp_path, 2), "train.save_every=1")
+    launch(small("whole", *zero), 2)
+    launch(small("cut", *zero, "train.steps=2"), 2)
+    launch(small("cut", *zero), 2, "--resume", "--force")
+    assert_close(small("whole"), small("cut"))
+    said = [p.communicate(timeout=280)[1] for p in start(small("cut", *zero, "train.steps=9"), 3, "--resume", "--force")]
+    assert any("go on with 2 processes" in text for text in said), said
+
+
+def test_deepspeeds_config_is_checked_before_anything_starts(tmp_path):
+    file = tmp_path / "zero.json"
+    for text, why in (('{"zero_optimization": {"stage": 3}}', "stage 3"), ("{", "Expecting"), ("{}", "zero_optimization"),
+                      ('{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true}}', "models.dtype")):  # fmt: skip
+        file.write_text(text)
+        with pytest.raises(UserError, match=why):
+            read_settings(str(file))
+    with pytest.raises(UserError, match="No such file"):
+        read_settings(str(tmp_path / "none.json"))
+    file.write_text('{"zero_optimization": {"stage": 2}, "train_batch_size": 64, "gradient_accumulation_steps": 4}')
+    settings = read_settings(str(file))
+    assert "train_batch_size" not in settings
+    assert settings["gradient_accumulation_steps"] == 1
 
 
 def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(small):
@@ -208,11 +256,19 @@ def test_a_rank_keeps_a_piece_of_every_layer(tmp_path):
 def test_one_process_has_nothing_to_cut_for(small):
     with pytest.raises(UserError, match=r"train\.shard"):
         Trainer(small("run", "train.shard=true"))
+    with pytest.raises(UserError, match=r"train\.deepspeed"):
+        Trainer(small("run", 'train.deepspeed="zero.json"'))
+    with pytest.raises(UserError, match="either DeepSpeed"):
+        small("run", "train.shard=true", 'train.deepspeed="zero.json"')
 
 
 def test_what_accelerate_is_told_and_rsim_does_not_do_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match=r"train\.shard = true"):
+        join(cpu=True)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match=r"train\.deepspeed = FILE"):
         join(cpu=True)
 
 

@@ -158,6 +158,7 @@ class TrainConfig:
     micro_tokens: int = 16384  # tokens per forward; gradients are accumulated
     gradient_checkpointing: bool = False  # make activations again in the backward pass: less memory, a third more time
     shard: bool = False  # several processes: each keeps a piece of every layer's weights, gradients and moments (FSDP2)
+    deepspeed: str = ""  # several processes: a file with DeepSpeed's config, ZeRO stage 1 or 2
     compile: bool = False  # torch.compile each layer's norms and MLP; minutes at the start
     eval_every: int = 10
     save_every: int = 10
@@ -367,6 +368,8 @@ def _validate_adapters(config: Config) -> None:
     if models.shared_base and (models.planner != models.reasoner or whole or not models.planner_lora):
         raise UserError("models.shared_base", "needs the same base for both agents, and an adapter for each that is trained "
                         "(models.planner_lora, models.reasoner_lora)")  # fmt: skip
+    if config.train.shard and config.train.deepspeed:
+        raise UserError("train.deepspeed", "either DeepSpeed cuts or train.shard does")
     if config.train.shard and (models.quantised or models.shared_base or config.rollout.engine == "vllm"):
         raise UserError("train.shard", "layers are not cut with models.quantised, models.shared_base or rollout.engine = vllm")
 

@@ -27,8 +27,11 @@ from rsim.training.ray_launcher import parse_workers, train_with_ray
 def run_dry(config: Config, *, as_json: bool) -> None:
     """Prints what a run will need. Raises `UserError` if this machine cannot hold it."""
     quiet_models()
-    if config.train.shard:
-        raise UserError("--dry-run with train.shard", "what a process needs depends on their number: rsim plan --workers N")
+    if config.train.shard or config.train.deepspeed:
+        raise UserError(
+            "--dry-run with train.shard or train.deepspeed",
+            "what a process needs depends on their number: rsim plan --workers N",
+        )
     found = estimate.estimate(config)
     print(json.dumps(estimate.to_json(found)) if as_json else "\n".join(estimate.describe(found)))
     estimate.check_fits(found)

@@ -17,6 +17,7 @@ from rsim.training.batch import ActionBatch
 from rsim.training.packing import Stream, pack
 from rsim.training.ranks import ALONE, Ranks
 from rsim.training.shards import CutModel, clip_gradients, cut, cut_like, gathered
+from rsim.training.zero import Zero
 
 
 class Agent:
@@ -37,11 +38,12 @@ class Agent:
         compiled: bool = False,
         ranks: Ranks = ALONE,
         sharded: bool = False,
+        deepspeed: str = "",
     ) -> None:
         """``head_weight`` ``[V, hidden]``: what ``head`` multiplies by, if it does nothing else; log-probs then take little
         memory, and entropies carry no gradient. ``checkpointing``: activations are made again in the backward pass.
         ``compiled``: the layers' norms and MLPs go through torch.compile. ``ranks`` hold the same agent, or, ``sharded``, a
-        piece of it each."""
+        piece of it each. ``deepspeed``: the file with the config of `Zero`."""
         self.ranks = ranks
         self.name, self.model, self.head, self.head_weight = name, model, head, head_weight
         packed.prepare(model)
@@ -70,6 +72,9 @@ class Agent:
             torch.nn.init.zeros_(self.value_head.bias)
             groups.append({"params": list(self.value_head.parameters()), "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+        trained = [model, self.value_head] if self.value_head else [model]
+        self.zero = Zero(torch.nn.ModuleList(trained), self.optimizer, deepspeed, ranks) if deepspeed else None
+        self.passes_left = 0  # of this rank's turns
         self.reference: PreTrainedModel | None = None
 
     def set_reference(self, model: PreTrainedModel) -> None:
@@ -125,15 +130,28 @@ class Agent:
     def turns(self, micro: list[torch.Tensor]) -> list[tuple[torch.Tensor, bool]]:
         """This rank's micro-batches, and whether they count.
 
-        Cut layers are put together by all ranks at once, so that all must do as many passes: a rank that has one less does
-        one more that counts for nothing.
+        Where layers or gradients are cut, all ranks must do as many passes: a rank that has one less does one more that counts
+        for nothing.
         """
         mine = [(rows, True) for rows in self.ranks.share(micro)]
         most = -(-len(micro) // self.ranks.count)
-        return mine + [(micro[0], False)] * (most - len(mine)) if self.cut else mine
+        if self.cut or self.zero:
+            mine += [(micro[0], False)] * (most - len(mine))
+        self.passes_left = len(mine)
+        return mine
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradient of one of the `turns`, each of which must come here."""
+        self.passes_left -= 1
+        if self.zero:
+            self.zero.backward(loss, last=self.passes_left == 0)
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, learning_rate: float, grad_clip: float) -> float:
         """One optimiser step with the gradient of all ranks; returns its norm before clipping."""
+        if self.zero:
+            return self.zero.step(learning_rate, grad_clip)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.ranks.count > 1:
             for parameter in trained:
@@ -150,15 +168,33 @@ class Agent:
         self.optimizer.zero_grad()
         return norm
 
+    def weights_changed(self) -> None:
+        """Someone else has changed the model's weights."""
+        if self.zero:
+            self.zero.weights_changed()
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights, whole on the main rank, whatever is cut; all ranks must come here."""
-        moments = self.optimizer.state_dict()
+        if self.zero:
+            moments: Any = {"pieces": self.zero.state()}
+        else:
+            moments = self.optimizer.state_dict()
+            moments = gathered(moments, keep=self.ranks.main) if self.cut else moments
         return {
-            "optimizer": gathered(moments, keep=self.ranks.main) if self.cut else moments,
+            "optimizer": moments,
             "value_head": self.value_head.state_dict() if self.value_head else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        if self.value_head is not None:
+            self.value_head.load_state_dict(state["value_head"])
+        if bool(self.zero) != ("pieces" in state["optimizer"]):
+            raise UserError(f"the checkpoint's optimiser of the {self.name} was saved with another train.deepspeed",
+                            "go on with the one it had")  # fmt: skip
+        if self.zero:
+            self.zero.load_state(state["optimizer"]["pieces"])
+            self.zero.weights_changed()
+            return
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         if len(state["optimizer"]["param_groups"]) != len(decays):
             raise UserError(f"the checkpoint's optimiser of the {self.name} is of an earlier version", "start the run again")
@@ -166,8 +202,6 @@ class Agent:
         self.optimizer.load_state_dict(cut_like(state["optimizer"], trained))
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay  # as configured now
-        if self.value_head is not None:
-            self.value_head.load_state_dict(state["value_head"])
 
 
 def _fill(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -124,7 +124,7 @@ def _fine_tune(config: Config, agent: Agent, episodes: list[Episode]) -> list[fl
             for rows, counts in agent.turns(batch.micro_rows(train.micro_tokens, agent.ranks.count)):
                 micro = batch.rows(rows)
                 loss = -(agent.evaluate(micro).logprobs * micro.mask).sum() / actions * counts
-                loss.backward()  # type: ignore[no-untyped-call]
+                agent.backward(loss)
                 total += float(loss.detach())
             losses.append(agent.ranks.add_numbers({"loss": total})["loss"])
             agent.step(settings.learning_rate, train.grad_clip)

@@ -91,13 +91,12 @@ def join(*, cpu: bool) -> Ranks:
     """The ranks that the environment names (``RANK``, ``WORLD_SIZE``, ...); alone where it names none.
 
     Raises:
-        UserError: accelerate's config asks for DeepSpeed, or for FSDP, which is asked for in rsim's config.
+        UserError: accelerate's config asks for DeepSpeed or for FSDP, which are asked for in rsim's config.
     """
-    for engine in ("DEEPSPEED", "FSDP"):
+    for engine, remedy in (("DEEPSPEED", "train.deepspeed = FILE takes DeepSpeed's config"),
+                           ("FSDP", "train.shard = true cuts the layers")):  # fmt: skip
         if os.environ.get(f"ACCELERATE_USE_{engine}") == "true":
-            raise UserError(
-                f"accelerate launch was told to use {engine}", "launch without it; train.shard = true cuts the layers"
-            )
+            raise UserError(f"accelerate launch was told to use {engine}", f"launch without it; {remedy}")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     state: Any = PartialState(cpu=cpu, timeout=_PATIENCE)

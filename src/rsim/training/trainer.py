@@ -123,10 +123,9 @@ class Trainer:
 
     def _check_shares(self) -> None:
         """Every rank needs a question to play; pieces need ranks."""
-        if self.config.train.shard and self.ranks.count == 1:
-            raise UserError(
-                "train.shard", "there is one process, nothing to cut for: start several with torchrun, or leave it out"
-            )
+        for name, asked in (("train.shard", self.config.train.shard), ("train.deepspeed", self.config.train.deepspeed)):
+            if asked and self.ranks.count == 1:
+                raise UserError(name, "there is one process, nothing to cut for: start several with torchrun, or leave it out")
         sizes = {"train.questions": self.config.train.questions, "data.eval_size": len(self.eval_set)}
         if self.config.cold_start.episodes:
             sizes["cold_start.episodes"] = self.config.cold_start.episodes
@@ -157,6 +156,7 @@ class Trainer:
             "compiled": train.compile,
             "ranks": self.ranks,
             "sharded": train.shard,
+            "deepspeed": train.deepspeed,
         }
         agents = {}
         if self.reasoner_changes:
@@ -221,6 +221,8 @@ class Trainer:
             report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.ranks)
             self.sampled_tokens += tokens
             self._log({"step": 0, "stage": "cold_start"} | report)
+            if "reasoner" in self.agents:
+                self.agents["reasoner"].weights_changed()
         self.cold_started = True
         self._sync()
         if self.config.objective.beta > 0 and "reasoner" in self.agents:

@@ -173,7 +173,7 @@ class Update:
                 sampler_logprobs=sampler[origin][:, :wide],
             )
             loss = -factor * value if counts else 0.0 * value
-            loss.backward()  # type: ignore[no-untyped-call]
+            agent.backward(loss)
             if not counts:
                 continue
             if once:
