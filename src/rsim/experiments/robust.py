@@ -12,18 +12,23 @@ from rsim.experiments.stats import difference, estimate
 from rsim.experiments.workbench import Measured, Measurement, Workbench, checkpoint
 from rsim.strategies import load_strategies
 
-# What stands around a strategy's first prompt; the two lists were fixed before any training with them.
+# What stands around a strategy's first prompt. The first and the last list were fixed before any training with them; the
+# second came after five had turned out to be too few, and before it was trained with.
 _TRAINED = ("ok {}", "... {}", "> {}", "Hm... {}", "and {}")
+_MORE = ("Right, {}", "Good, {}", "So, {}", "2) {}", "a. {}", "NOTE {}", "Let us: {}", "- {}", "then; {}", "Fine. {}",
+         "What now? {}", "Yes! {}", "# {}", "Step 3: {}", "I will {}")  # fmt: skip
+_LONGER = "stages.stage1.steps=16", "stages.stage2.steps=12"  # twice the preset's
 _UNSEEN = ("1. {}", "STEP {}", "Now, {}", "Well, {}", "Ok now: {}", "Please. {}")
 _USUAL = "usual"
-_FEW, _MANY = "two wordings in training", "seven wordings in training"
+_FEW, _MANY, _MOST = "two wordings in training", "seven", "twenty-two, twice as long"
 
 
 def run(bench: Workbench) -> Page:
     page = Page("robust", "Robust prompts: many wordings in training", bench, issue=8)
     folder = bench.out / "sets"
     many = _written(folder / "seven-wordings.toml", _TRAINED, usual=True)
-    runs = {_FEW: rsim_runs(bench), _MANY: rsim_runs(bench, many)}
+    most = _written(folder / "twenty-two-wordings.toml", (*_TRAINED, *_MORE), usual=True)
+    runs = {_FEW: rsim_runs(bench), _MANY: rsim_runs(bench, many), _MOST: rsim_runs(bench, most, *_LONGER)}
     wordings = {_USUAL: (), **{frame: (_written(folder / f"frame-{i}.toml", (frame,)),) for i, frame in enumerate(_UNSEEN)}}
     usual = _written(folder / "usual.toml", (), usual=True)
     done = measure_arms(bench, {
@@ -31,23 +36,25 @@ def run(bench: Workbench) -> Page:
         for arm, found in runs.items() for wording, changes in wordings.items()
     })  # fmt: skip
     page.text(f"The preset nano is trained as it is, with the lab's two prompts a strategy, and with five more, the first one "
-              f"with something before it: {_shown(_TRAINED)}. An episode draws the wording of each step (`rollout.paraphrase = "
-              f"\"random\"`). Both are then asked with one wording at a time that neither was trained with: "
-              f"{_shown(_UNSEEN)}.")  # fmt: skip
+              f"with something before it: {_shown(_TRAINED)}; and, for twice as many steps, with fifteen more than those: "
+              f"{_shown(_MORE)}. An episode draws the wording of each step (`rollout.paraphrase = \"random\"`). All are then "
+              f"asked with one wording at a time that none was trained with: {_shown(_UNSEEN)}.")  # fmt: skip
     arms = {arm: {wording: done[f"{arm}, {wording}"] for wording in wordings} for arm in runs}
     rows = [[f"`{wording.format('Think:')}`" if wording != _USUAL else "the two usual ones",
              *(percent(estimate(arms[arm][wording]).mean) for arm in arms),
-             points(difference(arms[_MANY][wording], arms[_FEW][wording]))] for wording in wordings]  # fmt: skip
-    page.table(["wording", *arms, "difference, points"], rows)
+             *(points(difference(arms[arm][wording], arms[_FEW][wording])) for arm in (_MANY, _MOST))]
+            for wording in wordings]  # fmt: skip
+    page.table(["wording", *arms, f"{_MANY} minus two, points", f"{_MOST}, minus two, points"], rows)
     spreads = {arm: _spread(found) for arm, found in arms.items()}
     for arm, found in arms.items():
         page.text(f"{arm}: {percent(_mean(found))} over the unseen wordings, spread {_points(spreads[arm])} points.")
         page.measured(f"{arm}: the usual wordings", estimate(found[_USUAL]))
         page.value(f"{arm}: mean over unseen wordings", round(100 * _mean(found), 1), unit="%")
         page.value(f"{arm}: spread over unseen wordings", _points(spreads[arm]), unit="points")
-    ratio = spreads[_MANY] / spreads[_FEW]
-    page.value("spread over unseen wordings, seven wordings against two", round(ratio, 2), unit="ratio",
-               goal="at most 0.5", met=ratio <= 0.5)  # fmt: skip
+    for arm in (_MANY, _MOST):
+        ratio = spreads[arm] / spreads[_FEW]
+        page.value(f"spread over unseen wordings, {arm}, against two wordings", round(ratio, 2), unit="ratio",
+                   goal="at most 0.5", met=ratio <= 0.5)  # fmt: skip
     return page
 
 

@@ -19,6 +19,7 @@ from rsim.rollout.sampling import choose
 from rsim.training.agent import Agent
 from rsim.training.batch import ActionBatch, reasoner_batch
 
+_PATIENCE = 120  # seconds for a process to begin
 _SECONDS = 0.3  # for each timing
 _TRAINED = 2048  # tokens of a micro-batch that is timed
 _DEPTHS = 1, 3  # layers of the models that are timed
@@ -34,7 +35,8 @@ def among(neighbours: int, threads: int) -> Iterator[None]:
     for other in others:
         other.start()
     for _ in others:
-        begun.acquire()
+        if not begun.acquire(timeout=_PATIENCE):
+            raise RuntimeError(f"a process that was to compute meanwhile has not begun within {_PATIENCE} s")
     try:
         yield
     finally:

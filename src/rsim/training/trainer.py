@@ -37,6 +37,7 @@ from rsim.training.ranks import join
 from rsim.training.run_folder import RunFolder, Trackers
 from rsim.training.shards import CutModel, gathered, whole
 from rsim.training.update import Update
+from rsim.training.zero import read_settings
 
 OnMetrics = Callable[[dict[str, Any]], None]
 Weights = dict[str, torch.Tensor]
@@ -126,6 +127,8 @@ class Trainer:
         for name, asked in (("train.shard", self.config.train.shard), ("train.deepspeed", self.config.train.deepspeed)):
             if asked and self.ranks.count == 1:
                 raise UserError(name, "there is one process, nothing to cut for: start several with torchrun, or leave it out")
+        if self.config.train.deepspeed:
+            read_settings(self.config.train.deepspeed)
         sizes = {"train.questions": self.config.train.questions, "data.eval_size": len(self.eval_set)}
         if self.config.cold_start.episodes:
             sizes["cold_start.episodes"] = self.config.cold_start.episodes
