@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 from itertools import pairwise
@@ -14,6 +15,7 @@ import rsim
 from rsim.config import Config, ObjectiveConfig, StageConfig, TrainConfig, load_config
 from rsim.data.problem import Problem
 from rsim.errors import UserError
+from rsim.objective.advantages import group_advantages
 from rsim.rewards.rewards import Score
 from rsim.rollout.episode import Decision
 from rsim.rollout.game import Game
@@ -88,10 +90,12 @@ def test_an_episode_is_split_in_a_state_and_every_token_is_an_action_once(game):
     assert batch.joint_lengths.tolist() == [len(e.own_decisions) + e.own_tokens for e in everything]
 
 
-def test_credit_before_a_state_is_its_value_and_after_it_what_became_of_it(game):
+@pytest.mark.parametrize("by", ["sampled", "distinct"])
+def test_credit_before_a_state_is_its_value_and_after_it_what_became_of_it(game, by):
     """The gradient with branches, against one that is made by hand."""
     played = game.play(PROBLEMS[:1], seed=5, group_size=2)
-    found = continuations(game, played[:1], TrainConfig(branches=3), seed=5, key="0:a", first=0, group=1)
+    found = continuations(game, played[:1], TrainConfig(branches=3, branch_by=by), seed=5, key="0:a", first=0, group=1)
+    assert {e.weight for e in found} == {1.0} or by == "distinct"
     returns = [1.0, 0.0, 0.5, 0.0]  # of the episode itself, then of the continuations of its state
     everything = [*played, *found]
     scores = [Score(None, False, planner=r, reasoner=r, parts={}) for r in (1.0, 0.25, *returns)]
@@ -103,9 +107,10 @@ def test_credit_before_a_state_is_its_value_and_after_it_what_became_of_it(game)
     assert metrics["planner/return"] == 0.625, "of the episodes that began with the question, as they ended"
     assert metrics["planner/skipped_groups"] == 0
     game.planner.model.zero_grad()
-    value = sum(returns) / 4
+    weights = [e.weight for e in found]
+    value = sum(w * r for w, r in zip(weights, returns, strict=True)) / 4
     question = (value + 0.25) / 2
-    advantages = [value - question, 0.25 - question, *(r - value for r in returns)]
+    advantages = [value - question, 0.25 - question, *(w * (r - value) for w, r in zip(weights, returns, strict=True))]
     total, count = torch.zeros((), dtype=torch.float64), sum(len(e.own_decisions) for e in everything)
     assert count == sum(len(e.decisions) for e in played) + sum(len(e.own_decisions) for e in found[1:])
     for episode, advantage in zip(everything, advantages, strict=True):
@@ -114,6 +119,43 @@ def test_credit_before_a_state_is_its_value_and_after_it_what_became_of_it(game)
             total = total + advantage * torch.log_softmax(game.planner.logits(hidden[d.position]), -1)[d.action] / count
     (-total).backward()
     assert torch.allclose(taken[0], game.planner.model.score.weight.grad, atol=1e-6)
+
+
+def test_distinct_continuations_differ_and_weigh_what_the_planner_would_give_them(game):
+    """The estimate is the expectation over all strategies once all of them were tried."""
+    played = game.play(PROBLEMS[:2], seed=5, group_size=2)
+    train = TrainConfig(branches=20, branch_by="distinct")
+    places = {i: [replace(d) for d in e.decisions] for i, e in enumerate(played)}
+    found = continuations(game, played, train, seed=5, key="0:a", first=0, group=2)
+    assert found
+    for group in {e.group for e in found}:
+        members = [e for e in found if e.group == group]
+        decided = [e.own_decisions[0] for e in members]
+        assert sorted(d.action for d in decided) == list(range(9)), "its own and all eight others"
+        there = places[group - 2][len(played[group - 2].own_decisions)]
+        assert decided[0].action == there.action
+        for episode, decision in zip(members, decided, strict=True):
+            assert decision.probabilities == pytest.approx(there.probabilities, abs=1e-6)
+            assert decision.logprob == pytest.approx(math.log(decision.probabilities[decision.action]), abs=1e-6)
+            assert episode.weight == pytest.approx(9 * there.probabilities[decision.action], rel=1e-4)
+            assert episode.steps[len(episode.decisions) - len(episode.own_decisions)].strategy == decision.action
+            assert episode.first is None
+    few = continuations(game, game.play(PROBLEMS[:2], seed=5, group_size=2), replace(train, branches=3), seed=5, key="0:a", first=0,
+                        group=2)  # fmt: skip
+    for group in {e.group for e in few}:
+        members = [e for e in few if e.group == group]
+        assert len({e.own_decisions[0].action for e in members}) == 4
+        assert sum(e.weight for e in members) == pytest.approx(4)
+
+
+def test_a_weighted_group_has_a_weighted_mean_and_weighted_advantages():
+    returns, groups = torch.tensor([1.0, 0.0, 0.0, 2.0, 1.0]), torch.tensor([0, 0, 0, 1, 1])
+    weights = torch.tensor([2.0, 0.5, 0.5, 1.0, 1.0])
+    advantages, _ = group_advantages(returns, groups, weights=weights)
+    mean = 2 / 3
+    assert advantages.tolist() == pytest.approx([2 * (1 - mean), -0.5 * mean, -0.5 * mean, 0.5, -0.5])
+    assert float(advantages[:3].sum()) == pytest.approx(0, abs=1e-6)
+    assert torch.equal(group_advantages(returns, groups, weights=torch.ones(5))[0], group_advantages(returns, groups)[0])
 
 
 def test_what_is_branched_does_not_depend_on_who_plays_it(game):

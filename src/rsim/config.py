@@ -148,6 +148,8 @@ class TrainConfig:
     branches: int = 0  # continuations from one state of each episode, for step-level credit; 0: outcome-only credit
     # That state: any after the first step, or the one where the planner is least sure.
     branch_at: Literal["uniform", "entropy"] = "uniform"
+    # What continuations begin with: what the planner samples, or strategies that differ from each other and from the episode's.
+    branch_by: Literal["sampled", "distinct"] = "sampled"
     planner_lr: float = 1e-3
     reasoner_lr: float = 3e-4
     warmup: int = 0

@@ -5,6 +5,7 @@ These arrays are the only thing that training reads; nothing is ever recomputed 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,10 @@ class Decision:
     action: int
     logprob: float
     probabilities: list[float]
+
+    def instead(self, action: int) -> Decision:
+        """The same decision with another outcome."""
+        return replace(self, action=action, logprob=math.log(self.probabilities[action]))
 
 
 @dataclass
@@ -73,6 +78,8 @@ class Episode:
     reasoner_ended: bool = False  # the reasoner ended its turn outside a termination step
     terminated: bool = False  # ended by the planner's own termination
     inherited: int = 0  # the first so many tokens, and what happened in them, are another episode's: nothing to train on
+    first: int | None = None  # the strategy that its next step takes, whatever the planner says
+    weight: float = 1.0  # of its advantage: how much likelier the planner is to begin so than its group was
     until: int | None = None  # from this token on it is trained on as another episode, in the group `state`
     state: int | None = None
 
@@ -111,12 +118,14 @@ class Episode:
         self.reasoner_mask += [1] * len(tokens)
         self.logprobs += logprobs
 
-    def branch(self, decision: int, group: int) -> Episode:
-        """An episode to be gone on with, in the state in which this one's ``decision`` was taken; what it has is inherited."""
+    def branch(self, decision: int, group: int, first: int | None = None) -> Episode:
+        """An episode to be gone on with, in the state in which this one's ``decision`` was taken, by strategy ``first`` or as
+        the planner says; what it has is inherited."""
         end = self.steps[decision].start
         return Episode(
             self.problem, group, self.token_ids[:end], self.prompt_length, self.reasoner_mask[:end], self.logprobs[:end],
             decisions=self.decisions[:decision], steps=[replace(step) for step in self.steps[:decision]], inherited=end,
+            first=first,
         )  # fmt: skip
 
     def split(self, decision: int, group: int) -> Episode:

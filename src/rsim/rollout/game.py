@@ -238,7 +238,10 @@ class _Play:
             with self._planners_time():
                 decisions = self.planning.decide(free, uniforms, self.planner_temperature)
             for slot, decision in zip(free, decisions, strict=True):
-                episodes[slot].decisions.append(decision)
+                episode = episodes[slot]
+                if episode.first is not None:
+                    decision, episode.first = decision.instead(episode.first), None
+                episode.decisions.append(decision)
                 chosen[slot] = decision.action
         for slot in set(slots) - set(free):
             episodes[slot].forced = True

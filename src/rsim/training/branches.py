@@ -5,6 +5,11 @@ Here, after a question's group was played, one state of each episode is played o
 What comes after the state, as it went and as it went anew, is a group of its own: the advantage is the return against the mean
 of all that began in this state, an estimate of its value (as in VinePPO, arXiv 2410.01679, section 4). What comes before it is
 credited with that value in place of its own outcome, in the question's group. Only what is new costs tokens.
+
+The continuations begin with what the planner samples, or (``train.branch_by = "distinct"``) each with another strategy, drawn
+without replacement by the planner's probabilities. Then the state's value is the mean by these probabilities over the
+strategies that were tried, and an advantage has its strategy's share of them as a factor, so that the gradient estimates the
+same expectation over the planner's choice (Mean Actor Critic's sum over actions, arXiv 1709.00503, over those that were tried).
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ import random
 from rsim.config import TrainConfig
 from rsim.rollout.episode import Decision, Episode
 from rsim.rollout.game import Game
+
+_NEVER = 1e-6  # a probability: what is less likely is not tried
 
 
 def continuations(
@@ -38,10 +45,17 @@ def continuations(
         place = _place(episode.decisions, train.branch_at, random.Random(f"{seed}:{key}:{number}:state"))
         if place is None:
             continue
-        begun = [episode.branch(place, group + number) for _ in range(train.branches)]
-        found += [episode.split(place, group + number), *begun]
+        firsts: list[int | None] = [None] * train.branches
+        if train.branch_by == "distinct":
+            rng = random.Random(f"{seed}:{key}:{number}:strategies")
+            firsts = list(_others(episode.decisions[place], train.branches, rng))
+        begun = [episode.branch(place, group + number, first) for first in firsts]
+        together = [episode.split(place, group + number), *begun]
+        if train.branch_by == "distinct":
+            _weigh(together, episode.decisions[place], firsts)
+        found += together
         open_ += begun
-        keys += [f"{key}:{number}:branch:{i}" for i in range(train.branches)]
+        keys += [f"{key}:{number}:branch:{i}" for i in range(len(begun))]
     if open_:
         game.go_on(open_, keys, seed=seed)
     return found
@@ -54,6 +68,23 @@ def _place(decisions: list[Decision], how: str, rng: random.Random) -> int | Non
     if how == "uniform":
         return rng.randrange(1, len(decisions))
     return max(range(1, len(decisions)), key=lambda i: _entropy(decisions[i].probabilities))
+
+
+def _others(decision: Decision, count: int, rng: random.Random) -> list[int]:
+    """At most ``count`` strategies beside the one that was chosen, drawn without replacement by their probabilities."""
+    left = {action: p for action, p in enumerate(decision.probabilities) if action != decision.action and p > _NEVER}
+    drawn: list[int] = []
+    while left and len(drawn) < count:
+        drawn += rng.choices(list(left), list(left.values()))
+        del left[drawn[-1]]
+    return drawn
+
+
+def _weigh(together: list[Episode], decision: Decision, firsts: list[int | None]) -> None:
+    """Gives a state's episodes their weights, 1 on average; ``firsts``: what all but the first of them begin with."""
+    shares = [decision.probabilities[action] for action in (decision.action, *firsts) if action is not None]
+    for episode, share in zip(together, shares, strict=True):
+        episode.weight = len(shares) * share / sum(shares)
 
 
 def _entropy(probabilities: list[float]) -> float:

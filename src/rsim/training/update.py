@@ -39,10 +39,12 @@ class Update:
         groups = torch.tensor([e.group for e in episodes])
         begun = torch.tensor([not e.inherited for e in episodes])  # with the question: what metrics are of
         metrics = {f"{agent.name}/return": float(returns[begun].mean())}
+        weights = torch.tensor([e.weight for e in episodes])
         for i, episode in enumerate(episodes):
             if episode.state is not None:  # it ends in a state, and is worth what the state is
-                returns[i] = returns[groups == episode.state].mean()
-        advantages, informative = group_advantages(returns, groups, scale_by_std=objective.scale_by_std)
+                there = groups == episode.state
+                returns[i] = (weights[there] * returns[there]).sum() / weights[there].sum()
+        advantages, informative = group_advantages(returns, groups, weights=weights, scale_by_std=objective.scale_by_std)
         evens = planner and objective.usage_weight > 0
         used = torch.ones_like(informative) if evens else informative.clone()
         for i, episode in enumerate(episodes):
