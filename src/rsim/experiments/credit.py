@@ -40,9 +40,9 @@ def run(bench: Workbench) -> Page:
     done = measure_arms(bench, {name: [Measurement(checkpoint(r)) for r in rs] for name, rs in runs.items()})
     page.text(f"The planner alone is trained, from a random head, with the reasoner's frozen base, on {_BUDGET:,} sampled "
               "tokens. Outcome only: 8 episodes of each of 8 questions a step. Step level: 4 episodes, and 3 continuations "
-              "from one state of each (`train.branches = 3`); what they share is not sampled again. *Other strategies*: they begin "
-              "with strategies that differ from each other and from the episode's (`train.branch_by = \"distinct\"`). Small "
-              "steps have 4 questions.")  # fmt: skip
+              "from one state of each (`train.branches = 3`); what they share is not sampled again. *Other strategies*: they "
+              "begin with strategies that differ from each other and from the episode's (`train.branch_by = \"distinct\"`). "
+              "Small steps have 4 questions.")  # fmt: skip
     axes = page.figure("curves", "Mean over seeds; the bands span the seeds.", width=6.4)[0]
     for name, found in runs.items():
         _curve(axes, name, found)
