@@ -17,10 +17,10 @@ from rsim.strategies import load_strategies
 _TRAINED = ("ok {}", "... {}", "> {}", "Hm... {}", "and {}")
 _MORE = ("Right, {}", "Good, {}", "So, {}", "2) {}", "a. {}", "NOTE {}", "Let us: {}", "- {}", "then; {}", "Fine. {}",
          "What now? {}", "Yes! {}", "# {}", "Step 3: {}", "I will {}")  # fmt: skip
-_LONGER = "stages.stage1.steps=16", "stages.stage2.steps=12"  # twice the preset's
+_LONGER = "stages.stage1.steps=32", "stages.stage2.steps=24"  # four times the preset's
 _UNSEEN = ("1. {}", "STEP {}", "Now, {}", "Well, {}", "Ok now: {}", "Please. {}")
 _USUAL = "usual"
-_FEW, _MANY, _MOST = "two wordings in training", "seven", "twenty-two, twice as long"
+_FEW, _MANY, _MOST = "two wordings in training", "seven", "twenty-two, four times as long"
 
 
 def run(bench: Workbench) -> Page:
@@ -36,7 +36,7 @@ def run(bench: Workbench) -> Page:
         for arm, found in runs.items() for wording, changes in wordings.items()
     })  # fmt: skip
     page.text(f"The preset nano is trained as it is, with the lab's two prompts a strategy, and with five more, the first one "
-              f"with something before it: {_shown(_TRAINED)}; and, for twice as many steps, with fifteen more than those: "
+              f"with something before it: {_shown(_TRAINED)}; and, for four times as many steps, with fifteen more than those: "
               f"{_shown(_MORE)}. An episode draws the wording of each step (`rollout.paraphrase = \"random\"`). All are then "
               f"asked with one wording at a time that none was trained with: {_shown(_UNSEEN)}.")  # fmt: skip
     arms = {arm: {wording: done[f"{arm}, {wording}"] for wording in wordings} for arm in runs}
