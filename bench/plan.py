@@ -65,8 +65,9 @@ def measure(place: Path, counts: list[int], steps: int, seed: int) -> list[dict[
     found: dict[int, Run] = {}
     for count in counts:
         short, long = (_train(_config(place / f"{count}-{n}", n, seed), count) for n in (1, steps + 1))
-        config, device = _config(place, steps, seed), this_machine(count, threads=1)
-        foretold[count] = plan(config, device, count, tokens=round(long.tokens), question=_QUESTION)
+        with this_machine(count, threads=1) as device:
+            config = _config(place, steps, seed)
+            foretold[count] = plan(config, device, count, tokens=round(long.tokens), question=_QUESTION)
         found[count] = long
         label = f"{count} process{'es' if count > 1 else ''}"
         rows += _rows(f"{label}: seconds of a step", foretold[count].step, long.seconds, "s", 1.5, seed)

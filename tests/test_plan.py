@@ -82,7 +82,7 @@ def test_longer_episodes_cost_more_and_checkpointing_trades_time_for_memory():
 def test_a_pass_is_timed_with_the_models_own_layers():
     small, large = shape_of("nano-s"), shape_of("qwen2.5-0.5b")
     assert 0 < pass_seconds(small, 4, 16) < pass_seconds(large, 4, 16)
-    assert pass_seconds(small, 2, 16) < pass_seconds(small, 256, 256)
+    assert pass_seconds(small, 2, 16) < pass_seconds(small, 128, 128)
     assert large.num_parameters() > 490e6, "the shape itself is left as it is"
 
 
@@ -100,10 +100,10 @@ def test_what_cannot_be_is_said():
     assert planned(1, device="rtx4090").why == "too little memory"
     assert "several processes" in planned(1, "train.shard=true").why
     assert "train.questions = 32" in planned(64).why
-    with pytest.raises(UserError, match="use here, or one of h200"):
-        find_device("abacus")
-    with pytest.raises(UserError, match="this machine has"):
-        find_device("here", 10_000)
+    with pytest.raises(UserError, match="use here, or one of h200"), find_device("abacus"):
+        pass
+    with pytest.raises(UserError, match="this machine has"), find_device("here", 10_000):
+        pass
 
 
 def test_the_command_prints_a_row_for_each_number_of_processes(capsys):

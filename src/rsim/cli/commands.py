@@ -47,15 +47,14 @@ def run_plan(
     for count in workers:
         if count < 1:
             raise UserError(f"--workers {count}", "must be at least 1")
-    devices = [plan.find_device(device, count) for count in workers]
-    plans = [
-        plan.plan(config, on, count, tokens=tokens, question=question, network=network * 1e9 / 8)
-        for on, count in zip(devices, workers, strict=True)
-    ]
+    plans = []
+    for count in workers:
+        with plan.find_device(device, count) as on:
+            plans.append(plan.plan(config, on, count, tokens=tokens, question=question, network=network * 1e9 / 8))
     if as_json:
         print(json.dumps([asdict(p) for p in plans]))
         return
-    print("\n".join(plan.describe(plans, devices[0].name)))
+    print("\n".join(plan.describe(plans, on.name)))
 
 
 def run_on_cluster(config: Config, launcher: str, workers: str, *, resume: bool, force: bool) -> dict[str, Any]:

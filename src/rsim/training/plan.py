@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -129,9 +130,14 @@ def shape_of(source: str) -> PreTrainedModel:
     return load_reasoner(source, weights=False).model
 
 
-def this_machine(processes: int = 1, threads: int = 0) -> Device:
-    """What each of ``processes`` on this machine's CPU has, timed for some seconds with ``threads`` (default: its share of the
-    cores) beside as many others."""
+@contextmanager
+def this_machine(processes: int = 1, threads: int = 0) -> Iterator[Device]:
+    """What each of ``processes`` on this machine's CPU has, timed with ``threads`` (default: its share of the cores) while as
+    many others compute; plans are to be made while it lasts.
+
+    Raises:
+        UserError: the machine has fewer cores than ``processes``.
+    """
     cores = os.cpu_count() or 1
     if processes > cores:
         raise UserError(f"--workers {processes} --device here", f"this machine has {cores} cores")
@@ -145,21 +151,12 @@ def this_machine(processes: int = 1, threads: int = 0) -> Device:
             block.add_(1.0)
         streamed = 3 * 2 * block.numel() * 4 / (time.perf_counter() - began)
         many = product_flops(*_TIMED, torch.device("cpu"), torch.float32)
-        torch.set_num_threads(before)
-
-    def timed(of: Callable[[PreTrainedModel, int, int], float]) -> Callable[[PreTrainedModel, int, int], float]:
-        def seconds(shape: PreTrainedModel, first: int, second: int) -> float:
-            with among(processes - 1, own):
-                torch.set_num_threads(own)
-                found = of(shape, first, second)
-                torch.set_num_threads(before)
-            return found
-
-        return seconds
-
-    memory = psutil.virtual_memory().total / processes
-    return Device("this machine's CPU", many, many, memory, streamed / _STREAMED, _LOOPBACK, per_machine=processes, reached=0.8,
-                  timed=Timed(timed(pass_seconds), timed(training_seconds)))  # fmt: skip
+        memory = psutil.virtual_memory().total / processes
+        try:
+            yield Device("this machine's CPU", many, many, memory, streamed / _STREAMED, _LOOPBACK, per_machine=processes,
+                         reached=0.8, timed=Timed(pass_seconds, training_seconds))  # fmt: skip
+        finally:
+            torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -361,14 +358,17 @@ def describe(plans: list[Plan], name: str) -> list[str]:
     return [f"{name}; a step's share of each part, memory and bytes of each process", *lines]
 
 
-def find_device(name: str, processes: int = 1) -> Device:
-    """``here``, or one of `DEVICES`.
+@contextmanager
+def find_device(name: str, processes: int = 1) -> Iterator[Device]:
+    """``here``, as `this_machine` has it, or one of `DEVICES`.
 
     Raises:
         UserError: there is none of that name; this machine has fewer cores than ``processes``.
     """
     if name == "here":
-        return this_machine(processes)
-    if name not in DEVICES:
+        with this_machine(processes) as device:
+            yield device
+    elif name in DEVICES:
+        yield DEVICES[name]
+    else:
         raise UserError(f"--device {name}", f"use here, or one of {', '.join(DEVICES)}")
-    return DEVICES[name]
