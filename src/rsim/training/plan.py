@@ -38,6 +38,7 @@ _TOKENS_A_WORD = 1.4  # of an injected prompt, beside one for the delimiter
 # launches for each layer and forward pass of the native engine, and those of a pass that is replayed as a CUDA graph; bytes a
 # second at which weights are written for a vLLM server and read by it; and those that processes on one CPU send each other.
 _EPISODE_BYTES, _LAYER_SECONDS, _REPLAYED_LAYER, _DISK, _LOOPBACK = 16, 4e-4, 1e-4, 2e9, 1e9
+_TOKEN_SECONDS = 6e-5  # of Python for each sampled token on this machine (5e-5 to 8e-5 in runs of nano on one core)
 _LONGEST = 2.4  # times the mean length: the episode that the last passes wait for (2.2 to 2.6 in runs of the preset nano)
 _ASKED = 4  # calls of the planner for each decision of all episodes in play: `rollout.game` waits for a quarter of them
 _REACHED = 0.45  # of a GPU's peak in training: PaLM's 46% (arXiv 2204.02311, table 3)
@@ -255,16 +256,17 @@ def _sampling(config: Config, model: PreTrainedModel, device: Device, peak: floa
     passes = (load.episodes / rows - 1) * load.sampled + longest
     rows = max(1, round(load.episodes * load.sampled / passes))  # on average
     length = load.question + (load.sampled + load.injected) // 2
-    prefill = 2 * weights * (load.questions * load.question + load.episodes * load.injected) / (peak * device.reached)
+    rest = 2 * weights * (load.questions * load.question + load.episodes * load.injected) / (peak * device.reached)
     if device.timed:
-        return passes * device.timed.sampling(model, rows, length) + prefill
+        in_python = _TOKEN_SECONDS * load.episodes * load.sampled
+        return passes * device.timed.sampling(model, rows, length) + in_python + rest
     _, kv_heads, size = heads_of(model.config)
     cached: float = 2 * text.num_hidden_layers * kv_heads * size * width * length
     products = 2 * weights * rows / (peak * device.reached)
     streaming = (weights * width + rows * cached) / (device.bandwidth * _STREAMED)
     each_layer = _REPLAYED_LAYER if config.rollout.cuda_graphs else _LAYER_SECONDS
     overhead: float = text.num_hidden_layers * each_layer if config.rollout.engine == "native" else 0.0
-    return passes * (max(products, streaming) + overhead) + prefill
+    return passes * (max(products, streaming) + overhead) + rest
 
 
 def _planning(

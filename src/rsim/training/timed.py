@@ -22,6 +22,7 @@ from rsim.training.batch import ActionBatch, reasoner_batch
 _PATIENCE = 120  # seconds for a process to begin
 _SECONDS = 0.3  # for each timing
 _TRAINED = 2048  # tokens of a micro-batch that is timed
+_PROMPT = 3  # tokens of an injected prompt
 _DEPTHS = 1, 3  # layers of the models that are timed
 _VOCABULARY = 256  # of theirs
 
@@ -54,8 +55,8 @@ def _multiply_on(threads: int, begun: Semaphore) -> None:
 
 
 def pass_seconds(shape: PreTrainedModel, rows: int, length: int) -> float:
-    """Seconds of one forward pass of a rollout on this CPU, sampling included: a token for each of ``rows`` sequences with
-    ``length`` tokens in their caches.
+    """Seconds of one forward pass of a rollout on this CPU, sampling included: a token for each of ``rows`` sequences, and a
+    prompt for one of them, with ``length`` tokens in their caches on average, from none to twice as many.
 
     Two models of the shape's layers, one layer and three, are given random weights and timed; all layers are reckoned
     from their difference.
@@ -118,13 +119,14 @@ def _cut(shape: PreTrainedModel, layers: int) -> PreTrainedModel:
 
 
 def _pass_seconds(model: PreTrainedModel, rows: int, length: int) -> float:
-    decoder = Decoder(model, rows, capacity=length + 1)
+    decoder = Decoder(model, rows, capacity=2 * length + _PROMPT)
     slots = list(range(rows))
-    decoder.append(slots, [[slot % _VOCABULARY] * length for slot in slots])
+    lengths = [1 + 2 * length * slot // rows for slot in slots]
+    decoder.append(slots, [[slot % _VOCABULARY] * length for slot, length in zip(slots, lengths, strict=True)])
 
     def again() -> None:
-        decoder.append(slots, [[1]] * rows)
-        decoder.cache.lengths[:] = [length] * rows
+        decoder.append(slots, [[1] * _PROMPT, *[[1]] * (rows - 1)])
+        decoder.cache.lengths[:] = lengths
 
     return _mean(again)
 
