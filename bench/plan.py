@@ -1,6 +1,6 @@
 """What `rsim plan` foretells for one and for two processes on this machine, against runs.
 
-    python -m bench.plan [--ranks 1 2] [--steps 6] [--seed 0] [--record]
+    python -m bench.plan [--ranks 1 2] [--steps 12] [--seed 0] [--record]
 
 nano-s, 16 questions of 8 episodes, one thread for each process. Bytes are those that the loopback device counted (kernel:
 /proc/net/dev), so nothing else may talk over it meanwhile. The plan is told the mean length of the episodes and of the
@@ -46,7 +46,7 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", action="store_true", help="write results/plan.json and its page")
     args = parser.parse_args()

@@ -20,7 +20,7 @@ from rsim.training.agent import Agent
 from rsim.training.batch import ActionBatch, reasoner_batch
 
 _PATIENCE = 120  # seconds for a process to begin
-_SECONDS = 0.3  # for each timing
+_SECONDS = 0.5  # for each timing
 _TRAINED = 2048  # tokens of a micro-batch that is timed
 _PROMPT = 3  # tokens of an injected prompt
 _DEPTHS = 1, 3  # layers of the models that are timed
