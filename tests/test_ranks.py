@@ -172,12 +172,16 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(small):
     assert_close(alone, together)
 
 
-def test_a_cold_start_is_shared_too(tmp_path):
+@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=DEEPSPEED), pytest.param(2, marks=DEEPSPEED)])
+def test_a_cold_start_is_shared_too(tmp_path, zero):
     """nano-s itself: a model with random weights formats nothing."""
     changes = ["cold_start.episodes=48", "stages.stage1.steps=1", "stages.stage2.steps=1", "train.questions=4", "train.group=4",
                "data.eval_size=8", "data.train_size=64", "train.trackers=[]", "train.micro_tokens=900"]  # fmt: skip
     alone, together = (load_config("nano", [*changes, f"out={tmp_path / name}"]) for name in ("alone", "together"))
     rsim.train(alone)
+    if zero:
+        (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": zero}}))
+        together = replace(together, train=replace(together.train, deepspeed=str(tmp_path / "zero.json")))
     launch(together, 2)
     assert metrics_of(alone)[0]["cold_start/kept"] > 4
     assert_close(alone, together)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,10 +73,18 @@ class Agent:
             torch.nn.init.zeros_(self.value_head.bias)
             groups.append({"params": list(self.value_head.parameters()), "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-        trained = [model, self.value_head] if self.value_head else [model]
-        self.zero = Zero(torch.nn.ModuleList(trained), self.optimizer, deepspeed, ranks) if deepspeed else None
+        self.deepspeed = deepspeed
         self.passes_left = 0  # of this rank's turns
         self.reference: PreTrainedModel | None = None
+
+    @cached_property
+    def zero(self) -> Zero | None:
+        """Made when it is first asked for, by all ranks: from then on every backward pass through the model is one of its own,
+        and the cold start's, before that, is not."""
+        if not self.deepspeed:
+            return None
+        trained = [self.model, self.value_head] if self.value_head else [self.model]
+        return Zero(torch.nn.ModuleList(trained), self.optimizer, self.deepspeed, self.ranks)
 
     def set_reference(self, model: PreTrainedModel) -> None:
         """Keeps ``model``, frozen, for the KL term."""
@@ -168,11 +177,6 @@ class Agent:
         self.optimizer.zero_grad()
         return norm
 
-    def weights_changed(self) -> None:
-        """Someone else has changed the model's weights."""
-        if self.zero:
-            self.zero.weights_changed()
-
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights, whole on the main rank, whatever is cut; all ranks must come here."""
         if self.zero:
@@ -193,7 +197,6 @@ class Agent:
                             "go on with the one it had")  # fmt: skip
         if self.zero:
             self.zero.load_state(state["optimizer"]["pieces"])
-            self.zero.weights_changed()
             return
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         if len(state["optimizer"]["param_groups"]) != len(decays):

@@ -224,8 +224,6 @@ class Trainer:
             report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.ranks)
             self.sampled_tokens += tokens
             self._log({"step": 0, "stage": "cold_start"} | report)
-            if "reasoner" in self.agents:
-                self.agents["reasoner"].weights_changed()
         self.cold_started = True
         self._sync()
         if self.config.objective.beta > 0 and "reasoner" in self.agents:

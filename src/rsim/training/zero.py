@@ -90,10 +90,6 @@ class Zero:
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
 
-    def weights_changed(self) -> None:
-        """The model's weights were changed by someone else."""
-        self.engine.optimizer.refresh_fp32_params()
-
     def state(self) -> list[dict[str, Any]]:
         """Every rank's piece of the moments; all ranks must come here."""
         return self.ranks.gather([self.engine.optimizer.optimizer.state_dict()])
