@@ -45,14 +45,15 @@ def continuations(
         place = _place(episode.decisions, train.branch_at, random.Random(f"{seed}:{key}:{number}:state"))
         if place is None:
             continue
-        firsts: list[int | None] = [None] * train.branches
+        decision = episode.decisions[place]
         if train.branch_by == "distinct":
-            rng = random.Random(f"{seed}:{key}:{number}:strategies")
-            firsts = list(_others(episode.decisions[place], train.branches, rng))
-        begun = [episode.branch(place, group + number, first) for first in firsts]
-        together = [episode.split(place, group + number), *begun]
-        if train.branch_by == "distinct":
-            _weigh(together, episode.decisions[place], firsts)
+            others = _others(decision, train.branches, random.Random(f"{seed}:{key}:{number}:strategies"))
+            begun = [episode.branch(place, group + number, first) for first in others]
+            together = [episode.split(place, group + number), *begun]
+            _weigh(together, [decision.probabilities[action] for action in (decision.action, *others)])
+        else:
+            begun = [episode.branch(place, group + number) for _ in range(train.branches)]
+            together = [episode.split(place, group + number), *begun]
         found += together
         open_ += begun
         keys += [f"{key}:{number}:branch:{i}" for i in range(len(begun))]
@@ -80,9 +81,8 @@ def _others(decision: Decision, count: int, rng: random.Random) -> list[int]:
     return drawn
 
 
-def _weigh(together: list[Episode], decision: Decision, firsts: list[int | None]) -> None:
-    """Gives a state's episodes their weights, 1 on average; ``firsts``: what all but the first of them begin with."""
-    shares = [decision.probabilities[action] for action in (decision.action, *firsts) if action is not None]
+def _weigh(together: list[Episode], shares: list[float]) -> None:
+    """Gives a state's episodes their weights, 1 on average; ``shares``: the probabilities of what they begin with."""
     for episode, share in zip(together, shares, strict=True):
         episode.weight = len(shares) * share / sum(shares)
 

@@ -39,7 +39,7 @@ _TOKENS_A_WORD = 1.4  # of an injected prompt, beside one for the delimiter
 # second at which weights are written for a vLLM server and read by it; and those that processes on one CPU send each other.
 _EPISODE_BYTES, _LAYER_SECONDS, _REPLAYED_LAYER, _DISK, _LOOPBACK = 16, 4e-4, 1e-4, 2e9, 1e9
 _TOKEN_SECONDS = 6e-5  # of Python for each sampled token on this machine (5e-5 to 8e-5 in runs of nano on one core)
-_LONGEST = 2.4  # times the mean length: the episode that the last passes wait for (2.2 to 2.6 in runs of the preset nano)
+_LONGEST = 2.4  # times the mean length: the episode that the last passes wait for (2.4 and 2.6 in two runs of nano)
 _ASKED = 4  # calls of the planner for each decision of all episodes in play: `rollout.game` waits for a quarter of them
 _REACHED = 0.45  # of a GPU's peak in training: PaLM's 46% (arXiv 2204.02311, table 3)
 _STREAMED = 0.8  # of its memory bandwidth
