@@ -26,7 +26,7 @@ from typing import Any
 from bench.workload import show
 from rsim.report.ledger import record, row
 
-_TIMED = {"seconds", "tokens_per_second"}
+_TIMED = {"seconds", "seconds_rollout", "tokens_per_second"}
 
 
 def main() -> None:

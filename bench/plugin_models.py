@@ -39,7 +39,8 @@ _KINDS = ("accuracy, boxed", "accuracy, last answer", "sampled and injected toke
 _CONTROLS = [
     "random",
     "wait:1",
-    "sequence:continuation,continuation,termination",
+    "fixed:continuation",
+    "sequence:termination",
     "sequence:sub-planning,validation,termination",
 ]
 

@@ -12,25 +12,32 @@ NINE = {"self-reflection", "decomposition", "deliberation", "validation", "summa
         "continuation", "termination"}  # fmt: skip
 
 
-@pytest.mark.parametrize("source", ["default", "sentences", "code", "lab"])
+@pytest.mark.parametrize("source", ["default", "instruct", "sentences", "code", "lab"])
 def test_the_nine(source):
     strategies = load_strategies(source)
     assert set(strategies.names) == NINE
     for s in strategies.strategies:
         assert s.description
-        assert len(s.prompts) >= 2
+        assert len(s.prompts) >= 2 or s.prompts == ("",)
         assert s.keywords
         assert all(not boxed(p) for p in s.prompts), "a prompt must hold no parseable box"
     assert strategies[strategies.termination].name == "termination"
 
 
-@pytest.mark.parametrize("source", ["default", "code"])
+@pytest.mark.parametrize("source", ["default", "instruct", "sentences", "code"])
+def test_a_free_continuation_is_for_instruction_tuned_models(source):
+    strategies = load_strategies(source)
+    free = strategies[strategies.index("continuation")].prompts == ("",)
+    assert free == (source in ("instruct", "code"))
+
+
+@pytest.mark.parametrize("source", ["default", "instruct", "code"])
 def test_termination_prompts_open_what_the_answer_is_written_into(source):
     """After "... in \\boxed{}." Qwen2.5-Coder-1.5B-Instruct ends its turn at once; after a colon it often does so too: 146 of 162
     programs of HumanEval were empty (a fixed sequence that ends in termination)."""
     strategies = load_strategies(source)
     final = strategies[strategies.termination]
-    assert {left_open(prompt) for prompt in final.prompts} == {"\\boxed{" if source == "default" else "```python\n"}
+    assert {left_open(prompt) for prompt in final.prompts} == {"```python\n" if source == "code" else "\\boxed{"}
 
 
 def test_only_what_a_prompt_leaves_open_at_its_end_counts():
@@ -45,11 +52,11 @@ def test_only_what_a_prompt_leaves_open_at_its_end_counts():
         assert as_message(closed) == closed
 
 
-@pytest.mark.parametrize("source", ["default", "code"])
+@pytest.mark.parametrize("source", ["default", "instruct", "code"])
 def test_prompts_break_off_in_mid_sentence(source):
     """After a whole sentence an instruction-tuned model begins a new paragraph: the step is over before it began."""
     for strategy in load_strategies(source).strategies:
-        assert all(prompt[-1] not in ".!?" for prompt in strategy.prompts)
+        assert not any(prompt.endswith((".", "!", "?")) for prompt in strategy.prompts)
 
 
 def test_a_file_replaces_the_set(tmp_path):

@@ -43,7 +43,7 @@ def tiny_model(architecture: str, seed: int = 0, **other: int) -> PreTrainedMode
 
 
 def metrics_of(config: Config) -> list[dict]:
-    timed = {"seconds", "tokens_per_second"}
+    timed = {"seconds", "seconds_rollout", "tokens_per_second"}
     lines = (config.folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 

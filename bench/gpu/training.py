@@ -130,6 +130,7 @@ def _steps(label: str, run: Path) -> list[dict[str, Any]]:
         row(f"{label}: steps", len(steps)),
         row(f"{label}: sampled tokens", steps[-1]["sampled_tokens"], unit="tokens"),
         row(f"{label}: seconds a step", round(statistics.median(s["seconds"] for s in warm), 1), unit="s"),
+        row(f"{label}: seconds of rollout a step", round(statistics.median(s["seconds_rollout"] for s in warm), 1), unit="s"),
         row(f"{label}: sampled", round(statistics.median(s["tokens_per_second"] for s in warm)), unit="tokens/s"),
         row(f"{label}: peak memory", round(steps[-1]["gpu_memory_gib"], 1), unit="GiB"),
     ]

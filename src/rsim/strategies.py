@@ -1,8 +1,9 @@
 """The strategy set: names, descriptions, injection prompts and evidence keywords, read from TOML.
 
-The nine packaged strategies live in ``strategies.toml``; ``sentences`` has them in whole sentences, for reasoners that are
-trained on those, and ``code`` for programs. A user's file may replace them, or extend them by saying ``extends = "default"``
-(or ``"sentences"``, ``"code"``, ``"lab"``) at its top; an entry of the same name then overrides the packaged one.
+The nine packaged strategies live in ``strategies.toml``; in ``instruct``, for instruction-tuned models, *continuation* injects
+nothing; ``sentences`` has them in whole sentences, for reasoners that are trained on those, and ``code`` for programs. A user's
+file may replace them, or extend them by saying ``extends = "default"`` (or another of these names) at its top; an entry of the
+same name then overrides the packaged one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ TERMINATION = "termination"
 
 _PACKAGED = {
     "default": Path(__file__).with_name("strategies.toml"),
+    "instruct": Path(__file__).with_name("strategies_instruct.toml"),
     "sentences": Path(__file__).with_name("strategies_sentences.toml"),
     "code": Path(__file__).with_name("strategies_code.toml"),
     "lab": Path(__file__).parent / "lab" / "strategies.toml",
@@ -80,7 +82,8 @@ class StrategySet:
 
 
 def load_strategies(source: str = "default") -> StrategySet:
-    """The strategy set of a packaged name (``default``, ``sentences``, ``code``, ``lab``, ``lab-ten``) or of a TOML file.
+    """The strategy set of a packaged name (``default``, ``instruct``, ``sentences``, ``code``, ``lab``,
+    ``lab-ten``) or of a TOML file.
 
     Raises:
         UserError: the file is missing or malformed, a field is unknown, a name is doubled, fewer than one prompt is

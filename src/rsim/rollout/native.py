@@ -1,7 +1,8 @@
 """The native engine: samples from the very weights that are trained, one packed forward pass per token.
 
 Continuous batching: a forward pass carries one token of every sequence that is sampling and the whole injected chunk of those
-that have just been told to go on. Only each sequence's last token goes through the output head.
+that have just been told to go on. Only each sequence's last token goes through the output head. Where passes are CUDA graphs, a
+short chunk is read token by token beside the others' sampling: several recorded passes take less time than one that is not.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rsim.rollout.sampling import StepEnds, choose, episode_uniforms
 
 _FULL = 0.75
 _FIRST_TOKENS = 256  # after the prompt, that the cache has room for before it grows
+_SHORT = 16  # tokens of a chunk that is read by recorded passes
 
 
 @dataclass
@@ -66,11 +68,19 @@ class NativeEngine:
 
     @torch.no_grad()
     def advance(self) -> list[SampledStep]:
-        """One forward pass and one sampled token of every running sequence."""
+        """One forward pass and one sampled token of every running sequence that has been read whole."""
         self._close_gaps()
         slots = list(self.steps)
         rows = [self.sequences[s] for s in slots]
-        hidden = self.decoder.append([self.places[s] for s in slots], [r.pending for r in rows])
+        chunks = self._chunks(rows)
+        hidden = self.decoder.append([self.places[s] for s in slots], chunks)
+        for row, chunk in zip(rows, chunks, strict=True):
+            row.pending = row.pending[len(chunk) :]
+        whole = [i for i, row in enumerate(rows) if not row.pending]
+        if not whole:
+            return []
+        if len(whole) < len(rows):
+            slots, rows, hidden = [slots[i] for i in whole], [rows[i] for i in whole], hidden[whole]
         draws = torch.tensor([float(r.uniforms[r.place]) for r in rows], device=hidden.device)
         picked, logprobs = choose(self.reasoner.logits(hidden), self.temperature, draws)
         finished = []
@@ -85,6 +95,13 @@ class NativeEngine:
                 finished.append(SampledStep(slot, tokens, values, end))
                 del self.steps[slot]
         return finished
+
+    def _chunks(self, rows: list[_Sequence]) -> list[list[int]]:
+        """What each sequence reads now: all that is pending or, in a recorded pass, a token."""
+        pending = [row.pending for row in rows]
+        if self.decoder.passes is None or max(map(len, pending)) > _SHORT:
+            return pending
+        return [ids[:1] for ids in pending]
 
     def _end(self, tokens: list[int], sequence: _Sequence) -> End | None:
         if tokens[-1] in self.ends:

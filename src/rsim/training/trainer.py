@@ -242,12 +242,15 @@ class Trainer:
         stage = self.stage_at(self.step)
         update = Update(self.config, stage, self.step, alone=self.planner is None)
         episodes, scores = self._rollout("a")
+        rollout = time.perf_counter() - began
         metrics: dict[str, Any] = {}
         if self.planner is not None and stage.train_planner:
             metrics |= update.agent(self.agents["planner"], episodes, scores)
         if stage.train_reasoner:
             if self.config.objective.update_order == "leader_first" and self.planner is not None and stage.train_planner:
+                asked = time.perf_counter()
                 episodes, scores = self._rollout("b")  # the follower answers the leader's new policy
+                rollout += time.perf_counter() - asked
             metrics |= update.agent(self.agents["reasoner"], episodes, scores)
             self._sync()
         self.step += 1
@@ -255,8 +258,8 @@ class Trainer:
         record = {"step": self.step, "stage": stage.name, "lambda": stage.lambda_}
         own = [(e, s) for e, s in zip(episodes, scores, strict=True) if not e.inherited]  # those that began with the question
         record |= rollout_metrics([e for e, _ in own], [s for _, s in own], self._names()) | metrics
-        record |= {"seconds": seconds, "tokens_per_second": sum(e.own_tokens for e in episodes) / seconds,
-                   "sampled_tokens": self.sampled_tokens}  # fmt: skip
+        record |= {"seconds": seconds, "seconds_rollout": rollout, "sampled_tokens": self.sampled_tokens,
+                   "tokens_per_second": sum(e.own_tokens for e in episodes) / seconds}  # fmt: skip
         if self.place.device.startswith("cuda"):
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.place.device) / 2**30  # the peak so far
         self._log(record)
