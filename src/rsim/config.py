@@ -150,6 +150,7 @@ class TrainConfig:
     branch_at: Literal["uniform", "entropy"] = "uniform"
     # What continuations begin with: what the planner samples, or strategies that differ from each other and from the episode's.
     branch_by: Literal["sampled", "distinct"] = "sampled"
+    reopen: float = 0.0  # nats: a planner that was trained before and is surer begins with this entropy; 0: as it comes
     planner_lr: float = 1e-3
     reasoner_lr: float = 3e-4
     warmup: int = 0
@@ -309,6 +310,7 @@ def validate(config: Config) -> None:
         "train.branches": (train.branches, 0), "rewards.token_price": (config.rewards.token_price, 0),
         "objective.usage_weight": (config.objective.usage_weight, 0),
         "objective.entropy_target": (config.objective.entropy_target, 0),
+        "train.reopen": (config.train.reopen, 0),
     }  # fmt: skip
     for name, (value, low) in at_least.items():
         if value < low:
@@ -344,6 +346,8 @@ def _validate_credit(config: Config) -> None:
     objective, train = config.objective, config.train
     if train.branches and config.models.planner == "none":
         raise UserError("train.branches", "credits the planner's decisions, and there is no planner: set 0")
+    if train.reopen and config.models.planner == "none":
+        raise UserError("train.reopen", "is the entropy that the planner begins with, and there is no planner: set 0")
     for name, used in (("train.branches", train.branches), ("objective.usage_weight", objective.usage_weight)):
         if used and objective.loss == "ppo":
             raise UserError(name, "works through group-relative advantages, which loss = ppo has none of: use another loss")

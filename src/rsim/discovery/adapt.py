@@ -54,7 +54,7 @@ def lift(planner: Planner, name: str, episodes: list[Episode], share: float = 0.
     Args:
         episodes: played by this planner over any set; only their ids and the places of their decisions are read.
     """
-    hidden = torch.cat([_at_decisions(planner, episode) for episode in episodes]).double()
+    hidden = planner.states(episodes).double()
     own = planner.strategies.index(name)
     logits = hidden @ planner.model.score.weight.double().T
     logits[:, own] = -math.inf
@@ -69,13 +69,6 @@ def lift(planner: Planner, name: str, episodes: list[Episode], share: float = 0.
         too_high = torch.sigmoid(hidden @ (row + shift * constant) - others).mean() > share
         low, high = (low, shift) if too_high else (shift, high)
     planner.model.score.weight[own] = (row + shift * constant).to(planner.model.score.weight.dtype)
-
-
-def _at_decisions(planner: Planner, episode: Episode) -> torch.Tensor:
-    """Final hidden states ``[decisions, hidden]``."""
-    ids = torch.tensor([episode.planner_ids], device=planner.model.device)
-    hidden: torch.Tensor = planner.model.base_model(ids).last_hidden_state[0]
-    return hidden[[decision.position for decision in episode.decisions]]
 
 
 def load(folder: str) -> Planner:

@@ -16,7 +16,7 @@ from rsim import adapters
 from rsim.errors import UserError, first_line
 from rsim.planner import template
 from rsim.rollout.decoder import Decoder
-from rsim.rollout.episode import Decision
+from rsim.rollout.episode import Decision, Episode
 from rsim.rollout.sampling import choose
 from rsim.strategies import StrategySet, load_strategies, to_toml
 from rsim.weights import resolve
@@ -124,6 +124,16 @@ class Planner:
         precision = next(self.model.score.parameters()).dtype  # float32 above frozen bfloat16 weights
         logits: torch.Tensor = self.model.score(hidden.to(precision))
         return logits
+
+    @torch.no_grad()
+    def states(self, episodes: list[Episode]) -> torch.Tensor:
+        """The final hidden states ``[decisions, hidden]`` at which it decided in ``episodes``; `logits` reads them."""
+        found = []
+        for episode in episodes:
+            ids = torch.tensor([episode.planner_ids], device=self.model.device)
+            hidden: torch.Tensor = self.model.base_model(ids).last_hidden_state[0]
+            found.append(hidden[[decision.position for decision in episode.decisions]])
+        return torch.cat(found)
 
     def begin(self, slots: int) -> LearnedSession:
         return LearnedSession(self, slots)

@@ -34,6 +34,7 @@ from rsim.training.checkpoints import Save, verify
 from rsim.training.cold_start import cold_start
 from rsim.training.memory import release_freed
 from rsim.training.ranks import join
+from rsim.training.reopen import flatten, mean_entropy, opening_temperature
 from rsim.training.run_folder import RunFolder, Trackers
 from rsim.training.shards import CutModel, gathered, whole
 from rsim.training.update import Update
@@ -226,6 +227,8 @@ class Trainer:
             self._log({"step": 0, "stage": "cold_start"} | report)
         self.cold_started = True
         self._sync()
+        if self.config.train.reopen and self.planner is not None:
+            self._reopen(self.planner)
         if self.config.objective.beta > 0 and "reasoner" in self.agents:
             weights = self._weights_of("reasoner", self.reasoner.model)
             if self.ranks.main:
@@ -235,6 +238,22 @@ class Trainer:
         if self.config.train.eval_every:
             self.evaluate()
         self.save("step-000000")
+
+    @torch.no_grad()
+    def _reopen(self, planner: Planner) -> None:
+        """A planner that is surer than ``train.reopen`` allows begins less sure, as its decisions on some questions show."""
+        problems = questions_of_step(self.train_set, self.config.seed, 0, self.config.train.questions)
+        mine = self.ranks.block(len(problems))
+        with whole(self._cut):
+            keys = [f"reopen:{i}" for i in mine]
+            played = self.game.play([problems[i] for i in mine], seed=self.config.seed, keys=keys)
+            episodes = self.ranks.gather(played)
+            logits = planner.logits(planner.states(episodes)) / self.config.rollout.planner_temperature
+        temperature = opening_temperature(logits, self.config.train.reopen)
+        flatten(planner, temperature)
+        self.sampled_tokens += sum(e.own_tokens for e in episodes)
+        self._log({"step": 0, "stage": "reopen", "reopen/temperature": temperature, "reopen/entropy": mean_entropy(logits),
+                   "reopen/opened": mean_entropy(logits / temperature)})  # fmt: skip
 
     def train_step(self) -> dict[str, Any]:
         """One batch of questions: play, score, update both agents (or the leader first), log. All ranks come out alike."""
