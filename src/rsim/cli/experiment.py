@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "rewards": "reward parts, removed one at a time",
     "schedule": "lambda fixed, switched, reversed",
     "continual": "a sequence of tasks, with and without replay",
+    "reopen": "a planner that is sure goes on to another task, as it is and made to choose again",
     "prompts": "other wordings of the injected prompts",
     "robust": "many wordings in training, and wordings that were not among them",
     "arith": "SmolLM2-135M on sums: base, cold start, GRPO, rSIM, controls (hours)",
