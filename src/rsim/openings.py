@@ -1,4 +1,4 @@
-"""Prompts that end in an open box or code block, which the answer goes on from.
+"""Open boxes and code blocks: prompts that end in one, which the answer goes on from, and steps that may not end in one.
 
 What such a prompt leaves open belongs to the answer, although it was injected: the two are read as one text.
 """
@@ -23,6 +23,23 @@ def left_open(prompt: str) -> str:
     found = _OPENED.search(prompt)
     closes = prompt.count("```") % 2 == 0  # an example's block, say
     return "" if found is None or (found[0] != _BOX and closes) else found[0]
+
+
+def step_end(text: str, delimiter: str) -> int:
+    """Where a step's text meets its delimiter, or -1. A blank line inside a code block ends no step.
+
+    >>> step_end("so\\n\\nthen", "\\n\\n"), step_end("```\\nx = 1\\n\\ny = 2", "\\n\\n")
+    (2, -1)
+    """
+    at = text.find(delimiter)
+    while at >= 0 and in_block(text[:at]):
+        at = text.find(delimiter, at + 1)
+    return at
+
+
+def in_block(text: str) -> bool:
+    """Whether a code block is open where ``text`` ends."""
+    return text.count("```") % 2 == 1
 
 
 def as_message(prompt: str) -> str:

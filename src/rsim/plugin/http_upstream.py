@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
 
 from rsim.errors import UserError
+from rsim.openings import in_block
 from rsim.plugin.play import Asked, Conversation, Mode, StepEnd, Usage, text_of
 
 _RETRIED = {408, 429, 500, 502, 503, 504}
@@ -118,18 +120,48 @@ class _HttpConversation:
     def __init__(self, upstream: HttpUpstream, asked: Asked) -> None:
         self.upstream, self.asked = upstream, asked
         self.steps: list[tuple[str, str]] = []  # (injected, written), delimiters included
+        self.calls = 0
 
     async def step(self, injected: str, limit: int, delimiter: str | None) -> AsyncIterator[str | StepEnd]:
+        """One request or, where the upstream stopped at a blank line inside a code block and can go on from there, several."""
         self.steps.append((injected, ""))
+        usage, end, goes_on = Usage(), StepEnd("limit", Usage()), True
+        while goes_on:
+            written = ""
+            async with aclosing(self._request(limit - usage.completion_tokens, delimiter)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, StepEnd):
+                        end = piece
+                    else:
+                        written += piece
+                        yield piece
+            usage.add(end.usage)
+            earlier = self.steps[-1][1]
+            reason = "end_of_turn" if earlier and not written else end.reason
+            goes_on = (
+                delimiter is not None and reason in ("delimiter", "unknown") and in_block(earlier + written)
+                and self._goes_on_anywhere() and usage.completion_tokens < limit
+            )  # fmt: skip
+            self.steps[-1] = (injected, earlier + written + (delimiter or ""))
+            if goes_on:
+                yield delimiter or ""
+        yield StepEnd(reason, usage)
+
+    def _goes_on_anywhere(self) -> bool:
+        """Whether an answer can be continued in the middle; where each strategy is a message of its own, it cannot."""
+        return self.asked.messages is None or self.upstream.mode == "prefill"
+
+    async def _request(self, limit: int, delimiter: str | None) -> AsyncGenerator[str | StepEnd]:
         body = self._body() | self.asked.sampling
-        if "seed" in body:  # another one for each step: with the same, every step would draw the same numbers
-            body["seed"] += len(self.steps) - 1
+        if "seed" in body:  # another one for each request: with the same, every step would draw the same numbers
+            body["seed"] += self.calls
+        self.calls += 1
         body |= {"model": self.asked.model, "max_tokens": limit, "stream": True, "stream_options": {"include_usage": True}}
         if delimiter is not None:
             body["stop"] = [delimiter]
         path = "completions" if self.asked.messages is None else "chat/completions"
         response = await self.upstream.send(path, body)
-        written, usage, reason, stopped_at, count = "", None, "unknown", _UNSAID, 0
+        usage, reason, stopped_at, count = None, "unknown", _UNSAID, 0
         try:
             async for chunk in _chunks(response):
                 for choice in chunk.get("choices", []):
@@ -137,13 +169,12 @@ class _HttpConversation:
                     reason = choice.get("finish_reason") or reason
                     stopped_at = choice.get("stop_reason", stopped_at)
                     if text:
-                        written, count = written + text, count + 1
+                        count += 1
                         yield text
                 if chunk.get("usage"):
                     usage = _usage(chunk["usage"])
         finally:
             await response.aclose()
-        self.steps[-1] = (injected, written + (delimiter or ""))
         yield StepEnd(_why(reason, stopped_at, delimiter), usage or Usage(0, count, 0, estimated=True))
 
     def _body(self) -> dict[str, Any]:

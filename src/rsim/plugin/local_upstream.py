@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from rsim.errors import UserError
+from rsim.openings import step_end
 from rsim.plugin.play import Asked, Conversation, Mode, StepEnd, Usage
 from rsim.rollout.decoder import Decoder
 from rsim.rollout.reasoner import Reasoner
@@ -147,7 +148,7 @@ class LocalUpstream:
         text = self.reasoner.tokenizer.decode(answer.tokens, skip_special_tokens=True)
         reason: Any = "end_of_turn" if ended else None
         if reason is None and answer.delimiter is not None and self._step_ends(answer.delimiter).ended(answer.tokens):
-            reason, text = "delimiter", text[: text.index(answer.delimiter)]
+            reason, text = "delimiter", text[: step_end(text, answer.delimiter)]
         if reason is None and len(answer.tokens) >= answer.limit:
             reason = "limit"
         if reason is None and answer.delimiter is not None:

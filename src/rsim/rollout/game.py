@@ -130,11 +130,10 @@ class Game:
 
     def _engine(self, slots: int, seed: int, greedy: bool, longest_prompt: int) -> Engine:
         temperature = 0.0 if greedy else self.rules.temperature
-        if self.servers is not None:
-            delimiter = self.rules.delimiter if self.planner is not None else None
-            return VllmEngine(self.servers.servers, slots, seed=seed, temperature=temperature, delimiter=delimiter,
-                              end_ids=self.reasoner.end_ids)  # fmt: skip
         step_ends = self.step_ends if self.planner is not None else None
+        if self.servers is not None:
+            return VllmEngine(self.servers.servers, slots, seed=seed, temperature=temperature, step_ends=step_ends,
+                              end_ids=self.reasoner.end_ids)  # fmt: skip
         return NativeEngine(
             self.reasoner, step_ends, slots, seed=seed, temperature=temperature, max_tokens=self.rules.max_tokens,
             longest_prompt=longest_prompt, recorded=self.rules.cuda_graphs,

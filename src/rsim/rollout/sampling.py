@@ -9,6 +9,8 @@ import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from rsim.openings import step_end
+
 _BLOCK = 256
 
 
@@ -71,7 +73,7 @@ def _below(target: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
 
 
 class StepEnds:
-    """Finds the first sampled token whose addition makes the step's decoded text contain the delimiter."""
+    """Finds the first sampled token whose addition makes the step's decoded text contain the delimiter, outside code blocks."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, delimiter: str, vocabulary: int) -> None:
         self.tokenizer = tokenizer
@@ -85,4 +87,4 @@ class StepEnds:
 
     def ended(self, step_ids: list[int]) -> bool:
         """Whether the last of ``step_ids`` ends the step."""
-        return step_ids[-1] in self.touching and self.delimiter in self.tokenizer.decode(step_ids)
+        return step_ids[-1] in self.touching and step_end(self.tokenizer.decode(step_ids), self.delimiter) >= 0

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from rsim import adapters
 from rsim.errors import UserError
 from rsim.rollout.engine import End, SampledStep
+from rsim.rollout.sampling import StepEnds
 from rsim.rollout.vllm_replicas import urls
 
 _PROBE = "1 + 1 ="
@@ -137,15 +138,16 @@ class VllmEngine:
     server, whose prefix cache has its beginning."""
 
     def __init__(
-        self, servers: list[VllmServer], slots: int, *, seed: int, temperature: float, delimiter: str | None, end_ids: set[int]
-    ) -> None:
-        self.servers, self.seed = servers, seed
+        self, servers: list[VllmServer], slots: int, *, seed: int, temperature: float, step_ends: StepEnds | None,
+        end_ids: set[int],
+    ) -> None:  # fmt: skip
+        self.servers, self.seed, self.step_ends = servers, seed, step_ends
         self.settings: dict[str, Any] = {
             "temperature": temperature, "stop_token_ids": sorted(end_ids), "skip_special_tokens": False,
             "add_special_tokens": False, "include_stop_str_in_output": True, "top_p": 1.0, "top_k": -1,
         }  # fmt: skip
-        if delimiter is not None:
-            self.settings["stop"] = [delimiter]
+        if step_ends is not None:
+            self.settings["stop"] = [step_ends.delimiter]
         self.threads = ThreadPoolExecutor(slots)
         self.sequences: dict[int, list[int]] = {}
         self.keys: dict[int, str] = {}
@@ -178,7 +180,17 @@ class VllmEngine:
         return finished
 
     def _step(self, slot: int, cap: int, to_end: bool) -> SampledStep:
-        ids = self.sequences[slot]
+        tokens, logprobs, end = self._request(slot, [], cap, to_end)
+        while end == "delimiter" and self.step_ends is not None and not self.step_ends.ended(tokens):  # inside a code block
+            if len(tokens) >= cap:
+                end = "cap"
+                break
+            more, values, end = self._request(slot, tokens, cap - len(tokens), to_end)
+            tokens, logprobs = tokens + more, logprobs + values
+        return SampledStep(slot, tokens, logprobs, end)
+
+    def _request(self, slot: int, written: list[int], cap: int, to_end: bool) -> tuple[list[int], list[float], End]:
+        ids = self.sequences[slot] + written
         digest = hashlib.sha256(f"{self.seed}:{self.keys[slot]}:{len(ids)}".encode()).digest()
         seed = int.from_bytes(digest[:8], "big") >> 1  # vLLM takes 63 bits
         settings = self.settings | ({"stop": []} if to_end else {})
@@ -189,7 +201,7 @@ class VllmEngine:
             end = "delimiter" if choice["stop_reason"] in settings.get("stop", []) else "end_of_turn"
         elif len(tokens) < cap:
             raise UserError(f"the server at {server.url} cut a step short: its context is full", "raise --max-model-len")
-        return SampledStep(slot, tokens, logprobs, end)
+        return tokens, logprobs, end
 
     def release(self, slot: int) -> None:
         del self.sequences[slot], self.keys[slot], self.homes[slot]
