@@ -87,7 +87,7 @@ def test_a_vllm_server_is_asked_to_go_on(cap, said, end):
     engine.close()
 
 
-def said_by(mode, asked, knows_why):
+def said_by(mode, asked, knows_why, program=PROGRAM, counted=True):
     """Text and end of one step through HTTP, and what was asked for."""
     bodies = []
 
@@ -95,12 +95,14 @@ def said_by(mode, asked, knows_why):
         body = json.loads(request.content)
         bodies.append(body)
         earlier = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
-        rest = PROGRAM[len(earlier.removeprefix("Q")) :]
+        rest = program[len(earlier.removeprefix("Q")) :]
         said, found, _ = rest.partition(body["stop"][0])
         choice = {"text": said, "delta": {"content": said}, "finish_reason": "stop"}
         if knows_why:
             choice["stop_reason"] = body["stop"][0] if found else None
-        lines = [{"choices": [choice]}, {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": len(said)}}]
+        lines = [{"choices": [choice]}]
+        if counted:
+            lines.append({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": len(said + found)}})
         return httpx.Response(200, text="".join(f"data: {json.dumps(line)}\n\n" for line in lines) + "data: [DONE]\n\n")
 
     async def run():
@@ -122,9 +124,22 @@ def test_an_upstream_that_continues_is_asked_to_go_on(chat, knows_why):
     text, end, bodies = said_by("prefill", asked, knows_why)
     assert text == PROGRAM.removesuffix("\n\nDone.")
     assert end.reason == ("delimiter" if knows_why else "unknown")
-    assert end.usage.completion_tokens == len(PROGRAM.removesuffix("\n\nDone.").replace("\n\n", ""))
+    assert end.usage.completion_tokens == len(PROGRAM.removesuffix("Done."))
     assert [b["seed"] for b in bodies] == [3, 4, 5]
     assert [b["max_tokens"] for b in bodies] == sorted({b["max_tokens"] for b in bodies}, reverse=True)
+
+
+def test_several_blank_lines_in_a_block_are_no_end_of_the_turn():
+    program = "```\nx = 1\n\n\n\ny = 2\n```\n\nDone."
+    text, end, _ = said_by("prefill", Asked("m", None, "Q", {}), True, program)
+    assert (text, end.reason) == (program.removesuffix("\n\nDone."), "delimiter")
+
+
+def test_an_upstream_that_says_nothing_and_counts_nothing_is_not_asked_for_ever():
+    program = "```\nx = 1" + "\n" * 400
+    _, end, bodies = said_by("prefill", Asked("m", None, "Q", {}), True, program, counted=False)
+    assert end.reason == "delimiter"
+    assert len(bodies) == 2
 
 
 def test_where_every_step_is_a_message_it_ends_there():

@@ -4,9 +4,8 @@
         [--planner MODEL] [--out FOLDER] [--set KEY=VALUE ...] [--record]
 
 *speed*: rollout of the native engine against transformers' ``generate``. *steps*: seconds and memory of training steps.
-*training*: a planner for the frozen reasoner on GSM8K, also with step-level credit, both agents (adapters) on GSM8K and on
-TAT-QA, GRPO alone on GSM8K, and the first planner trained on for MBPP's programs; accuracy on unseen questions before and after
-(HumanEval for programs).
+*training*: a planner for the frozen reasoner on GSM8K, both agents (adapters) on GSM8K and on TAT-QA, GRPO alone on GSM8K, and
+the first planner trained on for MBPP's programs; accuracy on unseen questions before and after (HumanEval for programs).
 
 One thing after the other: processes that share a GPU take turns on it. A command that was stopped goes on where it was.
 ``--set`` reaches every training.

@@ -20,10 +20,6 @@ _ADAPTERS = (
     *_PLANNER, "models.reasoner_lora=16", "train.reasoner_lr=5e-5", "train.gradient_checkpointing=true",
     "stages.planner.train_reasoner=true",
 )  # fmt: skip
-# Other strategies are tried in the very states in which the planner would leave the model alone, and it stays open to them.
-_STEP_LEVEL = (
-    "train.branches=3", 'train.branch_by="distinct"', "objective.planner_entropy=0.02", "objective.entropy_target=1.0",
-)  # fmt: skip
 _ALONE = "models.planner=none"
 _BASE = {"CoT": "none", "random planner": "random"}
 
@@ -43,7 +39,6 @@ class Job:
 _ARMS = (("both trained", ""), ("trained reasoner, random planner", "random"), ("trained reasoner, CoT", "none"))
 JOBS = {
     "planner on GSM8K": Job("plugin-qwen2.5-coder", (*_PLANNER, _SHORT), "gsm8k", 3.5),
-    "planner on GSM8K, step-level credit": Job("plugin-qwen2.5-coder", (*_PLANNER, _SHORT, *_STEP_LEVEL), "gsm8k", 3.5),
     "both on GSM8K": Job("qwen2.5-coder-1.5b-gsm8k", _BOTH, "gsm8k", 3.5, _ARMS),
     "GRPO alone on GSM8K": Job("qwen2.5-coder-1.5b-gsm8k", (*_BOTH, _ALONE), "gsm8k", 3.5, (("GRPO alone", ""),)),
     "both on TAT-QA": Job("plugin-tatqa", _ADAPTERS, "tatqa", 3.5, _ARMS),

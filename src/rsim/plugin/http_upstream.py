@@ -137,10 +137,10 @@ class _HttpConversation:
                         yield piece
             usage.add(end.usage)
             earlier = self.steps[-1][1]
-            reason = "end_of_turn" if earlier and not written else end.reason
+            reason = "end_of_turn" if end.reason == "unknown" and earlier and not written else end.reason
             goes_on = (
                 delimiter is not None and reason in ("delimiter", "unknown") and in_block(earlier + written)
-                and self._goes_on_anywhere() and usage.completion_tokens < limit
+                and self._goes_on_anywhere() and end.usage.completion_tokens > 0 and usage.completion_tokens < limit
             )  # fmt: skip
             self.steps[-1] = (injected, earlier + written + (delimiter or ""))
             if goes_on:
