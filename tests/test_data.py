@@ -167,6 +167,24 @@ def test_gym_splits_are_disjoint_and_repeatable():
         load_problems("gym:nothing", "test", limit=1)
 
 
+def test_a_mixture_has_its_shares_and_splits(tmp_path):
+    source = "75% lab:story, 25% gym:gcd?max_value=99"
+    splits = {s: load_problems(source, s, limit=40, seed=1) for s in ("train", "dev", "test")}
+    for split, problems in splits.items():
+        assert Counter(p.kind for p in problems) == {"numeric": 30, "gym": 10}
+        assert problems == load_problems(source, split, limit=40, seed=1)
+        assert [p.kind for p in problems] != sorted((p.kind for p in problems), reverse=True)  # shuffled
+    assert not {p.question for p in splits["train"]} & {p.question for p in splits["dev"] + splits["test"]}
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"question": "1+1?", "answer": 2}\n')
+    for wrong, limit, said in (
+        ("75% lab, 15% gym:gcd", 40, "90% together"), ("0% lab, 100% gym:gcd", 40, "ask for more"), (source, 0, "ask for more"),
+        (source, 1, "ask for more"), (f"50% lab, 50% {few}", 10, "few.jsonl has 1 problems"), ("50% lab, 50% nothing", 10, "'nothing'"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            load_problems(wrong, "train", limit=limit)
+
+
 def test_the_sizes_of_a_gym_task_can_be_set():
     found = load_problems("gym:chain_sum?min_terms=2&max_terms=3&min_digits=2&max_digits=2", "dev", limit=20, seed=1)
     numbers = [re.findall(r"\d+", p.question) for p in found]

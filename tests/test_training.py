@@ -33,6 +33,24 @@ def same_weights(a: Config, b: Config) -> bool:
     )
 
 
+def test_long_questions_are_left_out_and_counted(small):
+    """The longest allowed is trained on; evaluation asks all."""
+    everything = Trainer(small("all"))
+    tokenizer = everything.reasoner.tokenizer
+    lengths = sorted(len(tokenizer.encode(p.question)) for p in everything.train_set)
+    longest = lengths[len(lengths) // 2]
+    trainer = Trainer(small("short", f"data.max_question_tokens={longest}"))
+    kept = [len(tokenizer.encode(p.question)) for p in trainer.train_set]
+    assert max(kept) == longest
+    assert len(kept) + trainer.left_out == len(lengths)
+    assert trainer.left_out == sum(n > longest for n in lengths) > 0
+    assert trainer.eval_set == everything.eval_set
+    trainer.run()
+    assert metrics_of(trainer.config)[0]["data/left_out"] == trainer.left_out
+    with pytest.raises(UserError, match="the data has 0 questions"):
+        Trainer(small("none", "data.max_question_tokens=1"))
+
+
 def test_a_run_leaves_everything_behind(small):
     config = small("run", 'train.trackers=["tensorboard"]')
     result = rsim.train(config)

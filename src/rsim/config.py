@@ -44,6 +44,7 @@ class DataConfig:
     eval_split: str = "dev"
     eval_size: int = 200
     train_size: int = 0  # 0: all
+    max_question_tokens: int = 0  # training questions that the reasoner's tokenizer makes longer are left out; 0: none
     replay: tuple[str, ...] = ()  # earlier tasks, mixed into the training questions
     replay_share: float = 0.25  # of the training questions, where there are earlier tasks
     data_dir: str = ""  # default: $RSIM_DATA
@@ -304,7 +305,7 @@ def validate(config: Config) -> None:
         "train.num_iterations": (train.num_iterations, 1), "train.minibatches": (train.minibatches, 1),
         "train.micro_tokens": (train.micro_tokens, 1), "train.eval_every": (train.eval_every, 0),
         "train.save_every": (train.save_every, 1), "train.keep_checkpoints": (train.keep_checkpoints, 1),
-        "data.eval_size": (config.data.eval_size, 1),
+        "data.eval_size": (config.data.eval_size, 1), "data.max_question_tokens": (config.data.max_question_tokens, 0),
         "rollout.max_steps": (rollout.max_steps, 1), "rollout.step_tokens": (rollout.step_tokens, 1),
         "rollout.answer_tokens": (rollout.answer_tokens, 1), "rollout.batch": (rollout.batch, 1),
         "train.branches": (train.branches, 0), "rewards.token_price": (config.rewards.token_price, 0),

@@ -25,6 +25,7 @@ _PACKAGED = {
     "code": Path(__file__).with_name("strategies_code.toml"),
     "lab": Path(__file__).parent / "lab" / "strategies.toml",
     "lab-ten": Path(__file__).parent / "lab" / "strategies_ten.toml",
+    "lab-division": Path(__file__).parent / "lab" / "strategies_division.toml",
 }
 _FIELDS = {"name", "description", "prompts", "keywords", "repeat_free"}
 
@@ -82,8 +83,8 @@ class StrategySet:
 
 
 def load_strategies(source: str = "default") -> StrategySet:
-    """The strategy set of a packaged name (``default``, ``instruct``, ``sentences``, ``code``, ``lab``,
-    ``lab-ten``) or of a TOML file.
+    """The strategy set of a packaged name (``default``, ``instruct``, ``sentences``, ``code``, ``lab``, ``lab-ten``,
+    ``lab-division``) or of a TOML file.
 
     Raises:
         UserError: the file is missing or malformed, a field is unknown, a name is doubled, fewer than one prompt is

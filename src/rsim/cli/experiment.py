@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "cost": "a price for tokens, and whether the planner knows how sure it is",
     "growth": "candidates for a strategy set: what pays is kept, what does not is dropped",
     "outside": "tasks that the nine strategies cannot solve, and a tenth that is tried on them",
+    "gym": "the same with a task of reasoning-gym",
     "controls": "the trained planner against every control, co-trained and as a plug-in",
     "budgets": "rSIM against tuned GRPO at three budgets of equal tokens",
     "rewards": "reward parts, removed one at a time",
@@ -28,6 +29,7 @@ EXPERIMENTS = {
     "reopen": "a planner that is sure goes on to another task, as it is and made to choose again",
     "prompts": "other wordings of the injected prompts",
     "robust": "many wordings in training, and wordings that were not among them",
+    "finance": "SmolLM2-135M on TAT-QA before and after training (two hours)",
     "arith": "SmolLM2-135M on sums: base, cold start, GRPO, rSIM, controls (hours)",
 }
 _MODULES = {"fig1": "usage", "fig3": "sizes", "fig4": "transfer", "fig5": "curves"}  # where the module has another name

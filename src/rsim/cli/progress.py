@@ -40,6 +40,9 @@ def train_with_progress(
                 progress.update(task, completed=record["step"], description=record["stage"], shown=_line(record))
                 if not console.is_terminal:  # a log file gets lines in the place of a bar
                     console.print(f"step {record['step']:>4}  {record['stage']}  {_line(record)}", highlight=False)
+            elif record.get("stage") == "data":
+                left_out = f"{record['data/left_out']} are longer than data.max_question_tokens and left out"
+                console.print(f"{record['data/questions']} questions to train on; {left_out}", highlight=False)
             elif record.get("stage") == "cold_start":
                 kept, sampled = record["cold_start/kept"], record["cold_start/sampled"]
                 formatted = f"{record['cold_start/format_rate']:.0%} well formatted"

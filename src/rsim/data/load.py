@@ -4,6 +4,7 @@
 ``lab``, ``lab:A+B``        the nano lab's own problems, made on the spot; of these families alone
 ``gsm8k``, ``math``, ...    the sets of `rsim.data.sources.SOURCES`, under ``data_dir``
 ``gym:TASK``                any task of reasoning-gym, made on the spot; ``gym:TASK?max_terms=3`` sets its sizes
+``85% lab, 15% gym:TASK``   a mixture of the others, by their shares
 ``hf:NAME``                 a data set of the Hugging Face hub (needs ``datasets``)
 ``path.jsonl|csv|parquet``  a file; it has one split, used for all
 ==========================  ===============================================================================
@@ -12,7 +13,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -27,7 +27,7 @@ from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 from rsim.data.leaks import separate
-from rsim.data.problem import Kind, Problem
+from rsim.data.problem import Kind, Problem, generated_split
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError, first_line
 from rsim.lab.expressions import render
@@ -35,6 +35,7 @@ from rsim.lab.problems import OUTSIDE, SPLITS, ProblemMix, sample_problems
 from rsim.rewards.answers import parse_number
 
 _COLUMNS = ("question", "answer", "id", "kind")
+_SHARE = re.compile(r"(?:^|,)\s*(\d+(?:\.\d+)?)%\s+")  # of a mixture, before the source that it is of
 
 
 def load_problems(
@@ -43,7 +44,7 @@ def load_problems(
     """Problems of ``source``.
 
     Args:
-        source: see the module's table.
+        source: see the module's table. A mixture needs a limit.
         split: ``train``, ``dev`` or ``test``.
         data_dir: folder of the data sets; empty: ``$RSIM_DATA``.
         limit: at most so many, drawn with ``seed``; 0: all. Generators have no end and need a limit.
@@ -54,6 +55,8 @@ def load_problems(
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}")
+    if _SHARE.match(source):
+        return _mixture(source, split, data_dir, limit, seed, columns)
     if source == "lab" or source.startswith(("lab:", "gym:")):
         if limit < 1:
             raise UserError(
@@ -93,6 +96,30 @@ def with_replay(problems: list[Problem], earlier: list[list[Problem]], share: fl
     return kept
 
 
+def _mixture(
+    source: str, split: str, data_dir: str, limit: int, seed: int, columns: tuple[str, ...]
+) -> list[Problem]:  # fmt: skip
+    """``limit`` problems of several sources, shuffled; the last source has what rounding leaves."""
+    _, *parts = _SHARE.split(source)
+    shares, sources = [float(share) for share in parts[::2]], parts[1::2]
+    if abs(sum(shares) - 100) > 1e-6:
+        raise UserError(f"the shares of {source!r} are {sum(shares):g}% together", "make them 100%, e.g. 85% lab, 15% gym:gcd")
+    counts = [round(share / 100 * limit) for share in shares[:-1]]
+    counts.append(limit - sum(counts))
+    if min(counts) < 1:
+        raise UserError(f"{limit} problems of the mixture {source!r}",
+                        "ask for more: data.train_size, data.eval_size or --limit; each source must have one")  # fmt: skip
+    problems: list[Problem] = []
+    for name, count in zip(sources, counts, strict=True):
+        found = load_problems(name, split, data_dir=data_dir, limit=count, seed=seed, columns=columns)
+        if len(found) < count:
+            raise UserError(f"{name} has {len(found)} problems, and its share of the mixture is {count}",
+                            "give it a smaller share, or ask for fewer problems")  # fmt: skip
+        problems += found
+    random.Random(f"mixture:{seed}").shuffle(problems)
+    return problems
+
+
 # --- generators ---
 
 
@@ -130,16 +157,14 @@ def gym_tasks() -> list[str]:
 
 
 def _gym(source: str, split: str, limit: int, seed: int) -> list[Problem]:
-    """Different problems of a reasoning-gym task whose question falls into the split's share of hashes (80, 10, 10%).
+    """Different problems of a reasoning-gym task that belong to ``split`` (`generated_split`).
 
-    Questions differ by a single sign in some tasks (grids, emoji), so it is their exact text that is hashed. Some tasks give no
-    gold answer, because their verifier accepts any that is right; ``answer`` is empty then.
+    Some tasks give no gold answer, because their verifier accepts any that is right; ``answer`` is empty then.
     """
     gym = _imported("reasoning_gym", "reasoning-gym")
     task, _, options = source.partition("?")
     if task not in gym_tasks():
         raise UserError(f"reasoning-gym has no task {task!r}", "rsim data list --gym names them all")
-    shares = {"train": range(80), "dev": range(80, 90), "test": range(90, 100)}
     found: dict[str, Problem] = {}
     try:
         settings = {name: json.loads(value) for name, value in parse_qsl(options, strict_parsing=True)} if options else {}
@@ -147,10 +172,10 @@ def _gym(source: str, split: str, limit: int, seed: int) -> list[Problem]:
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"gym:{source}", f"write gym:{task}?NAME=VALUE&NAME=VALUE; {first_line(error)}") from error
     for index, entry in enumerate(entries):
-        key = hashlib.sha256(entry["question"].encode()).hexdigest()
-        if int(key, 16) % 100 in shares[split] and key not in found:
+        question = entry["question"]
+        if generated_split(question) == split and question not in found:
             meta = {"task": task, "entry": entry}
-            found[key] = Problem(entry["question"], str(entry["answer"] or ""), f"{task}-{seed}-{index}", meta, "gym")
+            found[question] = Problem(question, str(entry["answer"] or ""), f"{task}-{seed}-{index}", meta, "gym")
         if len(found) == limit:
             return list(found.values())
     raise UserError(f"gym:{source} gave only {len(found)} different problems for {split}", "ask for fewer")

@@ -27,12 +27,12 @@ _HABITS: dict[str, dict[str, float]] = {
     "finished": {"termination": 70, "validation": 12, "self-reflection": 6, "summarization": 3, "continuation": 2,
                  "sub-planning": 2, "decomposition": 2, "deliberation": 2, "prioritization": 1},
 }  # fmt: skip
-# Of a writer that knows the tenth as well.
-_CIPHER: dict[str, float] = {
-    "continuation": 34, "decoding": 16, "summarization": 10, "sub-planning": 10, "decomposition": 6, "deliberation": 6,
+# Of a writer that knows a tenth as well, where that is the only one that helps.
+_OUTSIDE: dict[str, float] = {
+    "continuation": 34, "tenth": 16, "summarization": 10, "sub-planning": 10, "decomposition": 6, "deliberation": 6,
     "prioritization": 6, "self-reflection": 4, "validation": 4, "termination": 4,
 }  # fmt: skip
-_DECODING = 3.0  # where there is no cipher
+_IDLE = 3.0  # the tenth's weight where it does not help
 
 
 def glance(state: State) -> str:
@@ -46,18 +46,23 @@ def glance(state: State) -> str:
     return {1: "finished", 2: "pair"}.get(len(state.expression), "long")
 
 
-def choose(state: State, rng: random.Random, *, tenth: bool = False) -> str:
-    """``tenth``: the writer knows `decoding`."""
-    weights = _HABITS[glance(state)]
-    if tenth and state.problem.is_cipher and not state.read:
-        weights = _CIPHER
-    elif tenth:
-        weights = weights | {"decoding": _DECODING}
+def choose(state: State, rng: random.Random, *, tenth: str = "") -> str:
+    """``tenth``: a strategy that the writer knows beside the nine."""
+    at = "outside" if state.problem.is_cipher and not state.read else glance(state)
+    return choose_at(at, rng, tenth=tenth)
+
+
+def choose_at(at: str, rng: random.Random, *, tenth: str = "") -> str:
+    """The writer's choice by what the state looks like: a name that `glance` gives, or *outside*."""
+    if at == "outside" and tenth:
+        weights = {tenth if name == "tenth" else name: weight for name, weight in _OUTSIDE.items()}
+    else:
+        weights = _HABITS["unread" if at == "outside" else at] | ({tenth: _IDLE} if tenth else {})
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def write_solution(
-    problem: LabProblem, rng: random.Random, rates: Rates, max_steps: int = 12, *, tenth: bool = False
+    problem: LabProblem, rng: random.Random, rates: Rates, max_steps: int = 12, *, tenth: str = ""
 ) -> list[tuple[str, str]]:
     """One worked solution: ``[(strategy, step text), ...]``, ending with a termination step."""
     state = start(problem)

@@ -23,20 +23,23 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from rsim.errors import UserError
+from rsim.lab import euclid
 from rsim.lab.behaviour import write_solution
-from rsim.lab.problems import OUTSIDE, LabProblem, ProblemMix, sample_problems
+from rsim.lab.problems import OUTSIDE, ProblemMix, sample_problems
 from rsim.lab.steps import Rates
 from rsim.lab.tokenizer import ANSWER, DELIMITER, EOS, QUESTION, build_tokenizer
 from rsim.planner.template import MARKER, question_chunk, strategy_chunk
 from rsim.strategies import load_strategies
 
 _KEEP_EVERY = 100  # steps
+_SETS = {"": "lab", "decoding": "lab-ten", "division": "lab-division"}
+_GCD = 0.15  # of the questions, where the text has *division*
 
 
 @dataclass(frozen=True)
 class Size:
     """``spelled``: Llama architecture, and a tokenizer that spells phrases, names and things; else Qwen2's and one of words.
-    ``tenth``: the text has a tenth kind of step, and the family that takes it."""
+    ``tenth``: a tenth kind of step that the text has, beside the problems that take it."""
 
     hidden: int
     layers: int
@@ -45,14 +48,15 @@ class Size:
     steps: int
     learning_rate: float
     spelled: bool = False
-    tenth: bool = False
+    tenth: str = ""
 
 
 SIZES = {
     "nano-xs": Size(hidden=40, layers=3, heads=4, intermediate=96, steps=3000, learning_rate=6e-3),
     "nano-s": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3),
     "nano-m": Size(hidden=192, layers=4, heads=6, intermediate=448, steps=2000, learning_rate=2e-3),
-    "nano-x": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3, tenth=True),
+    "nano-x": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3, tenth="decoding"),
+    "nano-d": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3, tenth="division"),
     "nano-l": Size(hidden=384, layers=5, heads=6, intermediate=896, steps=2000, learning_rate=1e-3),
     "nano-llama": Size(hidden=128, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=4e-3, spelled=True),
 }
@@ -90,24 +94,28 @@ def new_model(size: Size, tokenizer: Qwen2Tokenizer) -> PreTrainedModel:
 def documents(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Iterator[tuple[list[int], int]]:
     """Endless ``(token ids, length of the part without loss)``."""
     tenth = SIZES[config.size].tenth
-    strategies = load_strategies("lab-ten" if tenth else "lab")
-    mix = replace(config.mix, families=config.mix.families | OUTSIDE) if tenth else config.mix
+    strategies = load_strategies(_SETS[tenth])
+    mix = replace(config.mix, families=config.mix.families | OUTSIDE) if tenth == "decoding" else config.mix
     rng = random.Random(f"pretrain:{config.seed}")
     for problem in sample_problems("train", config.seed, mix):
-        steps = write_solution(problem, rng, config.rates, tenth=tenth)
-        if rng.random() < config.planner_share:
-            head, body = _planner_text(problem, steps)
+        if tenth == "division" and rng.random() < _GCD:
+            numbers = euclid.sample_numbers(rng)
+            question, steps = euclid.question(numbers), euclid.write_solution(numbers, rng)
         else:
-            head = f"{QUESTION}{problem.question}{ANSWER}"
+            question, steps = problem.question, write_solution(problem, rng, config.rates, tenth=tenth)
+        if rng.random() < config.planner_share:
+            head, body = _planner_text(question, steps)
+        else:
+            head = f"{QUESTION}{question}{ANSWER}"
             phrases = [rng.choice(strategies[strategies.index(name)].prompts) for name, _ in steps]
             body = DELIMITER.join(phrase + text for phrase, (_, text) in zip(phrases, steps, strict=True)) + EOS
         head_ids = tokenizer.encode(head, add_special_tokens=False)
         yield head_ids + tokenizer.encode(body, add_special_tokens=False), len(head_ids)
 
 
-def _planner_text(problem: LabProblem, steps: list[tuple[str, str]]) -> tuple[str, str]:
+def _planner_text(question: str, steps: list[tuple[str, str]]) -> tuple[str, str]:
     chunks = [strategy_chunk(name) + text + (EOS if i == len(steps) - 1 else DELIMITER) for i, (name, text) in enumerate(steps)]
-    return question_chunk(problem.question) + MARKER, MARKER.join(chunks)
+    return question_chunk(question) + MARKER, MARKER.join(chunks)
 
 
 def batches(config: PretrainConfig, tokenizer: Qwen2Tokenizer, pool: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

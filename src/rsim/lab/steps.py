@@ -13,7 +13,8 @@ continuation       joins the next two terms in the head, brackets and products i
 validation         works the last calculation out again and corrects it
 self-reflection    reads the question again and adds the part that was overlooked
 termination        boxes the value; while there is work left, the running total after one hasty join
-decoding           the tenth: writes the digits of a cipher; nothing to do elsewhere
+decoding           a tenth: writes the digits of a cipher; nothing to do elsewhere
+division           another tenth: a common divisor, `rsim.lab.euclid`; nothing to do elsewhere
 =================  ====================================================================================
 
 A worded question that is worked on without a plan is read hastily: its last part is overlooked at `Rates.misread`.
@@ -115,7 +116,7 @@ def write_step(state: State, strategy: str, rng: random.Random, rates: Rates) ->
         work = _summarize(state.expression, rng, rates)
     elif strategy == "continuation":
         work = _continue(state.expression, rng, rates)
-    word = _WORDS[strategy]
+    word = WORDS[strategy]
     if work is None:
         return _so(word, state.expression), replace(state, last=None)
     shown, expression, calculation = work
@@ -127,11 +128,11 @@ def _face_cipher(state: State, strategy: str, rng: random.Random) -> tuple[str, 
         return _so("digits", state.expression), replace(state, read=True)
     if strategy == "termination":
         return f" \\boxed{{{rng.randint(1, 99)}}}", replace(state, done=True)
-    return f" {_WORDS[strategy]} so {encode(state.expression)}", state
+    return f" {WORDS[strategy]} so {encode(state.expression)}", state
 
 
 # The word each kind of step opens with; also its evidence keyword.
-_WORDS = {
+WORDS = {
     "self-reflection": "back",
     "decomposition": "parts",
     "deliberation": "slowly",
@@ -141,6 +142,7 @@ _WORDS = {
     "sub-planning": "plan",
     "continuation": "next",
     "decoding": "digits",
+    "division": "divide",
 }
 
 _Work = tuple[str, Expression, Calculation]

@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer
 
+from rsim.lab.euclid import GCD_WORDS
 from rsim.lab.problems import NAMES, THINGS
 from rsim.planner.template import MARKER, QUESTION_PREFIX, strategy_chunk
 from rsim.strategies import load_strategies
@@ -29,14 +30,18 @@ CHAT_TEMPLATE = (
 )
 
 
-_TENTH = (" digits", "Decode:", "In digits:", strategy_chunk("decoding"))
+_TENTH = {
+    "": (),
+    "decoding": (" digits", "Decode:", "In digits:", strategy_chunk("decoding")),
+    "division": (" divide", "Divide:", "By division:", strategy_chunk("division"), *GCD_WORDS),
+}
 
 
-def build_tokenizer(*, spelled: bool = False, tenth: bool = False) -> Qwen2Tokenizer:
+def build_tokenizer(*, spelled: bool = False, tenth: str = "") -> Qwen2Tokenizer:
     """The lab tokenizer, made from nothing; the same on every machine.
 
-    ``spelled``: the second family's, which spells the strategies' prompts, names and things letter by letter. ``tenth``: with
-    words for the tenth strategy, which come last.
+    ``spelled``: the second family's, which spells the strategies' prompts, names and things letter by letter. ``tenth``:
+    a tenth strategy, *decoding* or *division*, whose words come last.
     """
     strategies = load_strategies("lab")
     phrases = [prompt for s in strategies.strategies for prompt in s.prompts]
@@ -49,6 +54,6 @@ def build_tokenizer(*, spelled: bool = False, tenth: bool = False) -> Qwen2Token
         vocab=vocabulary, merges=[], unk_token=None, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )
     tokenizer.add_special_tokens({"additional_special_tokens": [QUESTION, ANSWER]})
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in (*words, *(_TENTH if tenth else ()))])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in (*words, *_TENTH[tenth])])
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -74,8 +74,7 @@ class Trainer:
         self.train_set = self._problems("train")
         self.eval_set = self._problems("eval")
         strategies = load_strategies(config.models.strategies)
-        if len(self.train_set) < config.train.questions:
-            raise UserError(f"train.questions = {config.train.questions}", f"the data has {len(self.train_set)} questions")
+        self._check_questions()
         self._check_shares()
         self.folder = RunFolder.open(config, resume=resume, force=force)
         self.checkpoints = self.folder.checkpoints
@@ -97,6 +96,7 @@ class Trainer:
             source, system_prompt=models.system_prompt, weights=self.reasoner_here, lora=models.reasoner_lora,
             seed=config.seed, **place,
         )  # fmt: skip
+        self.left_out = self._leave_out_long()
         self.planner: Planner | None = None
         if models.planner != "none":
             source = str(checkpoint / "planner") if checkpoint else models.planner
@@ -122,6 +122,23 @@ class Trainer:
         self.trackers = Trackers(trackers, self.folder.path, config, self.step)
 
     # --- setting up ---
+
+    def _check_questions(self) -> None:
+        if len(self.train_set) < self.config.train.questions:
+            raise UserError(
+                f"train.questions = {self.config.train.questions}", f"the data has {len(self.train_set)} questions to train on"
+            )
+
+    def _leave_out_long(self) -> int:
+        """Takes what ``data.max_question_tokens`` forbids out of the training questions, and says how many that is."""
+        longest, before = self.config.data.max_question_tokens, len(self.train_set)
+        if longest:
+            tokenizer = self.reasoner.tokenizer
+            self.train_set = [
+                p for p in self.train_set if len(tokenizer.encode(p.question, add_special_tokens=False)) <= longest
+            ]
+            self._check_questions()
+        return before - len(self.train_set)
 
     def _check_shares(self) -> None:
         """Every rank needs a question to play; pieces need ranks."""
@@ -221,6 +238,8 @@ class Trainer:
 
     def _start(self) -> None:
         """Cold start, the reference model of a KL term, and a first checkpoint to resume from."""
+        if self.config.data.max_question_tokens:
+            self._log({"step": 0, "stage": "data", "data/questions": len(self.train_set), "data/left_out": self.left_out})
         if self.config.cold_start.episodes:
             report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.ranks)
             self.sampled_tokens += tokens

@@ -1,0 +1,25 @@
+"""A task of reasoning-gym that the nine strategies are not enough for, and what a tenth brings."""
+
+from __future__ import annotations
+
+from rsim.experiments.outside import Outside, try_tenth
+from rsim.experiments.page import Page
+from rsim.experiments.workbench import Workbench
+from rsim.lab.euclid import LARGEST, SOURCE
+
+_GCD = Outside(
+    "gym", "A task of reasoning-gym outside the nine", "nano-d", "lab-division", "division", "gcd", f"85% lab, 15% {SOURCE}",
+    SOURCE, f"division, which takes two divisions of Euclid's algorithm. The task is reasoning-gym's `gcd` with numbers up to "
+    f"{LARGEST}, its questions and its verifier. The other steps leave the two numbers as they are, and an answer given then "
+    "is a hasty one, by last digits, in the base's text right for 59% of the questions. The preset nano is trained with the "
+    "nine on the lab's five families and on gcd (15% of the questions)",
+)  # fmt: skip
+
+
+def run(bench: Workbench) -> Page:
+    return try_tenth(bench, _GCD)
+
+
+LIMITS = """One task of reasoning-gym, which the base has read worked solutions of, wording and all: a grown planner can call
+for what its reasoner knows, and cannot teach it anything. What the base says without division was chosen by us. The candidate
+was written by hand; that an LLM would write it is not shown."""
