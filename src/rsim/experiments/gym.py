@@ -8,12 +8,19 @@ from rsim.experiments.workbench import Workbench
 from rsim.lab.euclid import LARGEST, SOURCE
 
 _GCD = Outside(
-    "gym", "A task of reasoning-gym outside the nine", "nano-d", "lab-division", "division", "gcd", f"85% lab, 15% {SOURCE}",
-    SOURCE, f"division, which takes two divisions of Euclid's algorithm. The task is reasoning-gym's `gcd` with numbers up to "
+    page="gym",
+    title="A task of reasoning-gym outside the nine",
+    base="nano-d",
+    strategies="lab-division",
+    new="division",
+    task="gcd",
+    data=f"85% lab, 15% {SOURCE}",
+    asked=SOURCE,
+    text="division, which takes two divisions of Euclid's algorithm. The task is reasoning-gym's `gcd` with numbers up to "
     f"{LARGEST}, its questions and its verifier. The other steps leave the two numbers as they are, and an answer given then "
     "is a hasty one, by last digits, in the base's text right for 59% of the questions. The preset nano is trained with the "
     "nine on the lab's five families and on gcd (15% of the questions)",
-)  # fmt: skip
+)
 
 
 def run(bench: Workbench) -> Page:

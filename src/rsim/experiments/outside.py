@@ -23,7 +23,7 @@ class Outside:
     """A base that knows a tenth kind of step, and the task that takes it.
 
     ``data``: what is trained on and decides the paired tests, the lab's five families and the task; ``asked``: the task alone.
-    ``oracle``: the lab knows what the best strategy is.
+    ``text``: what the page says of both. ``oracle``: the lab knows what the best strategy is.
     """
 
     page: str
@@ -39,10 +39,18 @@ class Outside:
 
 
 _CIPHER = Outside(
-    "outside", "Tasks outside the nine", "nano-x", "lab-ten", "decoding", "cipher", f"lab:{'+'.join((*FAMILIES, *OUTSIDE))}",
-    "lab:cipher", "decoding, which writes the digits of a cipher (`e*bh-di=?` is `4*17-38=?`); no other step can work on one. "
-    "The preset nano is trained with the nine on six families, the lab's five and cipher (13% of the questions)", oracle=True,
-)  # fmt: skip
+    page="outside",
+    title="Tasks outside the nine",
+    base="nano-x",
+    strategies="lab-ten",
+    new="decoding",
+    task="cipher",
+    data=f"lab:{'+'.join((*FAMILIES, *OUTSIDE))}",
+    asked="lab:cipher",
+    text="decoding, which writes the digits of a cipher (`e*bh-di=?` is `4*17-38=?`); no other step can work on one. "
+    "The preset nano is trained with the nine on six families, the lab's five and cipher (13% of the questions)",
+    oracle=True,
+)
 
 
 def run(bench: Workbench) -> Page:

@@ -25,6 +25,13 @@ _REPLACED = {"−": "-", "\\%": "%", "\\$": "$", "\\!": "", "\\left": "", "\\rig
 _NAME = re.compile(r"^\\?[A-Za-z]\w{0,9}\s*=")  # x = 12
 _DECIMAL_COMMA = re.compile(r"-?0,")  # 0,125 is no 125
 _DECIMALS = re.compile(r"\.(\d+)")
+_AMOUNT = re.compile(  # as tables write it; the units are a closed list, so that no sentence is taken for an amount
+    r"(?P<before>[(-]?\s*(?:[A-Z]{1,3}\s?)?[$€£¥]?\s*[(-]?\s*)"
+    r"(?P<digits>(?:0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d*)(?:\.\d+)?|\.\d+)\s*\)?\s*"
+    r"(?P<unit>%|percent|(?:(?:thousand|million|billion|trillion)s?)?\s*(?:(?:dollar|euro|pound|year|month|week|day|share|time)s?)?)"
+    r"\s*\)?",
+    re.IGNORECASE,
+)
 _MAX_LATEX = 2000
 _LATEX_NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\\ |\^\{?\\circ\}?|\\displaystyle")
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\\,|\{,\})(?=\d{3}(?!\d))")
@@ -92,6 +99,35 @@ def plain_latex(text: str) -> str:
     text = _THOUSANDS.sub("", _LATEX_NOISE.sub("", text))
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
+
+
+def same_amount(answer: str, gold: str) -> bool:
+    """Whether two texts are the same amount, the way tables write it: a number with or without its currency, its commas and
+    its unit; in brackets it is negative. Units that both have must agree.
+
+    >>> same_amount("$1,204.50", "1204.5"), same_amount("-33", "(33)"), same_amount("2.6 million", "$2.6 billion")
+    (True, True, False)
+    """
+    given, wanted = _amount(answer), _amount(gold)
+    if given is None or wanted is None:
+        return False
+    return given[0] == wanted[0] and (given[1] == wanted[1] or not given[1] or not wanted[1])
+
+
+def _amount(text: str) -> tuple[Fraction, str] | None:
+    """Value and unit, or None where the text is something else."""
+    if len(text) > _MAX_ANSWER:
+        return None
+    text = _LATEX_WRAP.sub(r" \1 ", text)
+    for old, new in _REPLACED.items():
+        text = text.replace(old, new)
+    found = _AMOUNT.fullmatch(text.strip().rstrip(".").replace("per cent", "percent"))
+    if found is None or len(found["digits"]) > _MAX_DIGITS or text.count("(") != text.count(")"):
+        return None
+    value = Fraction(found["digits"].replace(",", ""))
+    negative = "(" in found["before"] or "-" in found["before"]
+    unit = " ".join(word.rstrip("s") for word in found["unit"].casefold().split())
+    return -value if negative else value, "%" if unit == "percent" else unit
 
 
 def close_numbers(given: Fraction, gold: Fraction, answer: str, gold_text: str, tolerance: float) -> bool:

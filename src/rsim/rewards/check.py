@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from rsim.data.problem import Kind, Problem
-from rsim.rewards.answers import Mode, boxed, close_numbers, extract, parse_number, plain_latex, plain_text
+from rsim.rewards.answers import Mode, boxed, close_numbers, extract, parse_number, plain_latex, plain_text, same_amount
 from rsim.rewards.sandbox import run_tests
 from rsim.rewards.symbolic import LONGEST, shared_pool
 
@@ -86,7 +86,7 @@ def judge(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
     if plain_text(answer) == plain_text(problem.answer) != "":
         return Verdict(True, "text")
     if kind == "text":
-        return Verdict(False, "text")
+        return Verdict(same_amount(answer, problem.answer), "text")
     gold, given = parse_number(problem.answer), parse_number(answer)
     if gold is not None and (given is not None or kind == "numeric"):
         tolerance = problem.meta.get("tolerance", 0.0)
