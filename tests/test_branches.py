@@ -148,6 +148,17 @@ def test_distinct_continuations_differ_and_weigh_what_the_planner_would_give_the
         assert sum(e.weight for e in members) == pytest.approx(4)
 
 
+def test_an_episode_whose_planner_is_sure_stays_whole(game, planner):
+    """No other strategy can be tried there; what follows the state is trained on as ever."""
+    with torch.no_grad():
+        planner.model.score.weight.mul_(1e6)
+    played = game.play(PROBLEMS, seed=3, group_size=2)
+    assert any(len(e.decisions) > 1 for e in played)
+    train = TrainConfig(branches=2, branch_by="distinct")
+    assert continuations(game, played, train, seed=0, key="a", first=0, group=len(PROBLEMS)) == []
+    assert all(e.until is None and e.own_tokens == e.sampled_tokens for e in played)
+
+
 def test_a_weighted_group_has_a_weighted_mean_and_weighted_advantages():
     returns, groups = torch.tensor([1.0, 0.0, 0.0, 2.0, 1.0]), torch.tensor([0, 0, 0, 1, 1])
     weights = torch.tensor([2.0, 0.5, 0.5, 1.0, 1.0])

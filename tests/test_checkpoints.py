@@ -200,6 +200,16 @@ def test_a_line_that_was_cut_off_is_dropped(small):
     assert metrics_of(torn) == metrics_of(whole)
 
 
+def test_a_best_checkpoint_that_a_kill_left_without_its_name_gets_it_back(small):
+    config = small("run")
+    stopped_after(config, 2)
+    folder = config.folder / "checkpoints"
+    (folder / "best").rename(folder / ".best.old")
+    rsim.train(config, resume=True)
+    assert (folder / "best" / "manifest.json").is_file()
+    assert not (folder / ".best.old").exists()
+
+
 def test_drafts_of_a_killed_save_do_no_harm(small):
     whole, killed = small("whole"), small("killed")
     rsim.train(whole)

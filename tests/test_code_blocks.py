@@ -53,6 +53,15 @@ def test_the_native_engine_reads_on_to_the_blocks_end():
     assert first_end(ends, "```\nx = 1\n\ny = 2") is None
 
 
+def test_a_block_that_the_prompt_opened_counts():
+    ends, opened = StepEnds(Characters(), "\n\n", 128), "```python\n"
+    program = "import math\n\nx = 1\n```\n\nDone."
+    assert ends.ended([ord(c) for c in "import math\n\n"])
+    closed = program.removesuffix("Done.")
+    met = [i for i in range(1, len(program) + 1) if ends.ended([ord(c) for c in program[:i]], opened)]
+    assert program[: met[0]] == closed
+
+
 class Server:
     """What a vLLM server would say: goes on with the program, up to the stop string or the limit."""
 

@@ -52,6 +52,8 @@ def test_overrides():
     ("train.group=1", "train.group"), ("objective.loss=reinforce", "objective.loss"), ("stages.third.steps=1", "third"),
     ("stages.0.lambda=1.5", "lambda"), ("stages=3", "stages"), ("rollout.temperature=0", "temperature"),
     ("rollout.max_tokens=10", "max_tokens"), ("rollout.delimiter=\"\"", "delimiter"), ("train.minibatches=64", "minibatches"),
+    ("train.warmup=-1", "warmup"), ("train.grad_clip=0", "inf turns clipping off"), ("train.planner_lr=-1", "planner_lr"),
+    ("cold_start.epochs=0", "epochs"), ("cold_start.keep=0", "keep"), ("data.train_size=-1", "train_size"),
     ("objective.clip_low=0", "clip_low"), ("seed=true", "seed"), ("rewards.custom=x", "rewards.custom"),
 ])  # fmt: skip
 def test_bad_overrides_are_named(override, message):

@@ -185,6 +185,33 @@ def test_a_mixture_has_its_shares_and_splits(tmp_path):
             load_problems(wrong, "train", limit=limit)
 
 
+def test_mixtures_name_their_sources_apart_and_do_not_overlap():
+    found = load_problems("50% lab:story , 50% lab:calendar", "dev", limit=40, seed=1)
+    assert len({p.id for p in found}) == 40
+    with pytest.raises(UserError, match="questions twice"):
+        load_problems("50% lab, 50% lab:story", "dev", limit=400)
+
+
+def test_seeds_of_a_gym_task_share_hardly_a_question():
+    first, second = ({p.question for p in load_problems("gym:chain_sum", "test", limit=50, seed=s)} for s in (0, 1))
+    assert len(first & second) < 5
+
+
+def test_a_spreadsheets_mark_a_huge_field_and_a_task_without_its_entry(tmp_path):
+    file = tmp_path / "marked.csv"
+    file.write_text("question,answer\n1+1?,2\n", encoding="utf-8-sig")
+    assert [p.answer for p in load_problems(str(file), "test")] == ["2"]
+    file.write_text(f"question,answer\n{'1' * 200_000},2\n")
+    with pytest.raises(UserError, match="field limit"):
+        load_problems(str(file), "test")
+    file = tmp_path / "gym.jsonl"
+    file.write_text('{"question": "q", "answer": "2", "kind": "gym"}\n')
+    with pytest.raises(UserError, match=r"meta\.task"):
+        load_problems(str(file), "test")
+    with pytest.raises(UserError, match="gym:gcd"):
+        load_problems("gym:gcd?max_value=1.5", "test", limit=2)
+
+
 def test_the_sizes_of_a_gym_task_can_be_set():
     found = load_problems("gym:chain_sum?min_terms=2&max_terms=3&min_digits=2&max_digits=2", "dev", limit=20, seed=1)
     numbers = [re.findall(r"\d+", p.question) for p in found]

@@ -11,6 +11,7 @@ import torch
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.lab.tokenizer import build_tokenizer
+from rsim.models import load_planner
 from rsim.openings import answer_text
 from rsim.planner import template
 from rsim.planner.scripted import random_planner, sequence_planner
@@ -281,6 +282,21 @@ def test_end_is_seen_when_padding_is_the_end_token(reasoner, lab_strategies):
 def test_too_long_a_question_is_refused(reasoner, planner):
     with pytest.raises(UserError, match="context"):
         Game(reasoner, planner, RULES).play([Problem("1" * 600, "1")], seed=0)
+
+
+def test_a_planner_reads_no_further_than_its_context(reasoner, base_folder, lab_strategies):
+    """It decides as long as it can; then the answer is asked for. A question that it cannot read is refused."""
+    planner = load_planner(str(base_folder), lab_strategies, device="cpu", dtype="float32", seed=0)
+    usual = Game(reasoner, planner, RULES).play(PROBLEMS, seed=0)
+    shortest = min(len(planner.opening(p.question)) for p in PROBLEMS)
+    planner.model.config.max_position_embeddings = limit = max(len(planner.opening(p.question)) for p in PROBLEMS) + 8
+    played = Game(reasoner, planner, RULES).play(PROBLEMS, seed=0)
+    assert any(e.forced and len(e.steps) <= RULES.max_steps for e in played), "some planner's context was full"
+    assert sum(len(e.decisions) for e in played) < sum(len(e.decisions) for e in usual)
+    assert all(d.position < limit for e in played for d in e.decisions)
+    planner.model.config.max_position_embeddings = shortest
+    with pytest.raises(UserError, match="planner's context"):
+        Game(reasoner, planner, RULES).play(PROBLEMS, seed=0)
 
 
 def test_step_end_needs_the_whole_delimiter():

@@ -240,7 +240,10 @@ def test_models_health_and_metrics(local, proxied):
 
 
 def test_bad_requests_are_openai_errors(local):
-    for body, param in [({"messages": []}, "messages"), ({"messages": "x"}, "messages"), ({"max_tokens": 0}, "max_tokens")]:
+    for body, param in [
+        ({"messages": []}, "messages"), ({"messages": "x"}, "messages"), ({"max_tokens": 0}, "max_tokens"), ({"stop": 5}, "stop"),
+        ({"stop": {"a": 1}}, "stop"), ({"n": 10**8}, "n"),
+    ]:  # fmt: skip
         full = {"model": f"nano-s{SUFFIX}", "messages": [{"role": "user", "content": "7=?"}]} | body
         reply = httpx.post(f"{local}/chat/completions", json=full)
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
@@ -248,6 +251,37 @@ def test_bad_requests_are_openai_errors(local):
     assert reply.json()["error"]["type"] == "invalid_request_error"
     with pytest.raises(openai.BadRequestError, match="top_p is not supported"):
         ask(local, "7=?", top_p=0.5)
+
+
+def test_a_model_in_this_process_says_what_it_cannot_do_and_failures_are_counted(local):
+    for kind, body in [
+        ("chat/completions", {"tools": [{}]}),
+        ("completions", {"logprobs": 0}),
+        ("completions", {"echo": True}),
+    ]:
+        asked = {"messages": [{"role": "user", "content": "7=?"}]} if kind.startswith("chat") else {"prompt": "7=?"}
+        for model in ("nano-s", f"nano-s{SUFFIX}"):
+            refused = httpx.post(f"{local}/{kind}", json=asked | body | {"model": model})
+            assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert httpx.post(f"{local}/completions", json={"prompt": "7=?", "model": "nano-s", "max_tokens": 0}).status_code == 400
+    shown = httpx.get(local.replace("/v1", "/metrics")).text
+    assert 'rsim_requests_total{kind="completion",planned="false",status="400"}' in shown
+
+
+def test_a_context_that_fills_up_still_gets_its_answer(nano, trained):
+    """The prompt leaves some 200 tokens of nano-s's 1,024; the request allows more."""
+    prompt = nano.tokenizer.encode("<q>" + "+".join(["17"] * 270) + "=?<a>")
+    assert 780 < len(prompt) < 830
+    rules = replace(RULES, step_tokens=60, max_tokens=4096, answer_tokens=12, max_steps=30)
+    never_ends = sequence_planner(load_strategies("lab"), ["continuation"])
+    with serving(create_app(ServeConfig(rules=rules, slots=1), never_ends, nano, name="nano-s")) as url:
+        body = {"model": f"nano-s{SUFFIX}", "prompt": prompt, "temperature": 0}
+        answer = httpx.post(f"{url}/completions", json=body).json()
+    steps = answer["rsim"]["choices"][0]["steps"]
+    assert all(step["text"] for step in steps), "no prompt was shown that the model did not read"
+    assert (steps[-1]["strategy"], steps[-1]["forced"]) == ("termination", True)
+    assert len(steps) < 30
+    assert answer["usage"]["prompt_tokens"] == len(prompt)
 
 
 def test_settings_of_the_wrong_kind_are_refused_and_take_no_slot(local):
@@ -358,6 +392,9 @@ def test_only_text_that_goes_on_can_leave_a_box_open(mode, chat, said):
             sent.append(injected)
             yield "5}"
             yield StepEnd("end_of_turn", Usage())
+
+        def room(self):
+            return 10**6
 
         async def close(self): ...
 

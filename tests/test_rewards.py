@@ -149,6 +149,10 @@ def test_custom_rewards_are_loaded_and_added(lab_strategies, tmp_path):
     for spec in ("nothing.py:f", f"{file}:missing", str(file)):
         with pytest.raises(UserError):
             load_custom((spec,))
+    file.write_text("def accuracy(episode):\n    return 1.0\ndef short(episode):\n    return 0.0\n")
+    for specs in ((f"{file}:accuracy",), (f"{file}:short", f"{file}:short")):
+        with pytest.raises(UserError, match="is taken"):
+            load_custom(specs)
 
 
 def test_failures_of_the_checker_are_reported_and_many_are_scored_at_once(lab_strategies):
@@ -165,7 +169,7 @@ def test_failures_of_the_checker_are_reported_and_many_are_scored_at_once(lab_st
 
 
 def test_the_config_may_override_the_kind(lab_strategies):
-    e = episode(lab_strategies, [("termination", " \\boxed{5.0}")])
+    e = episode(lab_strategies, [("termination", " \\boxed{5 eggs}")])
     assert score(e, lab_strategies, RewardsConfig()).correct
     assert not score(e, lab_strategies, RewardsConfig(checker="text")).correct
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from bench.workload import served_model
@@ -120,6 +121,17 @@ def test_new_weights_arrive_and_the_prefix_cache_is_dropped(reasoner, planner, s
     after = records(game.play(PROBLEMS, seed=0, greedy=True))
     assert after == records(Game(reasoner, planner, RULES).play(PROBLEMS, seed=0, greedy=True))
     assert after != before
+
+
+def test_a_server_that_takes_no_weights_is_not_left_paused(reasoner, planner, standin, tmp_path, monkeypatch):
+    served = standin()
+    game = Game(reasoner, planner, ON_SERVER)
+    answer = served.answer
+    broken = httpx.Response(500, text="out of memory")
+    monkeypatch.setattr(served, "handler", lambda request: broken if "rpc" in request.url.path else answer(request))
+    with pytest.raises(UserError, match="out of memory"):
+        game.servers.update_weights(reasoner.model, tmp_path / "weights")
+    assert served.calls[-1] == "/resume"
 
 
 def test_several_servers_share_the_episodes_and_all_get_new_weights(reasoner, lab_strategies, standin, tmp_path, monkeypatch):

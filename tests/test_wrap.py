@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 import time
@@ -59,6 +60,7 @@ def expected(nano, planner):
 def test_a_wrapped_model_answers_as_the_game_does(nano, planner, expected):
     with planner.wrap(nano.model, nano.tokenizer, rules=RULES, slots=4) as planned:
         assert planned.generate(QUESTIONS[0]).text == expected[0]
+        assert planned.generate([]) == []
         assert [a.text for a in planned.generate(QUESTIONS)] == expected
         chat = [{"role": "user", "content": QUESTIONS[1]}]
         assert planned.generate(chat).text == expected[1]
@@ -95,6 +97,9 @@ def test_a_wrapped_client_returns_the_clients_own_types(nano, planner, expected)
             parts = list(planned.completions.create(model="nano-s", prompt=prompt, temperature=0, stream=True))
             assert "".join(p.choices[0].text for p in parts) == done.choices[0].text
             assert planned.models.list().data, "what is not planned is the client's own"
+            assert planned.chat.completions.with_raw_response is not None
+            assert planned.http.headers["x-stainless-lang"] == "python", "the client's headers go with planned requests"
+            assert planned.retries == 0
             with pytest.raises(UserError, match="not planned"):
                 planned.chat.completions.create(model="nano-s", messages=[], tools=[{"type": "function"}])
 
@@ -253,6 +258,44 @@ def test_retries_only_before_the_first_token_and_errors_keep_their_form():
             chat(url)
         assert down.value.status_code == 502
         assert httpx.get(url.replace("/v1", "/healthz")).json()["status"] == "upstream not reached yet"
+
+
+@pytest.mark.parametrize("said", ["<html>", '{"error": "overloaded"}', '{"error": null}', "[1]"])
+def test_an_upstream_that_answers_in_another_form_is_an_error_and_no_crash(said):
+    app = FastAPI()
+
+    async def answer(request: Request) -> Response:
+        if request.url.path.endswith("models"):
+            return JSONResponse({"data": [{"id": "m"}]})
+        if (await request.json()).get("stream"):
+            return Response(f"data: {said}\n\ndata: [DONE]\n\n", media_type="text/event-stream")
+        return Response(said)
+
+    app.router.add_route("/v1/{path:path}", answer, methods=["GET", "POST"])
+    with serving(app) as there:
+        for mode in ("prefill", None):  # None: the probe meets it
+            config = ServeConfig(upstream=there, mode=mode)
+            with serving(create_app(config, SCRIPTED)) as url:
+                if mode and "null" in said:  # no error and no text: steps that say nothing
+                    assert chat(url).choices[0].finish_reason == "stop"
+                    continue
+                with pytest.raises(openai.APIStatusError) as refused:
+                    chat(url)
+                assert refused.value.status_code in (501, 502)
+                assert 'status="50' in httpx.get(url.replace("/v1", "/metrics")).text
+
+
+def test_a_compressed_stream_is_passed_on_readable():
+    app = FastAPI()
+    shown = b'data: {"choices": []}\n\ndata: [DONE]\n\n'
+
+    async def answer(request: Request) -> Response:
+        return Response(gzip.compress(shown), media_type="text/event-stream", headers={"Content-Encoding": "gzip"})
+
+    app.router.add_route("/v1/{path:path}", answer, methods=["POST"])
+    with serving(app) as there, serving(create_app(ServeConfig(upstream=there, mode="turn"), SCRIPTED)) as url:
+        passed = httpx.post(f"{url}/chat/completions", json={"model": "m", "messages": [], "stream": True})
+    assert passed.content == shown
 
 
 @pytest.mark.parametrize(("stream", "model"), [(True, f"m{SUFFIX}"), (False, f"m{SUFFIX}"), (True, "m")])

@@ -25,7 +25,7 @@ class ModelsConfig:
     reasoner: str = "nano-s"
     planner: str = "nano-s"  # "none" trains the reasoner alone (plain GRPO)
     planner_head: Literal["random", "names"] = "random"  # of a new planner (`models.new_planner`)
-    strategies: str = "default"  # "default", "instruct", "sentences", "code", "lab" or a TOML file
+    strategies: str = "default"  # "default", "instruct", "sentences", "code", "lab", "lab-ten", "lab-division" or a file
     system_prompt: str = ""  # put before the question by the reasoner's chat template
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: see `rsim.place.choose_place`
@@ -311,11 +311,18 @@ def validate(config: Config) -> None:
         "train.branches": (train.branches, 0), "rewards.token_price": (config.rewards.token_price, 0),
         "objective.usage_weight": (config.objective.usage_weight, 0),
         "objective.entropy_target": (config.objective.entropy_target, 0),
-        "train.reopen": (config.train.reopen, 0),
+        "train.reopen": (config.train.reopen, 0), "train.warmup": (train.warmup, 0),
+        "train.planner_lr": (train.planner_lr, 0), "train.reasoner_lr": (train.reasoner_lr, 0),
+        "train.weight_decay": (train.weight_decay, 0), "train.token_budget": (train.token_budget, 0),
+        "data.train_size": (config.data.train_size, 0), "cold_start.episodes": (config.cold_start.episodes, 0),
+        "cold_start.keep": (config.cold_start.keep, 1), "cold_start.epochs": (config.cold_start.epochs, 1),
+        "cold_start.learning_rate": (config.cold_start.learning_rate, 0),
     }  # fmt: skip
     for name, (value, low) in at_least.items():
         if value < low:
             raise UserError(f"{name} = {value}", f"must be at least {low}")
+    if train.grad_clip <= 0:
+        raise UserError(f"train.grad_clip = {train.grad_clip}", "must be above 0; inf turns clipping off")
     if not 0 <= config.data.replay_share < 1:
         raise UserError(f"data.replay_share = {config.data.replay_share}", "must lie between 0 and 1")
     if train.minibatches > train.questions:

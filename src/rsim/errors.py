@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 
 class UserError(Exception):
     """Something that the user can put right: ``problem`` names the field or file, ``remedy`` says what to do."""
@@ -15,3 +17,14 @@ class UserError(Exception):
 def first_line(error: Exception) -> str:
     """What a library's error says, in one line."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def check_url(where: str, url: str) -> None:
+    """Raises `UserError`, naming ``where`` it was given, if ``url`` is no address of a server."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0  # a bad port is a ValueError
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(f"{where} {url}", "give a base URL, e.g. http://127.0.0.1:8080/v1")

@@ -56,7 +56,7 @@ def load_reasoner(
     try:
         model = AutoModelForCausalLM.from_pretrained(base, **_how(device, dtype, quantised)) if weights else _shape_alone(base)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: bitsandbytes is not there
         raise UserError(f"cannot load a reasoner from {source!r}", first_line(error)) from error
     if not weights:
         return Reasoner(model, tokenizer, system_prompt)

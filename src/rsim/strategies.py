@@ -111,8 +111,8 @@ def from_table(table: dict[str, object], path: Path) -> StrategySet:
             raise UserError(f"{path}: extends = {table['extends']!r}", f"use one of {', '.join(_PACKAGED)}")
         base = load_strategies(str(table["extends"])).strategies
     entries = table.get("strategy", [])
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: strategy is no list", "write each strategy under [[strategy]]")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: strategy is no list of tables", "write each strategy under [[strategy]]")
     own = [parse_strategy(path, entry) for entry in entries]
     names = [s.name for s in own]
     for name in names:

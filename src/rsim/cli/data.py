@@ -24,11 +24,12 @@ def list_sets(
     from rsim.data.sources import SOURCES
 
     known = {f"gym:{task}": "made on the spot" for task in gym_tasks()} if gym else {
-        "lab": "the nano lab's own problems, made on the spot",
+        "lab": "the nano lab's own problems, made on the spot; lab:A+B: of these families",
         **{name: f"{source.title} ({', '.join(source.splits)})" for name, source in SOURCES.items()},
         "gym:TASK": "a task of reasoning-gym, made on the spot (rsim data list --gym)",
         "hf:NAME": "a data set of the Hugging Face hub",
         "FILE": ".jsonl, .csv or .parquet with the columns question and answer",
+        "85% A, 15% B": "a mixture of the others, by their shares",
     }  # fmt: skip
     print(json.dumps(known) if as_json else "\n".join(f"{name:<14} {title}" for name, title in known.items()))
 
@@ -42,9 +43,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Count a data set's problems by kind, level and subject, report leaks between its splits, print a few."""
-    from rsim.data.load import load_problems
+    from rsim.data.load import endless, load_problems
 
-    generated = name == "lab" or name.startswith("gym:")
+    generated = endless(name)
     problems = load_problems(name, split, data_dir=data_dir, limit=max(limit, 100) if generated else 0)
     facts: dict[str, Any] = {"name": name, "split": split, "problems": len(problems)}
     facts["kinds"] = dict(Counter(p.kind for p in problems))

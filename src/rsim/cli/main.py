@@ -121,6 +121,11 @@ def evaluate(
     merged = tuple(_merge(overrides, strategies=strategies, data_dir=data_dir))
     settings = EvalSettings(run, planner, reasoner, data, split, limit, seed, not sample and samples == 1, samples, merged)
     there = {"url": upstream, "name": model, "mode": mode, "at_once": at_once} if upstream else None
+    if upstream and reasoner:
+        raise UserError(f"--reasoner {reasoner}", "with --upstream the reasoner is what the server has: --model names it")
+    for option, given in (("--model", model), ("--mode", mode)):
+        if given and not upstream:
+            raise UserError(f"{option} {given}", "it is of a server: --upstream URL")
     if launcher not in ("", "ray"):
         raise UserError(f"--launcher {launcher}", "use ray")
     if workers > 1 and not launcher:

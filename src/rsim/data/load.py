@@ -5,7 +5,7 @@
 ``gsm8k``, ``math``, ...    the sets of `rsim.data.sources.SOURCES`, under ``data_dir``
 ``gym:TASK``                any task of reasoning-gym, made on the spot; ``gym:TASK?max_terms=3`` sets its sizes
 ``85% lab, 15% gym:TASK``   a mixture of the others, by their shares
-``hf:NAME``                 a data set of the Hugging Face hub (needs ``datasets``)
+``hf:NAME``                 a data set of the Hugging Face hub (needs ``datasets``); ``hf:NAME:SUBSET``
 ``path.jsonl|csv|parquet``  a file; it has one split, used for all
 ==========================  ===============================================================================
 """
@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -57,7 +58,7 @@ def load_problems(
         raise UserError(f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}")
     if _SHARE.match(source):
         return _mixture(source, split, data_dir, limit, seed, columns)
-    if source == "lab" or source.startswith(("lab:", "gym:")):
+    if endless(source):
         if limit < 1:
             raise UserError(
                 f"the problems of {source} have no end", "give a number: data.train_size, data.eval_size or --limit"
@@ -99,9 +100,12 @@ def with_replay(problems: list[Problem], earlier: list[list[Problem]], share: fl
 def _mixture(
     source: str, split: str, data_dir: str, limit: int, seed: int, columns: tuple[str, ...]
 ) -> list[Problem]:  # fmt: skip
-    """``limit`` problems of several sources, shuffled; the last source has what rounding leaves."""
-    _, *parts = _SHARE.split(source)
-    shares, sources = [float(share) for share in parts[::2]], parts[1::2]
+    """``limit`` problems of several sources, shuffled; the last source has what rounding leaves. ``columns`` are everyone's.
+
+    Raises:
+        UserError: shares that are not 100% together, a source with too few problems, sources with a question in common.
+    """
+    shares, sources = [float(share) for share in _SHARE.split(source)[1::2]], mixed(source)
     if abs(sum(shares) - 100) > 1e-6:
         raise UserError(f"the shares of {source!r} are {sum(shares):g}% together", "make them 100%, e.g. 85% lab, 15% gym:gcd")
     counts = [round(share / 100 * limit) for share in shares[:-1]]
@@ -110,14 +114,31 @@ def _mixture(
         raise UserError(f"{limit} problems of the mixture {source!r}",
                         "ask for more: data.train_size, data.eval_size or --limit; each source must have one")  # fmt: skip
     problems: list[Problem] = []
-    for name, count in zip(sources, counts, strict=True):
+    for number, (name, count) in enumerate(zip(sources, counts, strict=True)):
         found = load_problems(name, split, data_dir=data_dir, limit=count, seed=seed, columns=columns)
         if len(found) < count:
             raise UserError(f"{name} has {len(found)} problems, and its share of the mixture is {count}",
                             "give it a smaller share, or ask for fewer problems")  # fmt: skip
-        problems += found
+        problems += [replace(p, id=f"{number}:{p.id}") for p in found]
+    doubled = len(problems) - len({p.question for p in problems})
+    if doubled:
+        raise UserError(f"the mixture {source!r} asks {doubled} questions twice", "mix sources that do not overlap")
     random.Random(f"mixture:{seed}").shuffle(problems)
     return problems
+
+
+def mixed(source: str) -> list[str]:
+    """What a mixture is made of; any other source alone.
+
+    >>> mixed("85% lab, 15% gym:gcd"), mixed("lab:story")
+    (['lab', 'gym:gcd'], ['lab:story'])
+    """
+    return [part.strip() for part in _SHARE.split(source)[2::2]] or [source]
+
+
+def endless(source: str) -> bool:
+    """Whether problems are made on the spot, as many as are asked for. A mixture counts as well: it needs a limit too."""
+    return source == "lab" or source.startswith(("lab:", "gym:")) or _SHARE.match(source) is not None
 
 
 # --- generators ---
@@ -159,6 +180,7 @@ def gym_tasks() -> list[str]:
 def _gym(source: str, split: str, limit: int, seed: int) -> list[Problem]:
     """Different problems of a reasoning-gym task that belong to ``split`` (`generated_split`).
 
+    Entry ``i`` of a task with seed ``s`` is its entry 0 with seed ``s + i``: ours is hashed, so that two share no entries.
     Some tasks give no gold answer, because their verifier accepts any that is right; ``answer`` is empty then.
     """
     gym = _imported("reasoning_gym", "reasoning-gym")
@@ -168,7 +190,9 @@ def _gym(source: str, split: str, limit: int, seed: int) -> list[Problem]:
     found: dict[str, Problem] = {}
     try:
         settings = {name: json.loads(value) for name, value in parse_qsl(options, strict_parsing=True)} if options else {}
-        entries = gym.create_dataset(task, size=20 * limit + 200, seed=seed, **settings)
+        begin = int(hashlib.sha256(f"{task}:{seed}".encode()).hexdigest()[:12], 16)
+        entries = gym.create_dataset(task, size=20 * limit + 200, seed=begin, **settings)
+        entries[0]  # a wrong type of value is found out here
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"gym:{source}", f"write gym:{task}?NAME=VALUE&NAME=VALUE; {first_line(error)}") from error
     for index, entry in enumerate(entries):
@@ -226,10 +250,13 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8-sig", newline="") as lines:  # spreadsheets write a mark of the encoding
         rows = csv.DictReader(lines)
-        for row in rows:
-            yield f"{path}, line {rows.line_num}", row
+        try:
+            for row in rows:
+                yield f"{path}, line {rows.line_num}", row
+        except csv.Error as error:
+            raise UserError(f"{path}, line {rows.line_num}", str(error)) from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
@@ -282,11 +309,14 @@ def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
     kind: Any = record.get(columns["kind"]) or ("numeric" if parse_number(answer) is not None else "latex")
     if kind not in get_args(Kind):
         raise UserError(place, f"kind is {kind!r}: use one of {', '.join(get_args(Kind))}")
+    meta = record.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    if kind == "gym" and not {"task", "entry"} <= set(meta):
+        raise UserError(place, "kind gym needs meta.task and meta.entry, what reasoning-gym's verifier judges by")
     if kind == "choice" and not re.fullmatch("[A-J]", answer):
         raise UserError(place, f"the answer to a choice must be a letter from A to J, not {answer!r}")
-    meta = record.get("meta")
     name = str(record.get(columns["id"]) or re.sub(r"(\.\w+)?, (line|row) ", "-", place.rpartition("/")[2]))
-    return Problem(question, answer, name, meta if isinstance(meta, dict) else {}, kind)
+    return Problem(question, answer, name, meta, kind)
 
 
 def _imported(module: str, package: str) -> Any:

@@ -25,7 +25,7 @@ from rsim.strategies import StrategySet, to_toml
 from rsim.training.run_folder import differences
 from rsim.training.trainer import train
 
-_SEED = 2000  # of the questions of the test: not those by which a run's best checkpoint is picked
+_SEED = 2000  # of the questions of the test: where questions have no end, not those by which a run's best checkpoint is picked
 _BEST = Path("checkpoints", "best")
 _LIFTED_ON = 64  # training questions, played once each
 _USED = 0.01  # of all steps: the least that a strategy is used for after its trial if it is to stay
@@ -51,8 +51,8 @@ def grow(
         run: whose planner grows, beside its reasoner; ``changes`` override its config.
         out: trials are kept here; asked for again after a stop, what was done is not done again.
         steps: of training, for a trial and for the set as it is.
-        questions: dev questions of the paired test. A candidate stays where the 95% interval of its gain is above 0 and it is
-            used for one step in a hundred.
+        questions: of the paired test, held out (``data.eval``, ``data.eval_split``). A candidate stays where the 95% interval
+            of its gain is above 0 and it is used for one step in a hundred.
 
     Returns:
         the grown set, the run whose planner goes with it, and what came of each candidate. ``out`` also gets
@@ -72,6 +72,10 @@ def grow(
     new = [strategy for strategy in candidates.strategies if strategy.name not in current.names]
     if not new:
         raise UserError("no new strategy", f"the planner knows {', '.join(current.names)}: add a [[strategy]] to the file")
+    data = config.data
+    load_problems(
+        data.eval, data.eval_split, data_dir=data.data_dir, limit=questions, seed=_SEED
+    )  # an error comes now, not later
     trials: list[Trial] = []
     rival = _trained(config, planner, current, out / "as-it-was", steps, questions)[0]
     for number, strategy in enumerate(new, 1):
@@ -117,7 +121,8 @@ def _trained(
             raise UserError(f"{out} was trained with other settings: {'; '.join(changed)}", "give --out another folder")
     else:
         train(now, resume=any((out / "checkpoints").glob("step-*/manifest.json")))
-    done = evaluate_into(out / "evaluation", EvalSettings(str(out / _BEST), "", "", "", "dev", questions, _SEED, True, 1, ()))
+    split = config.data.eval_split
+    done = evaluate_into(out / "evaluation", EvalSettings(str(out / _BEST), "", "", "", split, questions, _SEED, True, 1, ()))
     return out, done.usage
 
 

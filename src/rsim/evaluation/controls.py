@@ -42,6 +42,10 @@ class PromptedPlanner:
         return int(self.model.num_parameters())
 
     @property
+    def context(self) -> int:
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
     def model(self) -> PreTrainedModel:
         return self.reasoner.model
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rsim.config import Config, to_table
-from rsim.data.load import load_problems
+from rsim.data.load import load_problems, mixed
 from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, Players, Record, summarise
@@ -101,11 +101,11 @@ def _meaning(config: Config, data: str) -> dict[str, Any]:
     """What the names in the settings stand for now: the part of the config that matters here, the strategies, the data."""
     table = to_table(config)
     del table["rollout"]["cuda_graphs"]  # how, not what
-    file = Path(data)
+    files = [Path(source) for source in mixed(data) if Path(source).is_file()]
     return {
         **{key: table[key] for key in ("models", "data", "rollout", "rewards")},
         "strategies": to_toml(load_strategies(config.models.strategies)),
-        "data_written": file.stat().st_mtime_ns if file.is_file() else 0,
+        "data_written": sum(file.stat().st_mtime_ns for file in files),
     }
 
 

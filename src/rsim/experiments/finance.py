@@ -57,8 +57,8 @@ def _told(run: Path) -> str:
              f"formatted, {cold['cold_start/kept']:.0f} that were wrong besides were learned.")  # fmt: skip
     trained = (f"{len(steps)} steps followed, {sampled_tokens(run):,} sampled tokens in all; accuracy while training, mean "
                f"over {_LAST} steps: {percent(first)} at first, {percent(last)} in the end.")  # fmt: skip
-    chosen = " and ".join(f"{name} for {percent(usage[name])}" for name in most)
-    return f"{begun} {trained} In the last step the planner chose {chosen} of the episodes' steps."
+    shares = " and ".join(f"{percent(usage[name])} {name}" for name in most)
+    return f"{begun} {trained} In the last step {shares} were injected, of all steps, forced endings included."
 
 
 LIMITS = """A model of 135 million parameters, dequantised from 4 bits, trained for little more than an hour on one core. It was

@@ -140,4 +140,4 @@ def _trials(page: Page, grown: list[Path], what: Outside) -> None:
 
 LIMITS = """The tenth kind of step was in the base's pre-training, wording and all, as the nine are: a grown planner can call
 for what its reasoner knows, and cannot teach it anything. The candidate was written by hand; that an LLM would write it is not
-shown. Without decoding nothing works on a {_FAMILY} at all, which is harsher than tasks are where the nine help little."""
+shown. Without decoding nothing works on a cipher at all, which is harsher than tasks are where the nine help little."""

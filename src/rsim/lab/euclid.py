@@ -2,7 +2,7 @@
 
 None of the nine makes anything of two numbers that have no operation between them: such steps leave them as they are. What is
 boxed with both of them left is a hasty answer that looks at last digits alone, the common divisor with ten; it is right for
-about half of the questions. A *division* step takes two divisions of Euclid's algorithm and writes them out.
+six in ten questions. A *division* step takes two divisions of Euclid's algorithm and writes them out.
 """
 
 from __future__ import annotations

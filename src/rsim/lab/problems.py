@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rsim.lab.expressions import Expression, Term, careful_product, carryless_product, render, value_of
+from rsim.lab.expressions import Expression, Term, render, value_of
 
 FAMILIES = ("arithmetic", "story", "equation", "comparison", "calendar")
 OUTSIDE = {"cipher": 0.15}  # families that need a tenth strategy, and their weight beside the five
@@ -167,8 +167,3 @@ def _tell_story(expression: Expression, rng: random.Random) -> str:
         else:
             parts.append(f"{verb} {term.factor} boxes of {term.b}{term.c:+d}")
     return f"{name} {', '.join(parts)} {things}. how many?"
-
-
-def has_carry(term: Term) -> bool:
-    """Whether dropping the carry would change this product."""
-    return term.is_product and carryless_product(term.factor, term.b) != careful_product(term.factor, term.b)[1]

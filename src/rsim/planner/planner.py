@@ -45,6 +45,10 @@ class AnyPlanner(Protocol):
     def parameters(self) -> int:
         """Of its model; a rule has none."""
 
+    @property
+    def context(self) -> int:
+        """How many tokens its model can read."""
+
     def begin(self, slots: int) -> PlannerSession: ...
 
 
@@ -113,6 +117,10 @@ class Planner:
     @property
     def parameters(self) -> int:
         return int(self.model.num_parameters())
+
+    @property
+    def context(self) -> int:
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     def opening(self, question: str) -> list[int]:
         """The stream up to the first decision."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class ScriptedPlanner:
     strategies: StrategySet
     rule: Rule
     parameters: int = 0
+    context: int = sys.maxsize  # a rule reads no tokens
 
     def begin(self, slots: int) -> ScriptedSession:
         return ScriptedSession(self, slots)

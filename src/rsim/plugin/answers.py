@@ -27,7 +27,8 @@ _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 async def answer(
     state: State, request: Request, kind: api.Kind, body: dict[str, Any], model: str, *, planned: bool
 ) -> Response:  # fmt: skip
-    """A response whose answers are played. A stream calls `leave` when it is over; for all else the caller does."""
+    """A response whose answers are played. A stream leaves, and tells the metrics, when it is over; for all else the caller
+    does."""
     began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     with _refusing():
@@ -57,7 +58,6 @@ async def answer(
 
     with _refusing():
         await unless_gone(request.receive, collect())
-    state.metrics.done(kind, planned=planned, status=200, seconds=time.perf_counter() - began)
     used = [step["strategy"] for step in choices[0].steps]
     shown = {"X-Rsim-Strategies": ",".join(used)} if planned else {}
     return JSONResponse(api.whole(wanted, choices, mode), headers=headers | shown)

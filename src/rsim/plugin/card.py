@@ -10,7 +10,7 @@ from rsim.config import Config
 from rsim.errors import UserError
 from rsim.evaluation.loading import locate
 from rsim.planner.planner import Planner
-from rsim.strategies import load_strategies
+from rsim.strategies import StrategySet
 
 _USE = """\
 ```python
@@ -44,8 +44,10 @@ def hub_folder(run: str, target: Path, *, repo: str, licence: str) -> Path:
         raise UserError(f"{run} has no trained planner", "name a run or a checkpoint that has one")
     if target.exists():
         raise UserError(f"{target} exists already", "name a new folder")
-    Planner.from_pretrained(folder).save_pretrained(target)  # an adapter is merged into its base
-    (target / "README.md").write_text(_card(config, checkpoint.parent.parent, repo, licence), encoding="utf-8")
+    planner = Planner.from_pretrained(folder)
+    planner.save_pretrained(target)  # an adapter is merged into its base
+    card = _card(config, planner.strategies, checkpoint.parent.parent, repo, licence)
+    (target / "README.md").write_text(card, encoding="utf-8")
     return target
 
 
@@ -62,13 +64,12 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
     try:
         hub.create_repo(repo, private=private, exist_ok=True)
         return str(hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Planner trained with rsim"))
-    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise UserError(f"cannot push to {repo}", str(error).strip().splitlines()[0]) from error
 
 
-def _card(config: Config, run: Path, repo: str, licence: str) -> str:
+def _card(config: Config, strategies: StrategySet, run: Path, repo: str, licence: str) -> str:
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    strategies = load_strategies(config.models.strategies)
     head = ["---", f"license: {licence}", f"base_model: {config.models.planner}", "library_name: transformers",
             "pipeline_tag: text-classification", "tags: [rsim, reasoning, planner]", "---"]  # fmt: skip
     stages = ", ".join(f"{s.steps} steps at lambda {s.lambda_:g}" for s in config.stages if s.steps)

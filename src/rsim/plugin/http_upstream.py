@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import httpx
 
-from rsim.errors import UserError
+from rsim.errors import UserError, check_url
 from rsim.openings import in_block
 from rsim.plugin.play import Asked, Conversation, Mode, StepEnd, Usage, text_of
 
@@ -71,8 +72,8 @@ def check_address(url: str, mode: str) -> None:
     """Raises `UserError` if ``url`` (or nothing) is no base URL, or ``mode`` none that an upstream can have."""
     if mode not in ("", "prefill", "turn"):
         raise UserError(f"--mode {mode}", "use prefill or turn, or leave it out")
-    if url and not url.startswith(("http://", "https://")):
-        raise UserError(f"--upstream {url}", "give a base URL, e.g. http://127.0.0.1:8080/v1")
+    if url:
+        check_url("--upstream", url)
 
 
 async def probe(client: httpx.AsyncClient, model: str) -> Mode:
@@ -109,7 +110,11 @@ async def prompt_tokens(client: httpx.AsyncClient, body: dict[str, Any]) -> int:
         raise UpstreamError(502, _error("the upstream cannot be reached", "connection_error", error)) from error
     if response.status_code != 200:
         raise await _refusal(response)
-    usage = response.json().get("usage") or {}
+    try:
+        answered = response.json()
+    except ValueError as error:
+        raise UpstreamError(502, _error("the upstream sent no JSON", "upstream_error", error)) from error
+    usage = (answered.get("usage") if isinstance(answered, dict) else None) or {}
     if "prompt_tokens" not in usage:
         problem = {"message": "the upstream does not count prompt tokens: state --mode", "type": "upstream_error"}
         raise UpstreamError(501, problem)
@@ -204,6 +209,10 @@ class _HttpConversation:
                 messages.append({"role": "assistant", "content": written.rstrip()})
         return messages
 
+    def room(self) -> int:
+        """The upstream's context is its own to watch."""
+        return sys.maxsize
+
     async def close(self) -> None:
         """Nothing is kept upstream between steps."""
 
@@ -232,9 +241,12 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             data = line[5:].strip()
             if data == "[DONE]":
                 continue  # what follows ends the response; a connection that is not read to its end cannot be used again
-            chunk = json.loads(data)
-            if "error" in chunk:
-                raise UpstreamError(502, chunk["error"])
+            try:
+                chunk = json.loads(data)
+            except ValueError as error:
+                raise UpstreamError(502, _error("the upstream sent no JSON", "upstream_error", error)) from error
+            if not isinstance(chunk, dict) or chunk.get("error"):
+                raise UpstreamError(502, _problem(chunk, data, 502))
             yield chunk
     except httpx.TimeoutException as error:
         raise UpstreamError(504, _error("the upstream stopped answering", "timeout", error)) from error
@@ -254,11 +266,17 @@ async def _refusal(response: httpx.Response) -> UpstreamError:
         answered = json.loads(raw)
     except ValueError:
         answered = None
+    problem = _problem(answered, raw.decode(errors="replace"), response.status_code)
+    return UpstreamError(response.status_code, problem, response.headers.get("retry-after"))
+
+
+def _problem(answered: Any, raw: str, status: int) -> dict[str, Any]:
+    """The error object of what an upstream answered, in whatever form it said what is wrong."""
     error = answered.get("error") if isinstance(answered, dict) else None
-    if not isinstance(error, dict):
-        message = error if isinstance(error, str) else raw.decode(errors="replace")[:500]
-        error = {"message": message or f"the upstream answered {response.status_code}", "type": "upstream_error"}
-    return UpstreamError(response.status_code, error, response.headers.get("retry-after"))
+    if isinstance(error, dict):
+        return error
+    message = error if isinstance(error, str) else raw[:500]
+    return {"message": message or f"the upstream answered {status}", "type": "upstream_error"}
 
 
 def _error(message: str, kind: str, cause: Exception) -> dict[str, Any]:

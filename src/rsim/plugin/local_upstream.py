@@ -189,6 +189,7 @@ class _LocalConversation:
         limit = min(limit, upstream.context - answer.length - len(ids))
         if limit < 1:
             yield StepEnd("limit", Usage(self.prompt_tokens, 0))
+            self.prompt_tokens = 0
             return
 
         def begin() -> None:
@@ -214,6 +215,9 @@ class _LocalConversation:
                 yield piece
         finally:
             upstream.commands.put(lambda: upstream.stop(answer))
+
+    def room(self) -> int:
+        return self.upstream.context - self.answer.length - len(self.owed)
 
     async def close(self) -> None:
         upstream, answer, loop = self.upstream, self.answer, asyncio.get_running_loop()

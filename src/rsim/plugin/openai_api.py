@@ -12,12 +12,13 @@ from typing import Any, Literal
 from rsim.plugin.play import Asked, Event, Finished, Injected, Piece, Usage
 
 Kind = Literal["chat", "completion"]
+_CHOICES = 1024  # of one request
 
 # Passed on to the upstream as they are.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty",
              "logit_bias", "user")  # fmt: skip
 # Requests with any of these pass through as they are.
-_NOT_PLANNED = ("tools", "functions", "logprobs", "echo", "response_format", "best_of", "suffix")
+_NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix")
 
 
 class BadRequest(Exception):
@@ -50,7 +51,8 @@ def passes_through(body: dict[str, Any]) -> bool:
     """Whether the request asks for something that planning has no part in (tools, log-probs, a fixed format)."""
     messages = body.get("messages")
     tools = isinstance(messages, list) and any(isinstance(m, dict) and m.get("role") in ("tool", "function") for m in messages)
-    return tools or any(body.get(key) for key in _NOT_PLANNED)
+    logprobs = body.get("logprobs") is not None and body["logprobs"] is not False  # 0 asks for the sampled tokens' own
+    return tools or logprobs or any(body.get(key) for key in _NOT_PLANNED)
 
 
 def read_request(
@@ -72,10 +74,11 @@ def read_request(
             raise BadRequest(f"{key} must be a {'number from 0' if key == 'temperature' else 'whole number'}", key)
     limit = _whole(body, "max_completion_tokens", _whole(body, "max_tokens", default_limit, 1), 1)
     count = _whole(body, "n", 1, 1)
-    stops = body.get("stop") or ()
-    stops = (stops,) if isinstance(stops, str) else tuple(stops)
-    if not all(isinstance(s, str) and s for s in stops):
+    given = body.get("stop") or []
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list) or not all(isinstance(s, str) and s for s in listed):
         raise BadRequest("stop must be a text or a list of texts", "stop")
+    stops = tuple(listed)
     if kind == "chat":
         messages = _messages(body)
         continues = bool(body.get("continue_final_message"))  # vLLM's field
@@ -84,6 +87,8 @@ def read_request(
         contexts = [Asked(model, messages, None, continues=continues)]
     else:
         contexts = [_prompt(model, prompt, decode) for prompt in _prompts(body)]
+    if count * len(contexts) > _CHOICES:
+        raise BadRequest(f"{count * len(contexts)} answers are asked for: {_CHOICES} at most", "n")
     asked = [replace(context, sampling=_seeded(sampling, i)) for context in contexts for i in range(count)]
     options = body.get("stream_options") or {}
     return Request(kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")),

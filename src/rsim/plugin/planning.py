@@ -86,13 +86,6 @@ class Planning:
         else:
             self.free.put_nowait(slot)
 
-    def room(self, tokens: int) -> bool:
-        """Whether a stream of so many tokens fits into the planner's context."""
-        if not isinstance(self.planner, Planner):
-            return True
-        limit: int = self.planner.model.config.get_text_config().max_position_embeddings
-        return tokens <= limit
-
 
 class PlannedAnswer:
     """The planner's side of one answer: one slot, to be closed in the end."""
@@ -105,9 +98,9 @@ class PlannedAnswer:
         """The next strategy; None once the planner's context is full: from then on it does not intervene."""
         session = self.planning.session
         if self.question is not None and isinstance(self.planning.planner, Planner):
-            if not self.planning.room(len(self.planning.planner.opening(self.question))):
+            if len(self.planning.planner.opening(self.question)) > self.planning.planner.context:
                 return None
-        elif self.question is None and not self.planning.room(session.length(self.slot)):
+        elif self.question is None and session.length(self.slot) > self.planning.planner.context:
             return None
         question, self.question = self.question, None
         return await self.planning.decide(self.slot, question, self.draws.random())

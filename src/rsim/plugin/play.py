@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 from rsim.openings import as_message
 from rsim.plugin.planning import Planning
 
+_PROMPT_TOKENS = 64  # of a context, for the prompt of the next strategy
+
 Reason = Literal["stop", "length"]
 Mode = Literal["prefill", "turn", "exact"]
 
@@ -84,6 +86,9 @@ class Conversation(Protocol):
         ``delimiter`` None: the step goes to the end of the turn.
         """
 
+    def room(self) -> int:
+        """How many tokens, prompts of strategies among them, still fit into the upstream's context, as far as is known."""
+
     async def close(self) -> None: ...
 
 
@@ -149,16 +154,16 @@ async def play(
     try:
         conversation = await upstream.open(asked)
         try:
-            kept_back = min(rules.answer_tokens, limit // 4)
+            kept_back = min(rules.answer_tokens, max(1, min(limit, conversation.room()) // 4))
             for number in range(rules.max_steps + 1):
-                left = limit - usage.completion_tokens
+                left = min(limit - usage.completion_tokens, conversation.room() - _PROMPT_TOKENS)
                 forced = number == rules.max_steps or left <= kept_back
                 injected = await _choose(planner, planning, rules, forced=forced)
                 if upstream.mode == "turn" and asked.messages is not None:
                     injected = replace(injected, text=as_message(injected.text))
                 yield injected
                 final = injected.strategy == ending.name
-                cap = left if final else min(rules.step_tokens, left - kept_back)
+                cap = max(1, left) if final else min(rules.step_tokens, left - kept_back)
                 pieces: list[str] = []
                 end = StepEnd("limit", Usage())
                 async for piece in conversation.step(injected.text, cap, None if final else rules.delimiter):

@@ -115,14 +115,21 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     planned = named.endswith(SUFFIX) and body.get("rsim", True) is not False and not api.passes_through(body)
     if not planned and state.client is not None:
         return await _pass_through(state, request, kind, raw, body, named)
+    if api.passes_through(body):
+        raise Refusal(400, "a model in this process has no tools, log-probs, formats or echoes", "invalid_request_error")
+    began = time.perf_counter()
     enter(state)
-    streams = False
+    streams, status = False, 500
     try:
         reply = await answer(state, request, kind, body, named.removesuffix(SUFFIX), planned=planned)
-        streams = isinstance(reply, WatchedStream)  # it leaves when it is over
+        streams, status = isinstance(reply, WatchedStream), reply.status_code
+    except Refusal as refusal:
+        status = refusal.status
+        raise
     finally:
-        if not streams:
+        if not streams:  # a stream leaves when it is over
             leave(state)
+            state.metrics.done(kind, planned=planned, status=status, seconds=time.perf_counter() - began)
     return reply
 
 
@@ -143,12 +150,10 @@ async def _pass_through(
     sent = state.client.build_request("POST", path, content=raw, headers=headers)
     try:
         response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
-    except httpx.TimeoutException as error:
-        raise Refusal(504, "the upstream did not answer in time", "timeout") from error
-    except httpx.TransportError as error:
-        raise Refusal(502, "the upstream cannot be reached", "connection_error") from error
-    except ClientGone as error:
-        raise Refusal(499, "the client went away", "client_disconnected") from error
+    except (httpx.TransportError, ClientGone) as error:
+        refusal = _not_sent_on(error)
+        state.metrics.done(kind, planned=False, status=refusal.status, seconds=time.perf_counter() - began)
+        raise refusal from error
     kept = {k: response.headers[k] for k in _ANSWERED if k in response.headers}
     state.metrics.done(kind, planned=False, status=response.status_code, seconds=time.perf_counter() - began)
     if content is not None:
@@ -156,7 +161,7 @@ async def _pass_through(
 
     async def stream() -> AsyncGenerator[bytes]:
         try:
-            async for part in response.aiter_raw():
+            async for part in response.aiter_bytes():  # decompressed: the header that says how is not handed on
                 yield part
         except httpx.HTTPError:
             yield event_data(api.error_object("the connection to the upstream broke", "connection_error"))
@@ -164,6 +169,14 @@ async def _pass_through(
             await response.aclose()
 
     return WatchedStream(stream(), response.status_code, kept)
+
+
+def _not_sent_on(error: Exception) -> Refusal:
+    if isinstance(error, ClientGone):
+        return Refusal(499, "the client went away", "client_disconnected")
+    if isinstance(error, httpx.TimeoutException):
+        return Refusal(504, "the upstream did not answer in time", "timeout")
+    return Refusal(502, "the upstream cannot be reached", "connection_error")
 
 
 async def _sent_on(client: httpx.AsyncClient, sent: httpx.Request) -> tuple[httpx.Response, bytes | None]:

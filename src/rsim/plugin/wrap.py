@@ -114,7 +114,7 @@ class PlannedModel:
                  seed: int | None = None) -> Any:  # fmt: skip
         """An `Answer` for a question or a chat's messages, or a list of them for a list of questions (played together)."""
         batch = _batch(questions)
-        work = self._all(batch or [questions], temperature, max_tokens, seed)  # type: ignore[list-item]
+        work = self._all([questions] if batch is None else batch, temperature, max_tokens, seed)  # type: ignore[list-item]
         answers = self.inner.wait(work)
         return answers if batch is not None else answers[0]
 
@@ -122,7 +122,7 @@ class PlannedModel:
                         seed: int | None = None) -> Any:  # fmt: skip
         """`generate`, to be awaited."""
         batch = _batch(questions)
-        work = self._all(batch or [questions], temperature, max_tokens, seed)  # type: ignore[list-item]
+        work = self._all([questions] if batch is None else batch, temperature, max_tokens, seed)  # type: ignore[list-item]
         answers = await self.inner.elsewhere(work)
         return answers if batch is not None else answers[0]
 
@@ -173,16 +173,24 @@ def _batch(questions: Question | Sequence[str]) -> list[str] | None:
 
 class PlannedClient:
     """Stands for an OpenAI client: ``chat.completions.create`` and ``completions.create``, sync or async as the client is, with
-    and without ``stream``. Everything else is the client's own."""
+    and without ``stream``. Everything else is the client's own, ``chat.completions.parse`` and the like among it.
+
+    Planned requests go over a connection of their own, with the client's headers, timeout and number of retries; a transport or
+    proxy that the client was given is not used.
+    """
 
     def __init__(self, planner: AnyPlanner, client: Any, rules: PlayRules, slots: int, mode: Mode | None) -> None:
         self.client, self.rules, self.mode = client, rules, mode
         self.asynchronous = type(client).__name__.startswith("Async")
         self.inner = _Loop(planner, slots)
-        headers = {"Authorization": f"Bearer {client.api_key}"}
-        self.http = self.inner.wait(_http_client(str(client.base_url), headers))
+        # Clients that are only like OpenAI's may lack all but the key and the address.
+        given = getattr(client, "default_headers", {}).items()
+        headers = {k: v for k, v in given if isinstance(v, str)} | {"Authorization": f"Bearer {client.api_key}"}
+        timeout = _timeout(getattr(client, "timeout", None))
+        self.retries = int(getattr(client, "max_retries", 2))
+        self.http = self.inner.wait(_http_client(str(client.base_url), headers, timeout))
         self.upstream: Upstream | None = None
-        self.chat = _Namespace(completions=_Endpoint(self, "chat"))
+        self.chat = _Chat(client, _Endpoint(self, "chat"))
         self.completions = _Endpoint(self, "completion")
 
     def __getattr__(self, name: str) -> Any:
@@ -191,7 +199,8 @@ class PlannedClient:
     async def events(self, request: api.Request, asked: Asked) -> AsyncGenerator[Event]:
         """One answer, cut at the caller's stop strings."""
         if self.upstream is None:
-            self.upstream = HttpUpstream(self.http, self.mode or await probe(self.http, asked.model))
+            mode = self.mode or await probe(self.http, asked.model)
+            self.upstream = HttpUpstream(self.http, mode, retries=self.retries)
         spent = Usage()
         source = play(asked, self.inner.planning, self.upstream, self.rules, request.limit, spent)
         async with aclosing(api.Stops(request.stops).cut(source, spent)) as events:
@@ -209,19 +218,36 @@ class PlannedClient:
         self.close()
 
 
-async def _http_client(base: str, headers: dict[str, str]) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=base, headers=headers, timeout=httpx.Timeout(120.0, connect=10.0))
+def _timeout(given: Any) -> httpx.Timeout:
+    """A client's own limits in seconds, one for all or an object with four; what it does not say is OpenAI's default."""
+    if isinstance(given, int | float):
+        return httpx.Timeout(given)
+    usual = {"connect": 5.0, "read": 600.0, "write": 600.0, "pool": 600.0}
+    return httpx.Timeout(**{name: getattr(given, name, seconds) for name, seconds in usual.items()})
 
 
-@dataclass
-class _Namespace:
-    completions: Any
+async def _http_client(base: str, headers: dict[str, str], timeout: httpx.Timeout) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout)
+
+
+class _Chat:
+    """``client.chat`` with planned completions."""
+
+    def __init__(self, client: Any, completions: _Endpoint) -> None:
+        self.client, self.completions = client, completions
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client.chat, name)
 
 
 @dataclass
 class _Endpoint:
     owner: PlannedClient
     kind: api.Kind
+
+    def __getattr__(self, name: str) -> Any:
+        client = self.owner.client
+        return getattr(client.chat.completions if self.kind == "chat" else client.completions, name)
 
     def create(self, **body: Any) -> Any:
         """What OpenAI's client returns: a completion, or an iterator of chunks with ``stream=True``.

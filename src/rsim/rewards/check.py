@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from rsim.data.problem import Kind, Problem
+from rsim.errors import UserError
 from rsim.rewards.answers import Mode, boxed, close_numbers, extract, parse_number, plain_latex, plain_text, same_amount
 from rsim.rewards.sandbox import run_tests
 from rsim.rewards.symbolic import LONGEST, shared_pool
@@ -99,7 +100,13 @@ def judge(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
 
 
 def _judge_choice(problem: Problem, answer: str) -> Verdict:
-    """The letter, or the words of the right option."""
+    """The letter, or the words of the right option.
+
+    Raises:
+        UserError: the gold answer is no letter.
+    """
+    if not re.fullmatch("[A-J]", problem.answer):
+        raise UserError(f"the gold answer {problem.answer!r}", "that of a choice must be a letter from A to J")
     letter = _LETTER.fullmatch(plain_latex(answer).upper())
     if letter:
         return Verdict(letter[1] == problem.answer, "choice")

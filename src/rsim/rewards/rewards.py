@@ -35,6 +35,9 @@ class Score:
     failure: str = ""
 
 
+PARTS = ("accuracy", "format", "follow", "terminal", "penalty", "cost")  # of a reward, beside functions of the user's own
+
+
 def score(
     episode: Episode,
     strategies: StrategySet | None,
@@ -126,10 +129,10 @@ def repeats(episode: Episode, strategies: StrategySet, allowance: int) -> int:
 
 
 def load_custom(specs: tuple[str, ...]) -> dict[str, RewardFunction]:
-    """Functions named ``path/to/file.py:function``, by function name.
+    """Functions named ``path/to/file.py:function``, by function name. Several threads may call them at once.
 
     Raises:
-        UserError: the file or the function is not there.
+        UserError: the file or the function is not there, or its name is taken.
     """
     functions: dict[str, RewardFunction] = {}
     for spec in specs:
@@ -144,5 +147,7 @@ def load_custom(specs: tuple[str, ...]) -> dict[str, RewardFunction]:
         function = vars(module).get(name)
         if not callable(function):
             raise UserError(f"reward {spec!r}", f"{file} has no function {name!r}")
+        if name in functions or name in PARTS:
+            raise UserError(f"reward {spec!r}", f"{name!r} is taken: give the function another name")
         functions[name] = function
     return functions

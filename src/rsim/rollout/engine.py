@@ -29,10 +29,11 @@ class Engine(Protocol):
     def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
         """Puts new sequences into free slots. What is sampled there depends on the seed and the sequence's key alone."""
 
-    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False) -> None:
+    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, opened: str = "") -> None:
         """Appends ``injected`` to a sequence that rests and lets it sample a step of at most ``cap`` tokens.
 
-        ``to_end``: delimiters do not end it.
+        ``to_end``: delimiters do not end it. ``opened``: the box or code block in which ``injected`` ends
+        (`rsim.openings.left_open`).
         """
 
     def advance(self) -> list[SampledStep]:

@@ -199,10 +199,21 @@ class _Play:
                 self.draws[slot] = uniforms[:decisions], uniforms[decisions:]
             with self._planners_time():
                 self.planning.start(slots, [e.problem.question for e in entering])
+                self._check_planner(slots)
                 for slot, episode in zip(slots, entering, strict=True):
                     for step in episode.steps:
                         self._observe(slot, step)
         self.resting += slots
+
+    def _check_planner(self, slots: list[int]) -> None:
+        """Whether the planner can read the questions in ``slots``."""
+        longest = max(map(self.planning.length, slots))
+        limit = self.game.planner.context  # type: ignore[union-attr]
+        if longest > limit:
+            raise UserError(
+                f"a question of {longest} tokens exceeds the planner's context of {limit}",
+                "leave long questions out (data.max_question_tokens), or take a planner that reads more",
+            )
 
     def _observe(self, slot: int, step: Step) -> None:
         self.planning.observe(slot, self.game.names[step.strategy], step.text)
@@ -227,10 +238,11 @@ class _Play:
             self._inject(slot, strategy)
 
     def _choose(self, slots: list[int]) -> dict[int, int]:
-        """The strategy of every slot; the forced ones are no decisions."""
+        """The strategy of every slot; the forced ones are no decisions. A planner that cannot read more decides nothing."""
         assert self.game.planner is not None
         episodes = {s: self.episodes[self.index[s]] for s in slots}
-        free = [s for s in slots if not self._must_end(episodes[s])]
+        limit = self.game.planner.context
+        free = [s for s in slots if not self._must_end(episodes[s]) and self.planning.length(s) <= limit]
         chosen = dict.fromkeys(slots, self.game.planner.strategies.termination)
         if free:
             uniforms = [self.draws[s][0][len(episodes[s].steps)] for s in free]
@@ -278,7 +290,7 @@ class _Play:
         episode.steps.append(Step(strategy, start, body, body, forced=episode.forced, opened=opened))
         if final:
             cap = min(self._left(episode), max(rules.answer_tokens, rules.step_tokens))
-        self.engine.submit(slot, closing + prompt, cap, to_end=final and rules.answer_to_end)
+        self.engine.submit(slot, closing + prompt, cap, to_end=final and rules.answer_to_end, opened=opened)
 
     def _closing_delimiter(self, episode: Episode) -> list[int]:
         """What was injected behind the last step's sampled tokens: a delimiter, if a cap had cut it."""

@@ -21,7 +21,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
 
 from rsim import adapters
-from rsim.errors import UserError
+from rsim.errors import UserError, check_url
 from rsim.rollout.engine import End, SampledStep
 from rsim.rollout.sampling import StepEnds
 from rsim.rollout.vllm_replicas import urls
@@ -33,6 +33,7 @@ class VllmServer:
     """A running server: completions, and new weights for it."""
 
     def __init__(self, url: str, timeout: float, *, transport: httpx.BaseTransport | None = None) -> None:
+        check_url("rollout.vllm_url", url)
         key = os.environ.get("VLLM_API_KEY")
         self.client = httpx.Client(
             base_url=url, timeout=timeout, transport=transport, headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -67,10 +68,13 @@ class VllmServer:
     def reload(self, folder: Path) -> None:
         """Takes the weights in ``folder``, which it must see under this path, and drops what it cached with the old ones."""
         self._call("POST", "/pause?mode=wait")
-        self._call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}})
-        if not self._call("POST", "/reset_prefix_cache")["success"]:
-            raise UserError(f"the server at {self.url} did not reset its prefix cache", "is something else using it?")
-        self._call("POST", "/resume")
+        try:
+            taken = {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}}
+            self._call("POST", "/collective_rpc", taken)
+            if not self._call("POST", "/reset_prefix_cache")["success"]:
+                raise UserError(f"the server at {self.url} did not reset its prefix cache", "is something else using it?")
+        finally:  # a server that stays paused would hang whoever asks it next
+            self._call("POST", "/resume")
 
     def check_updates(self, model: PreTrainedModel, folder: Path) -> None:
         """Hands over ``model`` with another output head, then as it is, and sees whether the server follows both times.
@@ -165,9 +169,9 @@ class VllmEngine:
             self.homes[slot] = self.servers[self.begun % len(self.servers)]
             self.begun += 1
 
-    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False) -> None:
+    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, opened: str = "") -> None:
         self.sequences[slot] += injected
-        self.futures[self.threads.submit(self._step, slot, cap, to_end)] = slot
+        self.futures[self.threads.submit(self._step, slot, cap, to_end, opened)] = slot
 
     def advance(self) -> list[SampledStep]:
         """Waits for the next steps to end."""
@@ -179,10 +183,10 @@ class VllmEngine:
             self.sequences[step.slot] += step.tokens
         return finished
 
-    def _step(self, slot: int, cap: int, to_end: bool) -> SampledStep:
+    def _step(self, slot: int, cap: int, to_end: bool, opened: str) -> SampledStep:
         tokens, logprobs, end = self._request(slot, [], cap, to_end)
-        while end == "delimiter" and self.step_ends is not None and not self.step_ends.ended(tokens):  # inside a code block
-            if len(tokens) >= cap:
+        while end == "delimiter" and self.step_ends is not None and not self.step_ends.ended(tokens, opened):
+            if len(tokens) >= cap:  # inside a code block
                 end = "cap"
                 break
             more, values, end = self._request(slot, tokens, cap - len(tokens), to_end)

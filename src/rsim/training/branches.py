@@ -48,7 +48,9 @@ def continuations(
         decision = episode.decisions[place]
         if train.branch_by == "distinct":
             others = _others(decision, train.branches, random.Random(f"{seed}:{key}:{number}:strategies"))
-            begun = [episode.branch(place, group + number, first) for first in others]
+            if not others:  # a planner that is sure here: the episode stays whole
+                continue
+            begun = [episode.branch(place, group + number, other) for other in others]
             together = [episode.split(place, group + number), *begun]
             _weigh(together, [decision.probabilities[action] for action in (decision.action, *others)])
         else:

@@ -112,7 +112,11 @@ class Checkpoints:
 
     def forget_after(self, checkpoint: Path) -> None:
         """Removes what a run wrote after ``checkpoint``, from which it goes on: newer checkpoints, and a best or final one of
-        that time."""
+        that time. A best or final one that a kill caught between two names gets its name back first."""
+        for old in self.path.glob(".*.old"):
+            target = self.path / old.name.removeprefix(".").removesuffix(".old")
+            if not target.exists():
+                os.replace(old, target)
         made = (checkpoint / MANIFEST).stat().st_mtime_ns
         for path in self.path.glob("step-*"):
             if path.name > checkpoint.name:

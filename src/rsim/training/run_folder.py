@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -150,6 +151,8 @@ def _flat(table: dict[str, Any], where: str = "") -> dict[str, Any]:
 
 def git_commit() -> str:
     """The commit of the working directory, or of the source tree that rsim runs from, or "unknown"."""
+    if shutil.which("git") is None:
+        return "unknown"
     for place in (Path.cwd(), Path(__file__).parent):
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=False)
         if done.returncode == 0:
