@@ -22,6 +22,7 @@ _PACKAGED = {
     "default": Path(__file__).with_name("strategies.toml"),
     "instruct": Path(__file__).with_name("strategies_instruct.toml"),
     "sentences": Path(__file__).with_name("strategies_sentences.toml"),
+    "tables": Path(__file__).with_name("strategies_tables.toml"),
     "code": Path(__file__).with_name("strategies_code.toml"),
     "lab": Path(__file__).parent / "lab" / "strategies.toml",
     "lab-ten": Path(__file__).parent / "lab" / "strategies_ten.toml",
@@ -83,7 +84,7 @@ class StrategySet:
 
 
 def load_strategies(source: str = "default") -> StrategySet:
-    """The strategy set of a packaged name (``default``, ``instruct``, ``sentences``, ``code``, ``lab``, ``lab-ten``,
+    """The strategy set of a packaged name (``default``, ``instruct``, ``sentences``, ``tables``, ``code``, ``lab``, ``lab-ten``,
     ``lab-division``) or of a TOML file.
 
     Raises:

@@ -24,7 +24,6 @@ def run(bench: Workbench) -> Page:
         "before, CoT": [Measurement(_PRESET, "none", data=_DATA)],
         "before, random planner": [Measurement(_PRESET, "random", data=_DATA)],
         "after, planned": [Measurement(checkpoint(r), data=_DATA) for r in runs],
-        "after, random planner": [Measurement(checkpoint(r), "random", data=_DATA) for r in runs],
         "after, the reasoner alone, CoT": [Measurement(checkpoint(r), "none", data=_DATA) for r in runs],
     })  # fmt: skip
     longest = load_config(_PRESET).data.max_question_tokens
@@ -38,7 +37,7 @@ def run(bench: Workbench) -> Page:
     before, after = done["before, CoT"], done["after, planned"]
     flexible = before[0].summary["flexible"]
     page.value("before, CoT: right by its last answer, boxed or not", round(100 * flexible, 1), unit="%")
-    for name in ("before, CoT", "after, random planner", "after, the reasoner alone, CoT"):
+    for name in ("before, CoT", "before, random planner", "after, the reasoner alone, CoT"):
         gain = difference(after, done[name])
         page.text(f"After, planned, minus {name}: {points(gain)} points.")
         page.measured(f"after, planned, minus {name}", gain)
