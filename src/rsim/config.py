@@ -26,7 +26,7 @@ class ModelsConfig:
     planner: str = "nano-s"  # "none" trains the reasoner alone (plain GRPO)
     planner_head: Literal["random", "names"] = "random"  # of a new planner (`models.new_planner`)
     strategies: str = (
-        "default"  # "default", "instruct", "sentences", "tables", "code", "lab", "lab-ten", "lab-division" or a file
+        "default"  # "default", "instruct", "sentences", "tables", "code", "lab" or a TOML file
     )
     system_prompt: str = ""  # put before the question by the reasoner's chat template
     device: str = "auto"

@@ -84,8 +84,8 @@ class StrategySet:
 
 
 def load_strategies(source: str = "default") -> StrategySet:
-    """The strategy set of a packaged name (``default``, ``instruct``, ``sentences``, ``tables``, ``code``, ``lab``, ``lab-ten``,
-    ``lab-division``) or of a TOML file.
+    """The strategy set of a packaged name (``default``, ``instruct``, ``sentences``, ``tables``, ``code``, ``lab``,
+    ``lab-ten``, ``lab-division``) or of a TOML file.
 
     Raises:
         UserError: the file is missing or malformed, a field is unknown, a name is doubled, fewer than one prompt is
