@@ -25,9 +25,7 @@ class ModelsConfig:
     reasoner: str = "nano-s"
     planner: str = "nano-s"  # "none" trains the reasoner alone (plain GRPO)
     planner_head: Literal["random", "names"] = "random"  # of a new planner (`models.new_planner`)
-    strategies: str = (
-        "default"  # "default", "instruct", "sentences", "tables", "code", "lab" or a TOML file
-    )
+    strategies: str = "default"  # "default", "instruct", "sentences", "tables", "code", "lab" or a TOML file
     system_prompt: str = ""  # put before the question by the reasoner's chat template
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: see `rsim.place.choose_place`
