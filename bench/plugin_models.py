@@ -99,7 +99,7 @@ def measure(
     arms = {"CoT": "none"} | {c: c for c in controls} | {f"planner {name}": folder for name, folder in planners.items()}
     label, rows, done = f"{model}{' (llama.cpp)' if served else ''}, {data}, {limit} questions", [], {}
     for arm, spec in arms.items():
-        folder = out / model / f"{data}-{limit}" / arm.replace(":", "-").replace(",", "-").replace(" ", "-")
+        folder = arm_folder(out, model, f"{data}-{limit}", arm)
         reasoner = "" if served else source
         preset = _PRESETS_OF.get(model) or _PRESETS.get(data, "plugin-qwen2.5-coder")
         settings = EvalSettings(
@@ -108,9 +108,21 @@ def measure(
         done[arm] = folder
         rows += _rows(f"{label}: {arm}", evaluate_into(folder, settings, served=served))
         print(f"{label}: {arm}: {rows[-3]['value']:.1%}", flush=True)
-    best = max(controls, key=lambda c: compare(done[c], done["CoT"]).difference, default=None)
-    if best:
-        rows.append(row(f"{label}: the best control", best))
+    return rows + differences(label, done, best_control(done, controls), list(planners))
+
+
+def arm_folder(out: Path, model: str, data: str, arm: str) -> Path:
+    """Where the answers of an arm are kept; ``data``: ``SET-QUESTIONS``."""
+    return out / model / data / arm.replace(":", "-").replace(",", "-").replace(" ", "-")
+
+
+def best_control(done: dict[str, Path], controls: list[str]) -> str | None:
+    return max(controls, key=lambda c: compare(done[c], done["CoT"]).difference, default=None)
+
+
+def differences(label: str, done: dict[str, Path], best: str | None, planners: list[str]) -> list[dict[str, Any]]:
+    """The best control, and rows of each planner against it and against chain of thought."""
+    rows = [row(f"{label}: the best control", best)] if best else []
     for name in planners:
         for against, called in (("CoT", "CoT"), (best, "the best control")):
             if against:
