@@ -109,7 +109,7 @@ def test_euclid_divides_until_the_common_divisor_is_left():
                 assert a - b * c == int(result) < b
         assert euclid.write_step(left, "termination") == (f" \\boxed{{{math.gcd(*numbers)}}}", ())
         assert euclid.write_solution(numbers, rng)[-1][0] == "termination"
-    assert 0.56 < hasty / 2000 < 0.62  # what the page `gym` says
+    assert 0.57 < hasty / 2000 < 0.63  # what the page `gym` says
 
 
 def test_the_lab_asks_for_common_divisors_as_reasoning_gym_does():
@@ -119,7 +119,7 @@ def test_the_lab_asks_for_common_divisors_as_reasoning_gym_does():
         assert max(numbers) <= euclid.LARGEST
     tokenizer, usual = build_tokenizer(tenth="division"), build_tokenizer()
     documented = [tokenizer.decode(ids) for ids, _ in islice(documents(PretrainConfig(size="nano-d"), tokenizer), 400)]
-    assert 30 < sum(text.count("(GCD)") for text in documented) < 90
+    assert 60 < sum(text.count("(GCD)") for text in documented) < 140
     for text in documented:
         if "GCD" not in text and "ivi" not in text:
             assert tokenizer.encode(text) == usual.encode(text)

@@ -2,7 +2,7 @@
 
 None of the nine makes anything of two numbers that have no operation between them: such steps leave them as they are. What is
 boxed with both of them left is a hasty answer that looks at last digits alone, the common divisor with ten; it is right for
-six in ten questions. A *division* step takes two divisions of Euclid's algorithm and writes them out.
+six in ten questions. A *division* step takes up to four divisions of Euclid's algorithm and writes them out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ GCD_WORDS = (
     "Find the Greatest Common Divisor (GCD) of these numbers: ",
     ". Give only the GCD as your final answer.",
 )
-LARGEST = 150
+LARGEST = 100
+_DIVISIONS = 4  # of a step: more of them would not fit into the lab's 64 tokens
 SOURCE = f"gym:gcd?max_value={LARGEST}"  # the task as the lab's text has it
 
 
@@ -43,7 +44,7 @@ def write_step(left: tuple[int, ...], strategy: str) -> tuple[str, tuple[int, ..
     """The text of one step and the numbers that are left: two, the common divisor alone, or none after the answer.
 
     >>> write_step((36, 97), "division")
-    (' divide 97-36*2=25 36-25*1=11 so 25,11', (25, 11))
+    (' divide 97-36*2=25 36-25*1=11 25-11*2=3 11-3*3=2 so 3,2', (3, 2))
     """
     if strategy == "termination":
         return f" \\boxed{{{gcd(*left, 10) if len(left) > 1 else left[0]}}}", ()
@@ -51,7 +52,7 @@ def write_step(left: tuple[int, ...], strategy: str) -> tuple[str, tuple[int, ..
         return f" {WORDS[strategy]} so {_shown(left)}", left
     written = []
     a, b = max(left), min(left)
-    for _ in range(2):
+    for _ in range(_DIVISIONS):
         if b:
             written.append(f"{a}-{b}*{a // b}={a % b}")
             a, b = b, a % b

@@ -33,7 +33,7 @@ from rsim.strategies import load_strategies
 
 _KEEP_EVERY = 100  # steps
 _SETS = {"": "lab", "decoding": "lab-ten", "division": "lab-division"}
-_GCD = 0.15  # of the questions, where the text has *division*
+_GCD = 0.25  # of the questions, where the text has *division*
 
 
 @dataclass(frozen=True)
