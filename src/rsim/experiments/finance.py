@@ -60,7 +60,7 @@ def _told(run: Path) -> str:
     return f"{begun} {trained} In the last step {shares} were injected, of all steps, forced endings included."
 
 
-LIMITS = """One seed of a model of 135 million parameters, dequantised from 4 bits, trained for forty minutes on one core. It was
-told to box its answer and does not before training, so some of the gain is that habit; a random planner has the box opened
-for it. Trained, it answers only where the planner makes it: alone it never boxes. There is no control trained without a
-planner. Answers in words must be the gold answer's words; a longer or a shorter phrase is wrong."""
+LIMITS = """One seed of a model of 135 million parameters, dequantised from 4 bits, trained for forty minutes on one core. It
+was told to box its answer and does not before training, so some of the gain is that habit; a random planner has the box
+opened for it. Trained, it answers only where the planner makes it: alone it never boxes. There is no control trained without
+a planner. Answers in words must be the gold answer's words; a longer or a shorter phrase is wrong."""
