@@ -35,6 +35,10 @@ _NATIVE = {  # on a CPU, on a GPU
     False: ("rollout.batch=64", 'models.dtype="float32"'),
     True: ("rollout.batch=256", 'models.dtype="bfloat16"'),
 }
+_ELSEWHERE = (
+    "Trained here: [arith](arith.md) (SmolLM2-135M on sums), [finance](finance.md) (the same model on TAT-QA), "
+    "[gpu](gpu.md) (Qwen2.5-Coder-1.5B and its planners on GSM8K, MBPP and HumanEval). Before models that were not:"
+)
 _KINDS = ("accuracy, boxed", "accuracy, last answer", "sampled and injected tokens a question")
 _CONTROLS = [
     "random",
@@ -146,7 +150,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
             differences.setdefault(label, []).append(f"{rest}: {r['value']:+g} points [{low:+g}, {high:+g}].")
         else:
             differences.setdefault(label, []).append(f"{rest}: {r['value']}.")
-    lines = []
+    lines = [_ELSEWHERE, ""]
     for label, arms in tables.items():
         head = ["| | right | 95% interval | last answer | tokens a question |", "|---|---:|---:|---:|---:|"]
         lines += [f"## {label} questions", "", *head]

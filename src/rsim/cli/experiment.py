@@ -29,7 +29,7 @@ EXPERIMENTS = {
     "reopen": "a planner that is sure goes on to another task, as it is and made to choose again",
     "prompts": "other wordings of the injected prompts",
     "robust": "many wordings in training, and wordings that were not among them",
-    "finance": "SmolLM2-135M on TAT-QA before and after training (two hours)",
+    "finance": "SmolLM2-135M on TAT-QA before and after training (an hour)",
     "arith": "SmolLM2-135M on sums: base, cold start, GRPO, rSIM, controls (hours)",
 }
 _MODULES = {"fig1": "usage", "fig3": "sizes", "fig4": "transfer", "fig5": "curves"}  # where the module has another name

@@ -47,6 +47,10 @@ def train_with_progress(
                 kept, sampled = record["cold_start/kept"], record["cold_start/sampled"]
                 formatted = f"{record['cold_start/format_rate']:.0%} well formatted"
                 console.print(f"cold start: {kept:.0f} of {sampled:.0f} episodes kept, {formatted}", highlight=False)
+                before, after = record["cold_start/format_rate_before"], record["cold_start/format_rate_after"]
+                console.print(
+                    f"well formatted without worked examples: {before:.0%} before, {after:.0%} after", highlight=False
+                )
 
         trainer.on_metrics = on_metrics
 

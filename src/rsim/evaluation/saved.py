@@ -98,7 +98,7 @@ def evaluate_into(
 
 
 def _meaning(config: Config, data: str) -> dict[str, Any]:
-    """What the names in the settings stand for now: the part of the config that matters here, the strategies, the data."""
+    """What the names in the settings stand for: the part of the config that matters here, the strategies, the data."""
     table = to_table(config)
     del table["rollout"]["cuda_graphs"]  # how, not what
     files = [Path(source) for source in mixed(data) if Path(source).is_file()]

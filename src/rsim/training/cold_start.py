@@ -26,6 +26,8 @@ from rsim.training.batch import reasoner_batch
 from rsim.training.ranks import ALONE, Ranks
 from rsim.training.shards import whole
 
+_PROBED = 32  # episodes from which a rate of well-formatted ones is told
+
 
 def cold_start(
     config: Config, reasoner: Reasoner, problems: list[Problem], custom: dict[str, RewardFunction], ranks: Ranks = ALONE
@@ -56,8 +58,7 @@ def cold_start(
         episode.group += mine.start
     scores = ranks.gather(score_all(episodes, strategies, config.rewards, custom))
     episodes = ranks.gather(episodes)
-    checker = config.rewards.checker
-    formatted = [well_formatted(replace(e, problem=checked_as(e.problem, checker))) for e in episodes]
+    formatted = _formatted(config, episodes)
     wants_right = settings.teach == "strategies"
     kept = [e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and s.correct == wants_right]
     if len(kept) < settings.minimum:
@@ -81,6 +82,24 @@ def cold_start(
         "cold_start/loss_after": losses[-1],
     }
     return report, sum(e.sampled_tokens for e in episodes)
+
+
+def format_rate(config: Config, reasoner: Reasoner, problems: list[Problem], ranks: Ranks = ALONE) -> float:
+    """The share of well-formatted episodes under the random planner, without worked examples: what the cold start is to raise.
+
+    The questions are the first ones that `cold_start` samples for; all ranks come out alike.
+    """
+    rng = random.Random(f"cold:{config.seed}")
+    asked = [rng.choice(problems) for _ in range(min(config.cold_start.episodes, max(_PROBED, ranks.count)))]
+    game = Game(reasoner, random_planner(load_strategies(config.models.strategies)), config.rollout)
+    mine = ranks.block(len(asked))
+    played = game.play([asked[i] for i in mine], seed=config.seed, keys=[f"cold:rate:{i}" for i in mine])
+    formatted = ranks.gather(_formatted(config, played))
+    return sum(formatted) / len(formatted)
+
+
+def _formatted(config: Config, episodes: list[Episode]) -> list[bool]:
+    return [well_formatted(replace(e, problem=checked_as(e.problem, config.rewards.checker))) for e in episodes]
 
 
 def _without_examples(episode: Episode, problem: Problem, reasoner: Reasoner) -> Episode:

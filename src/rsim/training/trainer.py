@@ -31,7 +31,7 @@ from rsim.strategies import load_strategies
 from rsim.training.agent import Agent
 from rsim.training.branches import continuations
 from rsim.training.checkpoints import Save, verify
-from rsim.training.cold_start import cold_start
+from rsim.training.cold_start import cold_start, format_rate
 from rsim.training.memory import release_freed
 from rsim.training.ranks import join
 from rsim.training.reopen import flatten, mean_entropy, opening_temperature
@@ -241,11 +241,15 @@ class Trainer:
         if self.config.data.max_question_tokens:
             self._log({"step": 0, "stage": "data", "data/questions": len(self.train_set), "data/left_out": self.left_out})
         if self.config.cold_start.episodes:
+            before = self._format_rate()
             report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.ranks)
             self.sampled_tokens += tokens
-            self._log({"step": 0, "stage": "cold_start"} | report)
+            self._sync()
+            rates = {"cold_start/format_rate_before": before, "cold_start/format_rate_after": self._format_rate()}
+            self._log({"step": 0, "stage": "cold_start"} | report | rates)
+        else:
+            self._sync()
         self.cold_started = True
-        self._sync()
         if self.config.train.reopen and self.planner is not None:
             self._reopen(self.planner)
         if self.config.objective.beta > 0 and "reasoner" in self.agents:
@@ -257,6 +261,10 @@ class Trainer:
         if self.config.train.eval_every:
             self.evaluate()
         self.save("step-000000")
+
+    def _format_rate(self) -> float:
+        with whole(self._cut):
+            return format_rate(self.config, self.reasoner, self.train_set, self.ranks)
 
     @torch.no_grad()
     def _reopen(self, planner: Planner) -> None:
