@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsim.config import ObjectiveConfig
-from rsim.objective.advantages import gae, group_advantages, usage_advantages
-from rsim.objective.joint import Evaluated, agent_objective, learning_rate_factor, objective_factor
+from rsim.objective.advantages import gae, group_advantages
+from rsim.objective.joint import Evaluated, agent_objective, learning_rate_factor, objective_factor, usage_pull
 from rsim.objective.losses import action_weights, clip_range
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo")
@@ -150,21 +150,22 @@ def test_lambda_factors():
         )
 
 
-def test_usage_advantages_are_the_gradient_of_how_far_the_mean_policy_is_from_even_use():
-    """All actions of every state, weighed by their probabilities, against autograd."""
+def test_the_usage_pull_has_the_gradient_of_how_far_even_use_is_from_the_mean_policy():
+    """Against autograd through the mean itself; a strategy that is hardly ever used is pulled up the most."""
     torch.manual_seed(0)
-    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(6, 9, dtype=torch.float64)
+    logits[:, 4] -= 4
+    logits.requires_grad_(True)
     policies = torch.softmax(logits, -1)
     mean = policies.mean(0)
-    (expected,) = torch.autograd.grad(-0.3 * (mean * (mean * 9).log()).sum(), logits)
-    logs, total = torch.log_softmax(logits, -1), torch.zeros((), dtype=torch.float64)
-    for action in range(9):
-        chosen = torch.full((6,), action)
-        advantages = usage_advantages(chosen, mean.detach(), 0.3)
-        total = total + (policies[:, action].detach() * advantages * logs[:, action]).sum() / 6
-    (found,) = torch.autograd.grad(total, logits)
+    (expected,) = torch.autograd.grad(-0.3 * (1 / 9 * (1 / 9 / mean).log()).sum(), logits)
+    (found,) = torch.autograd.grad(usage_pull(torch.softmax(logits, -1), mean.detach(), 0.3).mean(), logits)
     assert torch.allclose(found, expected, atol=1e-12)
+    assert found.sum(0).argmax() == 4
 
 
-def test_even_use_needs_no_correction():
-    assert usage_advantages(torch.tensor([0, 1, 2]), torch.full((3,), 1 / 3), 1.0).abs().max() < 1e-6
+def test_even_use_is_not_pulled_at():
+    logits = torch.zeros(5, 3, requires_grad=True)
+    pull = usage_pull(torch.softmax(logits, -1), torch.full((3,), 1 / 3), 1.0)
+    (gradient,) = torch.autograd.grad(pull.sum(), logits)
+    assert gradient.abs().max() < 1e-6

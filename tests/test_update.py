@@ -234,6 +234,24 @@ def test_ranks_have_about_as_many_tokens_each():
         assert len(batch.micro_rows(1, 2)) == len(episodes)
 
 
+def test_even_use_pulls_alike_whatever_the_micro_batches(reasoner, planner, played):
+    episodes, scores = played
+    results = []
+    for micro_tokens in (100_000, 60, 1):
+        config = config_of(micro_tokens=micro_tokens)
+        config = replace(config, objective=replace(config.objective, usage_weight=0.2))
+        agent = agents_of(reasoner, planner, "grpo")["planner"]
+        before = copy.deepcopy(agent.model.state_dict())
+        gradients = capture(agent)
+        metrics = Update(config, StageConfig("stage", 1, 0.7), 0, alone=False).agent(agent, episodes, scores)
+        agent.model.load_state_dict(before)
+        results.append((metrics["planner/loss"], gradients[0]))
+    for value, gradient in results[1:]:
+        assert value == pytest.approx(results[0][0], abs=1e-6)
+        for name, expected in results[0][1].items():
+            assert torch.allclose(gradient[name], expected, atol=2e-6), name
+
+
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "gspo"])
 def test_loss_and_gradient_do_not_depend_on_micro_batches_or_padding(reasoner, planner, played, loss):
     episodes, scores = played
@@ -328,7 +346,7 @@ def test_mask_truncated_drops_episodes_but_not_from_the_baseline(reasoner, plann
     assert trained == sorted({round(float(whole[i]), 5) for i in (1, 2, 3, 8, 9, 10, 11)})
 
 
-def test_the_usage_weight_is_added_to_the_planners_advantages_and_the_entropy_bonus_fades(reasoner, planner, played):
+def test_the_usage_weight_bears_on_the_planners_gradient_and_the_entropy_bonus_fades(reasoner, planner, played):
     episodes, scores = played
     gradients = {}
     for weight in (0.0, 0.5):

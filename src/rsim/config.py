@@ -104,7 +104,7 @@ class ObjectiveConfig:
     kl: Literal["k1", "k2", "k3"] = "k3"
     planner_entropy: float = 0.0  # entropy bonus
     entropy_target: float = 0.0  # nats: the bonus fades as the planner's entropy comes up to it; 0: it never does
-    usage_weight: float = 0.0  # pulls the planner's use of the strategies, on average over all states, towards equal use
+    usage_weight: float = 0.0  # pulls the planner's use of the strategies, averaged over all states, towards equal use
     importance_cap: float = 0.0  # truncated sampler/trainer correction; 0: off
     mask_truncated: bool = False
     gae_lambda: float = 0.95
@@ -356,9 +356,10 @@ def _validate_credit(config: Config) -> None:
         raise UserError("train.branches", "credits the planner's decisions, and there is no planner: set 0")
     if train.reopen and config.models.planner == "none":
         raise UserError("train.reopen", "is the entropy that the planner begins with, and there is no planner: set 0")
-    for name, used in (("train.branches", train.branches), ("objective.usage_weight", objective.usage_weight)):
-        if used and objective.loss == "ppo":
-            raise UserError(name, "works through group-relative advantages, which loss = ppo has none of: use another loss")
+    if train.branches and objective.loss == "ppo":
+        raise UserError(
+            "train.branches", "works through group-relative advantages, which loss = ppo has none of: use another loss"
+        )
     if objective.entropy_target and not objective.planner_entropy:
         raise UserError(
             "objective.entropy_target", "is what objective.planner_entropy leads to: set that one too, e.g. to 0.05"

@@ -44,24 +44,6 @@ def group_advantages(
     return torch.where(informative, weights * centred, torch.zeros_like(centred)), informative
 
 
-def usage_advantages(actions: torch.Tensor, mean: torch.Tensor, weight: float) -> torch.Tensor:
-    """What favours strategies that are rarely used, whatever the state.
-
-    ``weight * (sum_b m_b log m_b - log m_a)`` with the mean policy ``m``. Added to the advantage of each action ``a`` of the
-    decisions that ``m`` is the mean over, its policy gradient is that of ``-weight * KL(m || uniform)``, estimated by the
-    score function. Unlike an entropy bonus it leaves the planner free to be sure in each state.
-
-    Args:
-        actions: ``[N]``, what was chosen.
-        mean: ``[strategies]``, the policies that it was sampled from, averaged.
-
-    >>> usage_advantages(torch.tensor([0, 0, 1]), torch.tensor([0.8, 0.2]), 1.0)
-    tensor([-0.2773, -0.2773,  1.1090])
-    """
-    logs = mean.clamp(min=1e-8).log()
-    return weight * ((mean * logs).sum() - logs)[actions]
-
-
 def gae(returns: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, lam: float) -> torch.Tensor:
     """Generalised advantage estimates with discount 1 and the whole reward at the last action.
 

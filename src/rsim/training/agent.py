@@ -12,7 +12,7 @@ from transformers import GradientCheckpointingLayer, PreTrainedModel
 
 from rsim import packed
 from rsim.errors import UserError
-from rsim.objective.joint import Evaluated
+from rsim.objective.joint import Evaluated, usage_pull
 from rsim.objective.logprobs import token_logprobs
 from rsim.training.batch import ActionBatch
 from rsim.training.packing import Stream, pack
@@ -91,8 +91,13 @@ class Agent:
         self.reference = model.requires_grad_(False)
         packed.prepare(self.reference)
 
-    def evaluate(self, batch: ActionBatch, *, with_reference: bool = False) -> Evaluated:
-        """Log-probs (at the sampling temperature), entropies and values of a batch's actions, each ``[B, K]``."""
+    def evaluate(
+        self, batch: ActionBatch, *, with_reference: bool = False, usage: torch.Tensor | None = None, usage_weight: float = 0.0
+    ) -> Evaluated:  # fmt: skip
+        """Log-probs (at the sampling temperature), entropies and values of a batch's actions, each ``[B, K]``.
+
+        ``usage`` ``[strategies]``, the mean policy of the whole batch: also `usage_pull`, of an agent without ``head_weight``.
+        """
         stream = pack(batch, self.model.config)
         chosen = batch.mask.bool()
         actions = batch.actions[chosen]
@@ -107,7 +112,11 @@ class Agent:
                 frozen = self._hidden(self.reference, stream, chosen)
                 weight = None if self.head_weight is None else self.reference.get_output_embeddings().weight
                 reference = _fill(batch.mask, self._score(self._reference_head, frozen, actions, weight)[0])
-        return Evaluated(_fill(batch.mask, logprobs), _fill(batch.mask, entropy), values, reference)
+        pull = None
+        if usage is not None:
+            policies = torch.softmax(self.head(hidden).float() / self.temperature, -1)
+            pull = _fill(batch.mask, usage_pull(policies, usage, usage_weight))
+        return Evaluated(_fill(batch.mask, logprobs), _fill(batch.mask, entropy), values, reference, pull)
 
     def _reference_head(self, hidden: torch.Tensor) -> torch.Tensor:
         assert self.reference is not None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rsim.config import Config, StageConfig
-from rsim.objective.advantages import gae, group_advantages, usage_advantages
+from rsim.objective.advantages import gae, group_advantages
 from rsim.objective.joint import agent_objective, learning_rate_factor, objective_factor
 from rsim.objective.losses import PRESET_NORMALISER, action_weights
 from rsim.rewards.rewards import Score
@@ -57,14 +57,12 @@ class Update:
         build = planner_batch if planner else reasoner_batch
         batch = build([episodes[i] for i in kept], device)
         batch.advantages = advantages[kept].to(device)[:, None] * batch.mask
-        bonus = 0.0
+        bonus, usage = 0.0, None
         if planner:
             policies = torch.tensor([d.probabilities for e in episodes for d in e.own_decisions], device=device)
             bonus = self._entropy_bonus(policies)
-            if evens:
-                chosen = batch.mask.bool()
-                batch.advantages[chosen] += usage_advantages(batch.actions[chosen], policies.mean(0), objective.usage_weight)
-        return metrics | self._optimise(agent, batch, returns[kept].to(device), groups[kept].tolist(), bonus)
+            usage = policies.mean(0) if evens else None
+        return metrics | self._optimise(agent, batch, returns[kept].to(device), groups[kept].tolist(), bonus, usage)
 
     def _entropy_bonus(self, policies: torch.Tensor) -> float:
         """The coefficient of the planner's entropy: the config's, or the part of it by which ``policies [N, strategies]`` fall
@@ -76,7 +74,8 @@ class Update:
         return objective.planner_entropy * max(0.0, 1 - entropy / objective.entropy_target)
 
     def _optimise(
-        self, agent: Agent, batch: ActionBatch, returns: torch.Tensor, groups: list[int], bonus: float
+        self, agent: Agent, batch: ActionBatch, returns: torch.Tensor, groups: list[int], bonus: float,
+        usage: torch.Tensor | None,
     ) -> dict[str, float]:  # fmt: skip
         train = self.config.train
         sampler = batch.old_logprobs.clone()
@@ -91,7 +90,7 @@ class Update:
             for rows in self._minibatches(groups, iteration):
                 part = batch.rows(rows)
                 self._weigh(agent, part)
-                for name, value in self._gradient(agent, part, rows, sampler, targets, bonus, once=once).items():
+                for name, value in self._gradient(agent, part, rows, sampler, targets, bonus, usage, once=once).items():
                     sums[name] += value
                 if once:
                     batch.old_logprobs = part.old_logprobs
@@ -146,7 +145,7 @@ class Update:
 
     def _gradient(
         self, agent: Agent, batch: ActionBatch, rows: torch.Tensor, sampler: torch.Tensor, targets: torch.Tensor | None,
-        bonus: float, *, once: bool,
+        bonus: float, usage: torch.Tensor | None, *, once: bool,
     ) -> dict[str, float]:  # fmt: skip
         """Accumulates the gradient of one minibatch over its micro-batches; ``once``: fills in its old log-probs."""
         objective = self.config.objective
@@ -159,7 +158,7 @@ class Update:
             micro = batch.rows(index)
             wide = micro.mask.shape[1]
             origin = rows[index]
-            now = agent.evaluate(micro, with_reference=beta > 0)
+            now = agent.evaluate(micro, with_reference=beta > 0, usage=usage, usage_weight=objective.usage_weight)
             if once:
                 micro.old_logprobs = now.logprobs.detach()
             value, parts = agent_objective(
