@@ -23,7 +23,8 @@ class Outside:
     """A base that knows a tenth kind of step, and the task that takes it.
 
     ``data``: what is trained on and decides the paired tests, the lab's five families and the task; ``asked``: the task alone.
-    ``text``: what the page says of both. ``oracle``: the lab knows what the best strategy is.
+    ``text``: what the page says of both. ``train_size``: questions to train on (0: the preset's). ``oracle``: the lab knows
+    what the best strategy is.
     """
 
     page: str
@@ -35,6 +36,7 @@ class Outside:
     data: str
     asked: str
     text: str
+    train_size: int = 0
     oracle: bool = False
 
 
@@ -72,6 +74,8 @@ def try_tenth(bench: Workbench, what: Outside) -> Page:
     changes = tuple(f'{key}="{value}"' for key, value in (
         ("models.reasoner", what.base), ("models.planner", what.base), ("data.train", what.data), ("data.eval", what.data)
     ))  # fmt: skip
+    if what.train_size:
+        changes += (f"data.train_size={what.train_size}",)
     runs = bench.train([Training("nano", changes, seed) for seed in bench.seeds])
     grown = bench.grow(runs, candidates)
     asked = {"five": "lab", what.task: what.asked}
