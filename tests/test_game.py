@@ -80,6 +80,30 @@ def test_an_empty_prompt_lets_the_reasoner_go_on_as_it_would(reasoner, lab_strat
             assert episode.token_ids[step.body : step.end] == out[step.body :]
 
 
+def test_below_the_gate_nothing_is_injected(reasoner, planner, lab_strategies):
+    """The planner is unsure of all it would choose (nine strategies, a random head): no prompt but the forced last one."""
+    free = Game(reasoner, planner, RULES).play(PROBLEMS, seed=0, greedy=True)
+    highest = max(max(d.probabilities) for e in free for d in e.decisions)
+    lowest = min(max(d.probabilities) for e in free for d in e.decisions)
+    assert lowest < highest < 1
+    for gate, expected in ((lowest, free), (1.0, None)):
+        played = Game(reasoner, planner, replace(RULES, gate=gate)).play(PROBLEMS, seed=0, greedy=True)
+        if expected is not None:
+            assert [e.token_ids for e in played] == [e.token_ids for e in expected]
+            continue
+        for episode in played:
+            assert episode.decisions
+            for step in episode.steps:
+                assert (step.body == step.start) == (not step.forced)
+                assert step.forced or lab_strategies.names[step.strategy] == "continuation"
+    some = Game(reasoner, planner, replace(RULES, gate=(lowest + highest) / 2)).play(PROBLEMS, seed=0, greedy=True)
+    silent = [s.body == s.start for e in some for s in e.steps if not s.forced]
+    sure = [max(d.probabilities) >= (lowest + highest) / 2 for e in some for d in e.decisions]
+    assert silent == [not s for s in sure]
+    assert any(sure)
+    assert not all(sure)
+
+
 def test_recorded_logprobs_are_those_of_one_plain_forward(reasoner, planner):
     rules = replace(RULES, temperature=1.3)
     for episode in Game(reasoner, planner, rules).play(PROBLEMS, seed=1, group_size=3):

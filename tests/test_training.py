@@ -52,6 +52,11 @@ def test_long_questions_are_left_out_and_counted(small):
         Trainer(small("none", "data.max_question_tokens=1"))
 
 
+def test_a_gate_is_for_finished_planners(small):
+    with pytest.raises(UserError, match=r"rollout\.gate"):
+        Trainer(small("gated", "rollout.gate=0.5"))
+
+
 def test_a_run_leaves_everything_behind(small):
     config = small("run", 'train.trackers=["tensorboard"]')
     result = rsim.train(config)

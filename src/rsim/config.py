@@ -63,6 +63,7 @@ class RolloutConfig:
     answer_to_end: bool = False  # the last step goes on over delimiters, to the end of the turn: programs have blank lines
     temperature: float = 1.0
     planner_temperature: float = 1.0
+    gate: float = 0.0  # of a finished planner: where its best strategy is less likely than this, nothing is injected
     paraphrase: Literal["random", "first"] = "random"
     batch: int = 256  # episodes in flight
     engine: Literal["native", "vllm"] = "native"
@@ -333,6 +334,8 @@ def validate(config: Config) -> None:
     _validate_credit(config)
     if rollout.temperature <= 0 or rollout.planner_temperature <= 0:
         raise UserError("rollout.temperature", "must be above 0 for training; evaluation has its own")
+    if not 0 <= rollout.gate <= 1:
+        raise UserError(f"rollout.gate = {rollout.gate}", "is a probability: from 0 (off) to 1")
     if not rollout.delimiter:
         raise UserError("rollout.delimiter is empty", 'use e.g. "\\n\\n"')
     if not 0 < objective.clip_low < 1:

@@ -71,6 +71,12 @@ class StrategySet:
         """Index of the strategy that asks for the final answer."""
         return self.names.index(TERMINATION)
 
+    @property
+    def neutral(self) -> int:
+        """Index of what a step without intervention is called in the planner's stream."""
+        free = [i for i, s in enumerate(self.strategies) if s.repeat_free]
+        return self.names.index("continuation") if "continuation" in self.names else (free or [0])[0]
+
     def __len__(self) -> int:
         return len(self.strategies)
 

@@ -189,17 +189,11 @@ async def _choose(planner: Any, planning: Planning, rules: PlayRules, *, forced:
     if forced:
         return Injected(strategies[strategies.termination].name, strategies[strategies.termination].prompts[0], {}, forced=True)
     decision = await planner.decide()
+    neutral = strategies[strategies.neutral].name
     if decision is None:
-        return Injected(_neutral(planning), "", {})
+        return Injected(neutral, "", {})
     shown = {name: round(p, 4) for name, p in zip(strategies.names, decision.probabilities, strict=True)}
     if max(decision.probabilities) < rules.gate:
-        return Injected(_neutral(planning), "", shown)
+        return Injected(neutral, "", shown)
     chosen = strategies[decision.action]
     return Injected(chosen.name, chosen.prompts[0], shown)
-
-
-def _neutral(planning: Planning) -> str:
-    """What a step without intervention is called in the planner's stream."""
-    names = planning.strategies.names
-    free = [s.name for s in planning.strategies.strategies if s.repeat_free]
-    return "continuation" if "continuation" in names else (free or list(names))[0]

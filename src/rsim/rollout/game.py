@@ -234,16 +234,20 @@ class _Play:
                 episode.steps.append(Step(-1, start, start, start))
                 self.engine.submit(slot, [], self._left(episode))
             return
-        for slot, strategy in self._choose(slots).items():
-            self._inject(slot, strategy)
+        for slot, (strategy, speaks) in self._choose(slots).items():
+            self._inject(slot, strategy, speaks=speaks)
 
-    def _choose(self, slots: list[int]) -> dict[int, int]:
-        """The strategy of every slot; the forced ones are no decisions. A planner that cannot read more decides nothing."""
+    def _choose(self, slots: list[int]) -> dict[int, tuple[int, bool]]:
+        """The strategy of every slot, and whether its prompt is injected: not that of a decision below the gate.
+
+        Forced strategies are no decisions. A planner that cannot read more decides nothing.
+        """
         assert self.game.planner is not None
         episodes = {s: self.episodes[self.index[s]] for s in slots}
         limit = self.game.planner.context
         free = [s for s in slots if not self._must_end(episodes[s]) and self.planning.length(s) <= limit]
-        chosen = dict.fromkeys(slots, self.game.planner.strategies.termination)
+        strategies = self.game.planner.strategies
+        chosen = dict.fromkeys(slots, (strategies.termination, True))
         if free:
             uniforms = [self.draws[s][0][len(episodes[s].steps)] for s in free]
             with self._planners_time():
@@ -253,7 +257,8 @@ class _Play:
                 if episode.first is not None:
                     decision, episode.first = decision.instead(episode.first), None
                 episode.decisions.append(decision)
-                chosen[slot] = decision.action
+                sure = max(decision.probabilities) >= self.rules.gate
+                chosen[slot] = (decision.action, True) if sure else (strategies.neutral, False)
         for slot in set(slots) - set(free):
             episodes[slot].forced = True
         return chosen
@@ -272,13 +277,13 @@ class _Play:
     def _left(self, episode: Episode) -> int:
         return self.rules.max_tokens - (len(episode.token_ids) - episode.prompt_length)
 
-    def _inject(self, slot: int, strategy: int) -> None:
-        """Appends the prompt of ``strategy`` and lets the reasoner go on."""
+    def _inject(self, slot: int, strategy: int, *, speaks: bool) -> None:
+        """Appends the prompt of ``strategy``, or nothing, and lets the reasoner go on."""
         episode, rules = self.episodes[self.index[slot]], self.rules
         paraphrases = self.game.prompts[strategy]
         draw = self.draws[slot][1][len(episode.steps)] if rules.paraphrase == "random" else 0.0
         chosen = int(draw * len(paraphrases))
-        prompt = paraphrases[chosen]
+        prompt = paraphrases[chosen] if speaks else []
         cap = min(rules.step_tokens, self._room(episode))
         closing = self._closing_delimiter(episode)
         start = len(episode.token_ids)
