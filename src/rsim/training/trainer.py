@@ -68,7 +68,9 @@ class Trainer:
         """
         resume = resume or bool(resume_from)
         if config.rollout.gate:
-            raise UserError(f"rollout.gate = {config.rollout.gate}", "is for a finished planner: train without, and set it after")
+            raise UserError(
+                f"rollout.gate = {config.rollout.gate}", "is for a finished planner: train without, and set it after"
+            )
         self.config = config
         self.ranks = join(cpu=pick_device(config.models.device).type == "cpu")
         self.on_metrics = on_metrics or (lambda record: None)
