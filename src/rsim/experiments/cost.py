@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from rsim.experiments.ablation import ablate
-from rsim.experiments.arms import write_set
-from rsim.experiments.page import Page, percent
+from rsim.experiments.arms import measure_arms, write_set
+from rsim.experiments.page import Page, percent, points
 from rsim.experiments.stats import difference, estimate
-from rsim.experiments.workbench import Measured, Workbench, episodes
+from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint, episodes
 from rsim.strategies import load_strategies
 
 _PRICES = (0.0, 0.1, 0.3, 0.6)
 _FREE = "a continuation without a prompt"
+_GATES = (0.5, 0.7, 0.9, 0.99, 1.0)
 _BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
 
 
@@ -50,6 +51,7 @@ def run(bench: Workbench) -> Page:
     total = sum(count)
     error = sum(n * abs(s - r) for n, s, r in zip(count, sure, right_share, strict=True) if n) / total
     page.value("expected calibration error of the planner's confidence", round(error, 3), unit="share")
+    _gates(page, bench, done[names[0.0]])
     base = _tokens(done[names[0.0]])
     for name, arm in done.items():
         saved = 1 - _tokens(arm) / base
@@ -59,6 +61,28 @@ def run(bench: Workbench) -> Page:
             page.value(f"{name}: tokens saved", round(100 * saved, 1), unit="%",
                        goal="30% fewer, at most 1 point of accuracy lost", met=saved >= 0.3 and lost <= 0.01)  # fmt: skip
     return page
+
+
+def _gates(page: Page, bench: Workbench, free: list[Measured]) -> None:
+    """The planner that pays nothing for tokens, with a gate: below it nothing is injected."""
+    runs = bench.train([Training("nano", (), seed) for seed in bench.seeds])
+    gates = {gate: [Measurement(checkpoint(r), changes=(f"rollout.gate={gate}",)) for r in runs] for gate in _GATES}
+    done = {0.0: free} | {float(gate): arm for gate, arm in measure_arms(bench, {str(g): m for g, m in gates.items()}).items()}
+    rows = []
+    for gate, arm in done.items():
+        found, lost = estimate(arm), difference(arm, free)
+        rows.append([f"{gate:.0%}" if gate else "none", percent(found.mean), points(lost) if gate else "",
+                     percent(_injected(arm, gate)), f"{_tokens(arm):.0f}"])  # fmt: skip
+        if gate:
+            page.measured(f"gate at {gate:.0%}: accuracy", found)
+    page.text("The same planner with a gate (`rollout.gate`): where its choice is less likely than that, nothing is injected, "
+              "and the reasoner goes on by itself.")  # fmt: skip
+    page.table(["gate", "accuracy", "minus no gate, points", "decisions that are injected", "tokens / question"], rows)
+
+
+def _injected(arm: list[Measured], gate: float) -> float:
+    """The share of the planner's decisions that reach the gate."""
+    return float(np.mean([c >= gate for c, _ in _decisions(arm)]))
 
 
 def _free_continuation(folder: Path) -> str:
@@ -72,16 +96,20 @@ def _tokens(arm: list[Measured]) -> float:
     return float(np.mean([m.summary["tokens_per_question"] for m in arm]))
 
 
-def _reliability(arm: list[Measured]) -> tuple[list[float], list[float], list[int]]:
-    """For each bin of confidence: its mean, the share of right episodes, and how many decisions."""
-    told = [
+def _decisions(arm: list[Measured]) -> list[tuple[float, float]]:
+    """For each decision: the probability of what was chosen, and whether its episode was answered right."""
+    return [
         (max(step["probabilities"]), float(episode["correct"]))
         for measured in arm
         for episode in episodes(measured.folder)
         for step in episode["steps"]
         if step["probabilities"]
     ]
-    confidence, right = np.array(told).T
+
+
+def _reliability(arm: list[Measured]) -> tuple[list[float], list[float], list[int]]:
+    """For each bin of confidence: its mean, the share of right episodes, and how many decisions."""
+    confidence, right = np.array(_decisions(arm)).T
     places = np.clip(np.digitize(confidence, _BINS) - 1, 0, len(_BINS) - 2)
     chosen = [places == i for i in range(len(_BINS) - 1)]
     means = [(float(confidence[c].mean()), float(right[c].mean())) if c.any() else (0.0, 0.0) for c in chosen]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import string
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +21,10 @@ _MORE = ("Right, {}", "Good, {}", "So, {}", "2) {}", "a. {}", "NOTE {}", "Let us
          "What now? {}", "Yes! {}", "# {}", "Step 3: {}", "I will {}")  # fmt: skip
 _LONGER = "stages.stage1.steps=32", "stages.stage2.steps=24"  # four times the preset's
 _UNSEEN = ("1. {}", "STEP {}", "Now, {}", "Well, {}", "Ok now: {}", "Please. {}")
+_GENERATED = 200
 _USUAL = "usual"
 _FEW, _MANY, _MOST = "two wordings in training", "seven", "twenty-two, four times as long"
+_ANY = f"two and {_GENERATED} generated, four times as long"
 
 
 def run(bench: Workbench) -> Page:
@@ -28,7 +32,10 @@ def run(bench: Workbench) -> Page:
     folder = bench.out / "sets"
     many = _written(folder / "seven-wordings.toml", _TRAINED, usual=True)
     most = _written(folder / "twenty-two-wordings.toml", (*_TRAINED, *_MORE), usual=True)
-    runs = {_FEW: rsim_runs(bench), _MANY: rsim_runs(bench, many), _MOST: rsim_runs(bench, most, *_LONGER)}
+    drawn = _generated(random.Random(0))
+    any_ = _written(folder / f"{_GENERATED}-generated.toml", drawn, usual=True)
+    runs = {_FEW: rsim_runs(bench), _MANY: rsim_runs(bench, many), _MOST: rsim_runs(bench, most, *_LONGER),
+            _ANY: rsim_runs(bench, any_, *_LONGER)}  # fmt: skip
     wordings = {_USUAL: (), **{frame: (_written(folder / f"frame-{i}.toml", (frame,)),) for i, frame in enumerate(_UNSEEN)}}
     usual = _written(folder / "usual.toml", (), usual=True)
     done = measure_arms(bench, {
@@ -37,25 +44,41 @@ def run(bench: Workbench) -> Page:
     })  # fmt: skip
     page.text(f"The preset nano is trained as it is, with the lab's two prompts a strategy, and with five more, the first one "
               f"with something before it: {_shown(_TRAINED)}; and, for four times as many steps, with fifteen more than those: "
-              f"{_shown(_MORE)}. An episode draws the wording of each step (`rollout.paraphrase = \"random\"`). All are then "
-              f"asked with one wording at a time that none was trained with: {_shown(_UNSEEN)}.")  # fmt: skip
+              f"{_shown(_MORE)}; and with {_GENERATED} that begin with one to three words made of random letters or digits "
+              f"({_shown(drawn[:4])}). An episode draws the wording of each step (`rollout.paraphrase = \"random\"`). All are "
+              f"then asked with one wording at a time that none was trained with: {_shown(_UNSEEN)}.")  # fmt: skip
     arms = {arm: {wording: done[f"{arm}, {wording}"] for wording in wordings} for arm in runs}
     rows = [[f"`{wording.format('Think:')}`" if wording != _USUAL else "the two usual ones",
              *(percent(estimate(arms[arm][wording]).mean) for arm in arms),
-             *(points(difference(arms[arm][wording], arms[_FEW][wording])) for arm in (_MANY, _MOST))]
+             *(points(difference(arms[arm][wording], arms[_FEW][wording])) for arm in (_MANY, _MOST, _ANY))]
             for wording in wordings]  # fmt: skip
-    page.table(["wording", *arms, f"{_MANY} minus two, points", f"{_MOST}, minus two, points"], rows)
+    page.table(["wording", *arms, *(f"{arm}: minus two, points" for arm in (_MANY, _MOST, _ANY))], rows)
     spreads = {arm: _spread(found) for arm, found in arms.items()}
     for arm, found in arms.items():
         page.text(f"{arm}: {percent(_mean(found))} over the unseen wordings, spread {_points(spreads[arm])} points.")
         page.measured(f"{arm}: the usual wordings", estimate(found[_USUAL]))
         page.value(f"{arm}: mean over unseen wordings", round(100 * _mean(found), 1), unit="%")
         page.value(f"{arm}: spread over unseen wordings", _points(spreads[arm]), unit="points")
-    for arm in (_MANY, _MOST):
+    for arm in (_MANY, _MOST, _ANY):
         ratio = spreads[arm] / spreads[_FEW]
         page.value(f"spread over unseen wordings, {arm}, against two wordings", round(ratio, 2), unit="ratio",
                    goal="at most 0.5", met=ratio <= 0.5)  # fmt: skip
     return page
+
+
+def _generated(rng: random.Random) -> tuple[str, ...]:
+    """Beginnings of one to three made-up words or numbers, in any case, with any mark behind them; none of the unseen ones."""
+    frames: list[str] = []
+    while len(frames) < _GENERATED:
+        words = []
+        for _ in range(rng.randint(1, 3)):
+            letters = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 7)))
+            word = rng.choice([letters, letters.capitalize(), letters.upper(), str(rng.randint(0, 99))])
+            words.append(word + rng.choice(["", "", *",.:!?);"]))
+        frame = f"{' '.join(words)} {{}}"
+        if frame not in (*_UNSEEN, *frames):
+            frames.append(frame)
+    return tuple(frames)
 
 
 def _written(file: Path, frames: tuple[str, ...], *, usual: bool = False) -> str:
