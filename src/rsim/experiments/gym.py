@@ -16,6 +16,7 @@ _GCD = Outside(
     task="gcd",
     data=f"60% lab, 40% {SOURCE}",
     asked=SOURCE,
+    trial=("objective.usage_weight=0.02",),
     train_size=15_000,  # there are 7,950 such questions to train on
     text="division, which takes up to four divisions of Euclid's algorithm. The task is reasoning-gym's `gcd` with numbers up "
     f"to {LARGEST}, its questions and its verifier. The other steps leave the two numbers as they are, and an answer given "

@@ -23,8 +23,8 @@ class Outside:
     """A base that knows a tenth kind of step, and the task that takes it.
 
     ``data``: what is trained on and decides the paired tests, the lab's five families and the task; ``asked``: the task alone.
-    ``text``: what the page says of both. ``train_size``: questions to train on (0: the preset's). ``oracle``: the lab knows
-    what the best strategy is.
+    ``text``: what the page says of both. ``trial``: changes in the config of the trials, which are held without them as well.
+    ``train_size``: questions to train on (0: the preset's). ``oracle``: the lab knows what the best strategy is.
     """
 
     page: str
@@ -36,6 +36,7 @@ class Outside:
     data: str
     asked: str
     text: str
+    trial: tuple[str, ...] = ()
     train_size: int = 0
     oracle: bool = False
 
@@ -77,7 +78,8 @@ def try_tenth(bench: Workbench, what: Outside) -> Page:
     if what.train_size:
         changes += (f"data.train_size={what.train_size}",)
     runs = bench.train([Training("nano", changes, seed) for seed in bench.seeds])
-    grown = bench.grow(runs, candidates)
+    grown = bench.grow(runs, candidates, changes=what.trial)
+    plain = bench.grow(runs, candidates) if what.trial else []
     asked = {"five": "lab", what.task: what.asked}
     arms: dict[str, list[Measurement]] = {}
     for where, data in asked.items():
@@ -102,7 +104,11 @@ def try_tenth(bench: Workbench, what: Outside) -> Page:
     axes.set_ylabel("accuracy, %")
     axes.legend(frameon=False)
     _failures(page, done, what)
+    page.text(f"The paired tests on dev problems of all six, each seed{_with(what)}:")
     _trials(page, grown, what)
+    if plain:
+        page.text("And without that:")
+        _trials(page, plain, what, note=", without the pull")
     lost = estimate(done[f"{_NINE}, {what.task}"]).mean - estimate(done[f"{_NINE}, five"]).mean
     page.value(f"the nine: {what.task} minus the five families", lost, unit="share")
     for where in asked:
@@ -127,7 +133,11 @@ def _failures(page: Page, done: Arms, what: Outside) -> None:
               f"{', '.join(f'{name} {percent(n / tried.total())}' for name, n in tried.most_common(3))}.")  # fmt: skip
 
 
-def _trials(page: Page, grown: list[Path], what: Outside) -> None:
+def _with(what: Outside) -> str:
+    return f", the trials with {', '.join(f'`{change}`' for change in what.trial)}" if what.trial else ""
+
+
+def _trials(page: Page, grown: list[Path], what: Outside, note: str = "") -> None:
     trials = [trials_of(folder) for folder in grown]
     rows = []
     for number, name in enumerate((DECOY, what.new)):
@@ -136,9 +146,8 @@ def _trials(page: Page, grown: list[Path], what: Outside) -> None:
         kept = sum(t["kept"] for t in mine)
         rows.append([name, ", ".join(gain_text(t) for t in mine), ", ".join(percent(t["used"]) for t in mine),
                      f"{kept} of {len(mine)}"])  # fmt: skip
-        page.value(f"{name} kept, seeds", kept, unit="seeds", goal="none" if name == DECOY else "all",
+        page.value(f"{name} kept, seeds{note}", kept, unit="seeds", goal="none" if name == DECOY else "all",
                    met=kept == (0 if name == DECOY else len(mine)))  # fmt: skip
-    page.text("The paired tests on dev problems of all six, each seed:")
     page.table(["candidate", "gain in points, and its interval", "of all steps", "kept"], rows)
 
 

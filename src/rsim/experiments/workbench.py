@@ -136,11 +136,13 @@ class Workbench:
         self._all(_search, [(f, kind, r, preset, asked) for f, r in zip(files, reasoners, strict=True)], files)
         return [json.loads(f.read_text())["best"] for f in files]
 
-    def grow(self, runs: list[Path], candidates: str, questions: int = 500) -> list[Path]:
+    def grow(
+        self, runs: list[Path], candidates: str, questions: int = 500, changes: tuple[str, ...] = ()
+    ) -> list[Path]:  # fmt: skip
         """What `discovery.grow` leaves of each run with the candidates of a TOML file: the folder of its trials."""
-        text = Path(candidates).read_text(encoding="utf-8")
-        folders = [self.out / "grown" / f"{run.name}-{_digest([text, questions, self.changes])}" for run in runs]
-        self._all(_grow, [(str(r), candidates, f, questions, self.changes) for r, f in zip(runs, folders, strict=True)],
+        text, changes = Path(candidates).read_text(encoding="utf-8"), (*changes, *self.changes)
+        folders = [self.out / "grown" / f"{run.name}-{_digest([text, questions, changes])}" for run in runs]
+        self._all(_grow, [(str(r), candidates, f, questions, changes) for r, f in zip(runs, folders, strict=True)],
                   [f / "trials.json" for f in folders])  # fmt: skip
         return folders
 
