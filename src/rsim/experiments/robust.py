@@ -11,7 +11,7 @@ from pathlib import Path
 from rsim.experiments.arms import measure_arms, rsim_runs, write_set
 from rsim.experiments.page import Page, percent, points
 from rsim.experiments.stats import difference, estimate
-from rsim.experiments.workbench import Measured, Measurement, Workbench, checkpoint
+from rsim.experiments.workbench import Measured, Measurement, Training, Workbench, checkpoint
 from rsim.strategies import load_strategies
 
 # What stands around a strategy's first prompt. The first and the last list were fixed before any training with them; the
@@ -24,7 +24,8 @@ _UNSEEN = ("1. {}", "STEP {}", "Now, {}", "Well, {}", "Ok now: {}", "Please. {}"
 _GENERATED = 200
 _USUAL = "usual"
 _FEW, _MANY, _MOST = "two wordings in training", "seven", "twenty-two, four times as long"
-_ANY = f"two and {_GENERATED} generated, four times as long"
+_ANY = f"two, then {_GENERATED} more that were generated"
+_GO_ON = "cold_start.episodes=0", "stages.stage1.steps=0", "stages.stage2.steps=42"  # three times the preset's steps
 
 
 def run(bench: Workbench) -> Page:
@@ -34,8 +35,9 @@ def run(bench: Workbench) -> Page:
     most = _written(folder / "twenty-two-wordings.toml", (*_TRAINED, *_MORE), usual=True)
     drawn = _generated(random.Random(0))
     any_ = _written(folder / f"{_GENERATED}-generated.toml", drawn, usual=True)
-    runs = {_FEW: rsim_runs(bench), _MANY: rsim_runs(bench, many), _MOST: rsim_runs(bench, most, *_LONGER),
-            _ANY: rsim_runs(bench, any_, *_LONGER)}  # fmt: skip
+    runs = {_FEW: rsim_runs(bench), _MANY: rsim_runs(bench, many), _MOST: rsim_runs(bench, most, *_LONGER)}
+    runs[_ANY] = bench.train([Training("nano", (*_taken_up(run), any_, *_GO_ON), seed)
+                              for run, seed in zip(runs[_FEW], bench.seeds, strict=True)])  # fmt: skip
     wordings = {_USUAL: (), **{frame: (_written(folder / f"frame-{i}.toml", (frame,)),) for i, frame in enumerate(_UNSEEN)}}
     usual = _written(folder / "usual.toml", (), usual=True)
     done = measure_arms(bench, {
@@ -44,9 +46,10 @@ def run(bench: Workbench) -> Page:
     })  # fmt: skip
     page.text(f"The preset nano is trained as it is, with the lab's two prompts a strategy, and with five more, the first one "
               f"with something before it: {_shown(_TRAINED)}; and, for four times as many steps, with fifteen more than those: "
-              f"{_shown(_MORE)}; and with {_GENERATED} that begin with one to three words made of random letters or digits "
-              f"({_shown(drawn[:4])}). An episode draws the wording of each step (`rollout.paraphrase = \"random\"`). All are "
-              f"then asked with one wording at a time that none was trained with: {_shown(_UNSEEN)}.")  # fmt: skip
+              f"{_shown(_MORE)}; and, gone on from the run with two, for 42 steps of stage 2, with {_GENERATED} more that "
+              f"begin with one to three words made of random letters or digits ({_shown(drawn[:4])}). An episode draws the "
+              f"wording of each step (`rollout.paraphrase = \"random\"`). All are then asked with one wording at a time that "
+              f"none was trained with: {_shown(_UNSEEN)}.")  # fmt: skip
     arms = {arm: {wording: done[f"{arm}, {wording}"] for wording in wordings} for arm in runs}
     rows = [[f"`{wording.format('Think:')}`" if wording != _USUAL else "the two usual ones",
              *(percent(estimate(arms[arm][wording]).mean) for arm in arms),
@@ -81,6 +84,11 @@ def _generated(rng: random.Random) -> tuple[str, ...]:
     return tuple(frames)
 
 
+def _taken_up(run: Path) -> tuple[str, ...]:
+    """The changes that begin where ``run`` ended."""
+    return tuple(f"models.{agent}={json.dumps(checkpoint(run, agent))}" for agent in ("reasoner", "planner"))
+
+
 def _written(file: Path, frames: tuple[str, ...], *, usual: bool = False) -> str:
     """A change of settings: the lab's strategies with each of ``frames`` around its first prompt; ``usual``: after both."""
     chosen = [
@@ -110,4 +118,5 @@ def _shown(frames: tuple[str, ...]) -> str:
 
 LIMITS = """All unseen wordings contain the prompt that the base was pre-trained on, with something before it. Something behind
 it (`Think: now`) takes the base's accuracy to 0, and was neither trained nor tried here. The lab's other words are spelled
-letter by letter. An LLM's paraphrases share meaning rather than letters."""
+letter by letter. The generated wordings were tried after the others, and so with what those had at the unseen ones in
+mind. An LLM's paraphrases share meaning rather than letters."""
