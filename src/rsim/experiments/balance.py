@@ -18,8 +18,8 @@ _ARMS: dict[str, tuple[str, ...]] = {
     _PRESET: (),
     "neither": (_FREE,),
     "entropy target of 1 nat": (_FREE, "objective.planner_entropy=0.05", "objective.entropy_target=1.0"),
-    "even use, weight 0.05": (_FREE, "objective.usage_weight=0.05"),
     _LONG: _LONGER,
+    "even use, weight 0.02, four times as long": (_FREE, "objective.usage_weight=0.02", *_LONGER),
     "even use, weight 0.05, four times as long": (_FREE, "objective.usage_weight=0.05", *_LONGER),
 }
 
@@ -70,4 +70,4 @@ def _shares(arms: Arms, arm: str) -> dict[str, float]:
 
 
 LIMITS = """On the nano lab some strategies have hardly a use, so even use is not what a good planner of this lab does; whether
-it helps where all nine are useful cannot be seen here. One weight was tried at four times the length."""
+it helps where all nine are useful cannot be seen here. Two weights were tried, both at four times the preset's length."""
