@@ -17,6 +17,10 @@ from rsim.strategies import load_strategies
 
 _PRICES = (0.0, 0.1, 0.3, 0.6)
 _FREE = "a continuation without a prompt"
+_IN_THE_HEAD = {
+    "sums in the head": "sequence:sub-planning,prioritization,decomposition,decomposition,summarization,termination",
+    "all in the head": "sequence:sub-planning,prioritization,continuation,continuation,continuation,termination",
+}
 _GATES = (0.5, 0.7, 0.9, 0.99, 1.0)
 _BINS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
 
@@ -52,6 +56,7 @@ def run(bench: Workbench) -> Page:
     error = sum(n * abs(s - r) for n, s, r in zip(count, sure, right_share, strict=True) if n) / total
     page.value("expected calibration error of the planner's confidence", round(error, 3), unit="share")
     _gates(page, bench, done[names[0.0]])
+    _shorter(page, bench, done[names[0.0]])
     base = _tokens(done[names[0.0]])
     for name, arm in done.items():
         saved = 1 - _tokens(arm) / base
@@ -78,6 +83,21 @@ def _gates(page: Page, bench: Workbench, free: list[Measured]) -> None:
     page.text("The same planner with a gate (`rollout.gate`): where its choice is less likely than that, nothing is injected, "
               "and the reasoner goes on by itself.")  # fmt: skip
     page.table(["gate", "accuracy", "minus no gate, points", "decisions that are injected", "tokens / question"], rows)
+
+
+def _shorter(page: Page, bench: Workbench, free: list[Measured]) -> None:
+    """What shorter ways there are: the reasoner that was trained with the planner, led by others."""
+    runs = bench.train([Training("nano", (), seed) for seed in bench.seeds])
+    others = {"the lab's oracle": "oracle"} | _IN_THE_HEAD
+    done = measure_arms(bench, {name: [Measurement(checkpoint(r), spec) for r in runs] for name, spec in others.items()})
+    sequences = "; ".join(f"*{name}*: {spec.removeprefix('sequence:')}" for name, spec in _IN_THE_HEAD.items())
+    page.text("What there is to save, with the same reasoner: the lab's oracle, and sequences that join numbers in the head "
+              f"({sequences}).")  # fmt: skip
+    rows = [["the planner", percent(estimate(free).mean), f"{_tokens(free):.0f}"]]
+    for name, arm in done.items():
+        rows.append([name, percent(estimate(arm).mean), f"{_tokens(arm):.0f}"])
+        page.measured(f"{name}: accuracy", estimate(arm))
+    page.table(["", "accuracy", "tokens / question"], rows)
 
 
 def _injected(arm: list[Measured], gate: float) -> float:
