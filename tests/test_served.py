@@ -70,6 +70,17 @@ def test_a_served_model_answers_as_the_one_in_this_process(server, planner, tmp_
     assert there.tflops == 0
 
 
+def test_a_gate_acts_alike_on_a_served_model(server, planner, tmp_path):
+    gated = replace(settings(planner), overrides=('rollout.paraphrase="first"', "rollout.gate=0.45"))
+    there = evaluate_into(tmp_path / "there", gated, served=ServedModel(server, "nano-s", at_once=4))
+    here = evaluate_into(tmp_path / "here", gated)
+    for a, b in zip(records(tmp_path / "there"), records(tmp_path / "here"), strict=True):
+        assert {k: a[k] for k in KEYS} == {k: b[k] for k in KEYS}
+        assert [s["text"].split() for s in a["steps"]] == [s["text"].split() for s in b["steps"]]
+    assert 0 < there.injected_tokens < there.steps, "some decisions are sure and some are not"
+    assert (there.accuracy, there.usage) == (here.accuracy, here.usage)
+
+
 def test_random_planners_are_repeatable_and_resumed(server, tmp_path):
     """What is drawn depends on the question's number, not on which answers are under way together."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

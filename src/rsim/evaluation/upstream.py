@@ -153,8 +153,9 @@ class ServedGame:
         if planning is None:
             return episode, (await _alone(episode, upstream, asked, rules.max_tokens), 0)
         limits = PlayRules(
-            rules.delimiter, rules.max_steps, rules.step_tokens, rules.max_tokens, answer_tokens=rules.answer_tokens
-        )
+            rules.delimiter, rules.max_steps, rules.step_tokens, rules.max_tokens, answer_tokens=rules.answer_tokens,
+            gate=rules.gate,
+        )  # fmt: skip
         usage, injected = Usage(), 0
         async with aclosing(play(asked, planning, upstream, limits, rules.max_tokens)) as events:
             async for event in events:
