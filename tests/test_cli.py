@@ -43,7 +43,9 @@ def test_help_and_config_never_load_torch():
     code = ("import sys, rsim, rsim.config, rsim.cli.main\n"
             "try: rsim.cli.main.main(['config', 'show', 'nano'])\nexcept SystemExit: pass\n"
             "try: rsim.cli.main.main(['--help'])\nexcept SystemExit: pass\n"
-            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was loaded'")  # fmt: skip
+            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was loaded'\n"
+            "assert rsim.Planner.from_pretrained and 'torch' in sys.modules\n"
+            "assert not hasattr(rsim, 'Reasoner')")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "planner_lr" in done.stdout

@@ -16,12 +16,12 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from rsim import Planner
 from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.errors import UserError
 from rsim.models import load_planner, load_reasoner
 from rsim.openings import as_message
-from rsim.planner.planner import Planner
 from rsim.planner.scripted import sequence_planner
 from rsim.plugin.http_upstream import probe
 from rsim.plugin.play import Finished, Injected, Piece, PlayRules

@@ -1,17 +1,29 @@
 """rsim: reinforced strategy injection. A planner chooses a strategy before each step of a reasoner's chain of thought.
 
-``rsim.train(config)`` and ``rsim.load_config(...)`` are the Python side of the commands. Importing rsim does not load torch.
+``rsim.train(config)`` and ``rsim.load_config(...)`` are the Python side of the commands, ``rsim.Planner`` is a
+trained planner for any LLM. Importing rsim does not load torch; asking for the planner does.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsim.config import Config, load_config
 from rsim.errors import UserError
 
-__all__ = ["Config", "UserError", "load_config", "train"]
+if TYPE_CHECKING:
+    from rsim.planner.planner import Planner
+
+__all__ = ["Config", "Planner", "UserError", "load_config", "train"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Planner":
+        raise AttributeError(f"module 'rsim' has no attribute {name!r}")
+    from rsim.planner.planner import Planner
+
+    return Planner
 
 
 def train(config: Config, *, resume: bool = False) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rsim.strategies import StrategySet
 _USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from rsim.planner.planner import Planner
+from rsim import Planner
 
 planner = Planner.from_pretrained("{repo}")
 model = AutoModelForCausalLM.from_pretrained("any/model")
