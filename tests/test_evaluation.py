@@ -133,6 +133,11 @@ def test_wrong_planners_are_one_error(reasoner, lab_strategies, spec):
         planner_from(spec, lab_strategies, PROBLEMS, reasoner=reasoner, rules=RULES)
 
 
+def test_shuffled_decisions_know_no_gate(reasoner, lab_strategies):
+    with pytest.raises(UserError, match=r"rollout\.gate"):
+        planner_from("shuffled:x", lab_strategies, PROBLEMS, reasoner=reasoner, rules=replace(RULES, gate=0.5))
+
+
 def test_a_reasoner_without_weights_cannot_be_prompted(base_folder, lab_strategies):
     shape = load_reasoner(str(base_folder), weights=False)
     with pytest.raises(UserError, match="native"):

@@ -164,6 +164,19 @@ def test_the_usage_pull_has_the_gradient_of_how_far_even_use_is_from_the_mean_po
     assert found.sum(0).argmax() == 4
 
 
+def test_the_pull_fades_for_what_is_almost_never_used():
+    """At a state's policy of a thousandth and less, no pull is stronger than that of a thousandth."""
+    pulls = []
+    for rare in (1e-2, 1e-3, 1e-5):
+        logits = torch.tensor([[0.0, math.log(rare)]], dtype=torch.float64, requires_grad=True)
+        policy = torch.softmax(logits, -1)
+        (gradient,) = torch.autograd.grad(usage_pull(policy, policy.detach()[0], 1.0).sum(), logits)
+        pulls.append(float(gradient[0, 1]))
+    assert pulls[0] == pytest.approx(0.5, abs=0.02)
+    assert pulls[1] == pytest.approx(0.5, abs=0.02)
+    assert pulls[2] == pytest.approx(0.005, abs=0.001)
+
+
 def test_even_use_is_not_pulled_at():
     logits = torch.zeros(5, 3, requires_grad=True)
     pull = usage_pull(torch.softmax(logits, -1), torch.full((3,), 1 / 3), 1.0)

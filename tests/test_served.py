@@ -119,6 +119,11 @@ def test_another_model_or_config_is_another_evaluation(server, planner, tmp_path
     mine = replace(settings("none", 4), run=str(tmp_path / "mine.toml"))
     first = evaluate_into(tmp_path / "e", mine)
     assert evaluate_into(tmp_path / "e", mine) == first, "asked for again it is what it was"
+    assert "gate" not in json.loads((tmp_path / "e" / "settings.json").read_text())["means"]["rollout"], (
+        "as before there was one"
+    )
+    with pytest.raises(UserError, match="other settings"):
+        evaluate_into(tmp_path / "e", replace(mine, overrides=(*mine.overrides, "rollout.gate=0.5")))
     text = (tmp_path / "mine.toml").read_text()
     (tmp_path / "mine.toml").write_text(text.replace("max_tokens = ", "max_tokens = 1"))
     with pytest.raises(UserError, match="other settings"):

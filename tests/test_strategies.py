@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rsim.errors import UserError
 from rsim.openings import as_message, left_open
 from rsim.planner import template
 from rsim.rewards.answers import boxed
-from rsim.strategies import load_strategies
+from rsim.strategies import StrategySet, load_strategies
 
 NINE = {"self-reflection", "decomposition", "deliberation", "validation", "summarization", "prioritization", "sub-planning",
         "continuation", "termination"}  # fmt: skip
@@ -90,6 +92,17 @@ def test_bad_files_are_refused_by_name(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(UserError, match=message):
         load_strategies(str(file))
+
+
+def test_a_step_without_intervention_is_never_a_termination():
+    nine = load_strategies("lab")
+    assert nine.names[nine.neutral] == "continuation"
+    by_name = {s.name: replace(s, repeat_free=False) for s in nine.strategies}
+    for names, expected in ((("termination", "validation"), "validation"), (("validation", "termination"), "validation")):
+        strategies = StrategySet(tuple(by_name[name] for name in names))
+        assert strategies.names[strategies.neutral] == expected
+    free = StrategySet((by_name["termination"], by_name["validation"], replace(by_name["deliberation"], repeat_free=True)))
+    assert free.names[free.neutral] == "deliberation"
 
 
 def test_missing_file():

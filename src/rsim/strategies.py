@@ -74,8 +74,9 @@ class StrategySet:
     @property
     def neutral(self) -> int:
         """Index of what a step without intervention is called in the planner's stream."""
-        free = [i for i, s in enumerate(self.strategies) if s.repeat_free]
-        return self.names.index("continuation") if "continuation" in self.names else (free or [0])[0]
+        others = [i for i in range(len(self)) if i != self.termination]
+        free = [i for i in others if self.strategies[i].repeat_free]
+        return self.names.index("continuation") if "continuation" in self.names else (free or others)[0]
 
     def __len__(self) -> int:
         return len(self.strategies)

@@ -57,6 +57,10 @@ def planner_from(
     if kind == "shuffled":
         assert reasoner is not None
         assert rules is not None
+        if rules.gate:
+            raise UserError(
+                f"--planner {spec}", "has decisions without probabilities, which no gate can stop: leave rollout.gate at 0"
+            )
         folder = Path(rest) if rest else trained
         if folder is None or not folder.is_dir():
             raise UserError(f"--planner {spec}", "evaluate a run with a trained planner, or write shuffled:PLANNER_FOLDER")

@@ -101,6 +101,8 @@ def _meaning(config: Config, data: str) -> dict[str, Any]:
     """What the names in the settings stand for: the part of the config that matters here, the strategies, the data."""
     table = to_table(config)
     del table["rollout"]["cuda_graphs"]  # how, not what
+    if not table["rollout"]["gate"]:  # which evaluations of earlier versions do not name
+        del table["rollout"]["gate"]
     files = [Path(source) for source in mixed(data) if Path(source).is_file()]
     return {
         **{key: table[key] for key in ("models", "data", "rollout", "rewards")},

@@ -8,11 +8,14 @@ from rsim.experiments.stats import difference, estimate
 from rsim.experiments.workbench import Training, Workbench
 
 
-def ablate(page: Page, bench: Workbench, arms: dict[str, tuple[str, ...]], against: str) -> Arms:
-    """Trains the preset nano with each arm's changes and compares every arm with the one named ``against``."""
+def ablate(page: Page, bench: Workbench, arms: dict[str, tuple[str, ...]], against: str, *, which: str = "best") -> Arms:
+    """Trains the preset nano with each arm's changes and compares every arm with the one named ``against``.
+
+    ``which``: the checkpoint of each run that is measured, ``best`` or ``final``.
+    """
     folders = iter(bench.train([Training("nano", changes, s) for changes in arms.values() for s in bench.seeds]))
     runs = {name: [next(folders) for _ in bench.seeds] for name in arms}
-    done = measure_arms(bench, {name: [planned(r) for r in found] for name, found in runs.items()})
+    done = measure_arms(bench, {name: [planned(r, which) for r in found] for name, found in runs.items()})
     page.arms(done)
     rows = []
     for name, arm in done.items():

@@ -39,9 +39,9 @@ def measure_arms(bench: Workbench, arms: dict[str, list[Measurement]]) -> Arms:
     return {arm: [done[f"{arm}/{i}"] for i in range(len(measurements))] for arm, measurements in arms.items()}
 
 
-def planned(run: Path) -> Measurement:
+def planned(run: Path, which: str = "best") -> Measurement:
     """A run's planner with its own reasoner."""
-    return Measurement(checkpoint(run))
+    return Measurement(checkpoint(run, which=which))
 
 
 def plugged(run: Path, reasoner: str = "nano-s", data: str = "lab") -> Measurement:

@@ -46,10 +46,10 @@ def run(bench: Workbench) -> Page:
     })  # fmt: skip
     page.text(f"The preset nano is trained as it is, with the lab's two prompts a strategy, and with five more, the first one "
               f"with something before it: {_shown(_TRAINED)}; and, for four times as many steps, with fifteen more than those: "
-              f"{_shown(_MORE)}; and, gone on from the run with two, for 42 steps of stage 2, with {_GENERATED} more that "
-              f"begin with one to three words made of random letters or digits ({_shown(drawn[:4])}). An episode draws the "
-              f"wording of each step (`rollout.paraphrase = \"random\"`). All are then asked with one wording at a time that "
-              f"none was trained with: {_shown(_UNSEEN)}.")  # fmt: skip
+              f"{_shown(_MORE)}; and, gone on from the best checkpoint of the run with two, for 42 steps of stage 2, with "
+              f"{_GENERATED} more that begin with one to three words made of random letters or digits ({_shown(drawn[:4])}). "
+              f"An episode draws the wording of each step (`rollout.paraphrase = \"random\"`). All are then asked with one "
+              f"wording at a time that none was trained with: {_shown(_UNSEEN)}.")  # fmt: skip
     arms = {arm: {wording: done[f"{arm}, {wording}"] for wording in wordings} for arm in runs}
     rows = [[f"`{wording.format('Think:')}`" if wording != _USUAL else "the two usual ones",
              *(percent(estimate(arms[arm][wording]).mean) for arm in arms),
@@ -85,7 +85,7 @@ def _generated(rng: random.Random) -> tuple[str, ...]:
 
 
 def _taken_up(run: Path) -> tuple[str, ...]:
-    """The changes that begin where ``run`` ended."""
+    """The changes that begin with the best checkpoint of ``run``."""
     return tuple(f"models.{agent}={json.dumps(checkpoint(run, agent))}" for agent in ("reasoner", "planner"))
 
 

@@ -170,9 +170,9 @@ class Workbench:
                 self.console.print(f"  {number}/{len(pending)} {pending[future].name}")
 
 
-def checkpoint(run: Path, agent: str = "") -> str:
-    """A run's best checkpoint by held-out accuracy, or one agent of it."""
-    return str(run / "checkpoints" / "best" / agent)
+def checkpoint(run: Path, agent: str = "", *, which: str = "best") -> str:
+    """A run's checkpoint, ``best`` by held-out accuracy or ``final``, or one agent of it."""
+    return str(run / "checkpoints" / which / agent)
 
 
 def episodes(evaluation: Path) -> list[dict[str, Any]]:

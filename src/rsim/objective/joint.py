@@ -73,12 +73,13 @@ def usage_pull(policies: torch.Tensor, mean: torch.Tensor, weight: float) -> tor
     """What draws the planner towards strategies that it rarely uses, whatever the state, ``[N]``.
 
     ``weight / S * sum_a p_a / m_a`` with the mean policy ``m`` over all decisions of the batch, held constant: averaged over
-    these decisions, its gradient is that of ``-weight * KL(uniform || m)``. A strategy that is never used costs without bound,
-    so that none is lost, sampled or not; and, unlike with an entropy bonus, the planner stays free to be sure in each state.
+    these decisions, its gradient is that of ``-weight * KL(uniform || m)``. What is rare is pulled up whether it was sampled or
+    not; and, unlike with an entropy bonus, the planner stays free to be sure in each state.
 
     Args:
         policies: ``[N, S]`` probabilities of the strategies, as they are now.
-        mean: ``[S]``; what is below a thousandth counts as a thousandth.
+        mean: ``[S]``, as sampled from. What is below a thousandth counts as a thousandth, so that no state is pulled at
+            without bound; the pull on a strategy that is rarer fades with its probability.
 
     >>> usage_pull(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.75, 0.25]), 0.3)
     tensor([0.2000, 0.6000])
