@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from rsim.models import load_planner, load_reasoner
 from rsim.place import allow_fast_products, choose_place, pick_device
 from rsim.planner.planner import Planner
 from rsim.rewards.rewards import Score, load_custom, score_all
-from rsim.rollout.episode import FLAGS, Episode
+from rsim.rollout.episode import Episode
 from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import load_strategies
@@ -33,6 +32,7 @@ from rsim.training.branches import continuations
 from rsim.training.checkpoints import Save, verify
 from rsim.training.cold_start import cold_start, format_rate
 from rsim.training.memory import release_freed
+from rsim.training.metrics import rollout_metrics
 from rsim.training.ranks import join
 from rsim.training.reopen import flatten, mean_entropy, opening_temperature
 from rsim.training.run_folder import RunFolder, Trackers
@@ -491,21 +491,3 @@ def _permutation(size: int, seed: int, epoch: int) -> list[int]:
         random.Random(f"epoch:{seed}:{epoch}").shuffle(order)
         _permutations[key] = order
     return _permutations[key]
-
-
-def rollout_metrics(episodes: list[Episode], scores: list[Score], names: tuple[str, ...]) -> dict[str, float]:
-    """Means over a batch of episodes: reward parts, lengths, flags and strategy shares."""
-    count = len(episodes)
-    used = Counter(s.strategy for e in episodes for s in e.steps if s.strategy >= 0)
-    total = max(sum(used.values()), 1)
-    return {
-        "accuracy": sum(s.correct for s in scores) / count,
-        "checker_failures": float(sum(bool(s.failure) for s in scores)),
-        **{f"reward/{part}": sum(s.parts[part] for s in scores) / count for part in scores[0].parts},
-        "length/sampled": sum(e.sampled_tokens for e in episodes) / count,
-        "length/injected": sum(e.injected_tokens for e in episodes) / count,
-        "length/steps": sum(len(e.steps) for e in episodes) / count,
-        **{f"flags/{f}": sum(getattr(e, f) for e in episodes) / count
-           for f in FLAGS},
-        **{f"strategy/{name}": used[i] / total for i, name in enumerate(names)},
-    }  # fmt: skip
