@@ -176,7 +176,7 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(small):
 def test_a_cold_start_is_shared_too(tmp_path, zero):
     """nano-s itself: a model with random weights formats nothing."""
     changes = ["cold_start.episodes=48", "stages.stage1.steps=1", "stages.stage2.steps=1", "train.questions=4", "train.group=4",
-               "data.eval_size=8", "data.train_size=64", "train.trackers=[]", "train.micro_tokens=900"]  # fmt: skip
+               "data.eval_size=8", "data.train_size=64", "train.trackers=[]", "train.micro_tokens=900", "models.dtype=float64"]  # fmt: skip
     alone, together = (load_config("nano", [*changes, f"out={tmp_path / name}"]) for name in ("alone", "together"))
     rsim.train(alone)
     if zero:

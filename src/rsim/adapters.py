@@ -15,6 +15,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rsim.errors import UserError
+from rsim.inference import precise
 
 _FILE = "adapter_config.json"
 
@@ -52,9 +53,9 @@ def train_precisely(model: PreTrainedModel) -> None:
     """Keeps what is trained in float32, whatever the frozen weights are kept in: small steps vanish in bfloat16."""
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = precise(parameter.data)
     if "score" in dict(model.named_children()):
-        model.score.float()
+        model.score.to(torch.promote_types(model.score.weight.dtype, torch.float32))
 
 
 def merged(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:

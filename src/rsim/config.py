@@ -28,7 +28,7 @@ class ModelsConfig:
     strategies: str = "default"  # "default", "instruct", "sentences", "tables", "code", "lab" or a TOML file
     system_prompt: str = ""  # put before the question by the reasoner's chat template
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: see `rsim.place.choose_place`
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # auto: see `rsim.place.choose_place`; float64: comparisons
     reasoner_lora: int = 0  # rank of its LoRA adapter; 0: all its weights are trained
     planner_lora: int = 0
     shared_base: bool = False  # both agents read one copy of the same frozen weights

@@ -18,6 +18,11 @@ _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 _MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 
 
+def precise(values: torch.Tensor) -> torch.Tensor:
+    """``values`` in float32, or in float64 where they are: what probabilities are computed in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``rows @ weight.T + bias``, without gradient; ``rows [..., in]``, ``weight [out, in]``."""
     if _worth_it(rows, weight):

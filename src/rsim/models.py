@@ -167,4 +167,4 @@ def _how(device: str, dtype: str, quantised: bool) -> dict[str, Any]:
 
 
 def _dtype(name: str) -> torch.dtype:
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]

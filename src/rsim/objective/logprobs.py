@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rsim.inference import product
+from rsim.inference import precise, product
 
 _CHUNK = 1 << 23  # logits that are alive at once (32 MiB in float32)
 
@@ -14,7 +14,7 @@ _CHUNK = 1 << 23  # logits that are alive at once (32 MiB in float32)
 def token_logprobs(
     hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs of ``tokens`` and entropies of their distributions, both ``[N]`` (nats) and float32.
+    """Log-probs of ``tokens`` and entropies of their distributions, both ``[N]`` (nats), in float32 or, where ``hidden`` is, in float64.
 
     Equal to ``log_softmax(hidden @ weight.T / temperature)`` gathered at ``tokens``. The logits are made a chunk of rows at a
     time and made again in the backward pass, so that memory does not grow with ``N * V``.
@@ -39,7 +39,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        totals, logprobs, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
+        totals, logprobs, entropies = (precise(hidden.new_empty(len(hidden))) for _ in range(3))
         for part in _parts(hidden, weight):
             logits = _logits(hidden[part], weight, temperature)
             totals[part] = logits.logsumexp(-1)
@@ -75,4 +75,4 @@ def _parts(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
-    return product(hidden, weight).float().div_(temperature)
+    return precise(product(hidden, weight)).div_(temperature)

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from rsim import adapters
 from rsim.errors import UserError, first_line
+from rsim.inference import precise
 from rsim.planner import template
 from rsim.rollout.decoder import Decoder
 from rsim.rollout.episode import Decision, Episode
@@ -183,7 +184,7 @@ class LearnedSession:
     @torch.no_grad()
     def decide(self, slots: list[int], uniforms: list[float], temperature: float) -> list[Decision]:
         hidden = self.decoder.append(slots, [self.pending[s] for s in slots])
-        logits = self.planner.logits(hidden).float()
+        logits = precise(self.planner.logits(hidden))
         actions, logprobs = choose(logits, temperature, torch.tensor(uniforms, device=logits.device))
         probabilities = torch.softmax(logits / (temperature or 1.0), -1).tolist()
         decisions = []

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from rsim.inference import precise
 from rsim.openings import step_end
 
 _BLOCK = 256
@@ -40,7 +41,7 @@ def choose(
     Returns:
         indices ``[n]`` and their log-probs ``[n]`` (nats) under the distribution that was sampled from.
     """
-    logits = logits.float()
+    logits = precise(logits)
     if isinstance(temperature, torch.Tensor):
         logits = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
     elif temperature not in (0, 1):

@@ -12,6 +12,7 @@ from transformers import GradientCheckpointingLayer, PreTrainedModel
 
 from rsim import packed
 from rsim.errors import UserError
+from rsim.inference import precise
 from rsim.objective.joint import Evaluated, usage_pull
 from rsim.objective.logprobs import token_logprobs
 from rsim.training.batch import ActionBatch
@@ -68,7 +69,7 @@ class Agent:
         ]
         if with_values:
             hidden = model.config.get_text_config().hidden_size
-            self.value_head = torch.nn.Linear(hidden, 1).to(model.device)
+            self.value_head = torch.nn.Linear(hidden, 1, dtype=torch.promote_types(model.dtype, torch.float32)).to(model.device)
             torch.nn.init.zeros_(self.value_head.weight)
             torch.nn.init.zeros_(self.value_head.bias)
             groups.append({"params": list(self.value_head.parameters()), "weight_decay": 0.0})
@@ -105,7 +106,8 @@ class Agent:
         logprobs, entropy = self._score(self.head, hidden, actions, self.head_weight)
         values = None
         if self.value_head is not None:
-            values = _fill(batch.mask, self.value_head(hidden.detach())[:, 0])  # the policy's trunk is not trained on values
+            rows = hidden.detach().to(self.value_head.weight.dtype)  # the policy's trunk is not trained on values
+            values = _fill(batch.mask, self.value_head(rows)[:, 0])
         reference = None
         if with_reference and self.reference is not None:
             with torch.no_grad():
@@ -114,7 +116,7 @@ class Agent:
                 reference = _fill(batch.mask, self._score(self._reference_head, frozen, actions, weight)[0])
         pull = None
         if usage is not None:
-            policies = torch.softmax(self.head(hidden).float() / self.temperature, -1)
+            policies = torch.softmax(precise(self.head(hidden)) / self.temperature, -1)
             pull = _fill(batch.mask, usage_pull(policies, usage, usage_weight))
         return Evaluated(_fill(batch.mask, logprobs), _fill(batch.mask, entropy), values, reference, pull)
 
@@ -142,7 +144,7 @@ class Agent:
         """Log-probs and entropies ``[N]``."""
         if weight is not None:
             return token_logprobs(hidden, weight, actions, self.temperature)
-        logprobs = torch.log_softmax(head(hidden).float() / self.temperature, -1)
+        logprobs = torch.log_softmax(precise(head(hidden)) / self.temperature, -1)
         return logprobs.gather(-1, actions[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
     def turns(self, micro: list[torch.Tensor]) -> list[tuple[torch.Tensor, bool]]:

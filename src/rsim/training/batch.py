@@ -72,7 +72,7 @@ class ActionBatch:
         return [torch.tensor(part) for part in parts]
 
 
-def reasoner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch:
+def reasoner_batch(episodes: list[Episode], device: torch.device, dtype: torch.dtype = torch.float32) -> ActionBatch:
     """Actions are the episodes' own sampled tokens; the hidden state of the token before predicts each."""
     places = [[t for t, m in enumerate(e.reasoner_mask[: e.until]) if m and t >= e.inherited] for e in episodes]
     return _batch(
@@ -83,10 +83,11 @@ def reasoner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch
         [[e.logprobs[t] for t in row] for e, row in zip(episodes, places, strict=True)],
         [max(e.prompt_length, e.inherited) for e in episodes],
         device,
+        dtype,
     )
 
 
-def planner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch:
+def planner_batch(episodes: list[Episode], device: torch.device, dtype: torch.dtype = torch.float32) -> ActionBatch:
     """Actions are the episodes' own decisions; forced terminations are none."""
     taken = [e.own_decisions for e in episodes]
     return _batch(
@@ -97,6 +98,7 @@ def planner_batch(episodes: list[Episode], device: torch.device) -> ActionBatch:
         [[d.logprob for d in row] for row in taken],
         [row[0].position + 1 if row else 0 for row in taken],
         device,
+        dtype,
     )
 
 
@@ -108,18 +110,19 @@ def _batch(
     logprobs: list[list[float]],
     prefixes: list[int],
     device: torch.device,
+    dtype: torch.dtype,
 ) -> ActionBatch:
-    mask = _pad([[1.0] * len(row) for row in actions], torch.float32, device)
+    mask = _pad([[1.0] * len(row) for row in actions], dtype, device)
     joint = [float(len(e.own_decisions) + e.own_tokens) for e in episodes]
     return ActionBatch(
         ids=_pad(ids, torch.long, device),
         positions=_pad(positions, torch.long, device),
         actions=_pad(actions, torch.long, device),
         mask=mask,
-        old_logprobs=_pad(logprobs, torch.float32, device),
+        old_logprobs=_pad(logprobs, dtype, device),
         advantages=torch.zeros_like(mask),
         weights=torch.zeros_like(mask),
-        joint_lengths=torch.tensor(joint, device=device).clamp(min=1),
+        joint_lengths=torch.tensor(joint, dtype=dtype, device=device).clamp(min=1),
         groups=torch.tensor([e.group for e in episodes], device=device),
         prefixes=torch.tensor(prefixes, device=device),
     )

@@ -100,7 +100,7 @@ def check_fits(found: Estimate) -> None:
 
 
 def _width(config: Config) -> int:
-    return {"float32": 4, "bfloat16": 2}[choose_place(config).dtype]
+    return {"float32": 4, "bfloat16": 2, "float64": 8}[choose_place(config).dtype]
 
 
 def needs_of(config: Config, name: str, model: PreTrainedModel, rank: int, width: int) -> AgentNeeds:
@@ -136,7 +136,7 @@ def _seconds(config: Config, models: dict[str, PreTrainedModel], device: torch.d
     """Of a step's matrix products: rollout and training of each agent."""
     train, rollout = config.train, config.rollout
     episodes = train.questions * train.group
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[choose_place(config).dtype]
+    dtype = {4: torch.float32, 2: torch.bfloat16, 8: torch.float64}[_width(config)]
     seconds = 0.0
     for name, model in models.items():
         text = model.config.get_text_config()

@@ -204,7 +204,7 @@ def plan(
     """
     models, train = config.models, config.train
     on_gpu = device.timed is None
-    precise = bool(config.trained_whole) or not on_gpu if models.dtype == "auto" else models.dtype == "float32"
+    precise = bool(config.trained_whole) or not on_gpu if models.dtype == "auto" else models.dtype in ("float32", "float64")
     width, peak = (4, device.float32) if precise else (2, device.bfloat16)
     shapes = {"reasoner": shape_of(models.reasoner)}
     if models.planner != "none":

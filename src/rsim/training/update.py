@@ -55,14 +55,14 @@ class Update:
         if not kept:
             return metrics
         build = planner_batch if planner else reasoner_batch
-        batch = build([episodes[i] for i in kept], device)
-        batch.advantages = advantages[kept].to(device)[:, None] * batch.mask
+        batch = build([episodes[i] for i in kept], device, torch.promote_types(agent.model.dtype, torch.float32))
+        batch.advantages = advantages[kept].to(device, batch.mask.dtype)[:, None] * batch.mask
         bonus, usage = 0.0, None
         if planner:
-            policies = torch.tensor([d.probabilities for e in episodes for d in e.own_decisions], device=device)
+            policies = torch.tensor([d.probabilities for e in episodes for d in e.own_decisions], dtype=batch.mask.dtype, device=device)
             bonus = self._entropy_bonus(policies)
             usage = policies.mean(0) if evens else None
-        return metrics | self._optimise(agent, batch, returns[kept].to(device), groups[kept].tolist(), bonus, usage)
+        return metrics | self._optimise(agent, batch, returns[kept].to(device, batch.mask.dtype), groups[kept].tolist(), bonus, usage)
 
     def _entropy_bonus(self, policies: torch.Tensor) -> float:
         """The coefficient of the planner's entropy: the config's, or the part of it by which ``policies [N, strategies]`` fall
