@@ -85,7 +85,7 @@ ROUNDS = ("train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05"
 SINGLE = ("objective.loss=ppo", "train.micro_tokens=100000")  # micro-batches are bounded by the number of ranks alone
 ADAPTERS = ("train.micro_tokens=150", "models.reasoner_lora=4", "models.planner_lora=2")
 CASES = {
-    2: [("train.micro_tokens=150",), SINGLE, ("train.branches=2",), (*ADAPTERS, "train.shard=true", "train.reopen=2.19"),
+    2: [("train.micro_tokens=150",), SINGLE, (*ADAPTERS, "train.shard=true", "train.reopen=2.19"),
         (*SINGLE, "train.shard=true", "train.gradient_checkpointing=true", "train.save_in_background=true")],
     3: [ROUNDS, (*ROUNDS, "train.shard=true", "train.reopen=2.19")],
 }  # fmt: skip
@@ -116,7 +116,7 @@ def deepspeed_config(tmp_path, stage, **more):
 
 
 @DEEPSPEED
-@pytest.mark.parametrize("case", [("train.micro_tokens=150",), SINGLE, ROUNDS, (*ADAPTERS, "train.branches=2")])
+@pytest.mark.parametrize("case", [("train.micro_tokens=150",), SINGLE, ROUNDS, ADAPTERS])
 def test_deepspeed_trains_as_one_process_does(small, tmp_path, case):
     together = [small(f"together-{stage}", *case, deepspeed_config(tmp_path, stage)) for stage in (1, 2)]
     started = processes([sys.executable, "-c", EACH, *(written(config) for config in together)], 2)

@@ -147,11 +147,6 @@ class TrainConfig:
     token_budget: int = 0  # stop once so many reasoner tokens were sampled, cold start included; 0: no budget
     questions: int = 32  # per step
     group: int = 8  # episodes per question
-    branches: int = 0  # continuations from one state of each episode, for step-level credit; 0: outcome-only credit
-    # That state: any after the first step, or the one where the planner is least sure.
-    branch_at: Literal["uniform", "entropy"] = "uniform"
-    # What continuations begin with: what the planner samples, or strategies that differ from each other and from the episode's.
-    branch_by: Literal["sampled", "distinct"] = "sampled"
     reopen: float = 0.0  # nats: a planner that was trained before and is surer begins with this entropy; 0: as it comes
     planner_lr: float = 1e-3
     reasoner_lr: float = 3e-4
@@ -309,7 +304,7 @@ def validate(config: Config) -> None:
         "data.eval_size": (config.data.eval_size, 1), "data.max_question_tokens": (config.data.max_question_tokens, 0),
         "rollout.max_steps": (rollout.max_steps, 1), "rollout.step_tokens": (rollout.step_tokens, 1),
         "rollout.answer_tokens": (rollout.answer_tokens, 1), "rollout.batch": (rollout.batch, 1),
-        "train.branches": (train.branches, 0), "rewards.token_price": (config.rewards.token_price, 0),
+        "rewards.token_price": (config.rewards.token_price, 0),
         "objective.usage_weight": (config.objective.usage_weight, 0),
         "objective.entropy_target": (config.objective.entropy_target, 0),
         "train.reopen": (config.train.reopen, 0), "train.warmup": (train.warmup, 0),
@@ -331,7 +326,7 @@ def validate(config: Config) -> None:
     if rollout.max_tokens <= rollout.answer_tokens:
         raise UserError(f"rollout.max_tokens = {rollout.max_tokens}",
                         f"must exceed rollout.answer_tokens = {rollout.answer_tokens}")  # fmt: skip
-    _validate_credit(config)
+    _validate_planner_terms(config)
     if rollout.temperature <= 0 or rollout.planner_temperature <= 0:
         raise UserError("rollout.temperature", "must be above 0 for training; evaluation has its own")
     if not 0 <= rollout.gate <= 1:
@@ -353,16 +348,10 @@ def validate(config: Config) -> None:
         raise UserError("stages share a name", "give each stage its own")
 
 
-def _validate_credit(config: Config) -> None:
+def _validate_planner_terms(config: Config) -> None:
     objective, train = config.objective, config.train
-    if train.branches and config.models.planner == "none":
-        raise UserError("train.branches", "credits the planner's decisions, and there is no planner: set 0")
     if train.reopen and config.models.planner == "none":
         raise UserError("train.reopen", "is the entropy that the planner begins with, and there is no planner: set 0")
-    if train.branches and objective.loss == "ppo":
-        raise UserError(
-            "train.branches", "works through group-relative advantages, which loss = ppo has none of: use another loss"
-        )
     if objective.entropy_target and not objective.planner_entropy:
         raise UserError(
             "objective.entropy_target", "is what objective.planner_entropy leads to: set that one too, e.g. to 0.05"

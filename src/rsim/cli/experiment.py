@@ -15,7 +15,6 @@ EXPERIMENTS = {
     "fig4": "the frozen planner with other reasoners and other tasks",
     "fig5": "training curves for a small and a large planner",
     "collapse": "long runs of GRPO alone and of rSIM",
-    "credit": "step-level credit against outcome-only credit",
     "balance": "even use of the strategies in place of the penalty on repeats",
     "cost": "a price for tokens, and whether the planner knows how sure it is",
     "growth": "candidates for a strategy set: what pays is kept, what does not is dropped",

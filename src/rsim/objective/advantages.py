@@ -9,7 +9,6 @@ def group_advantages(
     returns: torch.Tensor,
     groups: torch.Tensor,
     *,
-    weights: torch.Tensor | None = None,
     scale_by_std: bool = False,
     eps: float = 1e-4,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,7 +17,6 @@ def group_advantages(
     Args:
         returns: ``[B]``, one scalar per episode.
         groups: ``[B]`` integers; episodes with the same number answer the same question.
-        weights: ``[B]``, how often each episode counts in its group's mean, and a factor of its advantage; None: once.
         scale_by_std: also divide by the group's sample deviation plus ``eps``. Off by default: it would blow a
             difference of 0.05 of shaping up to the size of a right answer.
 
@@ -30,10 +28,8 @@ def group_advantages(
     (tensor([ 0.5000, -0.5000,  0.0000,  0.0000]), tensor([ True,  True, False, False]))
     """
     index = torch.unique(groups, return_inverse=True)[1]
-    weights = torch.ones_like(returns) if weights is None else weights
     count = torch.bincount(index).to(returns.dtype)
-    total = torch.zeros_like(count).index_add_(0, index, weights)
-    mean = torch.zeros_like(count).index_add_(0, index, weights * returns) / total
+    mean = torch.zeros_like(count).index_add_(0, index, returns) / count
     centred = returns - mean[index]
     spread = torch.zeros_like(count).scatter_reduce_(0, index, centred.abs(), "amax")
     informative = spread[index] > 1e-6
@@ -41,7 +37,7 @@ def group_advantages(
         squares = torch.zeros_like(count).index_add_(0, index, centred**2)
         deviation = (squares / (count - 1).clamp(min=1)).sqrt()
         centred = centred / (deviation[index] + eps)
-    return torch.where(informative, weights * centred, torch.zeros_like(centred)), informative
+    return torch.where(informative, centred, torch.zeros_like(centred)), informative
 
 
 def gae(returns: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, lam: float) -> torch.Tensor:

@@ -5,8 +5,7 @@ These arrays are the only thing that training reads; nothing is ever recomputed 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from rsim.data.problem import Problem
@@ -27,10 +26,6 @@ class Decision:
     action: int
     logprob: float
     probabilities: list[float]
-
-    def instead(self, action: int) -> Decision:
-        """The same decision with another outcome."""
-        return replace(self, action=action, logprob=math.log(self.probabilities[action]))
 
 
 @dataclass
@@ -77,27 +72,10 @@ class Episode:
     truncated: bool = False  # cut by the token limit
     reasoner_ended: bool = False  # the reasoner ended its turn outside a termination step
     terminated: bool = False  # ended by the planner's own termination
-    inherited: int = 0  # the first so many tokens, and what happened in them, are another episode's: nothing to train on
-    first: int | None = None  # the strategy that its next step takes, whatever the planner says
-    weight: float = 1.0  # of its advantage: how much likelier the planner is to begin so than its group was
-    until: int | None = None  # from this token on it is trained on as another episode, in the group `state`
-    state: int | None = None
 
     @property
     def sampled_tokens(self) -> int:
         return sum(self.reasoner_mask)
-
-    @property
-    def own_tokens(self) -> int:
-        """Sampled tokens that are neither inherited nor left to another episode."""
-        return sum(self.reasoner_mask[self.inherited : self.until])
-
-    @property
-    def own_decisions(self) -> list[Decision]:
-        """Decisions that are neither inherited nor left to another episode."""
-        starts = [step.start for step in self.steps[: len(self.decisions)]]  # forced steps, which have none, come last
-        end = len(self.token_ids) if self.until is None else self.until
-        return [d for d, start in zip(self.decisions, starts, strict=True) if self.inherited <= start < end]
 
     @property
     def injected_tokens(self) -> int:
@@ -117,24 +95,6 @@ class Episode:
         self.token_ids += tokens
         self.reasoner_mask += [1] * len(tokens)
         self.logprobs += logprobs
-
-    def branch(self, decision: int, group: int, first: int | None = None) -> Episode:
-        """An episode to be gone on with, in the state in which this one's ``decision`` was taken, by strategy ``first`` or as
-        the planner says; what it has is inherited."""
-        end = self.steps[decision].start
-        return Episode(
-            self.problem, group, self.token_ids[:end], self.prompt_length, self.reasoner_mask[:end], self.logprobs[:end],
-            decisions=self.decisions[:decision], steps=[replace(step) for step in self.steps[:decision]], inherited=end,
-            first=first,
-        )  # fmt: skip
-
-    def split(self, decision: int, group: int) -> Episode:
-        """Ends this episode, for training, in the state in which its ``decision`` was taken; returns the rest of it, an episode
-        of ``group`` as `branch` makes them, and as it went on from there."""
-        start = self.steps[decision].start
-        rest = replace(self, group=group, inherited=start)
-        self.until, self.state = start, group
-        return rest
 
     def to_json(self, names: tuple[str, ...]) -> dict[str, Any]:
         """A record for people and reports: text (`Step.answer`), strategies and probabilities, without the token arrays."""

@@ -254,8 +254,6 @@ class _Play:
                 decisions = self.planning.decide(free, uniforms, self.planner_temperature)
             for slot, decision in zip(free, decisions, strict=True):
                 episode = episodes[slot]
-                if episode.first is not None:
-                    decision, episode.first = decision.instead(episode.first), None
                 episode.decisions.append(decision)
                 sure = max(decision.probabilities) >= self.rules.gate
                 chosen[slot] = (decision.action, True) if sure else (strategies.neutral, False)

@@ -73,23 +73,23 @@ class ActionBatch:
 
 
 def reasoner_batch(episodes: list[Episode], device: torch.device, dtype: torch.dtype = torch.float32) -> ActionBatch:
-    """Actions are the episodes' own sampled tokens; the hidden state of the token before predicts each."""
-    places = [[t for t, m in enumerate(e.reasoner_mask[: e.until]) if m and t >= e.inherited] for e in episodes]
+    """Actions are the sampled tokens; the hidden state of the token before predicts each."""
+    places = [[t for t, m in enumerate(e.reasoner_mask) if m] for e in episodes]
     return _batch(
         episodes,
         [e.token_ids for e in episodes],
         [[t - 1 for t in row] for row in places],
         [[e.token_ids[t] for t in row] for e, row in zip(episodes, places, strict=True)],
         [[e.logprobs[t] for t in row] for e, row in zip(episodes, places, strict=True)],
-        [max(e.prompt_length, e.inherited) for e in episodes],
+        [e.prompt_length for e in episodes],
         device,
         dtype,
     )
 
 
 def planner_batch(episodes: list[Episode], device: torch.device, dtype: torch.dtype = torch.float32) -> ActionBatch:
-    """Actions are the episodes' own decisions; forced terminations are none."""
-    taken = [e.own_decisions for e in episodes]
+    """Actions are the planner's decisions; forced terminations are none."""
+    taken = [e.decisions for e in episodes]
     return _batch(
         episodes,
         [e.planner_ids for e in episodes],
@@ -113,7 +113,7 @@ def _batch(
     dtype: torch.dtype,
 ) -> ActionBatch:
     mask = _pad([[1.0] * len(row) for row in actions], dtype, device)
-    joint = [float(len(e.own_decisions) + e.own_tokens) for e in episodes]
+    joint = [float(len(e.decisions) + e.sampled_tokens) for e in episodes]
     return ActionBatch(
         ids=_pad(ids, torch.long, device),
         positions=_pad(positions, torch.long, device),

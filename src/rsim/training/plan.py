@@ -183,7 +183,7 @@ def _load(config: Config, workers: int, tokens: int, question: int) -> _Load:
     # Steps are taken to be half as long as they may be.
     decisions = max(1, round(rollout.max_steps * min(1.0, 2 * sampled / rollout.max_tokens))) if planned else 0
     questions = math.ceil(train.questions / workers)
-    episodes = questions * train.group * (1 + train.branches / 2)
+    episodes = questions * train.group
     prompts = [prompt for s in load_strategies(config.models.strategies).strategies for prompt in s.prompts]
     injected = 1 + _TOKENS_A_WORD * sum(len(prompt.split()) for prompt in prompts) / len(prompts)
     return _Load(questions, question, episodes, sampled, round(decisions * injected), decisions)
@@ -242,7 +242,7 @@ def plan(
     total = sum(seconds.values())
     steps = sum(stage.steps for stage in config.stages)
     steps = min(steps, train.steps) if train.steps else steps
-    rate = train.questions * train.group * (1 + train.branches / 2) * load.sampled / total
+    rate = train.questions * train.group * load.sampled / total
     return Plan(workers, seconds, memory, device.memory, sent, rate, steps * total / 3600, not why, why)
 
 

@@ -28,7 +28,6 @@ from rsim.rollout.game import Game
 from rsim.rollout.reasoner import Reasoner
 from rsim.strategies import load_strategies
 from rsim.training.agent import Agent
-from rsim.training.branches import continuations
 from rsim.training.checkpoints import Save, verify
 from rsim.training.cold_start import cold_start, format_rate
 from rsim.training.memory import release_freed
@@ -282,7 +281,7 @@ class Trainer:
             logits = planner.logits(planner.states(episodes)) / self.config.rollout.planner_temperature
         temperature = opening_temperature(logits, self.config.train.reopen)
         flatten(planner, temperature)
-        self.sampled_tokens += sum(e.own_tokens for e in episodes)
+        self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
         self._log({"step": 0, "stage": "reopen", "reopen/temperature": temperature, "reopen/entropy": mean_entropy(logits),
                    "reopen/opened": mean_entropy(logits / temperature)})  # fmt: skip
 
@@ -306,15 +305,14 @@ class Trainer:
         self.step += 1
         seconds = time.perf_counter() - began
         record = {"step": self.step, "stage": stage.name, "lambda": stage.lambda_}
-        own = [(e, s) for e, s in zip(episodes, scores, strict=True) if not e.inherited]  # those that began with the question
-        record |= rollout_metrics([e for e, _ in own], [s for _, s in own], self._names()) | metrics
+        record |= rollout_metrics(episodes, scores, self._names()) | metrics
         record |= {"seconds": seconds, "seconds_rollout": rollout, "sampled_tokens": self.sampled_tokens,
-                   "tokens_per_second": sum(e.own_tokens for e in episodes) / seconds}  # fmt: skip
+                   "tokens_per_second": sum(e.sampled_tokens for e in episodes) / seconds}  # fmt: skip
         if self.place.device.startswith("cuda"):
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.place.device) / 2**30  # the peak so far
         self._log(record)
         if self.config.train.samples_every and self.step % self.config.train.samples_every == 0:
-            self._log_episodes(own)
+            self._log_episodes(list(zip(episodes, scores, strict=True)))
         return record
 
     def _rollout(self, name: str) -> tuple[list[Episode], list[Score]]:
@@ -326,13 +324,10 @@ class Trainer:
             played = self.game.play([problems[i] for i in mine], seed=self.config.seed, group_size=train.group, keys=keys)
             for episode in played:
                 episode.group += mine.start
-            if train.branches:
-                played += continuations(self.game, played, train, seed=self.config.seed, key=f"{self.step}:{name}",
-                                        first=mine.start * train.group, group=len(problems))  # fmt: skip
         strategies = self.planner.strategies if self.planner else None
         scores = self.ranks.gather(score_all(played, strategies, self.config.rewards, self.custom))
         episodes = self.ranks.gather(played)
-        self.sampled_tokens += sum(e.own_tokens for e in episodes)
+        self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
         return episodes, scores
 
     def _sync(self) -> None:

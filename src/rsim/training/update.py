@@ -37,21 +37,15 @@ class Update:
         device = agent.model.device
         returns = torch.tensor([s.planner if planner else s.reasoner for s in scores])
         groups = torch.tensor([e.group for e in episodes])
-        begun = torch.tensor([not e.inherited for e in episodes])  # with the question: what metrics are of
-        metrics = {f"{agent.name}/return": float(returns[begun].mean())}
-        weights = torch.tensor([e.weight for e in episodes])
-        for i, episode in enumerate(episodes):
-            if episode.state is not None:  # it ends in a state, and is worth what the state is
-                there = groups == episode.state
-                returns[i] = (weights[there] * returns[there]).sum() / weights[there].sum()
-        advantages, informative = group_advantages(returns, groups, weights=weights, scale_by_std=objective.scale_by_std)
+        metrics = {f"{agent.name}/return": float(returns.mean())}
+        advantages, informative = group_advantages(returns, groups, scale_by_std=objective.scale_by_std)
         evens = planner and objective.usage_weight > 0
         used = torch.ones_like(informative) if evens else informative.clone()
         for i, episode in enumerate(episodes):
-            acted = bool(episode.own_decisions) if planner else episode.own_tokens > 0
+            acted = bool(episode.decisions) if planner else episode.sampled_tokens > 0
             used[i] &= acted and not (objective.mask_truncated and episode.truncated)
         kept = used.nonzero()[:, 0].tolist()
-        metrics[f"{agent.name}/skipped_groups"] = float(len(set(groups[begun & ~informative].tolist())))
+        metrics[f"{agent.name}/skipped_groups"] = float(len(set(groups[~informative].tolist())))
         if not kept:
             return metrics
         build = planner_batch if planner else reasoner_batch
@@ -59,7 +53,7 @@ class Update:
         batch.advantages = advantages[kept].to(device, batch.mask.dtype)[:, None] * batch.mask
         bonus, usage = 0.0, None
         if planner:
-            policies = torch.tensor([d.probabilities for e in episodes for d in e.own_decisions], dtype=batch.mask.dtype, device=device)
+            policies = torch.tensor([d.probabilities for e in episodes for d in e.decisions], dtype=batch.mask.dtype, device=device)
             bonus = self._entropy_bonus(policies)
             usage = policies.mean(0) if evens else None
         return metrics | self._optimise(agent, batch, returns[kept].to(device, batch.mask.dtype), groups[kept].tolist(), bonus, usage)
