@@ -29,7 +29,7 @@ lint: setup
 	$(BIN)/mypy
 
 results: setup
-	$(BIN)/python -m rsim.report.ledger
+	$(BIN)/python -m studies.ledger
 
 clean:
 	rm -rf runs runs-demo.* build *.egg-info

@@ -6,10 +6,10 @@ import pytest
 
 from rsim.config import Config, load_config
 from rsim.lab.tokenizer import build_tokenizer
-from rsim.models import load_planner
-from rsim.planner.planner import Planner
-from rsim.rollout.reasoner import Reasoner
-from rsim.strategies import StrategySet, load_strategies
+from rsim.policies.loading import load_planner
+from rsim.policies.planner import Planner
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.strategies import StrategySet, load_strategies
 from tiny import tiny_model
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from rsim.plugin.connections import PatientProtocol
+from rsim.serving.connections import PatientProtocol
 
 
 @contextmanager

@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import rsim
-from rsim.adapters import add, merged_weights, share_frozen
 from rsim.config import Config
+from rsim.engine.vllm import save_untied
 from rsim.errors import UserError
 from rsim.evaluation.loading import load_game
-from rsim.models import load_planner, load_reasoner
-from rsim.planner.planner import Planner
-from rsim.plugin.card import hub_folder
-from rsim.rollout.vllm import save_untied
-from rsim.strategies import load_strategies
+from rsim.models.adapters import add, merged_weights, share_frozen
+from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.planner import Planner
+from rsim.policies.strategies import load_strategies
+from rsim.serving.card import hub_folder
 from rsim.training.trainer import Trainer
 from tiny import metrics_of, tiny_model
 

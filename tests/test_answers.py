@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsim.data.problem import Problem
-from rsim.rewards.answers import boxed, extract, parse_number
-from rsim.rewards.check import judge
+from rsim.answers.extract import boxed, extract, parse_number
+from rsim.game.problem import Problem
+from rsim.rewards.grade import judge
 
 
 def same_answer(answer: str, gold: str, kind: str) -> bool:

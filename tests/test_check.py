@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsim.data.problem import Problem
+from rsim.answers.extract import parse_number
 from rsim.data.sources import choice_problem
-from rsim.rewards.answers import parse_number
-from rsim.rewards.check import check, judge, read_answer
+from rsim.game.problem import Problem
+from rsim.rewards.grade import check, judge, read_answer
 from rsim.rewards.symbolic import LONGEST, SymbolicPool, shared_pool
 
 HARD = "$" + "(" * 5000 + "1" + ")" * 5000 + "$"  # takes math-verify minutes
@@ -90,7 +90,7 @@ def test_gym_answers_use_the_tasks_verifier_and_partial_marks_are_no_pass():
 
 
 def test_cheap_comparisons_start_no_process(monkeypatch):
-    monkeypatch.setattr("rsim.rewards.check.shared_pool", lambda: pytest.fail("a process was used"))
+    monkeypatch.setattr("rsim.rewards.grade.shared_pool", lambda: pytest.fail("a process was used"))
     for gold, answer in (("42", "42.0"), (r"\frac{3}{4}", "0.75"), (r"\dfrac{x}{2}", r"\frac{x}{2}"), ("(1, 2)", "(1,2)")):
         assert judge(Problem("", gold, kind="latex"), answer).right
 

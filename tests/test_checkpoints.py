@@ -15,8 +15,8 @@ import torch
 import rsim
 from rsim.cli.main import main
 from rsim.errors import UserError
-from rsim.evaluation.loading import locate
-from rsim.training.checkpoints import MANIFEST, Checkpoints, verify
+from rsim.runs.checkpoints import MANIFEST, Checkpoints, verify
+from rsim.runs.locate import locate
 from rsim.training.trainer import Trainer
 from tiny import metrics_of, stopped_after
 

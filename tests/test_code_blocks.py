@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsim.openings import in_block, step_end
-from rsim.plugin.http_upstream import HttpUpstream
-from rsim.plugin.play import Asked, StepEnd
-from rsim.rollout.sampling import StepEnds
-from rsim.rollout.vllm import VllmEngine
+from rsim.answers.prefix import in_block, step_end
+from rsim.engine.sampling import StepEnds
+from rsim.engine.vllm import VllmEngine
+from rsim.serving.http_upstream import HttpUpstream
+from rsim.serving.play import Asked, StepEnd
 
 PROGRAM = "Here:\n```python\nx = 1\n\ny = 2\n\nprint(x)\n```\n\nDone."
 

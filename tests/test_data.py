@@ -16,7 +16,7 @@ from rsim.data.sources import SOURCES
 from rsim.errors import UserError
 from rsim.lab.expressions import parse, value_of
 from rsim.lab.problems import split_of
-from rsim.rewards.check import check
+from rsim.rewards.grade import check
 
 
 def write(path, records) -> str:

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 import rsim
 import rsim.discovery.grow as module
 from rsim.cli.main import app
-from rsim.data.problem import Problem
 from rsim.discovery.adapt import adapted, lift, load
 from rsim.discovery.failures import as_text, failures
 from rsim.discovery.propose import propose
@@ -22,9 +21,10 @@ from rsim.errors import UserError
 from rsim.evaluation.compare import Comparison
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.saved import evaluate_into
-from rsim.planner.planner import Planner
-from rsim.rollout.game import Game
-from rsim.strategies import StrategySet, load_strategies, to_toml
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.policies.planner import Planner
+from rsim.policies.strategies import StrategySet, load_strategies, to_toml
 from serving import serving
 from tiny import RULES
 

@@ -10,7 +10,7 @@ import pytest
 from rsim.cli.main import main
 from rsim.config import load_config
 from rsim.errors import UserError
-from rsim.place import choose_place
+from rsim.models.device import choose_place
 from rsim.training import estimate as module
 from rsim.training.estimate import check_fits, estimate
 from rsim.training.trainer import Trainer

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsim.config import RewardsConfig
-from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.compare import compare, mcnemar
 from rsim.evaluation.controls import PromptedPlanner, shuffled_planner, wait_planner
 from rsim.evaluation.evaluate import pass_at_k, play_scored, summarise, vote
 from rsim.evaluation.planners import planner_from
-from rsim.models import load_reasoner
-from rsim.planner import template
-from rsim.rollout.game import Game
-from rsim.strategies import load_strategies
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.policies import template
+from rsim.policies.loading import load_reasoner
+from rsim.policies.strategies import load_strategies
 from tiny import RULES
 
 QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]

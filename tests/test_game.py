@@ -8,19 +8,19 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from rsim.data.problem import Problem
+from rsim.answers.prefix import answer_text
+from rsim.engine.decoder import Decoder
+from rsim.engine.native import NativeEngine
+from rsim.engine.sampling import StepEnds, choose
 from rsim.errors import UserError
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
 from rsim.lab.tokenizer import build_tokenizer
-from rsim.models import load_planner
-from rsim.openings import answer_text
-from rsim.planner import template
-from rsim.planner.scripted import random_planner, sequence_planner
-from rsim.rollout.decoder import Decoder
-from rsim.rollout.game import Game
-from rsim.rollout.native import NativeEngine
-from rsim.rollout.reasoner import Reasoner
-from rsim.rollout.sampling import StepEnds, choose
-from rsim.strategies import StrategySet
+from rsim.policies import template
+from rsim.policies.loading import load_planner
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.scripted import random_planner, sequence_planner
+from rsim.policies.strategies import StrategySet
 from tiny import RULES, tiny_model
 
 QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]

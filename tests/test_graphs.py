@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rsim.data.problem import Problem
+from rsim.engine import decoder, graphs
+from rsim.engine.decoder import Decoder
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
 from rsim.lab.tokenizer import build_tokenizer
-from rsim.planner.scripted import random_planner
-from rsim.rollout import decoder, graphs
-from rsim.rollout.decoder import Decoder
-from rsim.rollout.game import Game
-from rsim.rollout.reasoner import Reasoner
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.scripted import random_planner
 from tiny import RULES, tiny_model
 
 PROBLEMS = [Problem(q, "1") for q in ("4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?")]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rsim import packed
-from rsim.inference import Linear, product
+from rsim.engine import packed
+from rsim.engine.layers import Linear, product
 from tiny import tiny_model
 
 

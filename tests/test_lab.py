@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rsim.lab.pretrain as pretraining
+from rsim.answers.extract import extract
 from rsim.data.load import load_problems
-from rsim.data.problem import generated_split
 from rsim.errors import UserError
+from rsim.game.problem import generated_split
 from rsim.lab import euclid
 from rsim.lab.behaviour import write_solution
 from rsim.lab.expressions import parse, render, value_of
@@ -26,9 +27,8 @@ from rsim.lab.pretrain import SIZES, PretrainConfig, batches, documents, pretrai
 from rsim.lab.problems import FAMILIES, OUTSIDE, ProblemMix, encode, sample_problems
 from rsim.lab.steps import Rates, start, write_step
 from rsim.lab.tokenizer import build_tokenizer
-from rsim.models import load_reasoner
-from rsim.rewards.answers import extract
-from rsim.strategies import load_strategies
+from rsim.policies.loading import load_reasoner
+from rsim.policies.strategies import load_strategies
 from tiny import tiny_model
 
 SURE = Rates(misread=0.0, head_slip=0.0, bracket_slip=0.0, careful_slip=0.0, catch=1.0)

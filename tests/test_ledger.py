@@ -5,8 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import torch
-
-from rsim.report import ledger
+from studies import ledger
 
 
 def _record(folder, number):
@@ -28,10 +27,10 @@ def test_measurements_that_run_side_by_side_lose_no_row(tmp_path):
 
 
 def test_the_command_of_a_row_can_be_typed(monkeypatch):
-    main = SimpleNamespace(__spec__=SimpleNamespace(name="bench.gpu.__main__"))
+    main = SimpleNamespace(__spec__=SimpleNamespace(name="studies.gpu.__main__"))
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(sys, "argv", ["somewhere/bench/gpu/__main__.py", "--record"])
-    assert ledger.row("x", 1)["command"] == "python -m bench.gpu --record"
+    assert ledger.row("x", 1)["command"] == "python -m studies.gpu --record"
 
 
 def test_the_machine_of_a_row_names_its_gpu(monkeypatch):

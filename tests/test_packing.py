@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rsim.data.problem import Problem
+from rsim.game.episode import Episode
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
 from rsim.lab.tokenizer import build_tokenizer
 from rsim.objective.logprobs import token_logprobs
-from rsim.planner.scripted import random_planner
-from rsim.rollout.episode import Episode
-from rsim.rollout.game import Game
-from rsim.rollout.reasoner import Reasoner
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.scripted import random_planner
 from rsim.training.agent import Agent
 from rsim.training.batch import reasoner_batch
 from rsim.training.packing import pack

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from rsim.models import load_planner, load_reasoner
-from rsim.plugin.play import PlayRules
-from rsim.plugin.server import create_app
-from rsim.plugin.state import ServeConfig
-from rsim.strategies import load_strategies
+from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.strategies import load_strategies
+from rsim.serving.play import PlayRules
+from rsim.serving.server import create_app
+from rsim.serving.state import ServeConfig
 from serving import serving
 
 RULES = PlayRules(delimiter="\n", max_steps=7, step_tokens=64, max_tokens=320, answer_tokens=12)

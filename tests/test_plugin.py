@@ -13,15 +13,15 @@ import pytest
 
 from rsim.config import load_config
 from rsim.data.load import load_problems
-from rsim.models import load_planner, load_reasoner
-from rsim.planner.scripted import sequence_planner
-from rsim.plugin.openai_api import Stops
-from rsim.plugin.planning import Planning
-from rsim.plugin.play import Asked, Finished, Injected, Piece, PlayRules, StepEnd, Usage, play
-from rsim.plugin.server import SUFFIX, create_app
-from rsim.plugin.state import ServeConfig
-from rsim.rollout.game import Game
-from rsim.strategies import load_strategies
+from rsim.game.rollout import Game
+from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.scripted import sequence_planner
+from rsim.policies.strategies import load_strategies
+from rsim.serving.openai_api import Stops
+from rsim.serving.planning import Planning
+from rsim.serving.play import Asked, Finished, Injected, Piece, PlayRules, StepEnd, Usage, play
+from rsim.serving.server import SUFFIX, create_app
+from rsim.serving.state import ServeConfig
 from serving import serving
 
 RULES = PlayRules(delimiter="\n", max_steps=7, step_tokens=64, max_tokens=320, answer_tokens=12)
@@ -36,7 +36,7 @@ def nano():
 @pytest.fixture(scope="module")
 def trained(nano):
     """A planner that chooses sensibly without training: its head begins with the base's own rows."""
-    from rsim.strategies import load_strategies
+    from rsim.policies.strategies import load_strategies
 
     return load_planner("nano-s", load_strategies("lab"), seed=0, head="names")
 
@@ -331,7 +331,7 @@ def test_a_fault_of_the_server_is_an_error_object(nano, trained, monkeypatch):
     def broken(*args):
         raise RuntimeError("disk on fire")
 
-    monkeypatch.setattr("rsim.plugin.local_upstream.choose", broken)
+    monkeypatch.setattr("rsim.serving.local_upstream.choose", broken)
     with serving(create_app(ServeConfig(rules=RULES, slots=2), trained, nano, name="nano-s")) as url:
         for _ in range(2):  # the thread goes on
             reply = httpx.post(f"{url}/completions", json={"model": "nano-s", "prompt": "<q>7"})
@@ -352,7 +352,7 @@ def test_a_stop_string_is_found_across_pieces():
 
 
 def test_slow_headers_are_cut_off_and_slow_answers_are_not(monkeypatch, nano, trained):
-    monkeypatch.setattr("rsim.plugin.connections._HEADER_SECONDS", 0.4)
+    monkeypatch.setattr("rsim.serving.connections._HEADER_SECONDS", 0.4)
     with serving(create_app(ServeConfig(rules=RULES, slots=2), trained, nano, name="nano-s")) as url:
         address = ("127.0.0.1", int(url.split(":")[2].split("/")[0]))
         with socket.create_connection(address) as slow:

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 import rsim
 from rsim.config import Config, load_config, to_toml
+from rsim.distributed.deepspeed import read_settings
+from rsim.distributed.ranks import Ranks, join
 from rsim.errors import UserError
 from rsim.training import trainer as module
-from rsim.training.ranks import Ranks, join
 from rsim.training.trainer import Trainer
-from rsim.training.zero import read_settings
 from tiny import metrics_of, stopped_after
 
 
@@ -233,10 +233,10 @@ def test_a_rank_keeps_a_piece_of_every_layer(tmp_path):
     """What each of two ranks holds of nano-s and of its moments outside rollouts."""
     (tmp_path / "pieces.py").write_text(
         "import torch\n"
-        "from rsim.models import load_reasoner\n"
+        "from rsim.policies.loading import load_reasoner\n"
         "from rsim.training.agent import Agent\n"
-        "from rsim.training.ranks import join\n"
-        "from rsim.training.shards import whole\n"
+        "from rsim.distributed.ranks import join\n"
+        "from rsim.distributed.shards import whole\n"
         "ranks, r = join(cpu=True), load_reasoner('nano-s')\n"
         "total = sum(p.numel() for p in r.model.model.layers.parameters())\n"
         "agent = Agent('reasoner', r.model, r.logits, temperature=1, learning_rate=1e-3, weight_decay=0, ranks=ranks,\n"

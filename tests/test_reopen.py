@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import rsim
-from rsim.data.problem import Problem
 from rsim.errors import UserError
-from rsim.planner.planner import Planner
-from rsim.rollout.game import Game
-from rsim.training.reopen import flatten, mean_entropy, opening_temperature
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.policies.planner import Planner
+from rsim.training.entropy_reset import flatten, mean_entropy, opening_temperature
 from tiny import RULES
 
 PROBLEMS = [Problem(f"{a}*17+{b}=?", "1") for a in range(2, 6) for b in range(30, 40)]

@@ -17,12 +17,12 @@ import httpx
 import pytest
 
 import rsim
-from rsim.cluster import export
 from rsim.config import load_config, to_toml
+from rsim.distributed.ray_cluster import export
+from rsim.engine import vllm
+from rsim.engine.vllm_replicas import Server, urls
 from rsim.errors import UserError
-from rsim.rollout import vllm
-from rsim.rollout.vllm_replicas import Server, urls
-from rsim.training.run_folder import records
+from rsim.runs.folder import records
 from standin_vllm import StandIn
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'ray[train]'")
@@ -55,7 +55,7 @@ def test_a_server_that_died_is_started_again(exported, tmp_path):
 def test_a_server_ends_with_the_process_that_started_it(exported, tmp_path):
     program = (
         "import sys, time\n"
-        "from rsim.rollout.vllm_replicas import Server\n"
+        "from rsim.engine.vllm_replicas import Server\n"
         f"print(Server({STANDIN!r}, {exported!r}, {str(tmp_path / 'log')!r}, host='127.0.0.1').url(), flush=True)\n"
         "time.sleep(100)\n"
     )
@@ -139,7 +139,7 @@ def test_a_run_over_a_replica_equals_one_over_a_server_also_when_the_replica_die
     assert (tmp_path / "there" / "replicas" / "model-0.log").read_text().count("a stand-in for vLLM") == 2
     assert not (tmp_path / "there" / "replicas" / "model").exists()
     server = StandIn(copy.deepcopy(reasoner.model), reasoner.tokenizer)
-    monkeypatch.setattr("rsim.rollout.vllm.VllmServer", partial(vllm.VllmServer, transport=server))
+    monkeypatch.setattr("rsim.engine.vllm.VllmServer", partial(vllm.VllmServer, transport=server))
     rsim.train(config("alone"))
     alone, over = (list(records(tmp_path / name)) for name in ("alone", "there"))
     assert [r["step"] for r in alone] == [r["step"] for r in over]

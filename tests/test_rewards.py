@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from rsim.config import RewardsConfig
-from rsim.data.problem import Problem
 from rsim.errors import UserError
+from rsim.game.episode import Episode, Step
+from rsim.game.problem import Problem
+from rsim.policies.protocol import Decision
 from rsim.rewards.rewards import load_custom, repeats, score
-from rsim.rollout.episode import Decision, Episode, Step
 
 
 def episode(strategies, steps, gold="5", *, forced=False, truncated=False, terminated=True) -> Episode:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rsim.data.problem import Problem
 from rsim.errors import UserError
+from rsim.game.problem import Problem
 from rsim.rewards import sandbox
-from rsim.rewards.check import check, judge
+from rsim.rewards.grade import check, judge
 from rsim.rewards.sandbox import Limits, run_tests, sandbox_works
 
 TESTS = "assert add(2, 3) == 5\nassert add(1, 1) == 2\n"

@@ -18,11 +18,11 @@ from rsim.errors import UserError
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.saved import evaluate_into
 from rsim.evaluation.upstream import ServedModel
-from rsim.models import load_planner, load_reasoner
-from rsim.planner.scripted import random_planner
-from rsim.plugin.server import SUFFIX, create_app
-from rsim.plugin.state import ServeConfig
-from rsim.strategies import load_strategies
+from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.scripted import random_planner
+from rsim.policies.strategies import load_strategies
+from rsim.serving.server import SUFFIX, create_app
+from rsim.serving.state import ServeConfig
 from serving import serving
 
 STRATEGIES = load_strategies("lab")

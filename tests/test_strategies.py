@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from rsim.answers.extract import boxed
+from rsim.answers.prefix import as_message, left_open
 from rsim.errors import UserError
-from rsim.openings import as_message, left_open
-from rsim.planner import template
-from rsim.rewards.answers import boxed
-from rsim.strategies import StrategySet, load_strategies
+from rsim.policies import template
+from rsim.policies.strategies import StrategySet, load_strategies
 
 NINE = {"self-reflection", "decomposition", "deliberation", "validation", "summarization", "prioritization", "sub-planning",
         "continuation", "termination"}  # fmt: skip

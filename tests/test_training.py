@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import rsim
 from rsim.config import Config, load_config
 from rsim.errors import UserError
-from rsim.models import load_reasoner
+from rsim.game.episode import Episode
+from rsim.policies.loading import load_reasoner
 from rsim.report.report import build_report
 from rsim.rewards.rewards import Score
-from rsim.rollout.episode import Episode
 from rsim.training.cold_start import cold_start, format_rate
 from rsim.training.trainer import Trainer, questions_of_step
 from tiny import metrics_of
@@ -202,7 +202,7 @@ def test_switches_for_memory_and_speed_change_no_number(small, switch):
 
 @pytest.mark.parametrize(("frozen", "moving"), [("reasoner", "planner"), ("planner", "reasoner")])
 def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen, moving):
-    from rsim.models import load_planner, load_reasoner
+    from rsim.policies.loading import load_planner, load_reasoner
 
     config = small("run", f"stages.stage1.train_{frozen}=false", f"stages.stage2.train_{frozen}=false")
     start = {"reasoner": load_reasoner(str(base_folder)).model.state_dict(),
@@ -216,7 +216,7 @@ def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen,
 def test_strategy_labelled_fine_tuning_learns_the_prompts(small, lab_strategies, monkeypatch, teach):
     """Only the control keeps right episodes; it and ``prompts`` put their loss on the prompts and the end of the turn too."""
     from rsim.data.load import load_problems
-    from rsim.models import load_reasoner
+    from rsim.policies.loading import load_reasoner
     from rsim.training import cold_start as module
 
     config = small("run", "cold_start.episodes=24", "cold_start.minimum=1", "cold_start.epochs=8", "train.questions=2",

@@ -11,12 +11,12 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from rsim.config import Config, ObjectiveConfig, StageConfig, TrainConfig
-from rsim.data.problem import Problem
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
 from rsim.objective.advantages import group_advantages
 from rsim.objective.joint import Evaluated, agent_objective
 from rsim.objective.losses import action_weights
 from rsim.rewards.rewards import Score
-from rsim.rollout.game import Game
 from rsim.training.agent import Agent
 from rsim.training.batch import reasoner_batch
 from rsim.training.update import Update

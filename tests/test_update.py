@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from rsim.config import Config, ObjectiveConfig, StageConfig, TrainConfig
-from rsim.data.problem import Problem
+from rsim.game.episode import Episode
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
 from rsim.objective.advantages import group_advantages
+from rsim.policies.reasoner import Reasoner
 from rsim.rewards.rewards import Score
-from rsim.rollout.episode import Episode
-from rsim.rollout.game import Game
-from rsim.rollout.reasoner import Reasoner
 from rsim.training.agent import Agent
 from rsim.training.batch import planner_batch, reasoner_batch
 from rsim.training.update import Update

@@ -12,17 +12,17 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from bench.workload import served_model
+from studies.workload import served_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rsim.config import load_config
-from rsim.data.problem import Problem
+from rsim.engine import vllm
 from rsim.errors import UserError
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
 from rsim.lab.tokenizer import build_tokenizer
-from rsim.planner.scripted import random_planner, sequence_planner
-from rsim.rollout import vllm
-from rsim.rollout.game import Game
-from rsim.rollout.reasoner import Reasoner
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.scripted import random_planner, sequence_planner
 from rsim.training.trainer import Trainer
 from standin_vllm import StandIn
 from tiny import RULES
@@ -42,7 +42,7 @@ def standin(monkeypatch, reasoner):
 
     def serve(**settings) -> StandIn:
         server = StandIn(copy.deepcopy(reasoner.model), reasoner.tokenizer, **settings)
-        monkeypatch.setattr("rsim.rollout.vllm.VllmServer", partial(vllm.VllmServer, transport=server))
+        monkeypatch.setattr("rsim.engine.vllm.VllmServer", partial(vllm.VllmServer, transport=server))
         return server
 
     return serve
@@ -141,7 +141,7 @@ def test_several_servers_share_the_episodes_and_all_get_new_weights(reasoner, la
     alone = records(Game(reasoner, random, ON_SERVER).play(PROBLEMS, seed=3, group_size=2))
     both = {f"http://{name}": StandIn(copy.deepcopy(reasoner.model), reasoner.tokenizer) for name in ("a", "b")}
     connect = vllm.VllmServer.func  # the class behind the fixture's partial
-    monkeypatch.setattr("rsim.rollout.vllm.VllmServer", lambda url, timeout: connect(url, timeout, transport=both[url]))
+    monkeypatch.setattr("rsim.engine.vllm.VllmServer", lambda url, timeout: connect(url, timeout, transport=both[url]))
     game = Game(reasoner, random, replace(ON_SERVER, vllm_url="http://a, http://b"))
     assert records(game.play(PROBLEMS, seed=3, group_size=2)) == alone
     asked = [server.calls.count("/v1/completions") for server in both.values()]
@@ -242,7 +242,7 @@ def real_folder(tmp_path_factory):
 @needs_vllm
 def test_a_real_server(real_folder, lab_strategies, tmp_path):
     """Greedy equality, log-probs, a weight update with and without the cache's reset, and a joint run, on one real server."""
-    from rsim.models import load_planner, load_reasoner
+    from rsim.policies.loading import load_planner, load_reasoner
 
     with served_model(str(real_folder), "--max-model-len", "512") as client:
         rules = replace(ON_SERVER, vllm_url=str(client.base_url), temperature=0.7, max_tokens=96, step_tokens=24)
@@ -293,7 +293,7 @@ def test_joint_training_with_a_real_bfloat16_server(real_folder, tmp_path):
 @needs_vllm
 def test_a_real_prefix_cache_is_stale_until_it_is_reset(real_folder, tmp_path):
     """Why `update_weights` resets: after new weights alone, a cached prompt still answers with old keys and values."""
-    from rsim.models import load_reasoner
+    from rsim.policies.loading import load_reasoner
 
     with served_model(str(real_folder), "--max-model-len", "512") as client:
         server = vllm.VllmServer(str(client.base_url), 60)
@@ -318,7 +318,7 @@ def test_a_real_prefix_cache_is_stale_until_it_is_reset(real_folder, tmp_path):
 
 
 def test_reasoner_shape_alone_knows_how_turns_end(base_folder):
-    from rsim.models import load_reasoner
+    from rsim.policies.loading import load_reasoner
 
     whole, shape = load_reasoner(str(base_folder)), load_reasoner(str(base_folder), weights=False)
     assert isinstance(shape, Reasoner)

@@ -17,19 +17,19 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from rsim import Planner
+from rsim.answers.prefix import as_message
 from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.errors import UserError
-from rsim.models import load_planner, load_reasoner
-from rsim.openings import as_message
-from rsim.planner.scripted import sequence_planner
-from rsim.plugin.http_upstream import probe
-from rsim.plugin.play import Finished, Injected, Piece, PlayRules
-from rsim.plugin.server import SUFFIX, create_app
-from rsim.plugin.state import ServeConfig
-from rsim.plugin.wrap import wrap
-from rsim.rollout.game import Game
-from rsim.strategies import load_strategies
+from rsim.game.rollout import Game
+from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.scripted import sequence_planner
+from rsim.policies.strategies import load_strategies
+from rsim.serving.http_upstream import probe
+from rsim.serving.play import Finished, Injected, Piece, PlayRules
+from rsim.serving.server import SUFFIX, create_app
+from rsim.serving.state import ServeConfig
+from rsim.serving.wrap import wrap
 from serving import serving
 
 RULES = PlayRules(delimiter="\n", max_steps=7, step_tokens=64, max_tokens=320, answer_tokens=12)
@@ -340,7 +340,7 @@ def test_upstream_connections_are_kept_and_keys_stay_apart(caplog):
 def test_the_gate_keeps_an_unsure_planner_from_intervening():
     upstream = StandIn(["one", "two", "three", "four"])
     rules = PlayRules(gate=0.5, max_steps=2)
-    from rsim.planner.scripted import random_planner
+    from rsim.policies.scripted import random_planner
 
     unsure = random_planner(load_strategies("default"))
     with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there, rules=rules), unsure)) as url:

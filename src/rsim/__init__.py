@@ -12,7 +12,7 @@ from rsim.config import Config, load_config
 from rsim.errors import UserError
 
 if TYPE_CHECKING:
-    from rsim.planner.planner import Planner
+    from rsim.policies.planner import Planner
 
 __all__ = ["Config", "Planner", "UserError", "load_config", "train"]
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name != "Planner":
         raise AttributeError(f"module 'rsim' has no attribute {name!r}")
-    from rsim.planner.planner import Planner
+    from rsim.policies.planner import Planner
 
     return Planner
 

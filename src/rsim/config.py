@@ -28,7 +28,9 @@ class ModelsConfig:
     strategies: str = "default"  # "default", "instruct", "sentences", "tables", "code", "lab" or a TOML file
     system_prompt: str = ""  # put before the question by the reasoner's chat template
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # auto: see `rsim.place.choose_place`; float64: comparisons
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = (
+        "auto"  # auto: see `rsim.models.device.choose_place`; float64: comparisons
+    )
     reasoner_lora: int = 0  # rank of its LoRA adapter; 0: all its weights are trained
     planner_lora: int = 0
     shared_base: bool = False  # both agents read one copy of the same frozen weights
@@ -53,7 +55,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """The game (SPEC 1). Lengths are in tokens of the reasoner."""
+    """The game. Lengths are in tokens of the reasoner."""
 
     max_steps: int = 8  # planner decisions before termination is forced
     step_tokens: int = 128  # cap of one step
@@ -75,7 +77,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class RewardsConfig:
-    """Weights of the reward parts (SPEC 4); 0 removes a part."""
+    """Weights of the reward parts; 0 removes a part."""
 
     accuracy: float = 1.0
     format: float = 0.1
@@ -92,7 +94,7 @@ class RewardsConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The joint objective (SPEC 5)."""
+    """The joint objective."""
 
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo"] = "grpo"
     normaliser: Literal["preset", "token", "sequence", "constant", "paper"] = "preset"
@@ -125,7 +127,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class ColdStartConfig:
-    """SPEC 6.0: fine-tuning of the reasoner on its own episodes, before the stages.
+    """Fine-tuning of the reasoner on its own episodes, before the stages.
 
     ``teach = "format"`` keeps wrong but well-formatted episodes and learns their sampled tokens: the step format, no answers.
     ``teach = "prompts"`` learns the strategies' prompts too, so that a reasoner without planner writes them by itself.

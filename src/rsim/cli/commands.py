@@ -8,20 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rsim.cluster import connect, export, served
 from rsim.config import Config, load_config
-from rsim.data.problem import Problem
+from rsim.distributed.ray_cluster import connect, export, served
+from rsim.distributed.ray_launcher import parse_workers, train_with_ray
 from rsim.errors import UserError
 from rsim.evaluation.compare import compare
 from rsim.evaluation.evaluate import episode_record, evaluate
-from rsim.evaluation.loading import EvalSettings, load_game, locate
+from rsim.evaluation.loading import EvalSettings, load_game
 from rsim.evaluation.saved import evaluate_into
 from rsim.evaluation.upstream import ServedModel
-from rsim.models import quiet_models
+from rsim.game.episode import Episode
+from rsim.game.problem import Problem
+from rsim.policies.loading import quiet_models
 from rsim.report.report import build_report
-from rsim.rollout.episode import Episode
+from rsim.runs.locate import locate
 from rsim.training import estimate, plan
-from rsim.training.ray_launcher import parse_workers, train_with_ray
+from rsim.training.trainer import train_quietly
 
 
 def run_dry(config: Config, *, as_json: bool) -> None:
@@ -61,7 +63,7 @@ def run_on_cluster(config: Config, launcher: str, workers: str, *, resume: bool,
     """Trains under Ray; the run's folder tells how it goes."""
     if launcher != "ray":
         raise UserError(f"--launcher {launcher}", "use ray, or start the command by torchrun or accelerate launch")
-    return train_with_ray(config, parse_workers(workers), resume=resume, force=force)
+    return train_with_ray(train_quietly, config, parse_workers(workers), resume=resume, force=force)
 
 
 def run_export(source: str, folder: str) -> Path:

@@ -112,8 +112,8 @@ def check(
     """Judge an answer as rewards and evaluation do: strictly (one box) and flexibly (the last answer)."""
     from typing import cast
 
-    from rsim.data.problem import Kind, Problem
-    from rsim.rewards.check import check as judge_text
+    from rsim.game.problem import Kind, Problem
+    from rsim.rewards.grade import check as judge_text
 
     if kind not in get_args(Kind) or kind == "gym":
         raise UserError(f"--kind {kind}", "use numeric, latex, choice, text or code")

@@ -13,17 +13,17 @@ from rich.table import Table
 from rsim.cli.progress import train_with_progress
 from rsim.config import Config, load_config
 from rsim.data.load import load_problems
-from rsim.data.problem import Problem
 from rsim.evaluation.evaluate import Evaluation, evaluate
 from rsim.evaluation.planners import planner_from
 from rsim.evaluation.search import best_fixed
-from rsim.models import load_planner, load_reasoner, quiet_models
-from rsim.planner.planner import AnyPlanner
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.policies.loading import load_planner, load_reasoner, quiet_models
+from rsim.policies.protocol import AnyPlanner
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.strategies import load_strategies
 from rsim.report.report import build_report
-from rsim.rollout.game import Game
-from rsim.rollout.reasoner import Reasoner
-from rsim.strategies import load_strategies
-from rsim.training.run_folder import sampled_tokens
+from rsim.runs.folder import sampled_tokens
 
 _DEV_QUESTIONS = 100  # on which the best fixed strategy is picked
 

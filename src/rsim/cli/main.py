@@ -199,8 +199,8 @@ def push(
     """Publish a run's planner on the Hugging Face hub, with a generated model card."""
     import tempfile
 
-    from rsim.plugin.card import hub_folder
-    from rsim.plugin.card import push as upload
+    from rsim.serving.card import hub_folder
+    from rsim.serving.card import push as upload
 
     if to:
         done = str(hub_folder(run, Path(to), repo=repo, licence=licence))
@@ -240,29 +240,6 @@ def demo(
 
 
 @app.command()
-def experiment(
-    name: Annotated[str, typer.Argument(metavar="NAME")] = "",
-    seeds: Annotated[int, typer.Option(help="Runs of everything that is trained: seeds 0, 1, ...", min=1)] = 3,
-    questions: Annotated[int, typer.Option(help="Unseen problems in every evaluation.", min=10)] = 1000,
-    jobs: Annotated[int, typer.Option(help="Processes side by side.", min=1)] = 2,
-    out: Annotated[
-        str, typer.Option(help="Folder of all runs and evaluations; what is there is not done again.")
-    ] = "runs/experiments",
-    publish: Annotated[str, typer.Option(help="Folder under which docs/results and results are written.")] = ".",
-    overrides: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Repeat an experiment on the nano lab and write its page; without a name, list them."""
-    from rsim.cli.experiment import EXPERIMENTS, run_experiment
-
-    if not name:
-        print(json.dumps(EXPERIMENTS) if as_json else "\n".join(f"{n:<10} {what}" for n, what in EXPERIMENTS.items()))
-        return
-    page = run_experiment(name, range(seeds), questions, jobs, Path(out), Path(publish), overrides or [], quiet=as_json)
-    print(json.dumps({"page": str(page)}) if as_json else f"page: {page}")
-
-
-@app.command()
 def serve(
     planner: Annotated[str, typer.Option(help="A planner's folder or hub id, or a rule: random, fixed:NAME, sequence:A,B.")],
     upstream: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible server, e.g. http://127.0.0.1:8080/v1.")] = "",
@@ -297,7 +274,7 @@ def pretrain(
     """Pre-train a nano base from nothing on written lab solutions."""
     from rsim.lab.pretrain import SIZES, PretrainConfig
     from rsim.lab.pretrain import pretrain as run
-    from rsim.weights import cache_folder
+    from rsim.models.weights import cache_folder
 
     if size not in SIZES:
         raise UserError(f"--size {size}", f"use one of {', '.join(SIZES)}")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rsim.config import Config
-from rsim.models import quiet_models
+from rsim.policies.loading import quiet_models
 from rsim.training.trainer import Stopped, Trainer
 
 

@@ -10,14 +10,15 @@ import uvicorn
 
 from rsim.errors import UserError
 from rsim.evaluation.planners import planner_from
-from rsim.models import load_reasoner, quiet_models
-from rsim.planner.planner import AnyPlanner, Planner
-from rsim.plugin.connections import PatientProtocol
-from rsim.plugin.http_upstream import check_address
-from rsim.plugin.play import PlayRules
-from rsim.plugin.server import SUFFIX, create_app
-from rsim.plugin.state import ServeConfig
-from rsim.strategies import load_strategies
+from rsim.policies.loading import load_reasoner, quiet_models
+from rsim.policies.planner import Planner
+from rsim.policies.protocol import AnyPlanner
+from rsim.policies.strategies import load_strategies
+from rsim.serving.connections import PatientProtocol
+from rsim.serving.http_upstream import check_address
+from rsim.serving.play import PlayRules
+from rsim.serving.server import SUFFIX, create_app
+from rsim.serving.state import ServeConfig
 
 _RULES = ("random", "fixed", "sequence", "wait")
 _IDLE_SECONDS = 75  # that a connection may lie unused between two requests: longer than clients keep theirs

@@ -21,7 +21,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print a strategy set."""
-    from rsim.strategies import load_strategies
+    from rsim.policies.strategies import load_strategies
 
     strategies = load_strategies(source).strategies
     if as_json:
@@ -42,7 +42,7 @@ def discover(
     """Gather failed episodes by what went wrong; with --upstream, have an LLM write strategies against it."""
     from rsim.discovery.failures import as_text, failures
     from rsim.discovery.propose import propose
-    from rsim.strategies import StrategySet, from_table, to_toml
+    from rsim.policies.strategies import StrategySet, from_table, to_toml
 
     if bool(upstream) != bool(out) or bool(upstream) != bool(model):
         raise UserError("--upstream, --model and --out belong together", "give all three, or none to see the clusters alone")
@@ -80,8 +80,8 @@ def adapt(
 ) -> None:
     """Write a planner for another strategy set: known strategies keep their rows, new ones begin, others are dropped."""
     from rsim.discovery.adapt import adapted, load
-    from rsim.models import quiet_models
-    from rsim.strategies import load_strategies
+    from rsim.policies.loading import quiet_models
+    from rsim.policies.strategies import load_strategies
 
     quiet_models()
     if Path(out).exists():
@@ -112,8 +112,8 @@ def grow(
 ) -> None:
     """Train each new strategy beside the set as it is; keep those that win a paired test, drop the others."""
     from rsim.discovery.grow import Trial, grow
-    from rsim.models import quiet_models
-    from rsim.strategies import load_strategies
+    from rsim.policies.loading import quiet_models
+    from rsim.policies.strategies import load_strategies
 
     quiet_models()
 

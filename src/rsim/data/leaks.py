@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 
-from rsim.data.problem import Problem
+from rsim.game.problem import Problem
 
 
 def question_hash(question: str) -> str:

@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
+from rsim.answers.extract import parse_number
 from rsim.data.leaks import separate
-from rsim.data.problem import Kind, Problem, generated_split
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError, first_line
+from rsim.game.problem import Kind, Problem, generated_split
 from rsim.lab.expressions import render
 from rsim.lab.problems import OUTSIDE, SPLITS, ProblemMix, sample_problems
-from rsim.rewards.answers import parse_number
 
 _COLUMNS = ("question", "answer", "id", "kind")
 _SHARE = re.compile(r"(?:^|,)\s*(\d+(?:\.\d+)?)%\s+")  # of a mixture, before the source that it is of

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsim.data.problem import Problem
+from rsim.answers.extract import boxed
 from rsim.errors import UserError
-from rsim.rewards.answers import boxed
+from rsim.game.problem import Problem
 
 Splits = dict[str, list[Problem]]
 _DEV = 500  # training problems kept apart where there is no development split

@@ -7,11 +7,11 @@ import math
 
 import torch
 
-from rsim.adapters import base_of
 from rsim.errors import UserError
-from rsim.planner.planner import Planner
-from rsim.rollout.episode import Episode
-from rsim.strategies import StrategySet
+from rsim.game.episode import Episode
+from rsim.models.adapters import base_of
+from rsim.policies.planner import Planner
+from rsim.policies.strategies import StrategySet
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def lift(planner: Planner, name: str, episodes: list[Episode], share: float = 0.
     Args:
         episodes: played by this planner over any set; only their ids and the places of their decisions are read.
     """
-    hidden = planner.states(episodes).double()
+    hidden = planner.states([(e.planner_ids, e.decisions) for e in episodes]).double()
     own = planner.strategies.index(name)
     logits = hidden @ planner.model.score.weight.double().T
     logits[:, own] = -math.inf

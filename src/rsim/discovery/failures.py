@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rsim.errors import UserError
-from rsim.strategies import TERMINATION
+from rsim.policies.strategies import TERMINATION
 
 _SHOWN = 3  # episodes of a cluster, the shortest ones: they are read by people and by LLMs
 

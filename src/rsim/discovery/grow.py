@@ -18,11 +18,12 @@ from rsim.data.load import load_problems
 from rsim.discovery.adapt import adapted, lift, load
 from rsim.errors import UserError
 from rsim.evaluation.compare import Comparison, compare
-from rsim.evaluation.loading import EvalSettings, load_game, locate
+from rsim.evaluation.loading import EvalSettings, load_game
 from rsim.evaluation.saved import evaluate_into
-from rsim.planner.planner import Planner
-from rsim.strategies import StrategySet, to_toml
-from rsim.training.run_folder import differences
+from rsim.policies.planner import Planner
+from rsim.policies.strategies import StrategySet, to_toml
+from rsim.runs.folder import differences
+from rsim.runs.locate import locate
 from rsim.training.trainer import train
 
 _SEED = 2000  # of the questions of the test: where questions have no end, not those by which a run's best checkpoint is picked

@@ -11,7 +11,7 @@ import httpx
 
 from rsim.discovery.failures import Cluster, as_text
 from rsim.errors import UserError, first_line
-from rsim.strategies import Strategy, StrategySet, parse_strategy
+from rsim.policies.strategies import Strategy, StrategySet, parse_strategy
 
 _ASKED = """A planner picks one of these strategies before each step of a reasoner's solution and injects its prompt:
 

@@ -1,4 +1,4 @@
-"""Controls that every claim about a trained planner is measured against (SPEC 7)."""
+"""Controls that every claim about a trained planner is measured against."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rsim.planner import template
-from rsim.planner.planner import LearnedSession, name_tokens
-from rsim.planner.scripted import ScriptedPlanner, one_hot
-from rsim.rollout.episode import Episode
-from rsim.rollout.reasoner import Reasoner
-from rsim.strategies import TERMINATION, Strategy, StrategySet
+from rsim.game.episode import Episode
+from rsim.policies import template
+from rsim.policies.planner import LearnedSession, name_tokens
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.scripted import ScriptedPlanner, one_hot
+from rsim.policies.strategies import TERMINATION, Strategy, StrategySet
 
 _INSTRUCTION = "Strategies for the next step of a solution:"
 
@@ -22,7 +22,7 @@ _INSTRUCTION = "Strategies for the next step of a solution:"
 class PromptedPlanner:
     """An LLM that is told what the strategies are and asked for the next one; nothing is trained.
 
-    It reads the planner's own stream (`rsim.planner.template`) behind a list of the strategies with their descriptions, or
+    It reads the planner's own stream (`rsim.policies.template`) behind a list of the strategies with their descriptions, or
     ``bare``, without that list. The probability of a strategy is that of the first token of its name, among the names.
 
     Raises:

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rsim.answers.extract import parse_number, plain_latex
 from rsim.config import RewardsConfig
-from rsim.data.problem import Problem
-from rsim.rewards.answers import parse_number, plain_latex
-from rsim.rewards.check import check
+from rsim.game.episode import FLAGS, Episode
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game, OnStep
+from rsim.rewards.grade import check
 from rsim.rewards.rewards import Score, checked_as, score_all
-from rsim.rollout.episode import FLAGS, Episode
-from rsim.rollout.game import Game, OnStep
 
 Record = dict[str, Any]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from rsim.config import RolloutConfig
-from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.controls import PromptedPlanner, shuffled_planner, wait_planner
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
 from rsim.lab.oracle import oracle_planner
-from rsim.models import load_planner
-from rsim.planner.planner import AnyPlanner
-from rsim.planner.scripted import random_planner, sequence_planner
-from rsim.rollout.game import Game
-from rsim.rollout.reasoner import Reasoner
-from rsim.strategies import StrategySet
+from rsim.policies.loading import load_planner
+from rsim.policies.protocol import AnyPlanner
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.scripted import random_planner, sequence_planner
+from rsim.policies.strategies import StrategySet
 
 CHOICES = "none, random, fixed:NAME, sequence:a,b, shuffled[:PATH], prompted[:bare], wait[:TIMES], oracle or a planner's folder"
 

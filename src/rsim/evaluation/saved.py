@@ -11,14 +11,15 @@ from typing import Any
 
 from rsim.config import Config, to_table
 from rsim.data.load import load_problems, mixed
-from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, Players, Record, summarise
-from rsim.evaluation.loading import EvalSettings, load_game, locate, planner_of_served, play_part
+from rsim.evaluation.loading import EvalSettings, load_game, planner_of_served, play_part
 from rsim.evaluation.spread import spread
 from rsim.evaluation.upstream import ServedGame, ServedModel
-from rsim.rollout.game import Game
-from rsim.strategies import load_strategies, to_toml
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.policies.strategies import load_strategies, to_toml
+from rsim.runs.locate import locate
 
 
 def evaluate_into(

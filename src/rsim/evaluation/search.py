@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rsim.strategies import TERMINATION
+from rsim.policies.strategies import TERMINATION
 
 Accuracy = Callable[[str], float]  # of a planner's specification, e.g. "fixed:validation"
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsim.cluster import connect
-from rsim.data.problem import Problem
+from rsim.distributed.ray_cluster import connect
 from rsim.errors import UserError
-from rsim.evaluation.loading import EvalSettings, load_game, locate, play_part
-from rsim.models import quiet_models
+from rsim.evaluation.loading import EvalSettings, load_game, play_part
+from rsim.game.problem import Problem
+from rsim.policies.loading import quiet_models
+from rsim.runs.locate import locate
 
 _RESTARTS = 3  # of a replica, and of the questions that it had
 

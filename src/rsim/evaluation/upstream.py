@@ -14,18 +14,18 @@ from typing import Any
 
 import httpx
 
+from rsim.answers.prefix import as_message, left_open
 from rsim.config import Config
-from rsim.data.problem import Problem
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record, episode_record, outcome
-from rsim.openings import as_message, left_open
-from rsim.planner.planner import AnyPlanner
-from rsim.plugin.http_upstream import HttpUpstream, UpstreamError, check_address, probe, prompt_tokens
-from rsim.plugin.planning import Planning
-from rsim.plugin.play import Asked, Finished, Injected, Mode, PlayRules, StepEnd, Usage, play
+from rsim.game.episode import Episode, Step
+from rsim.game.problem import Problem
+from rsim.policies.protocol import AnyPlanner, Decision
+from rsim.policies.strategies import TERMINATION
 from rsim.rewards.rewards import score_all
-from rsim.rollout.episode import Decision, Episode, Step
-from rsim.strategies import TERMINATION
+from rsim.serving.http_upstream import HttpUpstream, UpstreamError, check_address, probe, prompt_tokens
+from rsim.serving.planning import Planning
+from rsim.serving.play import Asked, Finished, Injected, Mode, PlayRules, StepEnd, Usage, play
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from math import gcd
 
-from rsim.data.problem import generated_split
+from rsim.game.problem import generated_split
 from rsim.lab.behaviour import choose_at
 from rsim.lab.steps import WORDS
 

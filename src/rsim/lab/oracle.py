@@ -6,10 +6,10 @@ left; a slip sends it to validation once, an overlooked part to self-reflection 
 
 from __future__ import annotations
 
-from rsim.data.problem import Problem
+from rsim.game.problem import Problem
 from rsim.lab.expressions import Expression, parse, value_of
-from rsim.planner.scripted import ScriptedPlanner, one_hot
-from rsim.strategies import StrategySet
+from rsim.policies.scripted import ScriptedPlanner, one_hot
+from rsim.policies.strategies import StrategySet
 
 
 def oracle_planner(strategies: StrategySet, problems: list[Problem]) -> ScriptedPlanner:

@@ -28,8 +28,8 @@ from rsim.lab.behaviour import write_solution
 from rsim.lab.problems import OUTSIDE, ProblemMix, sample_problems
 from rsim.lab.steps import Rates
 from rsim.lab.tokenizer import ANSWER, DELIMITER, EOS, QUESTION, build_tokenizer
-from rsim.planner.template import MARKER, question_chunk, strategy_chunk
-from rsim.strategies import load_strategies
+from rsim.policies.strategies import load_strategies
+from rsim.policies.template import MARKER, question_chunk, strategy_chunk
 
 _KEEP_EVERY = 100  # steps
 _SETS = {"": "lab", "decoding": "lab-ten", "division": "lab-division"}

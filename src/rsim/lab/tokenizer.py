@@ -13,8 +13,8 @@ from transformers import Qwen2Tokenizer
 
 from rsim.lab.euclid import GCD_WORDS
 from rsim.lab.problems import NAMES, THINGS
-from rsim.planner.template import MARKER, QUESTION_PREFIX, strategy_chunk
-from rsim.strategies import load_strategies
+from rsim.policies.strategies import load_strategies
+from rsim.policies.template import MARKER, QUESTION_PREFIX, strategy_chunk
 
 PAD, EOS, QUESTION, ANSWER = "<pad>", "<eos>", "<q>", "<a>"
 DELIMITER = "\n"

@@ -1,4 +1,4 @@
-"""The joint objective (SPEC 5): J = lambda * J_planner + (1 - lambda) * J_reasoner."""
+"""The joint objective: J = lambda * J_planner + (1 - lambda) * J_reasoner."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from rsim.inference import precise, product
+from rsim.engine.layers import product
+from rsim.models.device import precise
 
 _CHUNK = 1 << 23  # logits that are alive at once (32 MiB in float32)
 
@@ -14,7 +15,8 @@ _CHUNK = 1 << 23  # logits that are alive at once (32 MiB in float32)
 def token_logprobs(
     hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs of ``tokens`` and entropies of their distributions, both ``[N]`` (nats), in float32 or, where ``hidden`` is, in float64.
+    """Log-probs of ``tokens`` and entropies of their distributions, both ``[N]`` (nats), in float32 or
+    in the float64 of ``hidden``.
 
     Equal to ``log_softmax(hidden @ weight.T / temperature)`` gathered at ``tokens``. The logits are made a chunk of rows at a
     time and made again in the backward pass, so that memory does not grow with ``N * V``.

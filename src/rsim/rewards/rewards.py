@@ -1,4 +1,4 @@
-"""Rule-based rewards of both agents (SPEC 4); every part is returned on its own so that it can be logged."""
+"""Rule-based rewards of both agents; every part is returned on its own so that it can be logged."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from rsim.answers.extract import boxed
 from rsim.config import RewardsConfig
-from rsim.data.problem import Kind, Problem
 from rsim.errors import UserError
-from rsim.rewards.answers import boxed
-from rsim.rewards.check import Verdict, judge, read_answer
-from rsim.rollout.episode import Episode
-from rsim.strategies import TERMINATION, StrategySet
+from rsim.game.episode import Episode
+from rsim.game.problem import Kind, Problem
+from rsim.policies.strategies import TERMINATION, StrategySet
+from rsim.rewards.grade import Verdict, judge, read_answer
 
 RewardFunction = Callable[[Episode], float]
 

@@ -10,16 +10,16 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import GradientCheckpointingLayer, PreTrainedModel
 
-from rsim import packed
+from rsim.distributed.deepspeed import Zero
+from rsim.distributed.ranks import ALONE, Ranks
+from rsim.distributed.shards import CutModel, clip_gradients, cut, cut_like, gathered
+from rsim.engine import packed
 from rsim.errors import UserError
-from rsim.inference import precise
+from rsim.models.device import precise
 from rsim.objective.joint import Evaluated, usage_pull
 from rsim.objective.logprobs import token_logprobs
 from rsim.training.batch import ActionBatch
 from rsim.training.packing import Stream, pack
-from rsim.training.ranks import ALONE, Ranks
-from rsim.training.shards import CutModel, clip_gradients, cut, cut_like, gathered
-from rsim.training.zero import Zero
 
 
 class Agent:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rsim.rollout.episode import Episode
+from rsim.game.episode import Episode
 
 
 @dataclass

@@ -1,10 +1,10 @@
-"""Cold start (SPEC 6.0): the reasoner learns the step format from its own wrong but well-formatted episodes.
+"""Cold start: the reasoner learns the step format from its own wrong but well-formatted episodes.
 
 Answers are not taught: only wrong episodes are kept. Injected tokens are read but carry no loss; worked examples that helped
 while sampling are removed before fine-tuning.
 
 ``teach = "prompts"`` has the injected prompts and the end of the turn learned as well: the start of a reasoner that will have
-no planner. The control ``teach = "strategies"`` (SPEC 7: fine-tuning on strategy-labelled steps) does so with right episodes.
+no planner. The control ``teach = "strategies"`` (fine-tuning on strategy-labelled steps) does so with right episodes.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import random
 from dataclasses import replace
 
 from rsim.config import Config
-from rsim.data.problem import Problem
+from rsim.distributed.ranks import ALONE, Ranks
+from rsim.distributed.shards import whole
 from rsim.errors import UserError
-from rsim.planner.scripted import random_planner
+from rsim.game.episode import Episode
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.scripted import random_planner
+from rsim.policies.strategies import load_strategies
 from rsim.rewards.rewards import RewardFunction, checked_as, score_all, well_formatted
-from rsim.rollout.episode import Episode
-from rsim.rollout.game import Game
-from rsim.rollout.reasoner import Reasoner
-from rsim.strategies import load_strategies
 from rsim.training.agent import Agent
 from rsim.training.batch import reasoner_batch
-from rsim.training.ranks import ALONE, Ranks
-from rsim.training.shards import whole
 
 _PROBED = 32  # episodes from which a rate of well-formatted ones is told
 

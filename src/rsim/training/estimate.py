@@ -18,10 +18,10 @@ import torch
 from transformers import PreTrainedModel
 
 from rsim.config import Config
+from rsim.engine.packed import heads_of
 from rsim.errors import UserError
-from rsim.models import load_reasoner
-from rsim.packed import heads_of
-from rsim.place import choose_place
+from rsim.models.device import choose_place
+from rsim.policies.loading import load_reasoner
 from rsim.training.timed import product_flops
 
 _GIB = 2**30

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from rsim.game.episode import FLAGS, Episode
 from rsim.rewards.rewards import Score
-from rsim.rollout.episode import FLAGS, Episode
 
 
 def rollout_metrics(episodes: list[Episode], scores: list[Score], names: tuple[str, ...]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rsim.packed import additive_mask, grouped_attention, heads_of
+from rsim.engine.packed import additive_mask, grouped_attention, heads_of
 from rsim.training.batch import ActionBatch
 
 

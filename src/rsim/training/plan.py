@@ -7,7 +7,7 @@ reach a fixed part of their peaks.
 
 Simplified: sampling and checkpointing to disk are not counted, evaluation neither; nothing overlaps; the longest episode has
 a fixed multiple of the mean length. With vLLM there is one server for all processes, whose own device and memory are not
-counted. What it foretells for one and two processes on a CPU is held against runs by ``python -m bench.plan``.
+counted. What it foretells for one and two processes on a CPU is held against runs by ``python -m studies.plan``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from rsim.config import Config
+from rsim.engine.packed import heads_of
 from rsim.errors import UserError
-from rsim.models import load_reasoner
-from rsim.packed import heads_of
-from rsim.strategies import load_strategies
+from rsim.policies.loading import load_reasoner
+from rsim.policies.strategies import load_strategies
 from rsim.training.estimate import AgentNeeds, needs_of
 from rsim.training.timed import among, pass_seconds, product_flops, training_seconds
 

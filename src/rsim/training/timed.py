@@ -11,11 +11,11 @@ from multiprocessing.synchronize import Semaphore
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rsim.data.problem import Problem
+from rsim.engine.decoder import Decoder
+from rsim.engine.sampling import choose
+from rsim.game.episode import Episode
+from rsim.game.problem import Problem
 from rsim.objective.logprobs import token_logprobs
-from rsim.rollout.decoder import Decoder
-from rsim.rollout.episode import Episode
-from rsim.rollout.sampling import choose
 from rsim.training.agent import Agent
 from rsim.training.batch import ActionBatch, reasoner_batch
 

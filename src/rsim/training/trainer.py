@@ -13,31 +13,31 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from rsim.adapters import has_adapter, share_frozen
 from rsim.config import Config, StageConfig
 from rsim.data.load import load_problems, with_replay
-from rsim.data.problem import Problem
+from rsim.distributed.deepspeed import read_settings
+from rsim.distributed.ranks import join
+from rsim.distributed.shards import CutModel, gathered, whole
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, episode_record, play_scored, summarise
-from rsim.models import load_planner, load_reasoner
-from rsim.place import allow_fast_products, choose_place, pick_device
-from rsim.planner.planner import Planner
+from rsim.game.episode import Episode
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.models.adapters import has_adapter, share_frozen
+from rsim.models.device import allow_fast_products, choose_place, pick_device
+from rsim.policies.loading import load_planner, load_reasoner, quiet_models
+from rsim.policies.planner import Planner
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.strategies import load_strategies
 from rsim.rewards.rewards import Score, load_custom, score_all
-from rsim.rollout.episode import Episode
-from rsim.rollout.game import Game
-from rsim.rollout.reasoner import Reasoner
-from rsim.strategies import load_strategies
+from rsim.runs.checkpoints import Save, verify
+from rsim.runs.folder import RunFolder, Trackers
 from rsim.training.agent import Agent
-from rsim.training.checkpoints import Save, verify
 from rsim.training.cold_start import cold_start, format_rate
+from rsim.training.entropy_reset import flatten, mean_entropy, opening_temperature
 from rsim.training.memory import release_freed
 from rsim.training.metrics import rollout_metrics
-from rsim.training.ranks import join
-from rsim.training.reopen import flatten, mean_entropy, opening_temperature
-from rsim.training.run_folder import RunFolder, Trackers
-from rsim.training.shards import CutModel, gathered, whole
 from rsim.training.update import Update
-from rsim.training.zero import read_settings
 
 OnMetrics = Callable[[dict[str, Any]], None]
 Weights = dict[str, torch.Tensor]
@@ -278,7 +278,10 @@ class Trainer:
             keys = [f"reopen:{i}" for i in mine]
             played = self.game.play([problems[i] for i in mine], seed=self.config.seed, keys=keys)
             episodes = self.ranks.gather(played)
-            logits = planner.logits(planner.states(episodes)) / self.config.rollout.planner_temperature
+            logits = (
+                planner.logits(planner.states([(e.planner_ids, e.decisions) for e in episodes]))
+                / self.config.rollout.planner_temperature
+            )
         temperature = opening_temperature(logits, self.config.train.reopen)
         flatten(planner, temperature)
         self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
@@ -460,6 +463,12 @@ def train(config: Config, *, resume: bool = False, on_metrics: OnMetrics | None 
         the last held-out evaluation (``accuracy``, ``low``, ``high``, ...). Everything else is in the run's folder.
     """
     return Trainer(config, resume=resume, on_metrics=on_metrics).run()
+
+
+def train_quietly(config: Config, resume: bool, force: bool) -> None:
+    """What each process of a run does that others watch over (`rsim.distributed.ray_launcher`)."""
+    quiet_models()
+    Trainer(config, resume=resume, force=force).run()
 
 
 def questions_of_step(problems: list[Problem], seed: int, step: int, count: int) -> list[Problem]:

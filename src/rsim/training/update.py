@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from rsim.config import Config, StageConfig
+from rsim.game.episode import Episode
 from rsim.objective.advantages import gae, group_advantages
 from rsim.objective.joint import agent_objective, learning_rate_factor, objective_factor
 from rsim.objective.losses import PRESET_NORMALISER, action_weights
 from rsim.rewards.rewards import Score
-from rsim.rollout.episode import Episode
 from rsim.training.agent import Agent
 from rsim.training.batch import ActionBatch, planner_batch, reasoner_batch
 
@@ -53,10 +53,14 @@ class Update:
         batch.advantages = advantages[kept].to(device, batch.mask.dtype)[:, None] * batch.mask
         bonus, usage = 0.0, None
         if planner:
-            policies = torch.tensor([d.probabilities for e in episodes for d in e.decisions], dtype=batch.mask.dtype, device=device)
+            policies = torch.tensor(
+                [d.probabilities for e in episodes for d in e.decisions], dtype=batch.mask.dtype, device=device
+            )
             bonus = self._entropy_bonus(policies)
             usage = policies.mean(0) if evens else None
-        return metrics | self._optimise(agent, batch, returns[kept].to(device, batch.mask.dtype), groups[kept].tolist(), bonus, usage)
+        return metrics | self._optimise(
+            agent, batch, returns[kept].to(device, batch.mask.dtype), groups[kept].tolist(), bonus, usage
+        )
 
     def _entropy_bonus(self, policies: torch.Tensor) -> float:
         """The coefficient of the planner's entropy: the config's, or the part of it by which ``policies [N, strategies]`` fall

@@ -1,0 +1,71 @@
+"""Open boxes and code blocks: prompts that end in one, which the answer goes on from, and steps that may not end in one.
+
+What such a prompt leaves open belongs to the answer, although it was injected: the two are read as one text.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rsim.answers.extract import boxed
+
+_BOX = "\\boxed{"
+_OPENED = re.compile(r"(?:\\boxed\{|```(?:python|py)?\n)\Z")
+_FENCE = re.compile(r"^```(\w*)", re.MULTILINE)
+
+
+def left_open(prompt: str) -> str:
+    """The box or code block that a prompt opens at its end, or nothing.
+
+    >>> left_open("So the answer is \\\\boxed{"), left_open("So the answer is:")
+    ('\\\\boxed{', '')
+    """
+    found = _OPENED.search(prompt)
+    closes = prompt.count("```") % 2 == 0  # an example's block, say
+    return "" if found is None or (found[0] != _BOX and closes) else found[0]
+
+
+def step_end(text: str, delimiter: str) -> int:
+    """Where a step's text meets its delimiter, or -1. A blank line inside a code block ends no step.
+
+    >>> step_end("so\\n\\nthen", "\\n\\n"), step_end("```\\nx = 1\\n\\ny = 2", "\\n\\n")
+    (2, -1)
+    """
+    at = text.find(delimiter)
+    while at >= 0 and in_block(text[:at]):
+        at = text.find(delimiter, at + 1)
+    return at
+
+
+def in_block(text: str) -> bool:
+    """Whether a code block is open where ``text`` ends."""
+    return text.count("```") % 2 == 1
+
+
+def as_message(prompt: str) -> str:
+    """A prompt that is sent as a message of its own: that cannot leave anything open for the answer.
+
+    >>> as_message("So the answer is \\\\boxed{"), as_message("Continuing,")
+    ('So the answer is:', 'Continuing,')
+    """
+    opened = left_open(prompt)
+    return f"{prompt.removesuffix(opened).rstrip().rstrip(':')}:" if opened else prompt
+
+
+def answer_text(opened: str, text: str) -> str:
+    """The answer that a model wrote behind what the prompt had ``opened``; if it opened its own instead, that alone.
+
+    A code block that is still open when the model ends its turn ends there.
+
+    >>> answer_text("\\\\boxed{", "5}."), answer_text("\\\\boxed{", "It is \\\\boxed{5}."), answer_text("", "5")
+    ('\\\\boxed{5}.', 'It is \\\\boxed{5}.', '5')
+    """
+    if opened == _BOX:
+        own = text.lstrip().startswith(_BOX) or not boxed(opened + text)
+        return text if own else opened + text
+    if not opened or not text.strip():
+        return text
+    fence = _FENCE.search(text)  # a closing one names no language
+    if fence is None:
+        return f"{opened}{text}\n```"
+    return text if fence[1] or not text[: fence.start()].strip() else opened + text

@@ -1,0 +1,108 @@
+"""Sequences that grow chunk by chunk, several at once: what the reasoner's and the planner's reading have in common."""
+
+from __future__ import annotations
+
+import bisect
+
+import torch
+from transformers import PreTrainedModel
+
+from rsim.engine import packed
+from rsim.engine.cache import CachedLayout, SlotCache
+from rsim.engine.graphs import RecordedPasses, recordable
+
+_PREFILL_TOKENS = 4096  # of the beginnings that are read in one forward pass
+_WORTH_COPYING = 16  # tokens: fewer are read again
+
+
+class Decoder:
+    """A model (without its head) and the cached sequences it has read, each in a slot.
+
+    The cache belongs to one rollout and to one version of the weights: make a new `Decoder` after every update.
+    """
+
+    def __init__(self, model: PreTrainedModel, slots: int, capacity: int, *, recorded: bool = False) -> None:
+        """``recorded``: on a GPU, passes of one token per sequence are CUDA graphs."""
+        packed.prepare(model)
+        self.model = model
+        weight = model.get_input_embeddings().weight
+        self.cache = SlotCache(model.config, slots, capacity, weight.dtype, weight.device)
+        self.passes = RecordedPasses(model, self.cache) if recorded and recordable(model) else None
+        self.beginnings: dict[int, tuple[int, ...]] = {}  # of the sequences in their slots
+
+    def start(self, slots: list[int], sequences: list[list[int]]) -> list[list[int]]:
+        """Puts new sequences into ``slots``; returns what of each is still to be read, for the next `append`.
+
+        What sequences have in common is read once and copied: the whole question between the episodes of a group, a system
+        prompt between all of them, also from slots whose sequences have gone on already.
+        """
+        for slot in slots:
+            self.release(slot)
+        known = sorted((b, slot) for slot, b in self.beginnings.items() if self.cache.lengths[slot] >= len(b))
+        members: dict[tuple[int, ...], list[int]] = {}
+        for slot, ids in zip(slots, sequences, strict=True):
+            self.beginnings[slot] = tuple(ids[:-1])
+            members.setdefault(self.beginnings[slot], []).append(slot)
+        new = sorted(members)
+        shared = _common(new[0], new[-1])  # by all of them, since they are sorted
+        if len(new) > 1 and shared >= _WORTH_COPYING and _closest(known, new[0])[1] < shared:
+            first = members[new[0]][0]
+            self.append([first], [list(new[0][:shared])])
+            bisect.insort(known, (new[0][:shared], first))
+        for beginning in new:
+            (target, *_), (source, length) = members[beginning], _closest(known, beginning)
+            if length and target != source and (length >= _WORTH_COPYING or length == len(beginning)):
+                self.cache.copy(source, [target], length)
+        self._read_whole([alike[0] for alike in members.values() if len(alike) > 1])
+        for beginning, (first, *others) in members.items():
+            if others:
+                self.cache.copy(first, others, len(beginning))
+        return [ids[self.cache.lengths[slot] :] for slot, ids in zip(slots, sequences, strict=True)]
+
+    def _read_whole(self, slots: list[int]) -> None:
+        """Reads what the slots' beginnings still lack, some thousand tokens at a time."""
+        rest = {s: list(self.beginnings[s][self.cache.lengths[s] :]) for s in slots}
+        waiting = [s for s in slots if rest[s]]
+        while waiting:
+            now = [waiting.pop()]
+            while waiting and sum(len(rest[s]) for s in [*now, waiting[-1]]) <= _PREFILL_TOKENS:
+                now.append(waiting.pop())
+            self.append(now, [rest[s] for s in now])
+
+    @torch.no_grad()
+    def append(self, slots: list[int], chunks: list[list[int]]) -> torch.Tensor:
+        """Feeds each slot its chunk (one token or more); returns their last tokens' hidden states ``[n, hidden]``."""
+        if self.passes is not None and all(len(chunk) == 1 for chunk in chunks):
+            return self.passes.read(slots, [token for (token,) in chunks])
+        order = sorted(range(len(slots)), key=lambda i: (len(chunks[i]) > 1, slots[i]))
+        counts = [len(chunks[i]) for i in order]
+        layout = CachedLayout(self.cache, [slots[i] for i in order], counts)
+        ids = torch.tensor([token for i in order for token in chunks[i]], device=self.cache.device)
+        hidden = packed.forward(self.model, ids, layout.positions, layout)
+        for slot, chunk in zip(slots, chunks, strict=True):
+            self.cache.lengths[slot] += len(chunk)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return hidden[layout.last[back]]
+
+    def release(self, slot: int) -> None:
+        self.beginnings.pop(slot, None)
+        self.cache.lengths[slot] = 0
+
+    def move(self, source: int, target: int) -> None:
+        """Moves a sequence to a free slot."""
+        self.cache.copy(source, [target], self.cache.lengths[source])
+        self.beginnings[target] = self.beginnings[source]
+        self.release(source)
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """The number of tokens with which both begin."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _closest(known: list[tuple[tuple[int, ...], int]], beginning: tuple[int, ...]) -> tuple[int, int]:
+    """The slot whose beginning shares most with this one, and how many tokens; ``known`` is sorted, so it is a neighbour."""
+    at = bisect.bisect(known, (beginning,))
+    near = [(_common(b, beginning), slot) for b, slot in known[max(at - 1, 0) : at + 1]]
+    length, slot = max(near, default=(0, -1))
+    return slot, length

@@ -1,0 +1,151 @@
+"""One new token of every sequence, by a forward pass that is recorded once and replayed: CUDA graphs.
+
+A forward pass starts many small kernels, and starting them can take the CPU longer than the GPU needs to run them. A recorded
+pass starts them all at once, but it is bound to the shapes and the addresses that it was recorded with. So it computes a token
+of every slot up to a fixed one, those at rest included, and looks at the cache up to a fixed position; a mask that is made
+inside the pass, from the sequences' lengths, hides the rest. Both are powers of two (or all there is), of which a rollout meets
+a few.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+from rsim.engine import packed
+from rsim.engine.cache import SlotCache
+from rsim.engine.packed import grouped_attention
+from rsim.errors import UserError, first_line
+
+_ONE_AT_A_TIME = threading.Lock()  # PyTorch's recording is the process's, not the thread's
+_FEWEST = 256  # positions of the cache that a recorded pass looks at
+
+Pass = Callable[[], torch.Tensor]
+
+
+class OneEach:
+    """Layout of one new token in each of the first ``N`` slots (`rsim.engine.packed.Layout`), of tensors of fixed shapes alone.
+
+    Args:
+        positions: ``[N]``, where each slot's token goes: behind its sequence. At a slot that rests, something is written there
+            that nobody sees and the sequence's next token replaces.
+        upto: positions of the cache that are looked at; all of ``positions`` lie below.
+    """
+
+    def __init__(self, cache: SlotCache, positions: torch.Tensor, upto: int) -> None:
+        self.cache, self.positions, self.upto = cache, positions, upto
+        self.slots = torch.arange(len(positions), device=cache.device)
+        self.distance = positions[:, None, None] - torch.arange(upto, device=cache.device)
+        self.masks: dict[int | None, torch.Tensor] = {}
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
+        keys, values = self.cache.write(layer, self.slots, self.positions, key, value)
+        if window not in self.masks:
+            self.masks[window] = self.cache.mask(self.distance, window)
+        seen = keys[: len(self.slots), :, : self.upto], values[: len(self.slots), :, : self.upto]
+        return grouped_attention(query.transpose(0, 1)[:, :, None], *seen, self.masks[window], scaling)[:, 0]
+
+
+class RecordedPasses:
+    """The recorded passes of one model over one cache.
+
+    Weights may change in place between them, but not move (``model.to``) or be joined by others (a new adapter): those would
+    not be seen.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
+        self.model, self.cache = model, cache
+        self.ids = torch.zeros(len(cache.lengths), dtype=torch.long, device=cache.device)
+        self.positions = torch.zeros_like(self.ids)
+        self._forget()
+
+    def _forget(self) -> None:
+        """The cache lies elsewhere now. A pool of memory goes with its last pass, so there must be a new one."""
+        self.passes: dict[tuple[int, int], Pass] = {}
+        self.record = _Recorder(self.cache.device)
+        self.capacity = self.cache.capacity
+
+    def read(self, slots: list[int], tokens: list[int]) -> torch.Tensor:
+        """Appends one token to each of ``slots``; returns their hidden states ``[n, hidden]``.
+
+        Raises:
+            UserError: a pass cannot be recorded.
+        """
+        lengths = self.cache.lengths
+        used = min(_power_of_two(max(slots) + 1), len(lengths))
+        if max(lengths[:used]) >= self.cache.capacity:
+            self.passes = {}  # their memory is free while the cache is copied
+        self.cache.make_room(max(lengths[:used]) + 1)
+        if self.cache.capacity != self.capacity:
+            self._forget()
+        upto = min(max(_power_of_two(max(lengths[:used]) + 1), _FEWEST), self.capacity)
+        at = torch.tensor(slots, device=self.cache.device)
+        self.positions[:used] = torch.tensor(lengths[:used], device=self.cache.device)
+        self.ids.index_copy_(0, at, torch.tensor(tokens, device=self.cache.device))
+        if (used, upto) not in self.passes:
+            self.passes[used, upto] = self.record(lambda: self._forward(used, upto))
+        hidden = self.passes[used, upto]()[at]
+        for slot in slots:
+            lengths[slot] += 1
+        return hidden
+
+    def _forward(self, used: int, upto: int) -> torch.Tensor:
+        positions = self.positions[:used]
+        return packed.forward(self.model, self.ids[:used], positions, OneEach(self.cache, positions, upto))
+
+
+def recordable(model: PreTrainedModel) -> bool:
+    """Whether passes of ``model`` may be recorded: on a GPU, where no other rank takes part in them, and with rotary embeddings
+    that do not look at how long the sequences are."""
+    rotary = str(getattr(model.config.get_text_config(), "rope_parameters", ""))
+    return (
+        model.device.type == "cuda"
+        and not isinstance(model.base_model, FSDPModule)
+        and not any(kind in rotary for kind in ("dynamic", "longrope"))
+    )
+
+
+class _Recorder:
+    """Records passes that share one pool of memory: what one of them returns lasts until the next is replayed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, forward: Pass) -> Pass:
+        try:
+            with _ONE_AT_A_TIME, torch.cuda.device(self.device):
+                graph, hidden = self._recorded(forward)
+        except RuntimeError as error:
+            raise UserError(
+                f"a forward pass cannot be recorded as a CUDA graph ({first_line(error)})", "set rollout.cuda_graphs = false"
+            ) from error
+
+        def replay() -> torch.Tensor:
+            with torch.cuda.device(self.device):
+                graph.replay()
+            return hidden
+
+        return replay
+
+    def _recorded(self, forward: Pass) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # once unrecorded: libraries set themselves up
+            forward()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            hidden = forward()
+        return graph, hidden
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest one that is not below ``number``."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,91 @@
+"""Sampling tokens and finding where steps end."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+from transformers import PreTrainedTokenizerBase
+
+from rsim.answers.prefix import step_end
+from rsim.models.device import precise
+
+_BLOCK = 256
+
+
+def episode_uniforms(seed: int, key: str, count: int) -> np.ndarray:
+    """``count`` uniform numbers that depend on ``(seed, key)`` alone.
+
+    One stream per episode makes what is sampled independent of batch order, batch size and the number of ranks (up to
+    floating point).
+    """
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big"))).random(count, dtype=np.float32)
+
+
+def choose(
+    logits: torch.Tensor, temperature: float | torch.Tensor, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples one index per row by inverting the CDF, with no top-p or top-k filter; temperature 0 takes the argmax.
+
+    The CDF is inverted in two levels (blocks of the vocabulary, then inside one block), which reads the logits once and
+    loses less to rounding than one running sum over the vocabulary.
+
+    Args:
+        logits: ``[n, v]``.
+        temperature: divides the logits; at 0 the log-probs are those at temperature 1. One number, or one for each row ``[n]``.
+        uniforms: ``[n]`` in ``[0, 1)``.
+
+    Returns:
+        indices ``[n]`` and their log-probs ``[n]`` (nats) under the distribution that was sampled from.
+    """
+    logits = precise(logits)
+    if isinstance(temperature, torch.Tensor):
+        logits = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
+    elif temperature not in (0, 1):
+        logits = logits / temperature
+    n, vocabulary = logits.shape
+    largest, best = logits.max(-1)
+    weights = (logits - largest[:, None]).exp_()
+    blocks = pad(weights, (0, -vocabulary % _BLOCK)).view(n, -1, _BLOCK)
+    upto = blocks.sum(-1).cumsum(-1)  # [n, blocks]
+    total = upto[:, -1]
+    if isinstance(temperature, torch.Tensor):
+        index = torch.where(temperature > 0, _invert(blocks, upto, uniforms * total), best)
+    else:
+        index = best if temperature == 0 else _invert(blocks, upto, uniforms * total)
+    return index, logits.gather(-1, index[:, None])[:, 0] - largest - total.log()
+
+
+def _invert(blocks: torch.Tensor, upto: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The index at which the running sum of ``blocks [n, b, size]`` first exceeds ``target [n]``; never one of weight 0."""
+    block = torch.searchsorted(upto, _below(target, upto[:, -1])[:, None], right=True)
+    before = torch.where(block > 0, upto.gather(1, (block - 1).clamp(min=0)), 0.0)[:, 0]
+    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, blocks.shape[2]))[:, 0].cumsum(-1)
+    within = torch.searchsorted(inside, _below(target - before, inside[:, -1])[:, None], right=True)
+    return (block * blocks.shape[2] + within)[:, 0]
+
+
+def _below(target: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """``target`` held in ``[0, total)``."""
+    return torch.minimum(target.clamp(min=0), torch.nextafter(total, torch.zeros_like(total)))
+
+
+class StepEnds:
+    """Finds the first sampled token whose addition makes the step's decoded text contain the delimiter, outside code blocks."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, delimiter: str, vocabulary: int) -> None:
+        self.tokenizer = tokenizer
+        self.delimiter = delimiter
+        # Only a token that holds a character of the delimiter can complete it; the rest need no decoding. Characters
+        # outside ASCII may be spread over several tokens: then every token is looked at.
+        pieces = tokenizer.batch_decode([[i] for i in range(min(vocabulary, len(tokenizer)))])
+        self.touching = {i for i, piece in enumerate(pieces) if any(c in piece for c in delimiter)}
+        if not delimiter.isascii():
+            self.touching = set(range(vocabulary))
+
+    def ended(self, step_ids: list[int], opened: str = "") -> bool:
+        """Whether the last of ``step_ids`` ends the step; ``opened``: a code block in which the prompt before them ended."""
+        return step_ids[-1] in self.touching and step_end(opened + self.tokenizer.decode(step_ids), self.delimiter) >= 0

@@ -1,0 +1,236 @@
+"""vLLM as an engine, over its HTTP server: token ids in, token ids and log-probs out, one request a step.
+
+The server needs ``--logprobs-mode processed_logprobs`` (log-probs at the sampling temperature) and, to be trained with, the
+routes of ``VLLM_SERVER_DEV_MODE=1`` and a folder that `save_untied` wrote; docs/engines.md has the whole command. What is
+sampled depends on the seed and the episode, but by vLLM's generator, not the native engine's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from huggingface_hub import save_torch_state_dict
+from transformers import PreTrainedModel
+
+from rsim.engine.protocol import End, SampledStep
+from rsim.engine.sampling import StepEnds
+from rsim.engine.vllm_replicas import urls
+from rsim.errors import UserError, check_url
+from rsim.models import adapters
+
+_PROBE = "1 + 1 ="
+
+
+class VllmServer:
+    """A running server: completions, and new weights for it."""
+
+    def __init__(self, url: str, timeout: float, *, transport: httpx.BaseTransport | None = None) -> None:
+        check_url("rollout.vllm_url", url)
+        key = os.environ.get("VLLM_API_KEY")
+        self.client = httpx.Client(
+            base_url=url, timeout=timeout, transport=transport, headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=None),
+        )  # fmt: skip
+        self.url = url
+        self.model: str = self._call("GET", "/v1/models")["data"][0]["id"]
+
+    def complete(self, prompt: list[int], **settings: Any) -> tuple[list[int], list[float], dict[str, Any]]:
+        """Sampled ids, their log-probs and the rest of the choice.
+
+        Raises:
+            UserError: the server is out of reach, refuses, or does not return token ids and log-probs.
+        """
+        body = {"model": self.model, "prompt": prompt, "logprobs": 0, "return_token_ids": True} | settings
+        choice = self._call("POST", "/v1/completions", body)["choices"][0]
+        if choice.get("token_ids") is None or choice.get("logprobs") is None:
+            raise UserError(f"the server at {self.url} returns no token ids", "rsim needs vLLM 0.11 or later")
+        return choice["token_ids"], choice["logprobs"]["token_logprobs"], choice
+
+    def check_temperature(self, temperature: float) -> None:
+        """Raises UserError if log-probs are not those at the sampling temperature (they must be, unless it is 1)."""
+        # top_k 1 samples the likeliest token, whose log-prob is then 0, if log-probs are of what is sampled from.
+        _, logprobs, _ = self.complete(self._call("POST", "/tokenize", {"prompt": _PROBE})["tokens"],
+                                       max_tokens=1, temperature=temperature, top_k=1)  # fmt: skip
+        if abs(logprobs[0]) > 1e-6:
+            raise UserError(
+                f"the server at {self.url} reports raw log-probs, not those at temperature {temperature}",
+                "start it with --logprobs-mode processed_logprobs",
+            )
+
+    def reload(self, folder: Path) -> None:
+        """Takes the weights in ``folder``, which it must see under this path, and drops what it cached with the old ones."""
+        self._call("POST", "/pause?mode=wait")
+        try:
+            taken = {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}}
+            self._call("POST", "/collective_rpc", taken)
+            if not self._call("POST", "/reset_prefix_cache")["success"]:
+                raise UserError(f"the server at {self.url} did not reset its prefix cache", "is something else using it?")
+        finally:  # a server that stays paused would hang whoever asks it next
+            self._call("POST", "/resume")
+
+    def check_updates(self, model: PreTrainedModel, folder: Path) -> None:
+        """Hands over ``model`` with another output head, then as it is, and sees whether the server follows both times.
+
+        A server whose folder ties the head to the embeddings takes new weights without the head, and says nothing.
+
+        Raises:
+            UserError: it does not follow.
+        """
+        ids = self._call("POST", "/tokenize", {"prompt": _PROBE})["tokens"]
+        with torch.no_grad():
+            hidden = model.base_model(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1]
+            logits = (model.get_output_embeddings().weight @ hidden).float()
+        sure = []
+        for factor, other in ((0.5, 1.0), (1.0, 0.5)):
+            save_untied(model, folder, head_factor=factor)
+            self.reload(folder)
+            tokens, logprobs, _ = self.complete(ids, max_tokens=1, temperature=0.0)
+            expected, wrong = (float(torch.log_softmax(f * logits, -1)[tokens[0]]) for f in (factor, other))
+            sure.append(abs(logprobs[0] - expected) < abs(logprobs[0] - wrong))  # a bfloat16 server is near, not equal
+        if not all(sure):
+            raise UserError(
+                f"the server at {self.url} does not take new weights as they are",
+                "serve a folder written by `rsim export MODEL FOLDER` (its output head is a matrix of its own)",
+            )
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            answer = self.client.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise UserError(f"no vLLM server at {self.url}", str(error) or type(error).__name__) from error
+        if answer.status_code != 200:
+            hint = "start it with VLLM_SERVER_DEV_MODE=1" if answer.status_code == 404 else answer.text[:300]
+            raise UserError(f"the server at {self.url} answered {answer.status_code} to {path}", hint)
+        result: dict[str, Any] = answer.json() if answer.content else {}
+        return result
+
+
+class VllmServers:
+    """One or more servers of the same model: sequences are spread over them, and all are given the same weights."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        """``url``: as ``rollout.vllm_url`` has it."""
+        self.servers = [VllmServer(one, timeout) for one in urls(url)]
+
+    def check(self, temperature: float) -> None:
+        """`VllmServer.check_temperature` of each."""
+        for server in self.servers:
+            server.check_temperature(temperature)
+
+    def check_updates(self, model: PreTrainedModel, folder: Path) -> None:
+        """`VllmServer.check_updates` of each."""
+        for server in self.servers:
+            server.check_updates(model, folder)
+
+    def update_weights(self, model: PreTrainedModel, folder: Path) -> None:
+        """Writes the weights of ``model`` into ``folder`` once; all servers reload at the same time."""
+        save_untied(model, folder)
+        with ThreadPoolExecutor(len(self.servers)) as threads:
+            list(threads.map(lambda server: server.reload(folder), self.servers))
+
+
+class VllmEngine:
+    """Sequences of one rollout; each running step is a request of its own, all in flight together. A sequence stays with one
+    server, whose prefix cache has its beginning."""
+
+    def __init__(
+        self, servers: list[VllmServer], slots: int, *, seed: int, temperature: float, step_ends: StepEnds | None,
+        end_ids: set[int],
+    ) -> None:  # fmt: skip
+        self.servers, self.seed, self.step_ends = servers, seed, step_ends
+        self.settings: dict[str, Any] = {
+            "temperature": temperature, "stop_token_ids": sorted(end_ids), "skip_special_tokens": False,
+            "add_special_tokens": False, "include_stop_str_in_output": True, "top_p": 1.0, "top_k": -1,
+        }  # fmt: skip
+        if step_ends is not None:
+            self.settings["stop"] = [step_ends.delimiter]
+        self.threads = ThreadPoolExecutor(slots)
+        self.sequences: dict[int, list[int]] = {}
+        self.keys: dict[int, str] = {}
+        self.homes: dict[int, VllmServer] = {}
+        self.begun = 0
+        self.futures: dict[Future[SampledStep], int] = {}
+
+    @property
+    def running(self) -> int:
+        return len(self.futures)
+
+    def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
+        for slot, prompt, key in zip(slots, prompts, keys, strict=True):
+            self.sequences[slot], self.keys[slot] = list(prompt), key
+            self.homes[slot] = self.servers[self.begun % len(self.servers)]
+            self.begun += 1
+
+    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, opened: str = "") -> None:
+        self.sequences[slot] += injected
+        self.futures[self.threads.submit(self._step, slot, cap, to_end, opened)] = slot
+
+    def advance(self) -> list[SampledStep]:
+        """Waits for the next steps to end."""
+        done, _ = wait(self.futures, return_when=FIRST_COMPLETED)
+        finished = sorted((future.result() for future in done), key=lambda step: step.slot)
+        for future in done:
+            del self.futures[future]
+        for step in finished:
+            self.sequences[step.slot] += step.tokens
+        return finished
+
+    def _step(self, slot: int, cap: int, to_end: bool, opened: str) -> SampledStep:
+        tokens, logprobs, end = self._request(slot, [], cap, to_end)
+        while end == "delimiter" and self.step_ends is not None and not self.step_ends.ended(tokens, opened):
+            if len(tokens) >= cap:  # inside a code block
+                end = "cap"
+                break
+            more, values, end = self._request(slot, tokens, cap - len(tokens), to_end)
+            tokens, logprobs = tokens + more, logprobs + values
+        return SampledStep(slot, tokens, logprobs, end)
+
+    def _request(self, slot: int, written: list[int], cap: int, to_end: bool) -> tuple[list[int], list[float], End]:
+        ids = self.sequences[slot] + written
+        digest = hashlib.sha256(f"{self.seed}:{self.keys[slot]}:{len(ids)}".encode()).digest()
+        seed = int.from_bytes(digest[:8], "big") >> 1  # vLLM takes 63 bits
+        settings = self.settings | ({"stop": []} if to_end else {})
+        server = self.homes[slot]
+        tokens, logprobs, choice = server.complete(ids, max_tokens=cap, seed=seed, **settings)
+        end: End = "cap"
+        if choice["finish_reason"] == "stop":
+            end = "delimiter" if choice["stop_reason"] in settings.get("stop", []) else "end_of_turn"
+        elif len(tokens) < cap:
+            raise UserError(f"the server at {server.url} cut a step short: its context is full", "raise --max-model-len")
+        return tokens, logprobs, end
+
+    def release(self, slot: int) -> None:
+        del self.sequences[slot], self.keys[slot], self.homes[slot]
+
+    def close(self) -> None:
+        self.threads.shutdown(cancel_futures=True)
+
+
+def save_untied(model: PreTrainedModel, folder: Path, *, head_factor: float = 1.0) -> None:
+    """Writes ``model`` with an output head of its own: vLLM reloads a head that is tied to the embeddings only in part.
+
+    The folder appears whole or not at all; ``head_factor`` scales the head.
+    """
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    head = model.get_output_embeddings().weight
+    weights = {name: tensor.detach() for name, tensor in adapters.merged_weights(model).items()}
+    weights["lm_head.weight"] = head.detach().clone() * head_factor
+    draft.mkdir(parents=True)
+    save_torch_state_dict(weights, draft)
+    model.config.save_pretrained(draft)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(draft)
+    config = json.loads((draft / "config.json").read_text())
+    config["tie_word_embeddings"] = False
+    (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)

@@ -1,0 +1,77 @@
+"""Where the weights lie and how precise they are, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rsim.config import Config
+from rsim.errors import UserError, first_line
+
+
+@dataclass(frozen=True)
+class Place:
+    """``device`` is a name of torch's, ``dtype`` float32 or bfloat16; ``reason`` says both in words."""
+
+    device: str
+    dtype: str
+    reason: str
+
+
+def choose_place(config: Config, local: int = 0) -> Place:
+    """What ``models.device`` and ``models.dtype`` mean on this machine, for its process number ``local``.
+
+    ``auto`` takes the GPU where there is one, and bfloat16 where all that is trained are adapters on a GPU that computes in it.
+
+    >>> choose_place(Config()).dtype
+    'float32'
+    """
+    models = config.models
+    device = pick_device(models.device)
+    if models.device == "auto" and device.type == "cuda" and local:
+        device = torch.device("cuda", local)
+    if models.device != "auto":
+        why = "as models.device says"
+    else:
+        why = "the GPU that torch sees" if device.type == "cuda" else "torch sees no GPU"
+    dtype, because = _precision(config, device)
+    return Place(str(device), dtype, f"{device} ({why}), {dtype} ({because})")
+
+
+def allow_fast_products(place: Place) -> None:
+    """Lets a GPU multiply float32 matrices in TF32 (10 bits of mantissa, several times float32's speed)."""
+    if place.device.startswith("cuda"):
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def _precision(config: Config, device: torch.device) -> tuple[str, str]:
+    if config.models.dtype != "auto":
+        return config.models.dtype, "as models.dtype says"
+    if device.type != "cuda":
+        return "float32", "other precisions are slow on a CPU"
+    if config.trained_whole:
+        agents = " and the ".join(config.trained_whole)
+        return "float32", f"all weights of the {agents} are trained, and small steps vanish in bfloat16"
+    if not torch.cuda.is_bf16_supported():
+        return "float32", "this GPU does not compute in bfloat16"
+    return "bfloat16", "the weights are frozen below their adapters"
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` means the GPU where there is one.
+
+    Raises:
+        UserError: torch knows no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such name; a backend that torch was built without
+        raise UserError(f"models.device = {name!r}: {first_line(error)}", "use auto, cpu, cuda or cuda:N") from error
+
+
+def precise(values: torch.Tensor) -> torch.Tensor:
+    """``values`` in float32, or in float64 where they are: what probabilities are computed in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,170 @@
+"""Reasoners and planners from their weights, whole or with an adapter to train."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from rsim.errors import UserError, first_line
+from rsim.models import adapters
+from rsim.models.device import pick_device
+from rsim.models.weights import resolve
+from rsim.policies import template
+from rsim.policies.planner import Planner, name_tokens, planner_config
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.strategies import StrategySet
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def quiet_models() -> None:
+    """Silences transformers' weight-loading bars: progress is ours to show."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_reasoner(
+    source: str, *, device: str = "auto", dtype: str = "float32", system_prompt: str = "", weights: bool = True,
+    lora: int = 0, quantised: bool = False, seed: int = 0,
+) -> Reasoner:  # fmt: skip
+    """A causal LM and its tokenizer.
+
+    Args:
+        weights: False: its shape alone, for a reasoner that a server runs.
+        lora: the rank of an adapter to train; training of a saved adapter goes on. 0: a saved adapter is merged into its base.
+        quantised: the frozen weights in 4 bits; nothing is merged into those.
+        seed: of a new adapter.
+
+    Raises:
+        UserError: nothing is found under ``source``, or it is no causal LM.
+    """
+    path = resolve(source)
+    saved = adapters.base_of(path)
+    base = resolve(saved) if saved else path
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, **_how(device, dtype, quantised)) if weights else _shape_alone(base)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, ImportError) as error:  # ImportError: bitsandbytes is not there
+        raise UserError(f"cannot load a reasoner from {source!r}", first_line(error)) from error
+    if not weights:
+        return Reasoner(model, tokenizer, system_prompt)
+    if quantised:
+        adapters.keep_unpacked(model)
+    else:
+        model.to(pick_device(device))
+    model = _adapted(model, path, source, lora, quantised, seed)
+    if lora:
+        adapters.train_precisely(model)
+    return Reasoner(model.eval(), tokenizer, system_prompt)
+
+
+def _adapted(
+    model: PreTrainedModel, path: str, source: str, lora: int, quantised: bool, seed: int
+) -> PreTrainedModel:  # fmt: skip
+    """``model`` with the adapter to be trained, or with the one in the folder ``path`` merged in."""
+    if adapters.base_of(path) is None:
+        if lora:
+            adapters.add(model, lora, source, seed)
+        return model
+    if not lora and not quantised:
+        return adapters.merged(model, path)
+    adapters.go_on(model, path)
+    return model
+
+
+def _shape_alone(path: str) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).eval()
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    except OSError:  # a folder without one: the model's own defaults hold
+        return model
+    return model
+
+
+def load_planner(
+    source: str, strategies: StrategySet, *, device: str = "auto", dtype: str = "float32", seed: int, head: str = "random",
+    lora: int = 0, quantised: bool = False,
+) -> Planner:  # fmt: skip
+    """A trained planner, or a fresh one made from a base LLM with a head as `new_planner` makes it.
+
+    Args:
+        lora, quantised: as `load_reasoner` has them; the head is always trained whole.
+
+    Raises:
+        UserError: nothing is found under ``source``, or it was trained on another strategy set or template.
+    """
+    path = resolve(source)
+    try:
+        config = planner_config(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load a planner from {source!r}", first_line(error)) from error
+    how = _how(device, dtype, quantised)
+    if getattr(config, "rsim_template", None) is not None:
+        planner = Planner.from_pretrained(path, strategies, merge=not lora and not quantised, **how)
+    else:
+        planner = new_planner(path, strategies, seed, head, **how)
+    if quantised:
+        adapters.keep_unpacked(planner.model)
+    else:
+        planner.model.to(device=pick_device(device), dtype=_dtype(dtype))
+    if lora and adapters.base_of(path) is None:
+        adapters.add(planner.model, lora, source, seed)
+    if lora:
+        adapters.train_precisely(planner.model)
+    planner.model.eval()
+    return planner
+
+
+def new_planner(base: str, strategies: StrategySet, seed: int, head: str = "random", **how: Any) -> Planner:
+    """``base`` with a new classifier head over ``strategies``.
+
+    Args:
+        head: ``random`` draws it from ``seed``; ``names`` takes the base's own output rows of the strategies' names (the first
+            token of each), so that the untrained planner chooses what the base would write next, and training starts there.
+        how: arguments of ``from_pretrained``.
+
+    Raises:
+        UserError: ``names``, and two names begin with the same token.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    names = dict(enumerate(strategies.names))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=len(names), id2label=names, label2id={n: i for i, n in names.items()}, **how
+    )
+    model.config.pad_token_id = pad
+    model.config.rsim_template = template.VERSION
+    planner = Planner(model, tokenizer, strategies)
+    rows = torch.empty(model.score.weight.shape)
+    if head == "names":
+        rows = AutoModelForCausalLM.from_pretrained(base).get_output_embeddings().weight[name_tokens(planner.chunk, strategies)]
+    else:
+        rows.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        model.score.weight.copy_(rows)
+    return planner
+
+
+def _how(device: str, dtype: str, quantised: bool) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``."""
+    precision = _dtype(dtype)
+    if quantised:
+        return adapters.four_bits(precision) | {"dtype": precision, "device_map": {"": pick_device(device)}}
+    return {"dtype": precision}
+
+
+def _dtype(name: str) -> torch.dtype:
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]

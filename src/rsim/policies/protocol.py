@@ -1,0 +1,49 @@
+"""What the game asks of a planner, learned or scripted, and what a planner's decision is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rsim.policies.strategies import StrategySet
+
+
+@dataclass
+class Decision:
+    """One act of the planner.
+
+    ``position`` indexes `Episode.planner_ids`: the token whose hidden state the head reads. ``logprob`` is under the
+    sampling temperature; ``probabilities`` are all nine, in label order.
+    """
+
+    position: int
+    action: int
+    logprob: float
+    probabilities: list[float]
+
+
+class PlannerSession(Protocol):
+    """The planner's side of several plays at once, each in a slot."""
+
+    def start(self, slots: list[int], questions: list[str]) -> None: ...
+    def decide(self, slots: list[int], uniforms: list[float], temperature: float) -> list[Decision]: ...
+    def observe(self, slot: int, strategy: str, text: str) -> None: ...
+    def ids(self, slot: int) -> list[int]: ...
+    def length(self, slot: int) -> int:
+        """Tokens that the planner's model will have read of a slot's play at its next decision."""
+
+
+class AnyPlanner(Protocol):
+    """What the game asks of a planner, learned or scripted."""
+
+    strategies: StrategySet
+
+    @property
+    def parameters(self) -> int:
+        """Of its model; a rule has none."""
+
+    @property
+    def context(self) -> int:
+        """How many tokens its model can read."""
+
+    def begin(self, slots: int) -> PlannerSession: ...

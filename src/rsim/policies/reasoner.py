@@ -1,0 +1,62 @@
+"""The reasoner: a causal LM with its tokenizer, and how a question becomes its prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rsim.engine.layers import Linear
+from rsim.errors import UserError
+
+
+@dataclass
+class Reasoner:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    system_prompt: str = ""
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """The ids up to and including the opening of the assistant's turn (the chat template's, where there is one)."""
+        if self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": question}]
+            if self.system_prompt:
+                messages.insert(0, {"role": "system", "content": self.system_prompt})
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return self._ids(str(text))
+        text = f"{self.system_prompt}\n\n{question}\n" if self.system_prompt else f"{question}\n"
+        ids: list[int] = self.tokenizer.encode(text)
+        return ids
+
+    def injected_ids(self, text: str) -> list[int]:
+        """A strategy prompt or delimiter, tokenised alone."""
+        return self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    @property
+    def end_ids(self) -> set[int]:
+        """Every token that ends a turn. Padding plays no part: an episode's length is recorded, not inferred."""
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids = configured if isinstance(configured, list) else [configured]
+        ends = {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+        if not ends:
+            raise UserError("the reasoner's tokenizer has no end-of-turn token", "set eos_token in its config")
+        return ends
+
+    @property
+    def head_weight(self) -> torch.Tensor | None:
+        """The output head's matrix ``[V, hidden]``, or None where the head is more than a matrix."""
+        head = self.model.get_output_embeddings()
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        plain = type(head) in (torch.nn.Linear, Linear) and head.bias is None and cap is None
+        return head.weight if plain else None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Next-token logits ``[..., vocabulary]`` of final hidden states ``[..., hidden]``."""
+        logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,0 +1,172 @@
+"""The strategy set: names, descriptions, injection prompts and evidence keywords, read from TOML.
+
+The nine packaged strategies live in ``sets/``; in ``instruct``, for instruction-tuned models, *continuation* injects
+nothing; ``sentences`` has them in whole sentences, for reasoners that are trained on those, and ``code`` for programs. A user's
+file may replace them, or extend them by saying ``extends = "default"`` (or another of these names) at its top; an entry of the
+same name then overrides the packaged one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsim.errors import UserError
+
+TERMINATION = "termination"
+
+_SETS = Path(__file__).with_name("sets")
+_LAB = Path(__file__).parents[1] / "lab"
+_PACKAGED = {
+    "default": _SETS / "default.toml",
+    "instruct": _SETS / "instruct.toml",
+    "sentences": _SETS / "sentences.toml",
+    "tables": _SETS / "tables.toml",
+    "code": _SETS / "code.toml",
+    "lab": _LAB / "strategies.toml",
+    "lab-ten": _LAB / "strategies_ten.toml",
+    "lab-division": _LAB / "strategies_division.toml",
+}
+_FIELDS = {"name", "description", "prompts", "keywords", "repeat_free"}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One action of the planner.
+
+    ``prompts`` are paraphrases of the text injected before the step ("" injects nothing: the reasoner goes on as it would);
+    ``keywords`` are the words (matched whole, case ignored) whose presence in the sampled step counts as evidence that
+    it was followed; a ``repeat_free`` strategy is left out of the planner's repeat penalty and of the reasoner's ``follow``
+    reward.
+    """
+
+    name: str
+    description: str
+    prompts: tuple[str, ...]
+    keywords: tuple[str, ...]
+    repeat_free: bool = False
+
+    def shows_evidence(self, step_text: str) -> bool:
+        """Whether a step's sampled text shows this strategy (the keyword rule).
+
+        >>> Strategy("validation", "", ("Check:",), ("check", "verify")).shows_evidence("Let me Verify: 2+2=4")
+        True
+        """
+        return any(re.search(rf"(?<!\w){re.escape(k)}(?!\w)", step_text, re.IGNORECASE) for k in self.keywords)
+
+
+@dataclass(frozen=True)
+class StrategySet:
+    """An ordered set of strategies; the order is the planner's label order."""
+
+    strategies: tuple[Strategy, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(s.name for s in self.strategies)
+
+    @property
+    def termination(self) -> int:
+        """Index of the strategy that asks for the final answer."""
+        return self.names.index(TERMINATION)
+
+    @property
+    def neutral(self) -> int:
+        """Index of what a step without intervention is called in the planner's stream."""
+        others = [i for i in range(len(self)) if i != self.termination]
+        free = [i for i in others if self.strategies[i].repeat_free]
+        return self.names.index("continuation") if "continuation" in self.names else (free or others)[0]
+
+    def __len__(self) -> int:
+        return len(self.strategies)
+
+    def __getitem__(self, index: int) -> Strategy:
+        return self.strategies[index]
+
+    def index(self, name: str) -> int:
+        if name not in self.names:
+            raise UserError(f"unknown strategy {name!r}", f"use one of {', '.join(self.names)}")
+        return self.names.index(name)
+
+
+def load_strategies(source: str = "default") -> StrategySet:
+    """The strategy set of a packaged name (``default``, ``instruct``, ``sentences``, ``tables``, ``code``, ``lab``,
+    ``lab-ten``, ``lab-division``) or of a TOML file.
+
+    Raises:
+        UserError: the file is missing or malformed, a field is unknown, a name is doubled, fewer than one prompt is
+            given, a termination prompt holds a parseable box, or the set has no ``termination``.
+    """
+    path = _PACKAGED.get(source, Path(source))
+    if not path.is_file():
+        raise UserError(f"strategy file not found: {source}", f"give a TOML file, or one of {', '.join(_PACKAGED)}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML ({error})", "see src/rsim/policies/sets/default.toml for the form") from error
+    return from_table(table, path)
+
+
+def from_table(table: dict[str, object], path: Path) -> StrategySet:
+    """The set that a TOML table describes; ``path`` is what errors name. Raises as `load_strategies` does."""
+    unknown = set(table) - {"extends", "strategy"}
+    if unknown:
+        raise UserError(f"{path}: unknown key {sorted(unknown)[0]!r}", "only 'extends' and [[strategy]] are known")
+    base: tuple[Strategy, ...] = ()
+    if "extends" in table:
+        if table["extends"] not in tuple(_PACKAGED):
+            raise UserError(f"{path}: extends = {table['extends']!r}", f"use one of {', '.join(_PACKAGED)}")
+        base = load_strategies(str(table["extends"])).strategies
+    entries = table.get("strategy", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: strategy is no list of tables", "write each strategy under [[strategy]]")
+    own = [parse_strategy(path, entry) for entry in entries]
+    names = [s.name for s in own]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: strategy {name!r} is given twice", "give each name once")
+    kept = tuple(next((o for o in own if o.name == b.name), b) for b in base)
+    added = tuple(o for o in own if o.name not in {b.name for b in base})
+    strategies = StrategySet(kept + added)
+    if TERMINATION not in strategies.names:
+        raise UserError(f"{path}: no strategy named {TERMINATION!r}", "add one: it asks for the final answer")
+    return strategies
+
+
+def parse_strategy(path: Path, entry: dict[str, object]) -> Strategy:
+    """One entry of a set; ``path`` is what errors name. Raises as `load_strategies` does."""
+    name = entry.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{path}: a [[strategy]] has no name", 'add name = "..."')
+    unknown = set(entry) - _FIELDS
+    if unknown:
+        raise UserError(f"{path}: strategy {name!r} has the unknown field {sorted(unknown)[0]!r}",
+                        f"known fields: {', '.join(sorted(_FIELDS))}")  # fmt: skip
+    prompts, keywords = entry.get("prompts"), entry.get("keywords", [])
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and (p.strip() or p == "") for p in prompts):
+        raise UserError(f"{path}: strategy {name!r} needs prompts", 'add prompts = ["...", "..."]')
+    if name.strip() == TERMINATION and "" in prompts:
+        raise UserError(f"{path}: {TERMINATION!r} has an empty prompt", "it must ask for the final answer")
+    if not isinstance(keywords, list) or not all(isinstance(k, str) and k.strip() for k in keywords):
+        raise UserError(f"{path}: strategy {name!r}: keywords must be a list of words", 'e.g. keywords = ["check"]')
+    if any(re.search(r"\\boxed\s*\{[^{}]", prompt) for prompt in prompts):
+        raise UserError(f"{path}: a prompt of {name!r} contains a filled \\boxed{{...}}",
+                        "write \\boxed{} empty, or \\boxed{ at the end: else it could be read as an answer")  # fmt: skip
+    description, free = entry.get("description", ""), entry.get("repeat_free", False)
+    if not isinstance(description, str) or not isinstance(free, bool):
+        raise UserError(f"{path}: strategy {name!r}: description must be text and repeat_free true or false")
+    return Strategy(name.strip(), description, tuple(prompts), tuple(keywords), free)
+
+
+def to_toml(strategies: StrategySet) -> str:
+    """The set as a file that `load_strategies` reads back."""
+
+    def entry(s: Strategy) -> str:
+        fields = {"name": s.name, "description": s.description, "prompts": s.prompts, "keywords": s.keywords}
+        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
+        return "\n".join(["[[strategy]]", *lines, f"repeat_free = {str(s.repeat_free).lower()}"])
+
+    return "\n\n".join(entry(s) for s in strategies.strategies) + "\n"

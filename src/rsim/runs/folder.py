@@ -1,0 +1,216 @@
+"""A run's folder: config, provenance, metrics, sampled episodes, checkpoints and trackers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rsim.config import Config, load_config, to_table, to_toml
+from rsim.errors import UserError, first_line
+from rsim.runs.checkpoints import Checkpoints, flush
+
+_RECORDS = ("metrics.jsonl", "episodes.jsonl")
+_VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+class RunFolder:
+    """Everything that a run writes."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
+        self.changed: list[str] = []  # keys of the config, since the run was last begun or gone on with
+        self.checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
+
+    @classmethod
+    def open(cls, config: Config, *, resume: bool, force: bool = False) -> RunFolder:
+        """The folder to start in or to go on with; nothing is written yet.
+
+        Args:
+            force: go on also with a config that has changed.
+
+        Raises:
+            UserError: the folder has a run already and ``resume`` is off; or ``resume`` is on and there is no run there,
+                it has no checkpoint yet, or it was made with another config.
+        """
+        folder = cls(config.folder, config)
+        known = folder.path / "config.toml"
+        if folder.checkpoints.latest() and not resume:
+            raise UserError(f"{folder.path} already holds a run", "pass --resume to go on, or --set out=another/folder")
+        if resume and not known.is_file():
+            raise UserError(f"--resume: no run in {folder.path}", "start it without --resume")
+        if resume and not folder.checkpoints.latest():
+            raise UserError(f"--resume: the run in {folder.path} has no checkpoint yet", "start it again without --resume")
+        before = load_config(str(known)) if resume else config
+        changed = folder.changed = differences(before, config)
+        fixed = [change for change in changed if change.startswith(_FIXED)]
+        if before.trains_reasoner != config.trains_reasoner:
+            fixed.append("stages: whether the reasoner is trained")
+        if fixed:
+            raise UserError(f"--resume: {'; '.join(fixed)}", "that cannot be changed in mid-run: begin another one")
+        if changed and not force:
+            raise UserError(
+                f"--resume: the config differs from {known}: {'; '.join(changed)}",
+                "resume with the same settings, or pass --force to go on with the new ones",
+            )
+        return folder
+
+    def begin(self, step: int, checkpoint: Path | None) -> None:
+        """Makes the folder ready to go on after ``step`` from ``checkpoint``, or afresh (None); a start that never got to its
+        first checkpoint leaves nothing behind."""
+        try:
+            self.checkpoints.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}", error.strerror or str(error)) from error
+        provenance: dict[str, Any]
+        if checkpoint is None:
+            provenance = {
+                "name": self.config.name,
+                "seed": self.config.seed,
+                "versions": {"python": platform.python_version()}
+                | {name: importlib.metadata.version(name) for name in _VERSIONED},
+                "git_commit": git_commit(),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            }
+        else:
+            self.checkpoints.forget_after(checkpoint)
+            provenance = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            if self.changed:
+                provenance.setdefault("changed", []).append({"step": step, "keys": self.changed})
+        _replace(self.path / "run.json", json.dumps(provenance, indent=2) + "\n")
+        _replace(self.path / "config.toml", to_toml(self.config))
+        self._forget_after(-1 if checkpoint is None else step)
+
+    def flush(self) -> None:
+        """Has the records written to the disk, before a checkpoint that comes after them."""
+        for name in _RECORDS:
+            if (self.path / name).is_file():
+                flush(self.path / name)
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _forget_after(self, step: int) -> None:
+        """Drops records of steps that will be done again."""
+        for name in _RECORDS:
+            path = self.path / name
+            if path.is_file():
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
+                _replace(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or, where there is no room for it, not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """A run's metrics, in the order in which they were logged."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def sampled_tokens(run: Path) -> int:
+    """Reasoner tokens that a run sampled in training, cold start included."""
+    return int([r["sampled_tokens"] for r in records(run) if "sampled_tokens" in r][-1])
+
+
+# What the weights and optimisers of a checkpoint are made for.
+_FIXED = ("models.reasoner", "models.planner", "models.shared_base", "models.quantised", "models.strategies", "objective.loss",
+          "objective.beta: 0.0")  # fmt: skip
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The keys in which two configs differ, each as ``key: old -> new``."""
+    before, after = (_flat(to_table(config)) for config in (old, new))
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
+
+
+def _flat(table: dict[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{where}{key}.")
+        else:
+            flat[where + key] = value
+    return flat
+
+
+def git_commit() -> str:
+    """The commit of the working directory, or of the source tree that rsim runs from, or "unknown"."""
+    if shutil.which("git") is None:
+        return "unknown"
+    for place in (Path.cwd(), Path(__file__).parent):
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return "unknown"
+
+
+class Trackers:
+    """Scalars to the trackers that the config names, beside ``metrics.jsonl``."""
+
+    def __init__(self, names: tuple[str, ...], folder: Path, config: Config, step: int = 0) -> None:
+        """``step``: what was logged after it is to be logged again.
+
+        Raises:
+            UserError: an unknown tracker, one that is not installed, or one that cannot be reached.
+        """
+        self.writer: Any = None
+        self.loggers: dict[str, Any] = {}
+        for name in names:
+            if name == "tensorboard":
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            elif name in ("wandb", "trackio"):
+                try:
+                    tracker = importlib.import_module(name)
+                except ImportError as error:
+                    raise UserError(f"tracker {name!r} is not installed", f"pip install {name}") from error
+                with _naming(name):
+                    tracker.init(project="rsim", name=config.name)
+                self.loggers[name] = tracker
+            else:
+                raise UserError(f"unknown tracker {name!r}", "use tensorboard, wandb or trackio")
+
+    def log(self, record: dict[str, Any]) -> None:
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+        if self.writer is not None:
+            for name, value in numbers.items():
+                self.writer.add_scalar(name, value, record["step"])
+        for name, logger in self.loggers.items():
+            with _naming(name):
+                logger.log({"step": record["step"], **numbers})
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        for name, logger in self.loggers.items():
+            with _naming(name):
+                logger.finish()
+
+
+@contextmanager
+def _naming(tracker: str) -> Iterator[None]:
+    """Whatever a tracker's library raises becomes one line that names it; ``metrics.jsonl`` has all that it was to be told."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"tracker {tracker!r} failed: {first_line(error)}",
+            "go on with --resume once it answers, or without it: --resume --force --set train.trackers=[]",
+        ) from error

@@ -1,0 +1,194 @@
+"""How a request is answered: its plays, merged into one response or one stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from rsim.errors import UserError
+from rsim.serving import openai_api as api
+from rsim.serving.http_upstream import UpstreamError
+from rsim.serving.local_upstream import LocalUpstream
+from rsim.serving.play import Asked, Event, Finished, Injected, Piece, StepEnd, Upstream, Usage, play
+from rsim.serving.state import Refusal, State, from_upstream, leave, log, upstream_of
+from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
+
+_EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+
+
+async def answer(
+    state: State, request: Request, kind: api.Kind, body: dict[str, Any], model: str, *, planned: bool
+) -> Response:  # fmt: skip
+    """A response whose answers are played. A stream leaves, and tells the metrics, when it is over; for all else the caller
+    does."""
+    began = time.perf_counter()
+    deadline = asyncio.get_running_loop().time() + state.config.request_seconds
+    with _refusing():
+        decode = state.upstream.decode if isinstance(state.upstream, LocalUpstream) else None
+        wanted = api.read_request(kind, body, state.local_model or model, state.config.rules.max_tokens, decode)
+        upstream = await upstream_of(state, model)
+    mode = upstream.mode if planned else None
+    headers = {"X-Rsim-Mode": mode} if mode else {}
+    plays = [_play(state, upstream, asked, wanted, planned=planned) for asked in wanted.asked]
+    merged = _merge(plays, deadline)
+    if wanted.stream:
+        with _refusing():  # the first event decides between a stream and an error object
+            first = await unless_gone(request.receive, _next(merged))
+        outcome = _Outcome()
+
+        def done() -> None:
+            leave(state)
+            state.metrics.done(kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
+
+        return WatchedStream(_chunks(wanted, merged, first, outcome), 200, headers | _EVENTS, done)
+    choices = [api.Choice() for _ in wanted.asked]
+
+    async def collect() -> None:
+        async with aclosing(merged):
+            async for index, event in merged:
+                choices[index].add(event)
+
+    with _refusing():
+        await unless_gone(request.receive, collect())
+    used = [step["strategy"] for step in choices[0].steps]
+    shown = {"X-Rsim-Strategies": ",".join(used)} if planned else {}
+    return JSONResponse(api.whole(wanted, choices, mode), headers=headers | shown)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turns what can go wrong before anything was answered into error objects."""
+    try:
+        yield
+    except (api.BadRequest, UserError, UpstreamError, TimeoutError, ClientGone) as error:
+        raise _refusal(error) from error
+
+
+def _refusal(error: Exception) -> Refusal:
+    """What an error is to the client. One that is not expected here is a fault of ours: it is logged, not told."""
+    if isinstance(error, api.BadRequest):
+        return Refusal(400, str(error), "invalid_request_error", param=error.param)
+    if isinstance(error, UserError):
+        return Refusal(400, str(error), "invalid_request_error")
+    if isinstance(error, UpstreamError):
+        return from_upstream(error)
+    if isinstance(error, TimeoutError):
+        return Refusal(504, "the request took too long", "timeout")
+    if isinstance(error, ClientGone):
+        return Refusal(499, "the client went away", "client_disconnected")
+    log.error("an answer failed", exc_info=error)
+    return Refusal(500, "the answer failed in this server", "server_error")
+
+
+@dataclass
+class _Outcome:
+    """How a streamed answer ended; for the metrics."""
+
+    status: int = 200
+
+
+async def _chunks(
+    wanted: api.Request, events: AsyncGenerator[tuple[int, Event]], first: tuple[int, Event], outcome: _Outcome
+) -> AsyncGenerator[bytes]:
+    """A stream's chunks. An error after the first event ends it with an error object, which OpenAI's clients raise."""
+    seen: set[int] = set()
+    usages: list[Usage] = []
+    event: tuple[int, Event] | None = first
+    async with aclosing(events):
+        try:
+            while event is not None:
+                index, what = event
+                yield event_data(api.chunk(wanted, index, what, first=index not in seen))
+                seen.add(index)
+                if isinstance(what, Finished):
+                    usages.append(what.usage)
+                event = await anext(events, None)
+        except Exception as error:  # the status was sent: whatever went wrong can only be told within the stream
+            refusal = _refusal(error)
+            outcome.status = refusal.status
+            yield event_data(refusal.body)
+            return
+    if wanted.include_usage:
+        yield event_data(api.usage_chunk(wanted, usages))
+    yield b"data: [DONE]\n\n"
+
+
+async def _next(events: AsyncGenerator[tuple[int, Event]]) -> tuple[int, Event]:
+    return await anext(events)
+
+
+def event_data(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(chunk, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+
+
+async def _play(
+    state: State, upstream: Upstream, asked: Asked, wanted: api.Request, *, planned: bool
+) -> AsyncGenerator[Event]:  # fmt: skip
+    """One answer, cut at the client's stop strings."""
+    spent = Usage()
+    async with state.slots:
+        if planned:
+            source = play(asked, state.planning, upstream, state.config.rules, wanted.limit, spent)
+        else:
+            source = _plain(upstream, asked, wanted.limit)
+        async with aclosing(api.Stops(wanted.stops).cut(source, spent)) as events:
+            async for event in events:
+                if isinstance(event, Injected):
+                    state.metrics.steps.labels(event.strategy).inc()
+                elif isinstance(event, Finished):
+                    state.metrics.spent(event.usage)
+                yield event
+
+
+async def _plain(upstream: Upstream, asked: Asked, limit: int) -> AsyncGenerator[Event]:
+    """An answer of the model in this process without a planner."""
+    conversation = await upstream.open(asked)
+    try:
+        async for piece in conversation.step("", limit, None):
+            if isinstance(piece, StepEnd):
+                yield Finished("length" if piece.reason == "limit" else "stop", piece.usage)
+            else:
+                yield Piece(piece)
+    finally:
+        await conversation.close()
+
+
+async def _merge(
+    plays: list[AsyncGenerator[Event]], deadline: float
+) -> AsyncGenerator[tuple[int, Event]]:  # fmt: skip
+    """The events of all choices as they come, until ``deadline``."""
+    events: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
+
+    async def run(index: int, source: AsyncGenerator[Event]) -> None:
+        try:
+            async with aclosing(source):
+                async for event in source:
+                    events.put_nowait((index, event))
+            events.put_nowait((index, None))
+        except Exception as error:
+            events.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(run(i, source)) for i, source in enumerate(plays)]
+    open_plays = len(tasks)
+    try:
+        while open_plays:
+            async with asyncio.timeout_at(deadline):
+                index, event = await events.get()
+            if event is None:
+                open_plays -= 1
+            elif isinstance(event, Exception):
+                raise event
+            else:
+                yield index, event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

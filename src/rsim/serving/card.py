@@ -1,0 +1,108 @@
+"""A planner as a folder that is ready for a model hub: weights, tokenizer, strategies and a generated model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rsim.config import Config
+from rsim.errors import UserError
+from rsim.policies.planner import Planner
+from rsim.policies.strategies import StrategySet
+from rsim.runs.locate import locate
+
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from rsim import Planner
+
+planner = Planner.from_pretrained("{repo}")
+model = AutoModelForCausalLM.from_pretrained("any/model")
+with planner.wrap(model, AutoTokenizer.from_pretrained("any/model")) as planned:
+    print(planned.generate("A question").text)
+```
+
+In front of any OpenAI-compatible server: `rsim serve --planner {repo} --upstream http://127.0.0.1:8080/v1`, then ask for
+the model `NAME-rsim`."""
+
+_LIMITS = """\
+The planner was trained with the reasoner and on the tasks named above; with other reasoners and tasks its worth has to be
+measured (`rsim eval --planner`, with controls). It chooses among these strategies and no others. It reads the question
+and the steps so far as text; it does not see images, tools or earlier turns of a chat."""
+
+
+def hub_folder(run: str, target: Path, *, repo: str, licence: str) -> Path:
+    """Writes a run's planner and its card to ``target``.
+
+    Raises:
+        UserError: ``run`` has no trained planner, or ``target`` exists already.
+    """
+    config, checkpoint = locate(run, [])
+    folder = checkpoint / "planner" if checkpoint else None
+    if checkpoint is None or folder is None or not folder.is_dir():
+        raise UserError(f"{run} has no trained planner", "name a run or a checkpoint that has one")
+    if target.exists():
+        raise UserError(f"{target} exists already", "name a new folder")
+    planner = Planner.from_pretrained(folder)
+    planner.save_pretrained(target)  # an adapter is merged into its base
+    card = _card(config, planner.strategies, checkpoint.parent.parent, repo, licence)
+    (target / "README.md").write_text(card, encoding="utf-8")
+    return target
+
+
+def push(folder: Path, repo: str, *, private: bool) -> str:
+    """Uploads a folder to the Hugging Face hub (logged in by ``hf auth login`` or ``$HF_TOKEN``); returns its address.
+
+    Raises:
+        UserError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    hub = HfApi()
+    try:
+        hub.create_repo(repo, private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Planner trained with rsim"))
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise UserError(f"cannot push to {repo}", str(error).strip().splitlines()[0]) from error
+
+
+def _card(config: Config, strategies: StrategySet, run: Path, repo: str, licence: str) -> str:
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    head = ["---", f"license: {licence}", f"base_model: {config.models.planner}", "library_name: transformers",
+            "pipeline_tag: text-classification", "tags: [rsim, reasoning, planner]", "---"]  # fmt: skip
+    stages = ", ".join(f"{s.steps} steps at lambda {s.lambda_:g}" for s in config.stages if s.steps)
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    rows = "\n".join(f"| {s.name} | {s.description} | {' / '.join(s.prompts)} |" for s in strategies.strategies)
+    return "\n".join([
+        *head, "", f"# {repo.rpartition('/')[2]}", "",
+        "A planner: before every step of another LLM's chain of thought it chooses one of the strategies below, whose prompt "
+        "is injected. Made with [rsim](https://arxiv.org/abs/2512.08300).",
+        "", "## Use", "", _USE.format(repo=repo),
+        "", "## Strategies", "", "| strategy | what for | prompts |", "|---|---|---|", rows,
+        "", "## Training", "",
+        f"Base `{config.models.planner}`, reasoner `{config.models.reasoner}`, data `{config.data.train}`; {stages}; "
+        f"{config.train.questions} questions x {config.train.group} episodes a step; seed {config.seed}. {versions}. "
+        f"Source commit {facts['git_commit'][:12]}.",
+        "", "## Results", "", *_results(run),
+        "", "## Limits", "", _LIMITS, "",
+    ])  # fmt: skip
+
+
+def _results(run: Path) -> list[str]:
+    """The run's table of evaluations where there is one, else its held-out curve's ends."""
+    table = run / "table.json"
+    if not table.is_file() and (run / "eval" / "table.json").is_file():
+        table = run / "eval" / "table.json"
+    if table.is_file():
+        shown: dict[str, Any] = json.loads(table.read_text(encoding="utf-8"))
+        rows = [f"| {r['name']} | {r['accuracy']:.1%} | {r['low']:.1%} to {r['high']:.1%} | {r['tokens_per_question']:.0f} |"
+                for r in shown["rows"]]  # fmt: skip
+        return [shown["title"], "", "| | accuracy | 95% interval | tokens / question |", "|---|---|---|---|", *rows]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    evaluated = [r for r in records if "eval/accuracy" in r]
+    if not evaluated:
+        return ["Not evaluated."]
+    first, best = evaluated[0], max(evaluated, key=lambda r: float(r["eval/accuracy"]))
+    return [f"Held-out accuracy {first['eval/accuracy']:.1%} before training, {best['eval/accuracy']:.1%} at best (greedy)."]

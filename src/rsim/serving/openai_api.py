@@ -1,0 +1,268 @@
+"""OpenAI's request and response shapes, as far as planned answers need them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from rsim.serving.play import Asked, Event, Finished, Injected, Piece, Usage
+
+Kind = Literal["chat", "completion"]
+_CHOICES = 1024  # of one request
+
+# Passed on to the upstream as they are.
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty",
+             "logit_bias", "user")  # fmt: skip
+# Requests with any of these pass through as they are.
+_NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix")
+
+
+class BadRequest(Exception):
+    """What a client can put right: answered with status 400 and an OpenAI error object."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass
+class Request:
+    """One request for planned answers: ``asked`` has an entry for each choice."""
+
+    kind: Kind
+    model: str  # as the client named it
+    asked: list[Asked]
+    limit: int
+    stops: tuple[str, ...]
+    stream: bool
+    include_usage: bool
+    id: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.id = f"{'chatcmpl' if self.kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
+
+
+def passes_through(body: dict[str, Any]) -> bool:
+    """Whether the request asks for something that planning has no part in (tools, log-probs, a fixed format)."""
+    messages = body.get("messages")
+    tools = isinstance(messages, list) and any(isinstance(m, dict) and m.get("role") in ("tool", "function") for m in messages)
+    logprobs = body.get("logprobs") is not None and body["logprobs"] is not False  # 0 asks for the sampled tokens' own
+    return tools or logprobs or any(body.get(key) for key in _NOT_PLANNED)
+
+
+def read_request(
+    kind: Kind, body: dict[str, Any], model: str, default_limit: int, decode: Callable[[list[int]], str] | None = None
+) -> Request:
+    """Checks what planning depends on; the rest is the upstream's to judge.
+
+    Args:
+        model: the upstream's name of it.
+        decode: from token ids to text, where prompts may be token ids.
+
+    Raises:
+        BadRequest: a field of the wrong form.
+    """
+    sampling = {key: body[key] for key in _SAMPLING if body.get(key) is not None}
+    for key, kinds in (("temperature", (int, float)), ("seed", (int,))):
+        value = sampling.get(key, 0)
+        if not isinstance(value, kinds) or isinstance(value, bool) or (key == "temperature" and not 0 <= value < float("inf")):
+            raise BadRequest(f"{key} must be a {'number from 0' if key == 'temperature' else 'whole number'}", key)
+    limit = _whole(body, "max_completion_tokens", _whole(body, "max_tokens", default_limit, 1), 1)
+    count = _whole(body, "n", 1, 1)
+    given = body.get("stop") or []
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list) or not all(isinstance(s, str) and s for s in listed):
+        raise BadRequest("stop must be a text or a list of texts", "stop")
+    stops = tuple(listed)
+    if kind == "chat":
+        messages = _messages(body)
+        continues = bool(body.get("continue_final_message"))  # vLLM's field
+        if continues and messages[-1]["role"] != "assistant":
+            raise BadRequest("continue_final_message needs a last message by the assistant", "continue_final_message")
+        contexts = [Asked(model, messages, None, continues=continues)]
+    else:
+        contexts = [_prompt(model, prompt, decode) for prompt in _prompts(body)]
+    if count * len(contexts) > _CHOICES:
+        raise BadRequest(f"{count * len(contexts)} answers are asked for: {_CHOICES} at most", "n")
+    asked = [replace(context, sampling=_seeded(sampling, i)) for context in contexts for i in range(count)]
+    options = body.get("stream_options") or {}
+    return Request(kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")),
+                   bool(isinstance(options, dict) and options.get("include_usage")))  # fmt: skip
+
+
+def _seeded(sampling: dict[str, Any], member: int) -> dict[str, Any]:
+    """The choices of one request must not be the same sample."""
+    return sampling | {"seed": int(sampling["seed"]) + member} if "seed" in sampling else dict(sampling)
+
+
+def _whole(body: dict[str, Any], key: str, default: int, low: int) -> int:
+    value = body.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise BadRequest(f"{key} must be a whole number from {low}", key)
+    return value
+
+
+def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and m.get("role") for m in messages):
+        raise BadRequest("messages must be a list of messages with a role", "messages")
+    return messages
+
+
+def _prompts(body: dict[str, Any]) -> list[Any]:
+    """The prompts of a request, each a text or a list of token ids."""
+    prompt = body.get("prompt")
+    prompts = [prompt] if isinstance(prompt, str) or _are_ids(prompt) else prompt
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or _are_ids(p) for p in prompts):
+        raise BadRequest("prompt must be a text, a list of token ids, or a list of either", "prompt")
+    return prompts
+
+
+def _are_ids(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(type(i) is int for i in prompt)
+
+
+def _prompt(model: str, prompt: str | list[int], decode: Callable[[list[int]], str] | None) -> Asked:
+    if isinstance(prompt, str):
+        return Asked(model, None, prompt)
+    if decode is None:
+        raise BadRequest("this upstream's token ids cannot be read here: send the prompt as text", "prompt")
+    return Asked(model, None, decode(prompt), prompt_ids=prompt)
+
+
+@dataclass
+class Choice:
+    """One answer as it grows."""
+
+    text: str = ""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    finished: Finished | None = None
+
+    def add(self, event: Injected | Piece | Finished) -> None:
+        if isinstance(event, Injected):
+            self.steps.append(_step(event) | {"text": ""})
+            self.text += event.text
+        elif isinstance(event, Piece):
+            self.text += event.text
+            if self.steps:
+                self.steps[-1]["text"] += event.text
+        else:
+            self.finished = event
+
+
+def _step(event: Injected) -> dict[str, Any]:
+    return {"strategy": event.strategy, "prompt": event.text, "probabilities": event.probabilities, "forced": event.forced}
+
+
+def whole(request: Request, choices: list[Choice], mode: str | None) -> dict[str, Any]:
+    """The response to a request without streaming."""
+    shown = []
+    for index, choice in enumerate(choices):
+        reason = choice.finished.reason if choice.finished else None
+        said: dict[str, Any] = (
+            {"message": {"role": "assistant", "content": choice.text}} if request.kind == "chat" else {"text": choice.text}
+        )
+        shown.append({"index": index, **said, "logprobs": None, "finish_reason": reason})
+    kind = "chat.completion" if request.kind == "chat" else "text_completion"
+    response = {"id": request.id, "object": kind, "created": request.created, "model": request.model, "choices": shown,
+                "usage": usage_of([c.finished.usage for c in choices if c.finished])}  # fmt: skip
+    if mode is not None:
+        response["rsim"] = {"mode": mode, "approximate": mode != "exact", "choices": [{"steps": c.steps} for c in choices]}
+    return response
+
+
+def usage_of(parts: list[Usage]) -> dict[str, Any]:
+    total = Usage()
+    for part in parts:
+        total.add(part)
+    usage: dict[str, Any] = {
+        "prompt_tokens": total.prompt_tokens,
+        "completion_tokens": total.completion_tokens,
+        "total_tokens": total.prompt_tokens + total.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": total.cached_tokens},
+    }
+    return usage | ({"estimated": True} if total.estimated else {})
+
+
+def chunk(request: Request, index: int, event: Injected | Piece | Finished, *, first: bool) -> dict[str, Any]:
+    """One event of one choice as a stream's chunk; injected prompts carry a field ``rsim`` that says so."""
+    text = event.text if isinstance(event, Injected | Piece) else ""
+    reason = event.reason if isinstance(event, Finished) else None
+    if request.kind == "chat":
+        delta = ({"role": "assistant"} if first else {}) | ({} if isinstance(event, Finished) else {"content": text})
+        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
+    else:
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+    shown = _envelope(request) | {"choices": [choice]}
+    if isinstance(event, Injected):
+        shown["rsim"] = {"injected": True} | _step(event)
+    return shown
+
+
+def usage_chunk(request: Request, parts: list[Usage]) -> dict[str, Any]:
+    return _envelope(request) | {"choices": [], "usage": usage_of(parts)}
+
+
+def _envelope(request: Request) -> dict[str, Any]:
+    kind = "chat.completion.chunk" if request.kind == "chat" else "text_completion"
+    return {"id": request.id, "object": kind, "created": request.created, "model": request.model}
+
+
+def error_object(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class Stops:
+    """Finds the client's stop strings in sampled text, across pieces; the beginning of one is held back until it is decided."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops, self.held = stops, ""
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """What can be shown now, and whether a stop string was met (it is not shown)."""
+        text, self.held = self.held + text, ""
+        found = [at for at in (text.find(s) for s in self.stops) if at >= 0]
+        if found:
+            return text[: min(found)], True
+        longest = max((len(s) for s in self.stops), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(s.startswith(text[-length:]) for s in self.stops):
+                self.held = text[-length:]
+                return text[:-length], False
+        return text, False
+
+    async def cut(self, events: AsyncGenerator[Event], spent: Usage) -> AsyncGenerator[Event]:
+        """The events up to the first stop string in sampled text.
+
+        The step that it cuts short is counted by its pieces, an estimate, on top of what was ``spent`` before; `play` counts
+        that up when a step ends.
+        """
+        pieces, counted = 0, spent.completion_tokens
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Piece):
+                    pieces += 1
+                    if (
+                        spent.completion_tokens != counted
+                    ):  # a step has ended: this piece is its delimiter, which counts with it
+                        pieces, counted = 0, spent.completion_tokens
+                    text, met = self.feed(event.text)
+                    if text:
+                        yield Piece(text)
+                    if met:
+                        if pieces:
+                            spent.add(Usage(0, pieces, 0, estimated=True))
+                        yield Finished("stop", spent)
+                        return
+                    continue
+                if self.held:
+                    yield Piece(self.held)
+                    self.held = ""
+                yield event

@@ -1,0 +1,114 @@
+"""One planner for many answers at once: its forward passes are batched over all answers that wait for a decision."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+
+from rsim.policies.planner import Planner
+from rsim.policies.protocol import AnyPlanner, Decision
+
+
+@dataclass
+class _Ask:
+    slot: int
+    question: str | None  # None: goes on with what was observed
+    draw: float  # a uniform number
+    answer: asyncio.Future[Decision]
+
+
+class Planning:
+    """Decisions for up to ``slots`` answers at a time. `run` must be running, as a task of the event loop.
+
+    While one batch is in the planner, those that come meanwhile wait for the next: a request alone is decided at once, and many
+    share forward passes.
+    """
+
+    def __init__(self, planner: AnyPlanner, slots: int, temperature: float = 0.0) -> None:
+        self.planner, self.temperature = planner, temperature
+        self.strategies = planner.strategies
+        self.session = planner.begin(slots)
+        self.free: asyncio.Queue[int] = asyncio.Queue()
+        for slot in range(slots):
+            self.free.put_nowait(slot)
+        self.asks: list[_Ask] = []
+        self.wake = asyncio.Event()
+        self.busy: set[int] = set()  # slots whose decision is being made
+        self.left: set[int] = set()  # of these, those whose answer was given up
+        self.seconds = 0.0  # spent in the planner
+
+    async def run(self) -> None:
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            batch, self.asks = self.asks, []
+            self.busy = {ask.slot for ask in batch}
+            try:
+                decisions = await asyncio.to_thread(self._decide, batch)
+            except Exception as error:  # the answers that asked get the error; the next ones may fare better
+                for ask in batch:
+                    if not ask.answer.done():
+                        ask.answer.set_exception(error)
+            else:
+                for ask, decision in zip(batch, decisions, strict=True):
+                    if not ask.answer.done():
+                        ask.answer.set_result(decision)
+            self.busy = set()
+            for slot in self.left:
+                self.free.put_nowait(slot)
+            self.left = set()
+
+    def _decide(self, batch: list[_Ask]) -> list[Decision]:
+        began = time.perf_counter()
+        new = [(ask.slot, ask.question) for ask in batch if ask.question is not None]
+        if new:
+            self.session.start([slot for slot, _ in new], [question for _, question in new])
+        decisions = self.session.decide([ask.slot for ask in batch], [ask.draw for ask in batch], self.temperature)
+        self.seconds += time.perf_counter() - began
+        return decisions
+
+    async def open(self, question: str, seed: int | None = None) -> PlannedAnswer:
+        """Takes a slot; with a ``seed``, what is drawn for this answer depends on it alone."""
+        return PlannedAnswer(self, await self.free.get(), question, random.Random(seed))
+
+    async def decide(self, slot: int, question: str | None, draw: float) -> Decision:
+        answer: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self.asks.append(_Ask(slot, question, draw, answer))
+        self.wake.set()
+        return await answer
+
+    def release(self, slot: int) -> None:
+        self.asks = [ask for ask in self.asks if ask.slot != slot]
+        if slot in self.busy:
+            self.left.add(slot)
+        else:
+            self.free.put_nowait(slot)
+
+
+class PlannedAnswer:
+    """The planner's side of one answer: one slot, to be closed in the end."""
+
+    def __init__(self, planning: Planning, slot: int, question: str, draws: random.Random) -> None:
+        self.planning, self.slot, self.draws = planning, slot, draws
+        self.question: str | None = question
+
+    async def decide(self) -> Decision | None:
+        """The next strategy; None once the planner's context is full: from then on it does not intervene."""
+        session = self.planning.session
+        if self.question is not None and isinstance(self.planning.planner, Planner):
+            if len(self.planning.planner.opening(self.question)) > self.planning.planner.context:
+                return None
+        elif self.question is None and session.length(self.slot) > self.planning.planner.context:
+            return None
+        question, self.question = self.question, None
+        return await self.planning.decide(self.slot, question, self.draws.random())
+
+    def observe(self, strategy: str, text: str) -> None:
+        """Tells the planner what step followed its decision."""
+        if self.question is None:
+            self.planning.session.observe(self.slot, strategy, text)
+
+    def close(self) -> None:
+        self.planning.release(self.slot)

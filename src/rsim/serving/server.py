@@ -1,0 +1,258 @@
+"""``rsim serve``: an OpenAI-compatible server whose answers are planned.
+
+A model name with the suffix ``-rsim`` asks for a planned answer. The plain name, ``"rsim": false`` in the body, or a request
+that planning has no part in (tools, log-probs) passes through untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from rsim.errors import UserError
+from rsim.policies.protocol import AnyPlanner
+from rsim.policies.reasoner import Reasoner
+from rsim.serving import openai_api as api
+from rsim.serving.answers import answer, event_data
+from rsim.serving.http_upstream import UpstreamError
+from rsim.serving.local_upstream import LocalUpstream
+from rsim.serving.metrics import Metrics
+from rsim.serving.planning import Planning
+from rsim.serving.state import Refusal, ServeConfig, State, enter, from_upstream, leave, log, upstream_models, upstream_of
+from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
+
+SUFFIX = "-rsim"
+_HOP = {"host", "content-length", "connection", "authorization", "transfer-encoding", "keep-alive", "accept-encoding"}
+_ANSWERED = ("content-type", "retry-after", "x-request-id")
+
+
+def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | None = None, *, name: str = "local") -> FastAPI:
+    """The server as an ASGI app.
+
+    Args:
+        reasoner: the model in this process; None: ``config.upstream`` is asked.
+        name: of that model, in requests.
+    """
+    if (reasoner is None) == (not config.upstream):
+        raise UserError("give an upstream or a model", "one of --upstream and --model")
+    app = FastAPI(title="rsim", lifespan=_lifespan(config, planner, reasoner, name), docs_url=None, redoc_url=None)
+    app.add_exception_handler(Refusal, lambda request, error: JSONResponse(error.body, error.status, error.headers))
+    app.add_exception_handler(Exception, _broken)
+    routes: dict[str, tuple[str, Callable[..., Any]]] = {
+        "/v1/chat/completions": ("POST", partial(_complete, kind="chat")),
+        "/v1/completions": ("POST", partial(_complete, kind="completion")),
+        "/v1/models": ("GET", _models),
+        "/healthz": ("GET", _health),
+        "/metrics": ("GET", _metrics),
+        "/": ("GET", _playground),
+    }
+    for path, (method, handler) in routes.items():
+        app.router.add_route(path, handler, methods=[method])
+    return app
+
+
+def _lifespan(
+    config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | None, name: str
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        planning = Planning(planner, config.slots)
+        worker = asyncio.create_task(planning.run())
+        metrics, slots = Metrics(CollectorRegistry()), asyncio.Semaphore(config.slots)
+        if reasoner is not None:
+            local = LocalUpstream(reasoner, config.slots)
+            app.state.rsim = State(config, planning, local, None, metrics, slots, local_model=name)
+            try:
+                yield
+            finally:
+                worker.cancel()
+                await asyncio.to_thread(local.close)
+            return
+        timeout = httpx.Timeout(config.upstream_seconds, connect=10.0)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * config.slots)
+        headers = {"Authorization": f"Bearer {config.upstream_key}"} if config.upstream_key else {}
+        base = config.upstream.rstrip("/") + "/"
+        async with httpx.AsyncClient(base_url=base, timeout=timeout, limits=limits, headers=headers) as client:
+            app.state.rsim = state = State(config, planning, None, client, metrics, slots)
+            try:
+                await upstream_of(state, "")
+            except UpstreamError as error:  # it may come up later: every planned request asks again until then
+                log.warning("the upstream is not ready: %s", error)
+            try:
+                yield
+            finally:
+                worker.cancel()
+
+    return lifespan
+
+
+# --- a request ---
+
+
+async def _complete(request: Request, kind: api.Kind) -> Response:
+    state: State = request.app.state.rsim
+    _authorise(request, state.config.api_key)
+    raw = await _read_body(request, state.config)
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise Refusal(400, "the body is not valid JSON", "invalid_request_error") from error
+    if not isinstance(body, dict):
+        raise Refusal(400, "the body must be a JSON object", "invalid_request_error")
+    named = str(body.get("model") or "")
+    planned = named.endswith(SUFFIX) and body.get("rsim", True) is not False and not api.passes_through(body)
+    if not planned and state.client is not None:
+        return await _pass_through(state, request, kind, raw, body, named)
+    if api.passes_through(body):
+        raise Refusal(400, "a model in this process has no tools, log-probs, formats or echoes", "invalid_request_error")
+    began = time.perf_counter()
+    enter(state)
+    streams, status = False, 500
+    try:
+        reply = await answer(state, request, kind, body, named.removesuffix(SUFFIX), planned=planned)
+        streams, status = isinstance(reply, WatchedStream), reply.status_code
+    except Refusal as refusal:
+        status = refusal.status
+        raise
+    finally:
+        if not streams:  # a stream leaves when it is over
+            leave(state)
+            state.metrics.done(kind, planned=planned, status=status, seconds=time.perf_counter() - began)
+    return reply
+
+
+# --- without a planner ---
+
+
+async def _pass_through(
+    state: State, request: Request, kind: api.Kind, raw: bytes, body: dict[str, Any], named: str
+) -> Response:  # fmt: skip
+    """Sends the request on and the answer back, byte for byte; only a suffix and the field ``rsim`` are taken off."""
+    began = time.perf_counter()
+    assert state.client is not None
+    if named.endswith(SUFFIX) or "rsim" in body:
+        body = {k: v for k, v in body.items() if k != "rsim"} | {"model": named.removesuffix(SUFFIX)}
+        raw = json.dumps(body).encode()
+    headers = {k: v for k, v in request.headers.items() if k not in _HOP}
+    path = "chat/completions" if kind == "chat" else "completions"
+    sent = state.client.build_request("POST", path, content=raw, headers=headers)
+    try:
+        response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
+    except (httpx.TransportError, ClientGone) as error:
+        refusal = _not_sent_on(error)
+        state.metrics.done(kind, planned=False, status=refusal.status, seconds=time.perf_counter() - began)
+        raise refusal from error
+    kept = {k: response.headers[k] for k in _ANSWERED if k in response.headers}
+    state.metrics.done(kind, planned=False, status=response.status_code, seconds=time.perf_counter() - began)
+    if content is not None:
+        return Response(content, response.status_code, kept)
+
+    async def stream() -> AsyncGenerator[bytes]:
+        try:
+            async for part in response.aiter_bytes():  # decompressed: the header that says how is not handed on
+                yield part
+        except httpx.HTTPError:
+            yield event_data(api.error_object("the connection to the upstream broke", "connection_error"))
+        finally:
+            await response.aclose()
+
+    return WatchedStream(stream(), response.status_code, kept)
+
+
+def _not_sent_on(error: Exception) -> Refusal:
+    if isinstance(error, ClientGone):
+        return Refusal(499, "the client went away", "client_disconnected")
+    if isinstance(error, httpx.TimeoutException):
+        return Refusal(504, "the upstream did not answer in time", "timeout")
+    return Refusal(502, "the upstream cannot be reached", "connection_error")
+
+
+async def _sent_on(client: httpx.AsyncClient, sent: httpx.Request) -> tuple[httpx.Response, bytes | None]:
+    """The upstream's response, read to its end unless it is a stream."""
+    response = await client.send(sent, stream=True)
+    if "event-stream" in response.headers.get("content-type", ""):
+        return response, None
+    try:
+        return response, await response.aread()
+    finally:
+        await response.aclose()
+
+
+# --- the small routes ---
+
+
+async def _models(request: Request) -> Response:
+    state: State = request.app.state.rsim
+    _authorise(request, state.config.api_key)
+    if state.client is None:
+        listed = [{"id": state.local_model, "object": "model", "created": 0, "owned_by": "rsim"}]
+    else:
+        try:
+            listed = await upstream_models(state)
+        except UpstreamError as error:
+            raise from_upstream(error) from error
+    planned = [m | {"id": f"{m['id']}{SUFFIX}", "owned_by": "rsim"} for m in listed]
+    return JSONResponse({"object": "list", "data": [*planned, *listed]})
+
+
+async def _health(request: Request) -> Response:
+    state: State = request.app.state.rsim
+    mode = state.upstream.mode if state.upstream else None
+    return JSONResponse({
+        "status": "ok" if mode else "upstream not reached yet",
+        "mode": mode,
+        "approximate": mode != "exact",
+        "strategies": list(state.planning.strategies.names),
+        "gate": state.config.rules.gate,
+        "active": state.active,
+    })  # fmt: skip
+
+
+async def _metrics(request: Request) -> Response:
+    state: State = request.app.state.rsim
+    state.metrics.planner_seconds.set(state.planning.seconds)
+    return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _playground(request: Request) -> Response:
+    return FileResponse(Path(__file__).with_name("playground.html"), media_type="text/html")
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    """A fault of ours; what happened is in the log."""
+    return JSONResponse(api.error_object("the request failed in this server", "server_error"), 500)
+
+
+def _authorise(request: Request, key: str) -> None:
+    """Compares in constant time; without a key the server is open (to 127.0.0.1 by default)."""
+    if not key:
+        return
+    given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    if not hmac.compare_digest(given.encode(), key.encode()):
+        raise Refusal(401, "wrong or missing API key", "authentication_error")
+
+
+async def _read_body(request: Request, config: ServeConfig) -> bytes:
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(config.body_seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > config.body_bytes:
+                    raise Refusal(413, f"the body exceeds {config.body_bytes} bytes", "invalid_request_error")
+                parts.append(part)
+    except TimeoutError as error:
+        raise Refusal(408, "the body did not arrive in time", "timeout") from error
+    return b"".join(parts)

@@ -1,0 +1,111 @@
+"""What the requests of one plug-in server share, and how they are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from rsim.serving import openai_api as api
+from rsim.serving.http_upstream import HttpUpstream, UpstreamError, probe
+from rsim.serving.metrics import Metrics
+from rsim.serving.planning import Planning
+from rsim.serving.play import Mode, PlayRules, Upstream
+
+log = logging.getLogger("rsim.serve")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """``upstream`` is the base URL of an OpenAI-compatible server, up to and with ``/v1``; "": a model is in this process."""
+
+    upstream: str = ""
+    upstream_key: str = field(default="", repr=False)
+    api_key: str = field(default="", repr=False)
+    model: str = ""  # the upstream's model to probe with; "": the first that it lists
+    mode: Mode | None = None  # None: probed
+    rules: PlayRules = field(default_factory=PlayRules)
+    slots: int = 64  # answers played at once
+    waiting: int = 64  # requests that may wait for a slot; more are refused with 429
+    request_seconds: float = 600.0
+    body_bytes: int = 10 * 2**20
+    body_seconds: float = 30.0
+    upstream_seconds: float = 120.0  # without a byte from the upstream
+
+
+@dataclass
+class State:
+    """What the requests of one server share."""
+
+    config: ServeConfig
+    planning: Planning
+    upstream: Upstream | None  # None: not probed yet
+    client: httpx.AsyncClient | None
+    metrics: Metrics
+    slots: asyncio.Semaphore
+    local_model: str = ""
+    active: int = 0
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Refusal(Exception):
+    """A request that is answered with an error object."""
+
+    def __init__(
+        self, status: int, message: str, kind: str, *, param: str | None = None, retry_after: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.body = status, api.error_object(message, kind, param)
+        self.headers = {"Retry-After": retry_after} if retry_after else {}
+
+
+def from_upstream(error: UpstreamError) -> Refusal:
+    refusal = Refusal(error.status, error.error.get("message", ""), "upstream_error", retry_after=error.retry_after)
+    refusal.body = {"error": {"param": None, "code": None} | error.error}
+    return refusal
+
+
+def enter(state: State) -> None:
+    if state.active >= state.config.slots + state.config.waiting:
+        state.metrics.refused.inc()
+        raise Refusal(429, "too many requests at once", "rate_limit_error", retry_after="1")
+    state.active += 1
+    state.metrics.active.set(state.active)
+
+
+def leave(state: State) -> None:
+    state.active -= 1
+    state.metrics.active.set(state.active)
+
+
+async def upstream_of(state: State, model: str) -> Upstream:
+    """The upstream with its mode: as configured, or probed by the first request that finds it alive."""
+    if state.upstream is None:
+        async with state.probing:
+            if state.upstream is None:
+                assert state.client is not None
+                mode = state.config.mode or await probe(state.client, model or state.config.model or await _first_model(state))
+                log.info("injection mode: %s", mode)
+                state.upstream = HttpUpstream(state.client, mode)
+    return state.upstream
+
+
+async def _first_model(state: State) -> str:
+    listed = await upstream_models(state)
+    if not listed:
+        raise UpstreamError(502, {"message": "the upstream lists no model", "type": "upstream_error"})
+    return str(listed[0]["id"])
+
+
+async def upstream_models(state: State) -> list[dict[str, Any]]:
+    assert state.client is not None
+    try:
+        response = await state.client.get("models")
+        response.raise_for_status()
+        return list(response.json().get("data", []))
+    except (httpx.HTTPError, ValueError) as error:
+        problem = {"message": f"the upstream's models cannot be listed ({type(error).__name__})", "type": "upstream_error"}
+        raise UpstreamError(502, problem) from error

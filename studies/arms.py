@@ -1,0 +1,86 @@
+"""The runs that several experiments share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from rsim.policies.strategies import Strategy, StrategySet, to_toml
+from rsim.runs.folder import sampled_tokens
+from studies.workbench import SEARCHED, Measured, Measurement, Training, Workbench, checkpoint
+
+# None of them takes a trained decision where it belongs.
+CONTROLS = ("random", "fixed", "sequence", "shuffled", "prompted", "prompted:bare", "wait")
+
+Arms = dict[str, list[Measured]]
+
+
+def rsim_runs(bench: Workbench, *changes: str) -> list[Path]:
+    """The preset nano, one run a seed."""
+    return bench.train([Training("nano", changes, seed) for seed in bench.seeds])
+
+
+def grpo_runs(bench: Workbench, like: list[Path], *changes: str, preset: str = "nano-grpo") -> list[Path]:
+    """GRPO alone, each run with the sampled tokens of its partner in ``like``."""
+    budgets = [f"train.token_budget={sampled_tokens(run)}" for run in like]
+    trainings = [Training(preset, (budget, *changes), s) for s, budget in zip(bench.seeds, budgets, strict=True)]
+    return bench.train(trainings)
+
+
+def measure_arms(bench: Workbench, arms: dict[str, list[Measurement]]) -> Arms:
+    """All evaluations of all arms at once; an arm has one evaluation, or one for each seed.
+
+    A measurement that matches the tokens of another names it as ``ARM/NUMBER``.
+    """
+    flat = {f"{arm}/{i}": m for arm, measurements in arms.items() for i, m in enumerate(measurements)}
+    done = bench.measure(flat)
+    return {arm: [done[f"{arm}/{i}"] for i in range(len(measurements))] for arm, measurements in arms.items()}
+
+
+def planned(run: Path, which: str = "best") -> Measurement:
+    """A run's planner with its own reasoner."""
+    return Measurement(checkpoint(run, which=which))
+
+
+def plugged(run: Path, reasoner: str = "nano-s", data: str = "lab") -> Measurement:
+    """A run's planner with a reasoner that it was not trained with."""
+    return Measurement("nano", checkpoint(run, "planner"), reasoner, data)
+
+
+def alone(reasoner: str = "nano-s", data: str = "lab") -> Measurement:
+    """Chain of thought."""
+    return Measurement("nano", "none", reasoner, data)
+
+
+def used(arm: list[Measured], strategy: str) -> float:
+    """The strategy's share of all steps, mean over seeds."""
+    return float(np.mean([m.summary["usage"].get(strategy, 0.0) for m in arm]))
+
+
+def write_set(file: Path, strategies: Iterable[Strategy]) -> str:
+    """Writes a strategy set for ``models.strategies``; returns its file's name."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(to_toml(StrategySet(tuple(strategies))), encoding="utf-8")
+    return str(file)
+
+
+def controls_of(
+    bench: Workbench, runs: list[Path], reasoners: list[str], *, preset: str = "nano", data: str = "lab", problems: int = 0,
+    kinds: tuple[str, ...] = CONTROLS,
+) -> dict[str, list[Measurement]]:  # fmt: skip
+    """The controls for each run's planner and the reasoner beside it in ``reasoners``; picked on dev problems where there is
+    something to pick: on ``problems`` of them, or as many as `SEARCHED` says."""
+    searched = [kind for kind in kinds if kind in SEARCHED]
+    specs: dict[str, list[str]] = {
+        "random": ["random"] * len(runs),
+        **{kind: bench.search(kind, reasoners, preset, problems) for kind in searched},
+        "shuffled": [f"shuffled:{checkpoint(run, 'planner')}" for run in runs],
+        "prompted": ["prompted"] * len(runs),
+        "prompted:bare": ["prompted:bare"] * len(runs),
+    }
+    return {
+        kind: [Measurement(preset, spec, reasoner, data) for spec, reasoner in zip(specs[kind], reasoners, strict=True)]
+        for kind in kinds
+    }
