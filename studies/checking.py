@@ -18,7 +18,7 @@ from typing import Any
 from rsim.data.load import gym_tasks, load_problems
 from rsim.data.sources import read_theoremqa
 from rsim.game.problem import Problem
-from rsim.rewards.grade import Verdict, check, judge
+from rsim.rewards.grade import Verdict, check, grade
 from rsim.rewards.symbolic import shared_pool
 from studies.ledger import record, row
 
@@ -119,7 +119,7 @@ def code(seed: int) -> list[dict[str, Any]]:
 
 
 def _run(job: tuple[Problem, str]) -> Verdict:
-    return judge(*job)
+    return grade(*job)
 
 
 def speed(seed: int) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 from rsim.data.load import load_problems
 from rsim.evaluation.evaluate import bootstrap_interval
 from rsim.game.problem import Problem
-from rsim.rewards.grade import check, judge
+from rsim.rewards.grade import check, grade
 from studies.ledger import RESULTS, record, row
 from studies.plugin_models import arm_folder, best_control, differences, summary
 
@@ -66,7 +66,7 @@ def judge_folder(given: Path, target: Path, problems: dict[str, Problem]) -> tup
         r = json.loads(line)
         problem = problems[r["question"]]
         if r["predicted"] is not None:
-            r["correct"] = r["flexible"] = judge(problem, r["predicted"]).right
+            r["correct"] = r["flexible"] = grade(problem, r["predicted"]).right
         else:
             final = r["steps"][-1]["text"] if r["steps"] else ""
             r["flexible"] = check(problem, final, "flexible")[1].right

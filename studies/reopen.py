@@ -45,8 +45,8 @@ def run(bench: Workbench) -> Page:
     page.text(
         f"A planner learns {_FIRST} for six steps, nano-s is frozen. Its logits times {_SHARPER:g} stand for long training: it "
         f"chooses the same greedily and hardly ever tries anything else. Then it learns {_SECOND} for six steps: as it was "
-        f"before it was sharpened, sharpened, and sharpened with `train.reopen={_NATS:g}`. Greedy accuracy on unseen problems "
-        f"of both tasks."
+        f"before it was sharpened, sharpened, and sharpened with `train.entropy_reset={_NATS:g}`. Greedy accuracy on unseen "
+        f"problems of both tasks."
     )
     page.arms(done)
     kept, opened = (done[f"{arm}, {_SECOND}"] for arm in _BEGINS_SURE)
@@ -62,7 +62,7 @@ def _task(name: str) -> tuple[str, str]:
 
 
 def _reopened(nats: float) -> tuple[str, ...]:
-    return (f"train.reopen={nats}",) if nats else ()
+    return (f"train.entropy_reset={nats}",) if nats else ()
 
 
 def _sharpened(source: Path, target: Path) -> Path:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from rsim.answers.extract import boxed, extract, parse_number
 from rsim.game.problem import Problem
-from rsim.rewards.grade import judge
+from rsim.rewards.grade import grade
 
 
 def same_answer(answer: str, gold: str, kind: str) -> bool:
-    return judge(Problem("", gold, kind=kind), answer).right
+    return grade(Problem("", gold, kind=kind), answer).right
 
 
 @pytest.mark.parametrize(("text", "expected"), [

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rsim.answers.extract import parse_number
 from rsim.data.sources import choice_problem
 from rsim.game.problem import Problem
-from rsim.rewards.grade import check, judge, read_answer
+from rsim.rewards.grade import check, grade, read_answer
 from rsim.rewards.symbolic import LONGEST, SymbolicPool, shared_pool
 
 HARD = "$" + "(" * 5000 + "1" + ")" * 5000 + "$"  # takes math-verify minutes
@@ -40,16 +40,16 @@ def pool():
     ("0.33", "1/3", False), ("1e6", "x", False),
 ])  # fmt: skip
 def test_latex_answers(gold, answer, right):
-    assert judge(Problem("", gold, kind="latex"), answer).right is right
+    assert grade(Problem("", gold, kind="latex"), answer).right is right
 
 
 def test_percent_and_tolerance():
-    assert judge(Problem("", "50"), "50%").right
-    assert judge(Problem("", "0.5"), "50%").right
-    assert not judge(Problem("", "0.5"), "50").right
-    assert judge(Problem("", "17.7", meta={"tolerance": 0.005}), "17.68%").right
-    assert not judge(Problem("", "17.7", meta={"tolerance": 0.005}), "17.9").right
-    assert not judge(Problem("", "1000001"), "1000000.0").right
+    assert grade(Problem("", "50"), "50%").right
+    assert grade(Problem("", "0.5"), "50%").right
+    assert not grade(Problem("", "0.5"), "50").right
+    assert grade(Problem("", "17.7", meta={"tolerance": 0.005}), "17.68%").right
+    assert not grade(Problem("", "17.7", meta={"tolerance": 0.005}), "17.9").right
+    assert not grade(Problem("", "1000001"), "1000000.0").right
 
 
 def test_strict_and_flexible_reading():
@@ -92,7 +92,7 @@ def test_gym_answers_use_the_tasks_verifier_and_partial_marks_are_no_pass():
 def test_cheap_comparisons_start_no_process(monkeypatch):
     monkeypatch.setattr("rsim.rewards.grade.shared_pool", lambda: pytest.fail("a process was used"))
     for gold, answer in (("42", "42.0"), (r"\frac{3}{4}", "0.75"), (r"\dfrac{x}{2}", r"\frac{x}{2}"), ("(1, 2)", "(1,2)")):
-        assert judge(Problem("", gold, kind="latex"), answer).right
+        assert grade(Problem("", gold, kind="latex"), answer).right
 
 
 def test_a_hanging_comparison_is_killed_counted_logged_and_wrong(pool, caplog):

@@ -10,7 +10,7 @@ import pytest
 from rsim.cli.main import main
 from rsim.config import load_config
 from rsim.errors import UserError
-from rsim.models.device import choose_place
+from rsim.models.device import choose_device
 from rsim.training import estimate as module
 from rsim.training.estimate import check_fits, estimate
 from rsim.training.trainer import Trainer
@@ -72,14 +72,16 @@ def test_a_run_that_cannot_fit_is_refused(monkeypatch, capsys):
 def test_device_and_precision_are_chosen_with_a_reason(monkeypatch):
     """float32 on a CPU and where all weights are trained; bfloat16 on a GPU below adapters."""
     adapters = ["models.reasoner_lora=4", "models.planner_lora=4"]
-    assert choose_place(load_config("nano")).reason == ("cpu (torch sees no GPU), float32 (other precisions are slow on a CPU)")
+    assert choose_device(load_config("nano")).reason == (
+        "cpu (torch sees no GPU), float32 (other precisions are slow on a CPU)"
+    )
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
-    whole = choose_place(load_config("nano", adapters[:1]))
-    assert (whole.device, whole.dtype) == ("cuda", "float32")
+    whole = choose_device(load_config("nano", adapters[:1]))
+    assert (whole.name, whole.dtype) == ("cuda", "float32")
     assert "planner" in whole.reason
     assert "reasoner" not in whole.reason
-    assert choose_place(load_config("nano", adapters)).dtype == "bfloat16"
-    assert choose_place(load_config("nano", [*adapters, "models.dtype=float32"])).dtype == "float32"
+    assert choose_device(load_config("nano", adapters)).dtype == "bfloat16"
+    assert choose_device(load_config("nano", [*adapters, "models.dtype=float32"])).dtype == "float32"
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: False)
-    assert choose_place(load_config("nano", adapters)).dtype == "float32"
+    assert choose_device(load_config("nano", adapters)).dtype == "float32"

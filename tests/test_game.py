@@ -57,13 +57,13 @@ def test_a_termination_prompt_may_open_the_box(reasoner, lab_strategies):
     planner = sequence_planner(strategies, ["continuation", "termination"])
     episodes = Game(reasoner, planner, RULES).play(PROBLEMS, seed=0, group_size=4)
     ended = [e for e in episodes if e.steps[-1].strategy == strategies.termination]
-    assert {e.steps[-1].opened for e in ended} == {"", "\\boxed{"}
+    assert {e.steps[-1].answer_prefix for e in ended} == {"", "\\boxed{"}
     for e in ended:
         step = e.steps[-1]
         injected = reasoner.tokenizer.decode(e.token_ids[step.start : step.body])
-        assert injected.endswith("boxed{") == bool(step.opened)
-        assert e.final_text == answer_text(step.opened, step.text)
-        assert not any(s.opened for s in e.steps[:-1])
+        assert injected.endswith("boxed{") == bool(step.answer_prefix)
+        assert e.final_text == answer_text(step.answer_prefix, step.text)
+        assert not any(s.answer_prefix for s in e.steps[:-1])
 
 
 def test_an_empty_prompt_lets_the_reasoner_go_on_as_it_would(reasoner, lab_strategies):

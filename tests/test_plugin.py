@@ -18,8 +18,8 @@ from rsim.policies.loading import load_planner, load_reasoner
 from rsim.policies.scripted import sequence_planner
 from rsim.policies.strategies import load_strategies
 from rsim.serving.openai_api import Stops
-from rsim.serving.planning import Planning
-from rsim.serving.play import Asked, Finished, Injected, Piece, PlayRules, StepEnd, Usage, play
+from rsim.serving.planner_batcher import PlannerBatcher
+from rsim.serving.play import Asked, Finished, Injected, PlayRules, StepEnd, TextDelta, Usage, play
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from serving import serving
@@ -188,13 +188,13 @@ def test_what_a_stop_string_cuts_off_is_counted_once(stop, expected):
 
     async def play():
         yield Injected("continuation", "so ", {})
-        yield Piece("step ")
-        yield Piece("one")
+        yield TextDelta("step ")
+        yield TextDelta("one")
         spent.add(Usage(7, 5))
-        yield Piece("\n\n")
+        yield TextDelta("\n\n")
         yield Injected("continuation", "so ", {})
-        yield Piece("and ")
-        yield Piece("more")
+        yield TextDelta("and ")
+        yield TextDelta("more")
 
     async def last():
         return [event async for event in Stops((stop,)).cut(play(), spent)][-1]
@@ -402,7 +402,7 @@ def test_only_text_that_goes_on_can_leave_a_box_open(mode, chat, said):
     upstream.mode = mode
 
     async def answer() -> str:
-        planning = Planning(sequence_planner(load_strategies(), ["termination"]), slots=1)
+        planning = PlannerBatcher(sequence_planner(load_strategies(), ["termination"]), slots=1)
         running = asyncio.create_task(planning.run())
         try:
             asked = Asked("m", [{"role": "user", "content": "2+3=?"}] if chat else None, None if chat else "2+3=?")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import rsim
 from rsim.config import Config, load_config, to_toml
 from rsim.distributed.deepspeed import read_settings
-from rsim.distributed.ranks import Ranks, join
+from rsim.distributed.world import World, join
 from rsim.errors import UserError
 from rsim.training import trainer as module
 from rsim.training.trainer import Trainer
@@ -85,9 +85,9 @@ ROUNDS = ("train.num_iterations=2", "train.minibatches=2", "objective.beta=0.05"
 SINGLE = ("objective.loss=ppo", "train.micro_tokens=100000")  # micro-batches are bounded by the number of ranks alone
 ADAPTERS = ("train.micro_tokens=150", "models.reasoner_lora=4", "models.planner_lora=2")
 CASES = {
-    2: [("train.micro_tokens=150",), SINGLE, (*ADAPTERS, "train.shard=true", "train.reopen=2.19"),
+    2: [("train.micro_tokens=150",), SINGLE, (*ADAPTERS, "train.shard=true", "train.entropy_reset=2.19"),
         (*SINGLE, "train.shard=true", "train.gradient_checkpointing=true", "train.save_in_background=true")],
-    3: [ROUNDS, (*ROUNDS, "train.shard=true", "train.reopen=2.19")],
+    3: [ROUNDS, (*ROUNDS, "train.shard=true", "train.entropy_reset=2.19")],
 }  # fmt: skip
 EACH = "import sys, rsim\nfrom rsim.config import load_config\nfor file in sys.argv[1:]: rsim.train(load_config(file))"
 
@@ -235,17 +235,17 @@ def test_a_rank_keeps_a_piece_of_every_layer(tmp_path):
         "import torch\n"
         "from rsim.policies.loading import load_reasoner\n"
         "from rsim.training.agent import Agent\n"
-        "from rsim.distributed.ranks import join\n"
-        "from rsim.distributed.shards import whole\n"
-        "ranks, r = join(cpu=True), load_reasoner('nano-s')\n"
+        "from rsim.distributed.world import join\n"
+        "from rsim.distributed.shards import unsharded\n"
+        "world, r = join(cpu=True), load_reasoner('nano-s')\n"
         "total = sum(p.numel() for p in r.model.model.layers.parameters())\n"
-        "agent = Agent('reasoner', r.model, r.logits, temperature=1, learning_rate=1e-3, weight_decay=0, ranks=ranks,\n"
-        "              sharded=True)\n"
+        "agent = Agent('reasoner', r.model, r.logits, temperature=1, learning_rate=1e-3, weight_decay=0, world=world,\n"
+        "              shard_layers=True)\n"
         "def held(): return sum(getattr(p, '_local_tensor', p).numel() for p in r.model.model.layers.parameters())\n"
         "for p in agent.parameters: p.grad = torch.zeros_like(p)\n"
         "agent.step(0.0, 1.0)\n"
         "moments = [s['exp_avg'] for p, s in agent.optimizer.state.items()]\n"
-        "with whole([agent.cut]), torch.no_grad():\n"
+        "with unsharded([agent.sharded]), torch.no_grad():\n"
         "    r.model.base_model(torch.tensor([[1, 2]]))\n"
         "    together = held()\n"
         "assert together == total and held() * 2 == total, (held(), together, total)\n"
@@ -277,13 +277,13 @@ def test_what_accelerate_is_told_and_rsim_does_not_do_is_refused(monkeypatch):
 
 
 def test_more_ranks_than_questions_are_refused(small, monkeypatch):
-    monkeypatch.setattr(module, "join", lambda cpu: Ranks(0, 5))
+    monkeypatch.setattr(module, "join", lambda cpu: World(0, 5))
     with pytest.raises(UserError, match=r"train\.questions = 4"):
         Trainer(small("run"))
 
 
 @pytest.mark.parametrize(("size", "count"), [(5, 2), (7, 3), (3, 3), (8, 1)])
 def test_shares_and_blocks_cover_everything_once(size, count):
-    ranks = [Ranks(i, count) for i in range(count)]
-    assert [i for r in ranks for i in r.block(size)] == list(range(size))
-    assert sorted(x for r in ranks for x in r.share(list(range(size)))) == list(range(size))
+    worlds = [World(i, count) for i in range(count)]
+    assert [i for r in worlds for i in r.block(size)] == list(range(size))
+    assert sorted(x for r in worlds for x in r.share(list(range(size)))) == list(range(size))

@@ -13,7 +13,7 @@ from rsim.errors import UserError
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.policies.planner import Planner
-from rsim.training.entropy_reset import flatten, mean_entropy, opening_temperature
+from rsim.training.entropy_reset import flatten, mean_entropy, reset_temperature
 from tiny import RULES
 
 PROBLEMS = [Problem(f"{a}*17+{b}=?", "1") for a in range(2, 6) for b in range(30, 40)]
@@ -25,7 +25,7 @@ def test_the_mean_entropy_is_met_and_every_order_stays(reasoner, planner):
     states = planner.states(Game(reasoner, planner, RULES).play(PROBLEMS, seed=0))
     with torch.no_grad():
         before = planner.logits(states)
-        temperature = opening_temperature(before, 1.0)
+        temperature = reset_temperature(before, 1.0)
         flatten(planner, temperature)
         after = planner.logits(states)
     assert mean_entropy(before) < 0.1
@@ -44,16 +44,16 @@ def test_states_are_those_that_were_decided_in(reasoner, planner):
 
 
 def test_an_open_planner_is_left_alone():
-    assert opening_temperature(torch.tensor([[0.3, 0.1, 0.0], [0.0, 0.1, 0.0]]), 0.5) == 1
+    assert reset_temperature(torch.tensor([[0.3, 0.1, 0.0], [0.0, 0.1, 0.0]]), 0.5) == 1
 
 
 def test_more_entropy_than_there_is_and_no_planner_are_refused(small):
     with pytest.raises(UserError, match=r"9 strategies have less than 2\.20 nats"):
-        opening_temperature(torch.zeros(1, 9), 2.2)
+        reset_temperature(torch.zeros(1, 9), 2.2)
     with pytest.raises(UserError, match="decided nothing"):
-        opening_temperature(torch.zeros(0, 9), 1.0)
+        reset_temperature(torch.zeros(0, 9), 1.0)
     with pytest.raises(UserError, match="no planner"):
-        small("alone", 'models.planner="none"', "train.reopen=1.0")
+        small("alone", 'models.planner="none"', "train.entropy_reset=1.0")
 
 
 def test_a_run_begins_with_the_planner_reopened_and_says_so(small):
@@ -65,7 +65,7 @@ def test_a_run_begins_with_the_planner_reopened_and_says_so(small):
         sure.model.score.weight *= 1000
     sure.save_pretrained(folder)
     begun = {}
-    for name, more in (("as it is", ()), ("reopened", ("train.reopen=1.5",))):
+    for name, more in (("as it is", ()), ("reopened", ("train.entropy_reset=1.5",))):
         config = small(name, f"models.planner={json.dumps(str(folder))}", *more)
         rsim.train(config)
         lines = [json.loads(line) for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
@@ -74,4 +74,4 @@ def test_a_run_begins_with_the_planner_reopened_and_says_so(small):
         assert len(told) == len(more)
     assert begun["as it is"] < 0.3
     assert 1.0 < begun["reopened"] < math.log(9)
-    assert told[0]["reopen/opened"] == pytest.approx(1.5, abs=1e-3)
+    assert told[0]["entropy_reset/opened"] == pytest.approx(1.5, abs=1e-3)

@@ -63,7 +63,7 @@ def test_a_wrong_answer_still_pays_for_its_form(lab_strategies):
 ])  # fmt: skip
 def test_a_prompt_may_open_the_box_that_the_answer_is_written_into(lab_strategies, opened, text, predicted):
     played = episode(lab_strategies, [("validation", " check"), ("termination", text)])
-    played.steps[-1].opened = opened
+    played.steps[-1].answer_prefix = opened
     played.problem = replace(played.problem, kind="code" if "`" in opened else "numeric")
     s = score(played, lab_strategies, RewardsConfig(unsafe_code=True))
     assert s.predicted == predicted

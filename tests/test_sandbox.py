@@ -11,7 +11,7 @@ import pytest
 from rsim.errors import UserError
 from rsim.game.problem import Problem
 from rsim.rewards import sandbox
-from rsim.rewards.grade import check, judge
+from rsim.rewards.grade import check, grade
 from rsim.rewards.sandbox import Limits, run_tests, sandbox_works
 
 TESTS = "assert add(2, 3) == 5\nassert add(1, 1) == 2\n"
@@ -139,10 +139,10 @@ def test_a_body_or_a_whole_function_completes_a_prompt():
         "q", "assert f([1, 2]) == [2, 4]\nassert twice(2) == 4", kind="code", meta={"prefix": prefix, "entry_point": "f"}
     )
     whole = "def f(v: List[int]) -> List[int]:\n    return [twice(x) for x in v]\n"
-    assert judge(problem, whole).right
-    assert judge(problem, "    return [twice(x) for x in v]\n").right
-    assert not judge(problem, "    pass\n").right
-    assert not judge(problem, whole.replace("twice(x)", "x")).right
+    assert grade(problem, whole).right
+    assert grade(problem, "    return [twice(x) for x in v]\n").right
+    assert not grade(problem, "    pass\n").right
+    assert not grade(problem, whole.replace("twice(x)", "x")).right
 
 
 @needs_sandbox

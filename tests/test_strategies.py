@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rsim.answers.extract import boxed
-from rsim.answers.prefix import as_message, left_open
+from rsim.answers.prefix import as_message, open_prefix
 from rsim.errors import UserError
 from rsim.policies import template
 from rsim.policies.strategies import StrategySet, load_strategies
@@ -39,7 +39,7 @@ def test_termination_prompts_open_what_the_answer_is_written_into(source):
     programs of HumanEval were empty (a fixed sequence that ends in termination)."""
     strategies = load_strategies(source)
     final = strategies[strategies.termination]
-    assert {left_open(prompt) for prompt in final.prompts} == {"```python\n" if source == "code" else "\\boxed{"}
+    assert {open_prefix(prompt) for prompt in final.prompts} == {"```python\n" if source == "code" else "\\boxed{"}
 
 
 def test_only_what_a_prompt_leaves_open_at_its_end_counts():
@@ -50,7 +50,7 @@ def test_only_what_a_prompt_leaves_open_at_its_end_counts():
         "As here:\n```python\nx = 1\n```\n",
         "```rust\n",
     ):
-        assert left_open(closed) == ""
+        assert open_prefix(closed) == ""
         assert as_message(closed) == closed
 
 

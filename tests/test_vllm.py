@@ -193,7 +193,7 @@ def config_for(folder, base_folder, *more):
 
 
 def test_joint_training_samples_from_the_updated_weights(base_folder, standin, tmp_path, monkeypatch):
-    monkeypatch.setattr("rsim.rewards.rewards.judge", lambda problem, answer, **_: len(answer) % 2 == 0)
+    monkeypatch.setattr("rsim.rewards.rewards.grade", lambda problem, answer, **_: len(answer) % 2 == 0)
     rewarding = tmp_path / "reward.py"
     rewarding.write_text("def share(episode):\n    return sum(episode.token_ids) % 7 / 7\n")
     ratios = {}

@@ -26,7 +26,7 @@ from rsim.policies.loading import load_planner, load_reasoner
 from rsim.policies.scripted import sequence_planner
 from rsim.policies.strategies import load_strategies
 from rsim.serving.http_upstream import probe
-from rsim.serving.play import Finished, Injected, Piece, PlayRules
+from rsim.serving.play import Finished, Injected, PlayRules, TextDelta
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from rsim.serving.wrap import wrap
@@ -69,7 +69,7 @@ def test_a_wrapped_model_answers_as_the_game_does(nano, planner, expected):
         assert isinstance(events[0], Injected)
         assert isinstance(events[-1], Finished)
         for event in planned.stream(QUESTIONS[3]):  # given up half-way: its slot is free again
-            if isinstance(event, Piece):
+            if isinstance(event, TextDelta):
                 break
 
         async def later() -> tuple[list[str], str]:

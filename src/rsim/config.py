@@ -29,7 +29,7 @@ class ModelsConfig:
     system_prompt: str = ""  # put before the question by the reasoner's chat template
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = (
-        "auto"  # auto: see `rsim.models.device.choose_place`; float64: comparisons
+        "auto"  # auto: see `rsim.models.device.choose_device`; float64: comparisons
     )
     reasoner_lora: int = 0  # rank of its LoRA adapter; 0: all its weights are trained
     planner_lora: int = 0
@@ -149,7 +149,7 @@ class TrainConfig:
     token_budget: int = 0  # stop once so many reasoner tokens were sampled, cold start included; 0: no budget
     questions: int = 32  # per step
     group: int = 8  # episodes per question
-    reopen: float = 0.0  # nats: a planner that was trained before and is surer begins with this entropy; 0: as it comes
+    entropy_reset: float = 0.0  # nats: a planner that was trained before and is surer begins with this entropy; 0: as it comes
     planner_lr: float = 1e-3
     reasoner_lr: float = 3e-4
     warmup: int = 0
@@ -204,6 +204,9 @@ class Config:
         agents = (("reasoner", self.trains_reasoner, models.reasoner_lora),
                   ("planner", models.planner != "none", models.planner_lora))  # fmt: skip
         return [name for name, trained, rank in agents if trained and not rank]
+
+
+_RENAMED = {"train.reopen": "train.entropy_reset"}  # keys of older configs
 
 
 def presets() -> list[str]:
@@ -268,6 +271,8 @@ def from_table(cls: type[Any], table: Any, where: str) -> Any:
     values: dict[str, Any] = {}
     for key, value in table.items():
         path = f"{where}.{key}" if where else key
+        if path in _RENAMED:
+            raise UserError(f"{path} has another name now", f"write {_RENAMED[path]}")
         if key not in known:
             raise UserError(f"unknown key {path!r}", f"known here: {', '.join(known)}")
         values[known[key]] = _coerce(hints[known[key]], value, path)
@@ -309,7 +314,7 @@ def validate(config: Config) -> None:
         "rewards.token_price": (config.rewards.token_price, 0),
         "objective.usage_weight": (config.objective.usage_weight, 0),
         "objective.entropy_target": (config.objective.entropy_target, 0),
-        "train.reopen": (config.train.reopen, 0), "train.warmup": (train.warmup, 0),
+        "train.entropy_reset": (config.train.entropy_reset, 0), "train.warmup": (train.warmup, 0),
         "train.planner_lr": (train.planner_lr, 0), "train.reasoner_lr": (train.reasoner_lr, 0),
         "train.weight_decay": (train.weight_decay, 0), "train.token_budget": (train.token_budget, 0),
         "data.train_size": (config.data.train_size, 0), "cold_start.episodes": (config.cold_start.episodes, 0),
@@ -352,8 +357,8 @@ def validate(config: Config) -> None:
 
 def _validate_planner_terms(config: Config) -> None:
     objective, train = config.objective, config.train
-    if train.reopen and config.models.planner == "none":
-        raise UserError("train.reopen", "is the entropy that the planner begins with, and there is no planner: set 0")
+    if train.entropy_reset and config.models.planner == "none":
+        raise UserError("train.entropy_reset", "is the entropy that the planner begins with, and there is no planner: set 0")
     if objective.entropy_target and not objective.planner_entropy:
         raise UserError(
             "objective.entropy_target", "is what objective.planner_entropy leads to: set that one too, e.g. to 0.05"

@@ -43,7 +43,7 @@ JOBS = {
     "GRPO alone on GSM8K": Job("qwen2.5-coder-1.5b-gsm8k", (*_BOTH, _ALONE), "gsm8k", 3.5, (("GRPO alone", ""),)),
     "both on TAT-QA": Job("plugin-tatqa", _ADAPTERS, "tatqa", 3.5, _ARMS),
     "planner, from GSM8K on to MBPP": Job(
-        "plugin-mbpp", (*_PLANNER, "train.reopen=1.5"), "humaneval", 3.5, after="planner on GSM8K"
+        "plugin-mbpp", (*_PLANNER, "train.entropy_reset=1.5"), "humaneval", 3.5, after="planner on GSM8K"
     ),
 }
 

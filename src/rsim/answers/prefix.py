@@ -14,10 +14,10 @@ _OPENED = re.compile(r"(?:\\boxed\{|```(?:python|py)?\n)\Z")
 _FENCE = re.compile(r"^```(\w*)", re.MULTILINE)
 
 
-def left_open(prompt: str) -> str:
+def open_prefix(prompt: str) -> str:
     """The box or code block that a prompt opens at its end, or nothing.
 
-    >>> left_open("So the answer is \\\\boxed{"), left_open("So the answer is:")
+    >>> open_prefix("So the answer is \\\\boxed{"), open_prefix("So the answer is:")
     ('\\\\boxed{', '')
     """
     found = _OPENED.search(prompt)
@@ -48,24 +48,24 @@ def as_message(prompt: str) -> str:
     >>> as_message("So the answer is \\\\boxed{"), as_message("Continuing,")
     ('So the answer is:', 'Continuing,')
     """
-    opened = left_open(prompt)
-    return f"{prompt.removesuffix(opened).rstrip().rstrip(':')}:" if opened else prompt
+    answer_prefix = open_prefix(prompt)
+    return f"{prompt.removesuffix(answer_prefix).rstrip().rstrip(':')}:" if answer_prefix else prompt
 
 
-def answer_text(opened: str, text: str) -> str:
-    """The answer that a model wrote behind what the prompt had ``opened``; if it opened its own instead, that alone.
+def answer_text(answer_prefix: str, text: str) -> str:
+    """The answer that a model wrote behind the ``answer_prefix`` of its prompt; if it opened its own instead, that alone.
 
     A code block that is still open when the model ends its turn ends there.
 
     >>> answer_text("\\\\boxed{", "5}."), answer_text("\\\\boxed{", "It is \\\\boxed{5}."), answer_text("", "5")
     ('\\\\boxed{5}.', 'It is \\\\boxed{5}.', '5')
     """
-    if opened == _BOX:
-        own = text.lstrip().startswith(_BOX) or not boxed(opened + text)
-        return text if own else opened + text
-    if not opened or not text.strip():
+    if answer_prefix == _BOX:
+        own = text.lstrip().startswith(_BOX) or not boxed(answer_prefix + text)
+        return text if own else answer_prefix + text
+    if not answer_prefix or not text.strip():
         return text
     fence = _FENCE.search(text)  # a closing one names no language
     if fence is None:
-        return f"{opened}{text}\n```"
-    return text if fence[1] or not text[: fence.start()].strip() else opened + text
+        return f"{answer_prefix}{text}\n```"
+    return text if fence[1] or not text[: fence.start()].strip() else answer_prefix + text

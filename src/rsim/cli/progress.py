@@ -26,7 +26,7 @@ def train_with_progress(
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(),
                TextColumn("{task.fields[shown]}"), TextColumn("ETA"), TimeRemainingColumn(compact=True))  # fmt: skip
     trainer = Trainer(config, resume=resume, resume_from=resume_from, force=force)
-    introduction = [trainer.place.reason]
+    introduction = [trainer.device.reason]
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(config.name, total=trainer.total_steps, completed=trainer.step, shown="")
 

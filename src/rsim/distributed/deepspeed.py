@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rsim.distributed.ranks import Ranks
+from rsim.distributed.world import World
 from rsim.errors import UserError, first_line
 
 _STAGES = 1, 2
@@ -50,13 +50,13 @@ def read_settings(file: str) -> dict[str, Any]:
 class Zero:
     """DeepSpeed's engine around one agent's model and optimiser; every rank must do the same passes."""
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, file: str, ranks: Ranks) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, file: str, world: World) -> None:
         """``model``: whatever the optimiser trains.
 
         Raises:
             UserError: DeepSpeed is not installed, or does not take the config ``file``.
         """
-        self.ranks = ranks
+        self.world = world
         settings = read_settings(file)
         with redirect_stdout(sys.stderr):  # DeepSpeed talks to stdout, its logger for ever to what that is now
             try:
@@ -80,7 +80,7 @@ class Zero:
         """Adds a micro-batch's gradient; ``last``: of an optimiser step. Gradients are sums over the ranks, not means: the
         loss's denominators count the whole batch already."""
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss * self.ranks.count)
+        self.engine.backward(loss * self.world.size)
 
     def step(self, learning_rate: float, grad_clip: float) -> float:
         """One optimiser step with the gradient of all ranks; returns its norm before clipping."""
@@ -92,11 +92,11 @@ class Zero:
 
     def state(self) -> list[dict[str, Any]]:
         """Every rank's piece of the moments; all ranks must come here."""
-        return self.ranks.gather([self.engine.optimizer.optimizer.state_dict()])
+        return self.world.all_gather([self.engine.optimizer.optimizer.state_dict()])
 
     def load_state(self, pieces: list[dict[str, Any]]) -> None:
         """Raises `UserError` where there are not as many ranks as pieces."""
-        if len(pieces) != self.ranks.count:
+        if len(pieces) != self.world.size:
             raise UserError(f"the checkpoint's optimiser was cut into {len(pieces)} pieces by DeepSpeed",
                             f"go on with {len(pieces)} processes")  # fmt: skip
-        self.engine.optimizer.optimizer.load_state_dict(pieces[self.ranks.index])
+        self.engine.optimizer.optimizer.load_state_dict(pieces[self.world.rank])

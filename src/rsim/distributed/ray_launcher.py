@@ -1,6 +1,6 @@
 """The training loop under Ray Train: processes on a cluster, restarted from the last checkpoint when one of them dies.
 
-A run does not depend on the number of its processes (`rsim.distributed.ranks`), so a restart may have fewer or more of them.
+A run does not depend on the number of its processes (`rsim.distributed.world`), so a restart may have fewer or more of them.
 """
 
 from __future__ import annotations

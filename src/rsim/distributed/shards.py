@@ -22,23 +22,23 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import GradientCheckpointingLayer, PreTrainedModel
 
-from rsim.distributed.ranks import Ranks
+from rsim.distributed.world import World
 
 
 @dataclass(frozen=True)
-class CutModel:
+class ShardedModel:
     """A model's cut layers, and the module around them, which prefetches the next layer."""
 
     layers: list[FSDPModule]
     root: FSDPModule
 
 
-def cut(model: PreTrainedModel, ranks: Ranks) -> CutModel:
+def shard(model: PreTrainedModel, world: World) -> ShardedModel:
     """Cuts the layers of ``model`` over the ranks, in place; layers that are cut already stay as they are.
 
     Where adapters are trained only what is frozen is cut. Gradients of the pieces come out summed over the ranks.
     """
-    mesh = init_device_mesh(model.device.type, (ranks.count,))
+    mesh = init_device_mesh(model.device.type, (world.size,))
     parameters = list(model.parameters())
     adapted = any(not p.requires_grad for p in parameters)
     kept = {p for p in parameters if adapted and p.requires_grad}
@@ -49,7 +49,7 @@ def cut(model: PreTrainedModel, ranks: Ranks) -> CutModel:
     if not isinstance(model.base_model, FSDPModule):
         pieces = {p for layer in layers for p in layer.parameters()}
         _add_up(fully_shard(model.base_model, mesh=mesh, ignored_params=set(model.parameters()) - pieces))
-    return CutModel([layer for layer in layers if isinstance(layer, FSDPModule)], cast(FSDPModule, model.base_model))
+    return ShardedModel([layer for layer in layers if isinstance(layer, FSDPModule)], cast(FSDPModule, model.base_model))
 
 
 def _add_up(module: FSDPModule) -> None:
@@ -59,7 +59,7 @@ def _add_up(module: FSDPModule) -> None:
 
 
 @contextmanager
-def whole(models: Iterable[CutModel]) -> Iterator[None]:
+def unsharded(models: Iterable[ShardedModel]) -> Iterator[None]:
     """Keeps the layers' weights together while it lasts: for sampling, without gradients. All ranks must come here, and each
     must do a forward pass of each model."""
     models = list(models)
@@ -76,7 +76,7 @@ def whole(models: Iterable[CutModel]) -> Iterator[None]:
             model.root.reset_iter_state()  # else it remembers each forward pass of the rollout until the next backward pass
 
 
-def gathered(value: Any, *, keep: bool) -> Any:
+def full_state_dict(value: Any, *, keep: bool) -> Any:
     """A state dict, however nested, with every cut tensor put together, in the CPU's memory; all ranks must come here.
 
     Args:
@@ -86,13 +86,13 @@ def gathered(value: Any, *, keep: bool) -> Any:
         together = value.full_tensor()
         return together.cpu() if keep else None
     if isinstance(value, dict):
-        return {key: gathered(v, keep=keep) for key, v in value.items()}
+        return {key: full_state_dict(v, keep=keep) for key, v in value.items()}
     if isinstance(value, list):
-        return [gathered(v, keep=keep) for v in value]
+        return [full_state_dict(v, keep=keep) for v in value]
     return value
 
 
-def cut_like(state: dict[str, Any], parameters: list[torch.Tensor]) -> dict[str, Any]:
+def shard_like(state: dict[str, Any], parameters: list[torch.Tensor]) -> dict[str, Any]:
     """An optimiser's state dict with its tensors cut as the parameters are that they belong to, one after the other."""
 
     def moments(parameter: torch.Tensor, values: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def cut_like(state: dict[str, Any], parameters: list[torch.Tensor]) -> dict[str,
     return state | {"state": {i: moments(parameters[i], values) for i, values in state["state"].items()}}
 
 
-def clip_gradients(parameters: list[torch.Tensor], limit: float, ranks: Ranks) -> float:
+def clip_gradients(parameters: list[torch.Tensor], limit: float, world: World) -> float:
     """As ``torch.nn.utils.clip_grad_norm_``, for gradients of which some are cut; returns the norm before clipping."""
     squares = torch.zeros(2, dtype=torch.float64)
     mine = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in parameters]
@@ -112,7 +112,7 @@ def clip_gradients(parameters: list[torch.Tensor], limit: float, ranks: Ranks) -
         assert gradient is not None
         squares[int(isinstance(parameter, DTensor))] += float(gradient.square().sum())
     ours = squares[1:].to(parameters[0].device)
-    ranks.add([ours])
+    world.all_reduce([ours])
     norm = math.sqrt(float(squares[0] + ours.cpu()[0]))
     for gradient in mine:
         assert gradient is not None

@@ -30,7 +30,7 @@ class _Sequence:
     place: int = 0
     cap: int = 0
     to_end: bool = False
-    opened: str = ""
+    answer_prefix: str = ""
 
 
 class NativeEngine:
@@ -59,11 +59,11 @@ class NativeEngine:
         for slot, ids, key in zip(slots, pending, keys, strict=True):
             self.sequences[slot] = _Sequence(ids, episode_uniforms(self.seed, key, self.max_tokens))
 
-    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, opened: str = "") -> None:
+    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, answer_prefix: str = "") -> None:
         sequence = self.sequences[slot]
         sequence.pending = sequence.pending + injected
         sequence.place += len(injected)
-        sequence.cap, sequence.to_end, sequence.opened = cap, to_end, opened
+        sequence.cap, sequence.to_end, sequence.answer_prefix = cap, to_end, answer_prefix
         self.steps[slot] = ([], [])
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class NativeEngine:
     def _end(self, tokens: list[int], sequence: _Sequence) -> End | None:
         if tokens[-1] in self.ends:
             return "end_of_turn"
-        if self.step_ends is not None and not sequence.to_end and self.step_ends.ended(tokens, sequence.opened):
+        if self.step_ends is not None and not sequence.to_end and self.step_ends.ended(tokens, sequence.answer_prefix):
             return "delimiter"
         return "cap" if len(tokens) >= sequence.cap else None
 

@@ -42,11 +42,11 @@ class Engine(Protocol):
     def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
         """Puts new sequences into free slots. What is sampled there depends on the seed and the sequence's key alone."""
 
-    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, opened: str = "") -> None:
+    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, answer_prefix: str = "") -> None:
         """Appends ``injected`` to a sequence that rests and lets it sample a step of at most ``cap`` tokens.
 
-        ``to_end``: delimiters do not end it. ``opened``: the box or code block in which ``injected`` ends
-        (`rsim.answers.prefix.left_open`).
+        ``to_end``: delimiters do not end it. ``answer_prefix``: the box or code block in which ``injected`` ends
+        (`rsim.answers.prefix.open_prefix`).
         """
 
     def advance(self) -> list[SampledStep]:

@@ -86,6 +86,6 @@ class StepEnds:
         if not delimiter.isascii():
             self.touching = set(range(vocabulary))
 
-    def ended(self, step_ids: list[int], opened: str = "") -> bool:
-        """Whether the last of ``step_ids`` ends the step; ``opened``: a code block in which the prompt before them ended."""
-        return step_ids[-1] in self.touching and step_end(opened + self.tokenizer.decode(step_ids), self.delimiter) >= 0
+    def ended(self, step_ids: list[int], answer_prefix: str = "") -> bool:
+        """Whether the last of ``step_ids`` ends the step; ``answer_prefix``: a code block that the prompt left open."""
+        return step_ids[-1] in self.touching and step_end(answer_prefix + self.tokenizer.decode(step_ids), self.delimiter) >= 0

@@ -169,9 +169,9 @@ class VllmEngine:
             self.homes[slot] = self.servers[self.begun % len(self.servers)]
             self.begun += 1
 
-    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, opened: str = "") -> None:
+    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, answer_prefix: str = "") -> None:
         self.sequences[slot] += injected
-        self.futures[self.threads.submit(self._step, slot, cap, to_end, opened)] = slot
+        self.futures[self.threads.submit(self._step, slot, cap, to_end, answer_prefix)] = slot
 
     def advance(self) -> list[SampledStep]:
         """Waits for the next steps to end."""
@@ -183,9 +183,9 @@ class VllmEngine:
             self.sequences[step.slot] += step.tokens
         return finished
 
-    def _step(self, slot: int, cap: int, to_end: bool, opened: str) -> SampledStep:
+    def _step(self, slot: int, cap: int, to_end: bool, answer_prefix: str) -> SampledStep:
         tokens, logprobs, end = self._request(slot, [], cap, to_end)
-        while end == "delimiter" and self.step_ends is not None and not self.step_ends.ended(tokens, opened):
+        while end == "delimiter" and self.step_ends is not None and not self.step_ends.ended(tokens, answer_prefix):
             if len(tokens) >= cap:  # inside a code block
                 end = "cap"
                 break

@@ -14,7 +14,7 @@ from rsim.evaluation.planners import planner_from
 from rsim.evaluation.upstream import ServedGame
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
-from rsim.models.device import allow_fast_products, choose_place
+from rsim.models.device import allow_tf32, choose_device
 from rsim.policies.loading import load_planner, load_reasoner
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.strategies import load_strategies
@@ -39,15 +39,15 @@ class EvalSettings:
 def load_game(
     config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem], seed: int = 0
 ) -> Game:
-    models, place = config.models, choose_place(config)
-    allow_fast_products(place)
+    models, device = config.models, choose_device(config)
+    allow_tf32(device)
     trained = checkpoint / "reasoner" if checkpoint else None  # there is none where only the planner was trained
     source = reasoner or (str(trained) if trained and trained.is_dir() else models.reasoner)
     strategies = load_strategies(models.strategies)
     served = config.rollout.engine == "vllm"
     handed_over = served and (bool(reasoner) or source != models.reasoner)  # else the server has the model that is meant
     loaded = load_reasoner(
-        source, device=place.device, dtype=place.dtype, system_prompt=models.system_prompt,
+        source, device=device.name, dtype=device.dtype, system_prompt=models.system_prompt,
         weights=not served or handed_over, quantised=models.quantised,
     )  # fmt: skip
     own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
@@ -55,7 +55,7 @@ def load_game(
     if planner:
         chosen = planner_from(planner, strategies, problems, reasoner=loaded, rules=config.rollout, trained=own, seed=seed)
     elif own:
-        chosen = load_planner(str(own), strategies, device=place.device, dtype=place.dtype, seed=0, quantised=models.quantised)
+        chosen = load_planner(str(own), strategies, device=device.name, dtype=device.dtype, seed=0, quantised=models.quantised)
     game = Game(loaded, chosen, config.rollout)
     if game.servers is not None and handed_over:
         with tempfile.TemporaryDirectory() as folder:

@@ -64,7 +64,7 @@ def evaluate_into(
     wanted = asdict(settings) | {"models": {path: _newest(Path(path)) for path in models}, "means": _meaning(config, data)}
     if isinstance(game, ServedGame):
         wanted["served"] = {"url": game.served.url, "model": game.model, "mode": game.served.mode}
-    records = _begin_or_go_on(folder, json.loads(json.dumps(wanted)), settings.samples, overwrite)
+    records = _begin_or_resume(folder, json.loads(json.dumps(wanted)), settings.samples, overwrite)
     at_once = served.at_once if served else config.rollout.batch
     step = max(1, 2 * at_once // settings.samples)  # questions between two writes
     players: Players = game
@@ -117,7 +117,7 @@ def _newest(folder: Path) -> int:
     return max(path.stat().st_mtime_ns for path in folder.rglob("*"))
 
 
-def _begin_or_go_on(folder: Path, wanted: dict[str, Any], samples: int, overwrite: bool) -> list[dict[str, Any]]:
+def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwrite: bool) -> list[dict[str, Any]]:
     """The records of whole questions that are there already; half-written ones are dropped."""
     known, episodes = folder / "settings.json", folder / "episodes.jsonl"
     if known.is_file() and not overwrite and json.loads(known.read_text()) == wanted:

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from rsim.answers.prefix import as_message, left_open
+from rsim.answers.prefix import as_message, open_prefix
 from rsim.config import Config
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record, episode_record, outcome
@@ -24,7 +24,7 @@ from rsim.policies.protocol import AnyPlanner, Decision
 from rsim.policies.strategies import TERMINATION
 from rsim.rewards.rewards import score_all
 from rsim.serving.http_upstream import HttpUpstream, UpstreamError, check_address, probe, prompt_tokens
-from rsim.serving.planning import Planning
+from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked, Finished, Injected, Mode, PlayRules, StepEnd, Usage, play
 
 
@@ -100,7 +100,7 @@ class ServedGame:
             assert self.mode is not None
             upstream, gate = HttpUpstream(client, self.mode), asyncio.Semaphore(self.served.at_once)
             warmth = 0.0 if greedy else self.config.rollout.planner_temperature
-            planning = Planning(self.planner, self.served.at_once, warmth) if self.planner else None
+            planning = PlannerBatcher(self.planner, self.served.at_once, warmth) if self.planner else None
             worker = asyncio.create_task(planning.run()) if planning else None
 
             async def one(number: int) -> tuple[Episode, Spent]:
@@ -144,7 +144,7 @@ class ServedGame:
         self.mode = mode  # type: ignore[assignment]
 
     async def _play(
-        self, problem: Problem, group: int, sampling: dict[str, Any], upstream: HttpUpstream, planning: Planning | None
+        self, problem: Problem, group: int, sampling: dict[str, Any], upstream: HttpUpstream, planning: PlannerBatcher | None
     ) -> tuple[Episode, Spent]:  # fmt: skip
         rules, system = self.config.rollout, self.config.models.system_prompt
         messages = [{"role": "system", "content": system}] if system else []
@@ -161,8 +161,8 @@ class ServedGame:
             async for event in events:
                 if isinstance(event, Injected):
                     action = planning.strategies.index(event.strategy)
-                    opened = left_open(event.text) if action == planning.strategies.termination else ""
-                    episode.steps.append(Step(action, 0, 0, 0, forced=event.forced, opened=opened))
+                    opened = open_prefix(event.text) if action == planning.strategies.termination else ""
+                    episode.steps.append(Step(action, 0, 0, 0, forced=event.forced, answer_prefix=opened))
                     episode.forced |= event.forced
                     injected += self.injected[event.strategy] if event.text else 0
                     if event.probabilities:

@@ -20,8 +20,8 @@ class Step:
     """One step of the chain of thought, as spans of `Episode.token_ids`.
 
     ``[start, body)`` is the injected prompt and ``[body, end)`` what was sampled; an injected delimiter that closes a
-    capped step lies after ``end``. ``strategy`` is the label index, or -1 where nobody chose (no planner). ``opened`` is the
-    end of the prompt where it opens a box or a code block for the answer.
+    capped step lies after ``end``. ``strategy`` is the label index, or -1 where nobody chose (no planner).
+    ``answer_prefix`` is the end of the prompt where it opens a box or a code block for the answer.
     """
 
     strategy: int
@@ -30,12 +30,12 @@ class Step:
     end: int
     text: str = ""
     forced: bool = False
-    opened: str = ""
+    answer_prefix: str = ""
 
     @property
     def answer(self) -> str:
         """The sampled text, behind the box or code block that the prompt has opened for it."""
-        return answer_text(self.opened, self.text)
+        return answer_text(self.answer_prefix, self.text)
 
 
 @dataclass

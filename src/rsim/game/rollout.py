@@ -15,7 +15,7 @@ from functools import cached_property
 
 import torch
 
-from rsim.answers.prefix import left_open
+from rsim.answers.prefix import open_prefix
 from rsim.config import RolloutConfig
 from rsim.engine.native import NativeEngine
 from rsim.engine.protocol import Engine, SampledStep
@@ -289,11 +289,11 @@ class _Play:
         body = start + len(prompt)
         strategies = self.game.planner.strategies  # type: ignore[union-attr]
         final = strategy == strategies.termination
-        opened = left_open(strategies[strategy].prompts[chosen]) if final else ""
-        episode.steps.append(Step(strategy, start, body, body, forced=episode.forced, opened=opened))
+        answer_prefix = open_prefix(strategies[strategy].prompts[chosen]) if final else ""
+        episode.steps.append(Step(strategy, start, body, body, forced=episode.forced, answer_prefix=answer_prefix))
         if final:
             cap = min(self._left(episode), max(rules.answer_tokens, rules.step_tokens))
-        self.engine.submit(slot, closing + prompt, cap, to_end=final and rules.answer_to_end, opened=opened)
+        self.engine.submit(slot, closing + prompt, cap, to_end=final and rules.answer_to_end, answer_prefix=answer_prefix)
 
     def _closing_delimiter(self, episode: Episode) -> list[int]:
         """What was injected behind the last step's sampled tokens: a delimiter, if a cap had cut it."""

@@ -42,7 +42,7 @@ def add(model: PreTrainedModel, rank: int, base: str, seed: int) -> None:
     model.peft_config["default"].base_model_name_or_path = base
 
 
-def go_on(model: PreTrainedModel, folder: str | Path) -> None:
+def resume(model: PreTrainedModel, folder: str | Path) -> None:
     """Gives the base ``model`` the adapter saved in ``folder``, to be trained further, in place."""
     model.load_adapter(str(folder), is_trainable=True)
     for name, parameter in model.named_parameters():

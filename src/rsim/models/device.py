@@ -11,37 +11,37 @@ from rsim.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
-class Place:
-    """``device`` is a name of torch's, ``dtype`` float32 or bfloat16; ``reason`` says both in words."""
+class Device:
+    """``name`` is torch's, ``dtype`` float32 or bfloat16; ``reason`` says both in words."""
 
-    device: str
+    name: str
     dtype: str
     reason: str
 
 
-def choose_place(config: Config, local: int = 0) -> Place:
-    """What ``models.device`` and ``models.dtype`` mean on this machine, for its process number ``local``.
+def choose_device(config: Config, local_rank: int = 0) -> Device:
+    """What ``models.device`` and ``models.dtype`` mean on this machine, for its process number ``local_rank``.
 
     ``auto`` takes the GPU where there is one, and bfloat16 where all that is trained are adapters on a GPU that computes in it.
 
-    >>> choose_place(Config()).dtype
+    >>> choose_device(Config()).dtype
     'float32'
     """
     models = config.models
-    device = pick_device(models.device)
-    if models.device == "auto" and device.type == "cuda" and local:
-        device = torch.device("cuda", local)
+    device = torch_device(models.device)
+    if models.device == "auto" and device.type == "cuda" and local_rank:
+        device = torch.device("cuda", local_rank)
     if models.device != "auto":
         why = "as models.device says"
     else:
         why = "the GPU that torch sees" if device.type == "cuda" else "torch sees no GPU"
     dtype, because = _precision(config, device)
-    return Place(str(device), dtype, f"{device} ({why}), {dtype} ({because})")
+    return Device(str(device), dtype, f"{device} ({why}), {dtype} ({because})")
 
 
-def allow_fast_products(place: Place) -> None:
+def allow_tf32(device: Device) -> None:
     """Lets a GPU multiply float32 matrices in TF32 (10 bits of mantissa, several times float32's speed)."""
-    if place.device.startswith("cuda"):
+    if device.name.startswith("cuda"):
         torch.backends.cuda.matmul.allow_tf32 = True
 
 
@@ -58,7 +58,7 @@ def _precision(config: Config, device: torch.device) -> tuple[str, str]:
     return "bfloat16", "the weights are frozen below their adapters"
 
 
-def pick_device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
     """``auto`` means the GPU where there is one.
 
     Raises:

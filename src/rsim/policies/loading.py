@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from rsim.errors import UserError, first_line
 from rsim.models import adapters
-from rsim.models.device import pick_device
+from rsim.models.device import torch_device
 from rsim.models.weights import resolve
 from rsim.policies import template
 from rsim.policies.planner import Planner, name_tokens, planner_config
@@ -63,7 +63,7 @@ def load_reasoner(
     if quantised:
         adapters.keep_unpacked(model)
     else:
-        model.to(pick_device(device))
+        model.to(torch_device(device))
     model = _adapted(model, path, source, lora, quantised, seed)
     if lora:
         adapters.train_precisely(model)
@@ -80,7 +80,7 @@ def _adapted(
         return model
     if not lora and not quantised:
         return adapters.merged(model, path)
-    adapters.go_on(model, path)
+    adapters.resume(model, path)
     return model
 
 
@@ -119,7 +119,7 @@ def load_planner(
     if quantised:
         adapters.keep_unpacked(planner.model)
     else:
-        planner.model.to(device=pick_device(device), dtype=_dtype(dtype))
+        planner.model.to(device=torch_device(device), dtype=_dtype(dtype))
     if lora and adapters.base_of(path) is None:
         adapters.add(planner.model, lora, source, seed)
     if lora:
@@ -162,7 +162,7 @@ def _how(device: str, dtype: str, quantised: bool) -> dict[str, Any]:
     """Arguments of ``from_pretrained``."""
     precision = _dtype(dtype)
     if quantised:
-        return adapters.four_bits(precision) | {"dtype": precision, "device_map": {"": pick_device(device)}}
+        return adapters.four_bits(precision) | {"dtype": precision, "device_map": {"": torch_device(device)}}
     return {"dtype": precision}
 
 

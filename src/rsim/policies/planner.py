@@ -63,7 +63,7 @@ class Planner:
         if base is not None and merge:
             model = adapters.merged(model, source)
         elif base is not None:
-            adapters.go_on(model, source)
+            adapters.resume(model, source)
         if strategies is None:
             file = cached_file(str(source), _STRATEGIES, _raise_exceptions_for_missing_entries=False)
             if file is None:

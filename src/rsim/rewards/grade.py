@@ -46,7 +46,7 @@ def check(problem: Problem, text: str, mode: Mode = "strict", *, unsafe: bool = 
         answer = extract(text, "flexible") or answer  # the task's verifier would take the whole text
     if answer is None:
         return None, Verdict(False)
-    return answer, judge(problem, answer, unsafe=unsafe)
+    return answer, grade(problem, answer, unsafe=unsafe)
 
 
 def read_answer(text: str, mode: Mode, kind: Kind) -> str | None:
@@ -67,7 +67,7 @@ def read_answer(text: str, mode: Mode, kind: Kind) -> str | None:
     return extract(text, "flexible")
 
 
-def judge(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
+def grade(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
     """Whether a bare ``answer`` is right."""
     kind = problem.kind
     if kind == "code":
@@ -80,7 +80,7 @@ def judge(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
     if len(answer) > LONGEST:
         return Verdict(False, failure="too long")
     if kind == "choice":
-        return _judge_choice(problem, answer)
+        return _grade_choice(problem, answer)
     if kind == "gym":
         outcome = shared_pool().gym_mark(problem.meta["task"], problem.meta["entry"], answer)
         return Verdict(outcome.same, "gym", outcome.failure)
@@ -99,7 +99,7 @@ def judge(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
     return Verdict(outcome.same, "symbolic", outcome.failure)
 
 
-def _judge_choice(problem: Problem, answer: str) -> Verdict:
+def _grade_choice(problem: Problem, answer: str) -> Verdict:
     """The letter, or the words of the right option.
 
     Raises:

@@ -17,7 +17,7 @@ from rsim.errors import UserError
 from rsim.game.episode import Episode
 from rsim.game.problem import Kind, Problem
 from rsim.policies.strategies import TERMINATION, StrategySet
-from rsim.rewards.grade import Verdict, judge, read_answer
+from rsim.rewards.grade import Verdict, grade, read_answer
 
 RewardFunction = Callable[[Episode], float]
 
@@ -53,7 +53,7 @@ def score(
     problem = checked_as(episode.problem, config.checker)
     episode = replace(episode, problem=problem)
     predicted = None if episode.truncated else read_answer(episode.final_text, "strict", problem.kind)
-    verdict = Verdict(False) if predicted is None else judge(problem, predicted, unsafe=config.unsafe_code)
+    verdict = Verdict(False) if predicted is None else grade(problem, predicted, unsafe=config.unsafe_code)
     correct = verdict.right
     answered = predicted is not None
     parts = {

@@ -17,7 +17,7 @@ from rsim.errors import UserError
 from rsim.serving import openai_api as api
 from rsim.serving.http_upstream import UpstreamError
 from rsim.serving.local_upstream import LocalUpstream
-from rsim.serving.play import Asked, Event, Finished, Injected, Piece, StepEnd, Upstream, Usage, play
+from rsim.serving.play import Asked, Event, Finished, Injected, StepEnd, TextDelta, Upstream, Usage, play
 from rsim.serving.state import Refusal, State, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 
@@ -156,7 +156,7 @@ async def _plain(upstream: Upstream, asked: Asked, limit: int) -> AsyncGenerator
             if isinstance(piece, StepEnd):
                 yield Finished("length" if piece.reason == "limit" else "stop", piece.usage)
             else:
-                yield Piece(piece)
+                yield TextDelta(piece)
     finally:
         await conversation.close()
 

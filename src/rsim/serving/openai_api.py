@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from rsim.serving.play import Asked, Event, Finished, Injected, Piece, Usage
+from rsim.serving.play import Asked, Event, Finished, Injected, TextDelta, Usage
 
 Kind = Literal["chat", "completion"]
 _CHOICES = 1024  # of one request
@@ -145,11 +145,11 @@ class Choice:
     steps: list[dict[str, Any]] = field(default_factory=list)
     finished: Finished | None = None
 
-    def add(self, event: Injected | Piece | Finished) -> None:
+    def add(self, event: Injected | TextDelta | Finished) -> None:
         if isinstance(event, Injected):
             self.steps.append(_step(event) | {"text": ""})
             self.text += event.text
-        elif isinstance(event, Piece):
+        elif isinstance(event, TextDelta):
             self.text += event.text
             if self.steps:
                 self.steps[-1]["text"] += event.text
@@ -191,9 +191,9 @@ def usage_of(parts: list[Usage]) -> dict[str, Any]:
     return usage | ({"estimated": True} if total.estimated else {})
 
 
-def chunk(request: Request, index: int, event: Injected | Piece | Finished, *, first: bool) -> dict[str, Any]:
+def chunk(request: Request, index: int, event: Injected | TextDelta | Finished, *, first: bool) -> dict[str, Any]:
     """One event of one choice as a stream's chunk; injected prompts carry a field ``rsim`` that says so."""
-    text = event.text if isinstance(event, Injected | Piece) else ""
+    text = event.text if isinstance(event, Injected | TextDelta) else ""
     reason = event.reason if isinstance(event, Finished) else None
     if request.kind == "chat":
         delta = ({"role": "assistant"} if first else {}) | ({} if isinstance(event, Finished) else {"content": text})
@@ -247,7 +247,7 @@ class Stops:
         pieces, counted = 0, spent.completion_tokens
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, Piece):
+                if isinstance(event, TextDelta):
                     pieces += 1
                     if (
                         spent.completion_tokens != counted
@@ -255,7 +255,7 @@ class Stops:
                         pieces, counted = 0, spent.completion_tokens
                     text, met = self.feed(event.text)
                     if text:
-                        yield Piece(text)
+                        yield TextDelta(text)
                     if met:
                         if pieces:
                             spent.add(Usage(0, pieces, 0, estimated=True))
@@ -263,6 +263,6 @@ class Stops:
                         return
                     continue
                 if self.held:
-                    yield Piece(self.held)
+                    yield TextDelta(self.held)
                     self.held = ""
                 yield event

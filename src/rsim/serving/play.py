@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from rsim.answers.prefix import as_message
-from rsim.serving.planning import Planning
+from rsim.serving.planner_batcher import PlannerBatcher
 
 _PROMPT_TOKENS = 64  # of a context, for the prompt of the next strategy
 
@@ -111,7 +111,7 @@ class Injected:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """Text that the upstream sampled."""
 
     text: str
@@ -123,7 +123,7 @@ class Finished:
     usage: Usage
 
 
-Event = Injected | Piece | Finished
+Event = Injected | TextDelta | Finished
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class PlayRules:
 
 
 async def play(
-    asked: Asked, planning: Planning, upstream: Upstream, rules: PlayRules, limit: int, spent: Usage | None = None
+    asked: Asked, planning: PlannerBatcher, upstream: Upstream, rules: PlayRules, limit: int, spent: Usage | None = None
 ) -> AsyncGenerator[Event]:
     """Plays one answer of at most ``limit`` sampled tokens; the last event is `Finished`.
 
@@ -171,12 +171,12 @@ async def play(
                         end = piece
                     else:
                         pieces.append(piece)
-                        yield Piece(piece)
+                        yield TextDelta(piece)
                 usage.add(end.usage)
                 if final or end.reason == "end_of_turn" or (end.reason == "unknown" and not "".join(pieces).strip()):
                     yield Finished("length" if end.reason == "limit" else "stop", usage)
                     return
-                yield Piece(rules.delimiter)
+                yield TextDelta(rules.delimiter)
                 planner.observe(injected.strategy, "".join(pieces) + rules.delimiter)
         finally:
             await conversation.close()
@@ -184,7 +184,7 @@ async def play(
         planner.close()
 
 
-async def _choose(planner: Any, planning: Planning, rules: PlayRules, *, forced: bool) -> Injected:
+async def _choose(planner: Any, planning: PlannerBatcher, rules: PlayRules, *, forced: bool) -> Injected:
     strategies = planning.strategies
     if forced:
         return Injected(strategies[strategies.termination].name, strategies[strategies.termination].prompts[0], {}, forced=True)

@@ -29,7 +29,7 @@ from rsim.serving.answers import answer, event_data
 from rsim.serving.http_upstream import UpstreamError
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.metrics import Metrics
-from rsim.serving.planning import Planning
+from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.state import Refusal, ServeConfig, State, enter, from_upstream, leave, log, upstream_models, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 
@@ -68,7 +68,7 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        planning = Planning(planner, config.slots)
+        planning = PlannerBatcher(planner, config.slots)
         worker = asyncio.create_task(planning.run())
         metrics, slots = Metrics(CollectorRegistry()), asyncio.Semaphore(config.slots)
         if reasoner is not None:

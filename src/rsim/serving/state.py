@@ -12,7 +12,7 @@ import httpx
 from rsim.serving import openai_api as api
 from rsim.serving.http_upstream import HttpUpstream, UpstreamError, probe
 from rsim.serving.metrics import Metrics
-from rsim.serving.planning import Planning
+from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Mode, PlayRules, Upstream
 
 log = logging.getLogger("rsim.serve")
@@ -41,7 +41,7 @@ class State:
     """What the requests of one server share."""
 
     config: ServeConfig
-    planning: Planning
+    planning: PlannerBatcher
     upstream: Upstream | None  # None: not probed yet
     client: httpx.AsyncClient | None
     metrics: Metrics

@@ -27,7 +27,7 @@ from rsim.policies.reasoner import Reasoner
 from rsim.serving import openai_api as api
 from rsim.serving.http_upstream import HttpUpstream, probe
 from rsim.serving.local_upstream import LocalUpstream
-from rsim.serving.planning import Planning
+from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked, Event, Finished, Mode, PlayRules, Upstream, Usage, play
 
 T = TypeVar("T")
@@ -53,8 +53,8 @@ class _Loop:
         self.thread.start()
         self.planning = self.wait(self._planning(planner, slots))
 
-    async def _planning(self, planner: AnyPlanner, slots: int) -> Planning:
-        planning = Planning(planner, slots)
+    async def _planning(self, planner: AnyPlanner, slots: int) -> PlannerBatcher:
+        planning = PlannerBatcher(planner, slots)
         self.worker = asyncio.create_task(planning.run())
         return planning
 
@@ -128,7 +128,7 @@ class PlannedModel:
 
     def stream(self, question: Question, *, temperature: float = 0.0, max_tokens: int = 0, seed: int | None = None
                ) -> Iterator[Event]:  # fmt: skip
-        """The events of one answer as they come: `Injected`, `Piece`, and `Finished` in the end."""
+        """The events of one answer as they come: `Injected`, `TextDelta`, and `Finished` in the end."""
         return self.inner.iterate(self._play(question, temperature, max_tokens, seed))
 
     def astream(self, question: Question, *, temperature: float = 0.0, max_tokens: int = 0, seed: int | None = None

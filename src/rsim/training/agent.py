@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 from transformers import GradientCheckpointingLayer, PreTrainedModel
 
 from rsim.distributed.deepspeed import Zero
-from rsim.distributed.ranks import ALONE, Ranks
-from rsim.distributed.shards import CutModel, clip_gradients, cut, cut_like, gathered
+from rsim.distributed.shards import ShardedModel, clip_gradients, full_state_dict, shard, shard_like
+from rsim.distributed.world import ALONE, World
 from rsim.engine import packed
 from rsim.errors import UserError
 from rsim.models.device import precise
@@ -38,15 +38,15 @@ class Agent:
         head_weight: torch.Tensor | None = None,
         checkpointing: bool = False,
         compiled: bool = False,
-        ranks: Ranks = ALONE,
-        sharded: bool = False,
+        world: World = ALONE,
+        shard_layers: bool = False,
         deepspeed: str = "",
     ) -> None:
         """``head_weight`` ``[V, hidden]``: what ``head`` multiplies by, if it does nothing else; log-probs then take little
         memory, and entropies carry no gradient. ``checkpointing``: activations are made again in the backward pass.
-        ``compiled``: the layers' norms and MLPs go through torch.compile. ``ranks`` hold the same agent, or, ``sharded``, a
-        piece of it each. ``deepspeed``: the file with the config of `Zero`."""
-        self.ranks = ranks
+        ``compiled``: the layers' norms and MLPs go through torch.compile. The ranks of ``world`` hold the same agent or, with
+        ``shard_layers``, a shard of it each. ``deepspeed``: the file with the config of `Zero`."""
+        self.world = world
         self.name, self.model, self.head, self.head_weight = name, model, head, head_weight
         packed.prepare(model)
         self.checkpointed: list[torch.nn.Module] = []
@@ -58,7 +58,7 @@ class Agent:
                 if type(module).__name__.endswith(("RMSNorm", "MLP")):
                     module.compile(dynamic=True)
         self.temperature, self.learning_rate = temperature, learning_rate
-        self.cut: CutModel | None = cut(model, ranks) if sharded else None
+        self.sharded: ShardedModel | None = shard(model, world) if shard_layers else None
         in_layers = {p for m in model.modules() if isinstance(m, GradientCheckpointingLayer) for p in m.parameters()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.value_head: torch.nn.Linear | None = None
@@ -85,7 +85,7 @@ class Agent:
         if not self.deepspeed:
             return None
         trained = [self.model, self.value_head] if self.value_head else [self.model]
-        return Zero(torch.nn.ModuleList(trained), self.optimizer, self.deepspeed, self.ranks)
+        return Zero(torch.nn.ModuleList(trained), self.optimizer, self.deepspeed, self.world)
 
     def set_reference(self, model: PreTrainedModel) -> None:
         """Keeps ``model``, frozen, for the KL term."""
@@ -153,9 +153,9 @@ class Agent:
         Where layers or gradients are cut, all ranks must do as many passes: a rank that has one less does one more that counts
         for nothing.
         """
-        mine = [(rows, True) for rows in self.ranks.share(micro)]
-        most = -(-len(micro) // self.ranks.count)
-        if self.cut or self.zero:
+        mine = [(rows, True) for rows in self.world.share(micro)]
+        most = -(-len(micro) // self.world.size)
+        if self.sharded or self.zero:
             mine += [(micro[0], False)] * (most - len(mine))
         self.passes_left = len(mine)
         return mine
@@ -173,13 +173,13 @@ class Agent:
         if self.zero:
             return self.zero.step(learning_rate, grad_clip)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.ranks.count > 1:
+        if self.world.size > 1:
             for parameter in trained:
                 if parameter.grad is None:  # this rank had no share of the batch
                     parameter.grad = torch.zeros_like(parameter)
-            self.ranks.add([p.grad for p in trained if not isinstance(p, DTensor)])  # those of pieces are summed
-        if self.cut:
-            norm = clip_gradients(trained, grad_clip, self.ranks)
+            self.world.all_reduce([p.grad for p in trained if not isinstance(p, DTensor)])  # those of pieces are summed
+        if self.sharded:
+            norm = clip_gradients(trained, grad_clip, self.world)
         else:
             norm = float(torch.nn.utils.clip_grad_norm_(trained, grad_clip))
         for group in self.optimizer.param_groups:
@@ -194,7 +194,7 @@ class Agent:
             moments: Any = {"pieces": self.zero.state()}
         else:
             moments = self.optimizer.state_dict()
-            moments = gathered(moments, keep=self.ranks.main) if self.cut else moments
+            moments = full_state_dict(moments, keep=self.world.is_main) if self.sharded else moments
         return {
             "optimizer": moments,
             "value_head": self.value_head.state_dict() if self.value_head else None,
@@ -213,7 +213,7 @@ class Agent:
         if len(state["optimizer"]["param_groups"]) != len(decays):
             raise UserError(f"the checkpoint's optimiser of the {self.name} is of an earlier version", "start the run again")
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.optimizer.load_state_dict(cut_like(state["optimizer"], trained))
+        self.optimizer.load_state_dict(shard_like(state["optimizer"], trained))
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay  # as configured now
 

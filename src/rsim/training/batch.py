@@ -46,9 +46,9 @@ class ActionBatch:
             cut[name] = getattr(self, name)[index]
         return ActionBatch(**cut)
 
-    def micro_rows(self, max_tokens: int, ranks: int = 1) -> list[torch.Tensor]:
+    def micro_rows(self, max_tokens: int, world_size: int = 1) -> list[torch.Tensor]:
         """Row numbers of micro-batches of at most ``max_tokens`` tokens (one row at least), and of no more than what each of
-        ``ranks`` would have of all tokens.
+        ``world_size`` ranks would have of all tokens.
 
         A group's rows stay together where they fit, since they share their beginning; groups of like length come together.
         """
@@ -56,9 +56,9 @@ class ActionBatch:
         prefixes, members = self.prefixes.tolist(), defaultdict(list)
         for row, group in enumerate(self.groups.tolist()):
             members[group].append(row)
-        if ranks > 1:
+        if world_size > 1:
             total = sum(sum(lengths[r] for r in rows) - (len(rows) - 1) * prefixes[rows[0]] for rows in members.values())
-            max_tokens = min(max_tokens, total // ranks + max(lengths))
+            max_tokens = min(max_tokens, total // world_size + max(lengths))
         parts: list[list[int]] = [[]]
         tokens = 0
         for rows in sorted(members.values(), key=lambda rows: max(lengths[r] for r in rows)):

@@ -13,8 +13,8 @@ import random
 from dataclasses import replace
 
 from rsim.config import Config
-from rsim.distributed.ranks import ALONE, Ranks
-from rsim.distributed.shards import whole
+from rsim.distributed.shards import unsharded
+from rsim.distributed.world import ALONE, World
 from rsim.errors import UserError
 from rsim.game.episode import Episode
 from rsim.game.problem import Problem
@@ -30,7 +30,7 @@ _PROBED = 32  # episodes from which a rate of well-formatted ones is told
 
 
 def cold_start(
-    config: Config, reasoner: Reasoner, problems: list[Problem], custom: dict[str, RewardFunction], ranks: Ranks = ALONE
+    config: Config, reasoner: Reasoner, problems: list[Problem], custom: dict[str, RewardFunction], world: World = ALONE
 ) -> tuple[dict[str, float], int]:
     """Samples under the random planner, keeps well-formatted episodes, fine-tunes ``reasoner`` in place.
 
@@ -49,15 +49,15 @@ def cold_start(
     train = config.train
     agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=1.0,
                   learning_rate=settings.learning_rate, weight_decay=0.0, head_weight=reasoner.head_weight,
-                  checkpointing=train.gradient_checkpointing, ranks=ranks, sharded=train.shard)  # fmt: skip
+                  checkpointing=train.gradient_checkpointing, world=world, shard_layers=train.shard)  # fmt: skip
     game = Game(reasoner, random_planner(strategies), config.rollout)
-    mine = ranks.block(len(shown))
-    with whole([agent.cut] if agent.cut else []):
+    mine = world.block(len(shown))
+    with unsharded([agent.sharded] if agent.sharded else []):
         episodes = game.play([shown[i] for i in mine], seed=config.seed, keys=[f"cold:{i}" for i in mine])
     for episode in episodes:
         episode.group += mine.start
-    scores = ranks.gather(score_all(episodes, strategies, config.rewards, custom))
-    episodes = ranks.gather(episodes)
+    scores = world.all_gather(score_all(episodes, strategies, config.rewards, custom))
+    episodes = world.all_gather(episodes)
     formatted = _formatted(config, episodes)
     wants_right = settings.teach == "strategies"
     kept = [e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and s.correct == wants_right]
@@ -84,17 +84,17 @@ def cold_start(
     return report, sum(e.sampled_tokens for e in episodes)
 
 
-def format_rate(config: Config, reasoner: Reasoner, problems: list[Problem], ranks: Ranks = ALONE) -> float:
+def format_rate(config: Config, reasoner: Reasoner, problems: list[Problem], world: World = ALONE) -> float:
     """The share of well-formatted episodes under the random planner, without worked examples: what the cold start is to raise.
 
     The questions are the first ones that `cold_start` samples for; all ranks come out alike.
     """
     rng = random.Random(f"cold:{config.seed}")
-    asked = [rng.choice(problems) for _ in range(min(config.cold_start.episodes, max(_PROBED, ranks.count)))]
+    asked = [rng.choice(problems) for _ in range(min(config.cold_start.episodes, max(_PROBED, world.size)))]
     game = Game(reasoner, random_planner(load_strategies(config.models.strategies)), config.rollout)
-    mine = ranks.block(len(asked))
+    mine = world.block(len(asked))
     played = game.play([asked[i] for i in mine], seed=config.seed, keys=[f"cold:rate:{i}" for i in mine])
-    formatted = ranks.gather(_formatted(config, played))
+    formatted = world.all_gather(_formatted(config, played))
     return sum(formatted) / len(formatted)
 
 
@@ -140,11 +140,11 @@ def _fine_tune(config: Config, agent: Agent, episodes: list[Episode]) -> list[fl
         for first in range(0, len(order), size):
             batch = reasoner_batch([episodes[i] for i in order[first : first + size]], agent.model.device)
             total, actions = 0.0, float(batch.mask.sum())
-            for rows, counts in agent.turns(batch.micro_rows(train.micro_tokens, agent.ranks.count)):
+            for rows, counts in agent.turns(batch.micro_rows(train.micro_tokens, agent.world.size)):
                 micro = batch.rows(rows)
                 loss = -(agent.evaluate(micro).logprobs * micro.mask).sum() / actions * counts
                 agent.backward(loss)
                 total += float(loss.detach())
-            losses.append(agent.ranks.add_numbers({"loss": total})["loss"])
+            losses.append(agent.world.all_reduce_numbers({"loss": total})["loss"])
             agent.step(settings.learning_rate, train.grad_clip)
     return losses

@@ -16,10 +16,10 @@ from rsim.policies.planner import Planner
 _HIGHEST = 1e6  # a temperature
 
 
-def opening_temperature(logits: torch.Tensor, entropy: float) -> float:
+def reset_temperature(logits: torch.Tensor, entropy: float) -> float:
     """The temperature (at least 1) at which the mean entropy of ``logits [N, strategies]`` is ``entropy`` nats or more.
 
-    >>> round(opening_temperature(torch.tensor([[8.0, 0.0]]), 0.5), 2)
+    >>> round(reset_temperature(torch.tensor([[8.0, 0.0]]), 0.5), 2)
     5.76
 
     Raises:
@@ -27,9 +27,9 @@ def opening_temperature(logits: torch.Tensor, entropy: float) -> float:
     """
     most = math.log(logits.shape[-1])
     if entropy >= most:
-        raise UserError(f"train.reopen = {entropy:g}", f"{logits.shape[-1]} strategies have less than {most:.2f} nats")
+        raise UserError(f"train.entropy_reset = {entropy:g}", f"{logits.shape[-1]} strategies have less than {most:.2f} nats")
     if not len(logits):
-        raise UserError("train.reopen: the planner decided nothing in the episodes it was tried in", "set it to 0")
+        raise UserError("train.entropy_reset: the planner decided nothing in the episodes it was tried in", "set it to 0")
     low, high = 1.0, _HIGHEST if mean_entropy(logits) < entropy else 1.0
     while high / low > 1 + 1e-6:
         middle = math.sqrt(low * high)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from rsim.config import Config
 from rsim.engine.packed import heads_of
 from rsim.errors import UserError
-from rsim.models.device import choose_place
+from rsim.models.device import choose_device
 from rsim.policies.loading import load_reasoner
 from rsim.training.timed import product_flops
 
@@ -50,7 +50,7 @@ class Estimate:
     available: float
     seconds_per_step: float
     steps: int
-    place: str
+    device: str
     reason: str  # for the device and the precision
 
     @property
@@ -68,8 +68,8 @@ def estimate(config: Config) -> Estimate:
     Raises:
         UserError: a model cannot be found.
     """
-    chosen = choose_place(config)
-    device = torch.device(chosen.device)
+    chosen = choose_device(config)
+    device = torch.device(chosen.name)
     agents, shapes = {}, {}
     for name, source, rank in (
         ("reasoner", config.models.reasoner, config.models.reasoner_lora),
@@ -85,22 +85,22 @@ def estimate(config: Config) -> Estimate:
     seconds = _WASTE * _seconds(config, shapes, device)
     stages = sum(stage.steps for stage in config.stages)
     steps = min(stages, config.train.steps) if config.train.steps else stages
-    place, available = _available(device)
-    return Estimate(agents, _MARGIN * (_RUNTIME + lasting + passing), available, seconds, steps, place, chosen.reason)
+    name, available = _available(device)
+    return Estimate(agents, _MARGIN * (_RUNTIME + lasting + passing), available, seconds, steps, name, chosen.reason)
 
 
 def check_fits(found: Estimate) -> None:
     """Raises `UserError` for a run that this machine cannot hold."""
     if not found.fits:
         raise UserError(
-            f"the run needs about {found.memory / _GIB:.1f} GiB, {found.place} has {found.available / _GIB:.1f} GiB",
+            f"the run needs about {found.memory / _GIB:.1f} GiB, {found.device} has {found.available / _GIB:.1f} GiB",
             "lower train.micro_tokens or rollout.batch, set train.gradient_checkpointing, give both models an adapter "
             "(models.reasoner_lora, models.planner_lora), or take smaller ones",
         )
 
 
 def _width(config: Config) -> int:
-    return {"float32": 4, "bfloat16": 2, "float64": 8}[choose_place(config).dtype]
+    return {"float32": 4, "bfloat16": 2, "float64": 8}[choose_device(config).dtype]
 
 
 def needs_of(config: Config, name: str, model: PreTrainedModel, rank: int, width: int) -> AgentNeeds:
@@ -166,7 +166,7 @@ def describe(found: Estimate) -> list[str]:
         lines.append(f"{name}: {a.parameters / 1e6:,.1f} M parameters, {share}; weights {a.weights / _GIB:.2f} GiB, gradients "
                      f"and optimiser {a.optimiser / _GIB:.2f} GiB, KV cache {a.cache / _GIB:.2f} GiB, activations "
                      f"{a.activations / _GIB:.2f} GiB")  # fmt: skip
-    lines.append(f"memory: about {found.memory / _GIB:.1f} GiB at the peak; {found.place} has "
+    lines.append(f"memory: about {found.memory / _GIB:.1f} GiB at the peak; {found.device} has "
                  f"{found.available / _GIB:.1f} GiB free")  # fmt: skip
     lines.append(f"time: at most about {found.seconds_per_step:,.1f} s a step, {found.hours:,.1f} h for {found.steps:,} steps "
                  "(episodes as long as the rules allow; evaluation not counted)")  # fmt: skip
@@ -178,5 +178,5 @@ def to_json(found: Estimate) -> dict[str, Any]:
     return {
         "agents": {name: vars(a) for name, a in found.agents.items()}, "memory_bytes": found.memory,
         "available_bytes": found.available, "fits": found.fits, "seconds_per_step": found.seconds_per_step,
-        "steps": found.steps, "hours": found.hours, "device": found.place,
+        "steps": found.steps, "hours": found.hours, "device": found.device,
     }  # fmt: skip

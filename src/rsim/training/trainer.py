@@ -16,15 +16,15 @@ from transformers import PreTrainedModel
 from rsim.config import Config, StageConfig
 from rsim.data.load import load_problems, with_replay
 from rsim.distributed.deepspeed import read_settings
-from rsim.distributed.ranks import join
-from rsim.distributed.shards import CutModel, gathered, whole
+from rsim.distributed.shards import ShardedModel, full_state_dict, unsharded
+from rsim.distributed.world import join
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, episode_record, play_scored, summarise
 from rsim.game.episode import Episode
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.models.adapters import has_adapter, share_frozen
-from rsim.models.device import allow_fast_products, choose_place, pick_device
+from rsim.models.device import allow_tf32, choose_device, torch_device
 from rsim.policies.loading import load_planner, load_reasoner, quiet_models
 from rsim.policies.planner import Planner
 from rsim.policies.reasoner import Reasoner
@@ -34,7 +34,7 @@ from rsim.runs.checkpoints import Save, verify
 from rsim.runs.folder import RunFolder, Trackers
 from rsim.training.agent import Agent
 from rsim.training.cold_start import cold_start, format_rate
-from rsim.training.entropy_reset import flatten, mean_entropy, opening_temperature
+from rsim.training.entropy_reset import flatten, mean_entropy, reset_temperature
 from rsim.training.memory import release_freed
 from rsim.training.metrics import rollout_metrics
 from rsim.training.update import Update
@@ -71,7 +71,7 @@ class Trainer:
                 f"rollout.gate = {config.rollout.gate}", "is for a finished planner: train without, and set it after"
             )
         self.config = config
-        self.ranks = join(cpu=pick_device(config.models.device).type == "cpu")
+        self.world = join(cpu=torch_device(config.models.device).type == "cpu")
         self.on_metrics = on_metrics or (lambda record: None)
         self.custom = load_custom(config.rewards.custom)
         self.train_set = self._problems("train")
@@ -87,9 +87,9 @@ class Trainer:
             assert checkpoint is not None
             verify(checkpoint)
         models = config.models
-        self.place = choose_place(config, self.ranks.local)
-        allow_fast_products(self.place)
-        place: dict[str, Any] = {"device": self.place.device, "dtype": self.place.dtype, "quantised": models.quantised}
+        self.device = choose_device(config, self.world.local_rank)
+        allow_tf32(self.device)
+        how: dict[str, Any] = {"device": self.device.name, "dtype": self.device.dtype, "quantised": models.quantised}
         saved = checkpoint / "reasoner" if checkpoint else None
         source = str(saved) if saved and saved.is_dir() else models.reasoner
         # A reasoner that never changes needs no optimiser and, with vLLM, no weights here.
@@ -97,14 +97,14 @@ class Trainer:
         self.reasoner_here = self.reasoner_changes or config.rollout.engine == "native"
         self.reasoner: Reasoner = load_reasoner(
             source, system_prompt=models.system_prompt, weights=self.reasoner_here, lora=models.reasoner_lora,
-            seed=config.seed, **place,
+            seed=config.seed, **how,
         )  # fmt: skip
         self.left_out = self._leave_out_long()
         self.planner: Planner | None = None
         if models.planner != "none":
             source = str(checkpoint / "planner") if checkpoint else models.planner
             self.planner = load_planner(
-                source, strategies, seed=config.seed, head=models.planner_head, lora=models.planner_lora, **place
+                source, strategies, seed=config.seed, head=models.planner_head, lora=models.planner_lora, **how
             )
             if models.shared_base:
                 share_frozen(self.planner.model, self.reasoner.model)
@@ -114,14 +114,14 @@ class Trainer:
         self.stop_requested, self.terminated = False, False  # what this process was told: by anyone, by SIGTERM
         if checkpoint:
             self._restore(checkpoint)
-        self.ranks.wait()  # all have looked at the folder before it is written to
-        if self.ranks.main:
+        self.world.barrier()  # all have looked at the folder before it is written to
+        if self.world.is_main:
             self.folder.begin(self.step, checkpoint)
         if self.game.servers is not None and self.reasoner_changes:
-            if self.ranks.main:
+            if self.world.is_main:
                 self.game.servers.check_updates(self.reasoner.model, self._handover)
-            self.ranks.wait()
-        trackers = config.train.trackers if self.ranks.main else ()
+            self.world.barrier()
+        trackers = config.train.trackers if self.world.is_main else ()
         self.trackers = Trackers(trackers, self.folder.path, config, self.step)
 
     # --- setting up ---
@@ -146,7 +146,7 @@ class Trainer:
     def _check_shares(self) -> None:
         """Every rank needs a question to play; pieces need ranks."""
         for name, asked in (("train.shard", self.config.train.shard), ("train.deepspeed", self.config.train.deepspeed)):
-            if asked and self.ranks.count == 1:
+            if asked and self.world.size == 1:
                 raise UserError(name, "there is one process, nothing to cut for: start several with torchrun, or leave it out")
         if self.config.train.deepspeed:
             read_settings(self.config.train.deepspeed)
@@ -154,9 +154,9 @@ class Trainer:
         if self.config.cold_start.episodes:
             sizes["cold_start.episodes"] = self.config.cold_start.episodes
         for name, size in sizes.items():
-            if size < self.ranks.count:
+            if size < self.world.size:
                 raise UserError(
-                    f"{name} = {size}", f"there are {self.ranks.count} processes, and each plays questions of its own"
+                    f"{name} = {size}", f"there are {self.world.size} processes, and each plays questions of its own"
                 )
 
     def _problems(self, split: str) -> list[Problem]:
@@ -178,8 +178,8 @@ class Trainer:
             "with_values": objective.loss == "ppo",
             "checkpointing": train.gradient_checkpointing,
             "compiled": train.compile,
-            "ranks": self.ranks,
-            "sharded": train.shard,
+            "world": self.world,
+            "shard_layers": train.shard,
             "deepspeed": train.deepspeed,
         }
         agents = {}
@@ -218,20 +218,20 @@ class Trainer:
         if not self.cold_started:
             self._start()
         result: dict[str, Any] = {}
-        stopping = self.ranks.any(self.stop_requested)
+        stopping = self.world.any(self.stop_requested)
         while self.step < self.total_steps and not self._budget_spent() and not stopping:
             self.train_step()
             last = self.step == self.total_steps or self._budget_spent()
             if last or (self.config.train.eval_every and self.step % self.config.train.eval_every == 0):
                 result = self.evaluate().to_json()
-            stopping = self.ranks.any(self.stop_requested)
+            stopping = self.world.any(self.stop_requested)
             if last or stopping or self.step % self.config.train.save_every == 0:
                 self.save(f"step-{self.step:06d}")
                 release_freed()
         self.trackers.close()
         self.checkpoints.finish()
         if stopping:
-            raise Stopped(terminated=self.ranks.any(self.terminated))
+            raise Stopped(terminated=self.world.any(self.terminated))
         self._write("final", None, wait=True)
         return result
 
@@ -245,7 +245,7 @@ class Trainer:
             self._log({"step": 0, "stage": "data", "data/questions": len(self.train_set), "data/left_out": self.left_out})
         if self.config.cold_start.episodes:
             before = self._format_rate()
-            report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.ranks)
+            report, tokens = cold_start(self.config, self.reasoner, self.train_set, self.custom, self.world)
             self.sampled_tokens += tokens
             self._sync()
             rates = {"cold_start/format_rate_before": before, "cold_start/format_rate_after": self._format_rate()}
@@ -253,40 +253,41 @@ class Trainer:
         else:
             self._sync()
         self.cold_started = True
-        if self.config.train.reopen and self.planner is not None:
-            self._reopen(self.planner)
+        if self.config.train.entropy_reset and self.planner is not None:
+            self._reset_entropy(self.planner)
         if self.config.objective.beta > 0 and "reasoner" in self.agents:
             weights = self._weights_of("reasoner", self.reasoner.model)
-            if self.ranks.main:
+            if self.world.is_main:
                 self._save_reasoner(self.folder.path / "reference", weights)
-            self.ranks.wait()
+            self.world.barrier()
             self._load_reference()
         if self.config.train.eval_every:
             self.evaluate()
         self.save("step-000000")
 
     def _format_rate(self) -> float:
-        with whole(self._cut):
-            return format_rate(self.config, self.reasoner, self.train_set, self.ranks)
+        with unsharded(self._sharded):
+            return format_rate(self.config, self.reasoner, self.train_set, self.world)
 
     @torch.no_grad()
-    def _reopen(self, planner: Planner) -> None:
-        """A planner that is surer than ``train.reopen`` allows begins less sure, as its decisions on some questions show."""
+    def _reset_entropy(self, planner: Planner) -> None:
+        """A planner that is surer than ``train.entropy_reset`` allows begins less sure."""
         problems = questions_of_step(self.train_set, self.config.seed, 0, self.config.train.questions)
-        mine = self.ranks.block(len(problems))
-        with whole(self._cut):
-            keys = [f"reopen:{i}" for i in mine]
+        mine = self.world.block(len(problems))
+        with unsharded(self._sharded):
+            keys = [f"entropy_reset:{i}" for i in mine]
             played = self.game.play([problems[i] for i in mine], seed=self.config.seed, keys=keys)
-            episodes = self.ranks.gather(played)
+            episodes = self.world.all_gather(played)
             logits = (
                 planner.logits(planner.states([(e.planner_ids, e.decisions) for e in episodes]))
                 / self.config.rollout.planner_temperature
             )
-        temperature = opening_temperature(logits, self.config.train.reopen)
+        temperature = reset_temperature(logits, self.config.train.entropy_reset)
         flatten(planner, temperature)
         self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
-        self._log({"step": 0, "stage": "reopen", "reopen/temperature": temperature, "reopen/entropy": mean_entropy(logits),
-                   "reopen/opened": mean_entropy(logits / temperature)})  # fmt: skip
+        self._log({"step": 0, "stage": "entropy_reset", "entropy_reset/temperature": temperature, 
+                   "entropy_reset/entropy": mean_entropy(logits),
+                   "entropy_reset/opened": mean_entropy(logits / temperature)})  # fmt: skip
 
     def train_step(self) -> dict[str, Any]:
         """One batch of questions: play, score, update both agents (or the leader first), log. All ranks come out alike."""
@@ -311,8 +312,8 @@ class Trainer:
         record |= rollout_metrics(episodes, scores, self._names()) | metrics
         record |= {"seconds": seconds, "seconds_rollout": rollout, "sampled_tokens": self.sampled_tokens,
                    "tokens_per_second": sum(e.sampled_tokens for e in episodes) / seconds}  # fmt: skip
-        if self.place.device.startswith("cuda"):
-            record["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.place.device) / 2**30  # the peak so far
+        if self.device.name.startswith("cuda"):
+            record["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device.name) / 2**30  # the peak so far
         self._log(record)
         if self.config.train.samples_every and self.step % self.config.train.samples_every == 0:
             self._log_episodes(list(zip(episodes, scores, strict=True)))
@@ -321,24 +322,24 @@ class Trainer:
     def _rollout(self, name: str) -> tuple[list[Episode], list[Score]]:
         train = self.config.train
         problems = questions_of_step(self.train_set, self.config.seed, self.step, train.questions)
-        mine = self.ranks.block(len(problems))
+        mine = self.world.block(len(problems))
         keys = [f"{self.step}:{name}:{i}" for i in mine]
-        with whole(self._cut):
+        with unsharded(self._sharded):
             played = self.game.play([problems[i] for i in mine], seed=self.config.seed, group_size=train.group, keys=keys)
             for episode in played:
                 episode.group += mine.start
         strategies = self.planner.strategies if self.planner else None
-        scores = self.ranks.gather(score_all(played, strategies, self.config.rewards, self.custom))
-        episodes = self.ranks.gather(played)
+        scores = self.world.all_gather(score_all(played, strategies, self.config.rewards, self.custom))
+        episodes = self.world.all_gather(played)
         self.sampled_tokens += sum(e.sampled_tokens for e in episodes)
         return episodes, scores
 
     def _sync(self) -> None:
         """Gives a sampling server the reasoner's new weights; the native engine samples from the weights themselves."""
         if self.game.servers is not None and self.reasoner_changes:
-            if self.ranks.main:
+            if self.world.is_main:
                 self.game.servers.update_weights(self.reasoner.model, self._handover)
-            self.ranks.wait()
+            self.world.barrier()
 
     @property
     def _handover(self) -> Path:
@@ -349,11 +350,11 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Greedy accuracy on the held-out questions; keeps the best checkpoint."""
-        mine = self.ranks.block(len(self.eval_set))
+        mine = self.world.block(len(self.eval_set))
         part = self.eval_set[mine.start : mine.stop]
-        with whole(self._cut):
+        with unsharded(self._sharded):
             records, _, _ = play_scored(self.game, part, self.config.rewards, seed=0, greedy=True, first=mine.start)
-        result = summarise("held-out", self.ranks.gather(records), self.game)
+        result = summarise("held-out", self.world.all_gather(records), self.game)
         self._log({"step": self.step, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low,
                    "eval/accuracy_high": result.high, "eval/flexible": result.flexible,
                    "eval/tokens": result.tokens_per_question})  # fmt: skip
@@ -363,14 +364,14 @@ class Trainer:
         return result
 
     def _log(self, record: dict[str, Any]) -> None:
-        if not self.ranks.main:
+        if not self.world.is_main:
             return
         self.folder.append("metrics.jsonl", record)
         self.trackers.log(record)
         self.on_metrics(record)
 
     def _log_episodes(self, played: list[tuple[Episode, Score]], count: int = 4) -> None:
-        if not self.ranks.main:
+        if not self.world.is_main:
             return
         for episode, score in random.Random(self.step).sample(played, min(count, len(played))):
             record = {"step": self.step} | episode_record(episode, score, self._names())
@@ -386,21 +387,21 @@ class Trainer:
         self.reasoner.tokenizer.save_pretrained(path)
 
     @property
-    def _cut(self) -> list[CutModel]:
+    def _sharded(self) -> list[ShardedModel]:
         """The models whose layers are cut over the ranks."""
-        return [agent.cut for agent in self.agents.values() if agent.cut]
+        return [agent.sharded for agent in self.agents.values() if agent.sharded]
 
     def _weights_of(self, name: str, model: PreTrainedModel) -> Weights | None:
         """What is to be saved of an agent's model; None: whatever it holds when it is written. All ranks must come here."""
         background = self.config.train.save_in_background
-        cut = name in self.agents and self.agents[name].cut is not None
+        cut = name in self.agents and self.agents[name].sharded is not None
         weights: Weights = dict(model.state_dict()) if cut or background else {}
         if has_adapter(model):  # the frozen weights are not saved
             trained = {name for name, p in model.named_parameters() if p.requires_grad}
             weights = {name: tensor for name, tensor in weights.items() if name in trained}
         elif cut:
-            weights = gathered(weights, keep=self.ranks.main)
-        if not (cut or background) or not self.ranks.main:
+            weights = full_state_dict(weights, keep=self.world.is_main)
+        if not (cut or background) or not self.world.is_main:
             return None
         return copy_of(weights) if background else weights
 
@@ -426,10 +427,10 @@ class Trainer:
 
     def _write(self, name: str, state: dict[str, Any] | None, *, wait: bool = False) -> None:
         savers = self._savers()
-        if self.ranks.main:
+        if self.world.is_main:
             self.folder.flush()
             self.checkpoints.save(name, savers, state, wait=wait or not self.config.train.save_in_background)
-        self.ranks.wait()
+        self.world.barrier()
 
     def _restore(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
@@ -443,8 +444,8 @@ class Trainer:
     def _load_reference(self) -> None:
         """What the KL term holds the reasoner to; read back from where it was saved, so that a resumed run has the same."""
         models = self.config.models
-        place: dict[str, Any] = {"device": self.place.device, "dtype": self.place.dtype, "quantised": models.quantised}
-        reference = load_reasoner(str(self.folder.path / "reference"), **place)
+        how: dict[str, Any] = {"device": self.device.name, "dtype": self.device.dtype, "quantised": models.quantised}
+        reference = load_reasoner(str(self.folder.path / "reference"), **how)
         self.agents["reasoner"].set_reference(reference.model)
 
 

@@ -113,7 +113,7 @@ class Update:
         values = torch.zeros_like(batch.mask)
         trainer = torch.zeros_like(batch.mask)
         with torch.no_grad():
-            for rows, counts in agent.turns(batch.micro_rows(self.config.train.micro_tokens, agent.ranks.count)):
+            for rows, counts in agent.turns(batch.micro_rows(self.config.train.micro_tokens, agent.world.size)):
                 now = agent.evaluate(batch.rows(rows))
                 if not counts:
                     continue
@@ -121,7 +121,7 @@ class Update:
                 trainer[rows, :wide] = now.logprobs
                 if now.values is not None:
                     values[rows, :wide] = now.values
-        agent.ranks.add([trainer, values])
+        agent.world.all_reduce([trainer, values])
         batch.old_logprobs = trainer
         if objective.loss != "ppo":
             return None
@@ -152,7 +152,7 @@ class Update:
         sums: dict[str, float] = defaultdict(float)
         if once:
             batch.old_logprobs = torch.zeros_like(batch.old_logprobs)
-        for index, counts in agent.turns(batch.micro_rows(self.config.train.micro_tokens, agent.ranks.count)):
+        for index, counts in agent.turns(batch.micro_rows(self.config.train.micro_tokens, agent.world.size)):
             micro = batch.rows(index)
             wide = micro.mask.shape[1]
             origin = rows[index]
@@ -181,8 +181,8 @@ class Update:
             for name, part in parts.items():
                 sums[name] += float(part)
         if once:
-            agent.ranks.add([batch.old_logprobs])
-        return agent.ranks.add_numbers(sums)
+            agent.world.all_reduce([batch.old_logprobs])
+        return agent.world.all_reduce_numbers(sums)
 
     def _learning_rate(self, agent: Agent) -> float:
         warmup = self.config.train.warmup

@@ -19,7 +19,7 @@ class _Ask:
     answer: asyncio.Future[Decision]
 
 
-class Planning:
+class PlannerBatcher:
     """Decisions for up to ``slots`` answers at a time. `run` must be running, as a task of the event loop.
 
     While one batch is in the planner, those that come meanwhile wait for the next: a request alone is decided at once, and many
@@ -90,7 +90,7 @@ class Planning:
 class PlannedAnswer:
     """The planner's side of one answer: one slot, to be closed in the end."""
 
-    def __init__(self, planning: Planning, slot: int, question: str, draws: random.Random) -> None:
+    def __init__(self, planning: PlannerBatcher, slot: int, question: str, draws: random.Random) -> None:
         self.planning, self.slot, self.draws = planning, slot, draws
         self.question: str | None = question
 

@@ -24,70 +24,70 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process is number ``index`` of ``count``, and number ``local`` on its machine."""
+class World:
+    """This process is ``rank`` of ``size``, and ``local_rank`` on its machine."""
 
-    index: int = 0
-    count: int = 1
-    local: int = 0
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and talks to people."""
-        return self.index == 0
+        return self.rank == 0
 
     def share(self, items: list[T]) -> list[T]:
-        """Every ``count``-th item: those that this rank does."""
-        return items[self.index :: self.count]
+        """Every ``size``-th item: those that this rank does."""
+        return items[self.rank :: self.size]
 
-    def block(self, size: int) -> range:
-        """The numbers below ``size`` that this rank does, in one piece; the ranks' pieces follow each other.
+    def block(self, length: int) -> range:
+        """The numbers below ``length`` that this rank does, in one piece; the ranks' pieces follow each other.
 
-        >>> [list(Ranks(i, 2).block(5)) for i in range(2)]
+        >>> [list(World(i, 2).block(5)) for i in range(2)]
         [[0, 1, 2], [3, 4]]
         """
-        each, more = divmod(size, self.count)
-        first = self.index * each + min(self.index, more)
-        return range(first, first + each + (self.index < more))
+        each, more = divmod(length, self.size)
+        first = self.rank * each + min(self.rank, more)
+        return range(first, first + each + (self.rank < more))
 
-    def gather(self, items: list[T]) -> list[T]:
+    def all_gather(self, items: list[T]) -> list[T]:
         """The items of all ranks, rank by rank."""
-        if self.count == 1:
+        if self.size == 1:
             return items
         gathered: list[T] = gather_object(items)
         return gathered
 
-    def add(self, tensors: list[torch.Tensor]) -> None:
+    def all_reduce(self, tensors: list[torch.Tensor]) -> None:
         """Sums each tensor over the ranks, in place."""
-        if self.count > 1:
+        if self.size > 1:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
 
-    def add_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
+    def all_reduce_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Sums each number over the ranks; all ranks must have the same keys, or none (a rank that had nothing to do)."""
-        if self.count == 1:
+        if self.size == 1:
             return dict(numbers)
         summed: dict[str, float] = {}
-        for part in self.gather([dict(numbers)]):
+        for part in self.all_gather([dict(numbers)]):
             for name, value in part.items():
                 summed[name] = summed.get(name, 0.0) + value
         return summed
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on some rank."""
-        return any(self.gather([flag]))
+        return any(self.all_gather([flag]))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all ranks are here."""
-        if self.count > 1:
+        if self.size > 1:
             distributed.barrier()
 
 
-ALONE = Ranks()
+ALONE = World()
 _PATIENCE = timedelta(hours=3)  # that ranks wait for each other: for one that writes a checkpoint or plays longer episodes
 
 
-def join(*, cpu: bool) -> Ranks:
+def join(*, cpu: bool) -> World:
     """The ranks that the environment names (``RANK``, ``WORLD_SIZE``, ...); alone where it names none.
 
     Raises:
@@ -100,4 +100,4 @@ def join(*, cpu: bool) -> Ranks:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     state: Any = PartialState(cpu=cpu, timeout=_PATIENCE)
-    return Ranks(state.process_index, state.num_processes, state.local_process_index)
+    return World(state.process_index, state.num_processes, state.local_process_index)
