@@ -181,7 +181,7 @@ def _stage_starts(steps: list[dict[str, Any]]) -> list[tuple[float, str]]:
 def _episodes(episodes: list[dict[str, Any]]) -> str:
     if not episodes:
         return ""
-    cards = [_episode(e, answer_prefix=i < 3) for i, e in enumerate(reversed(episodes[-_EPISODES:]))]
+    cards = [_episode(e, opened=i < 3) for i, e in enumerate(reversed(episodes[-_EPISODES:]))]
     hint = "Each step has its strategy's colour. The bars are the planner's probabilities; the outlined one was chosen."
     return f'<h2>Sampled episodes</h2><p class="hint">{hint}</p>{"".join(cards)}'
 
