@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsim.answers.prefix import in_block, step_end
-from rsim.engine.sampling import StepEnds
+from rsim.engine.sampling import DelimiterStop, Vocabulary
 from rsim.engine.vllm import VllmEngine
+from rsim.rules import in_block, step_end
 from rsim.serving.http_upstream import HttpUpstream
-from rsim.serving.play import Asked, StepEnd
+from rsim.serving.play import Asked, StepEnd, Until
 
 PROGRAM = "Here:\n```python\nx = 1\n\ny = 2\n\nprint(x)\n```\n\nDone."
 
@@ -47,18 +47,19 @@ def first_end(ends, text):
 
 
 def test_the_native_engine_reads_on_to_the_blocks_end():
-    ends = StepEnds(Characters(), "\n\n", 128)
+    ends = DelimiterStop(Vocabulary(Characters(), 128), "\n\n")
     assert first_end(ends, "so\n\nthen") == "so\n\n"
     assert first_end(ends, PROGRAM) == PROGRAM.removesuffix("Done.")
     assert first_end(ends, "```\nx = 1\n\ny = 2") is None
 
 
 def test_a_block_that_the_prompt_opened_counts():
-    ends, opened = StepEnds(Characters(), "\n\n", 128), "```python\n"
+    vocabulary = Vocabulary(Characters(), 128)
+    ends, opened = DelimiterStop(vocabulary, "\n\n"), DelimiterStop(vocabulary, "\n\n", "```python\n")
     program = "import math\n\nx = 1\n```\n\nDone."
     assert ends.ended([ord(c) for c in "import math\n\n"])
     closed = program.removesuffix("Done.")
-    met = [i for i in range(1, len(program) + 1) if ends.ended([ord(c) for c in program[:i]], opened)]
+    met = [i for i in range(1, len(program) + 1) if opened.ended([ord(c) for c in program[:i]])]
     assert program[: met[0]] == closed
 
 
@@ -84,9 +85,9 @@ class Server:
 @pytest.mark.parametrize(("cap", "said", "end"), [(200, PROGRAM.removesuffix("Done."), "delimiter"), (30, PROGRAM[:30], "cap")])
 def test_a_vllm_server_is_asked_to_go_on(cap, said, end):
     server = Server()
-    engine = VllmEngine([server], 1, seed=0, temperature=1.0, step_ends=StepEnds(Characters(), "\n\n", 128), end_ids={0})
+    engine = VllmEngine([server], 1, seed=0, temperature=1.0, end_ids={0})
     engine.start([0], [[65]], ["a"])
-    engine.submit(0, [], cap)
+    engine.submit(0, [], cap, DelimiterStop(Vocabulary(Characters(), 128), "\n\n"))
     (step,) = engine.advance()
     assert Characters().decode(step.tokens) == said
     assert step.end == end
@@ -117,7 +118,7 @@ def said_by(mode, asked, knows_why, program=PROGRAM, counted=True):
     async def run():
         async with httpx.AsyncClient(base_url="http://x/v1", transport=httpx.MockTransport(answer)) as client:
             conversation = await HttpUpstream(client, mode).open(asked)
-            pieces = [piece async for piece in conversation.step("", 500, "\n\n")]
+            pieces = [piece async for piece in conversation.step(500, Until("\n\n"))]
         return "".join(p for p in pieces if isinstance(p, str)), pieces[-1]
 
     text, end = asyncio.run(run())
@@ -131,7 +132,7 @@ def test_an_upstream_that_continues_is_asked_to_go_on(chat, knows_why):
     question = [{"role": "user", "content": "Q"}] if chat else None
     asked = Asked("m", question, None if chat else "Q", {"seed": 3})
     text, end, bodies = said_by("prefill", asked, knows_why)
-    assert text == PROGRAM.removesuffix("\n\nDone.")
+    assert text == PROGRAM.removesuffix("Done.")
     assert end.reason == ("delimiter" if knows_why else "unknown")
     assert end.usage.completion_tokens == len(PROGRAM.removesuffix("Done."))
     assert [b["seed"] for b in bodies] == [3, 4, 5]
@@ -141,7 +142,7 @@ def test_an_upstream_that_continues_is_asked_to_go_on(chat, knows_why):
 def test_several_blank_lines_in_a_block_are_no_end_of_the_turn():
     program = "```\nx = 1\n\n\n\ny = 2\n```\n\nDone."
     text, end, _ = said_by("prefill", Asked("m", None, "Q", {}), True, program)
-    assert (text, end.reason) == (program.removesuffix("\n\nDone."), "delimiter")
+    assert (text, end.reason) == (program.removesuffix("Done."), "delimiter")
 
 
 def test_an_upstream_that_says_nothing_and_counts_nothing_is_not_asked_for_ever():
@@ -153,6 +154,6 @@ def test_an_upstream_that_says_nothing_and_counts_nothing_is_not_asked_for_ever(
 
 def test_where_every_step_is_a_message_it_ends_there():
     text, end, bodies = said_by("turn", Asked("m", [{"role": "user", "content": "Q"}], None, {}), True)
-    assert text == PROGRAM.partition("\n\n")[0]
+    assert text == PROGRAM.partition("\n\n")[0] + "\n\n"
     assert end.reason == "delimiter"
     assert len(bodies) == 1

@@ -11,7 +11,7 @@ import torch
 from rsim.answers.prefix import answer_text
 from rsim.engine.decoder import Decoder
 from rsim.engine.native import NativeEngine
-from rsim.engine.sampling import StepEnds, choose
+from rsim.engine.sampling import DelimiterStop, Vocabulary, choose
 from rsim.errors import UserError
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
@@ -324,7 +324,7 @@ def test_a_planner_reads_no_further_than_its_context(reasoner, base_folder, lab_
 
 
 def test_step_end_needs_the_whole_delimiter():
-    ends = StepEnds(build_tokenizer(), "\n\n", len(build_tokenizer()))
+    ends = DelimiterStop(Vocabulary(build_tokenizer(), len(build_tokenizer())), "\n\n")
     newline = build_tokenizer().encode("\n")
     assert not ends.ended(newline)
     assert ends.ended(newline * 2)

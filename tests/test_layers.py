@@ -14,12 +14,13 @@ import rsim
 
 LAYERS = [
     "errors",
+    "rules",  # the rulebook
     "config",
     "answers",  # text to answer
     "models",  # where weights come from
     "engine",  # fast tokens
     "policies",  # planner and reasoner
-    "game",  # rules, rollout, episode
+    "game",  # rollout, episode, problem
     "rewards",
     "objective",
     "lab",

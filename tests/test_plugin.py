@@ -191,7 +191,7 @@ def test_what_a_stop_string_cuts_off_is_counted_once(stop, expected):
         yield TextDelta("step ")
         yield TextDelta("one")
         spent.add(Usage(7, 5))
-        yield TextDelta("\n\n")
+        yield TextDelta("\n\n", sampled=False)
         yield Injected("continuation", "so ", {})
         yield TextDelta("and ")
         yield TextDelta("more")
@@ -199,7 +199,7 @@ def test_what_a_stop_string_cuts_off_is_counted_once(stop, expected):
     async def last():
         return [event async for event in Stops((stop,)).cut(play(), spent)][-1]
 
-    assert asyncio.run(last()) == Finished("stop", expected)
+    assert asyncio.run(last()) == Finished("stop", expected, stop=stop)
 
 
 def test_a_prompt_of_token_ids_is_the_prompt_of_its_text(local, proxied, nano):
@@ -331,7 +331,7 @@ def test_a_fault_of_the_server_is_an_error_object(nano, trained, monkeypatch):
     def broken(*args):
         raise RuntimeError("disk on fire")
 
-    monkeypatch.setattr("rsim.serving.local_upstream.choose", broken)
+    monkeypatch.setattr("rsim.engine.native.choose", broken)
     with serving(create_app(ServeConfig(rules=RULES, slots=2), trained, nano, name="nano-s")) as url:
         for _ in range(2):  # the thread goes on
             reply = httpx.post(f"{url}/completions", json={"model": "nano-s", "prompt": "<q>7"})
@@ -345,10 +345,10 @@ def test_a_fault_of_the_server_is_an_error_object(nano, trained, monkeypatch):
 
 def test_a_stop_string_is_found_across_pieces():
     stops = Stops(("END",))
-    assert stops.feed("so far E") == ("so far ", False)
-    assert stops.feed("NOT") == ("ENOT", False)
-    assert stops.feed("x EN") == ("x ", False)
-    assert stops.feed("D more") == ("", True)
+    assert stops.feed("so far E") == ("so far ", None)
+    assert stops.feed("NOT") == ("ENOT", None)
+    assert stops.feed("x EN") == ("x ", None)
+    assert stops.feed("D more") == ("", "END")
 
 
 def test_slow_headers_are_cut_off_and_slow_answers_are_not(monkeypatch, nano, trained):
@@ -388,10 +388,15 @@ def test_only_text_that_goes_on_can_leave_a_box_open(mode, chat, said):
         async def open(self, asked):
             return self
 
-        async def step(self, injected, limit, delimiter):
-            sent.append(injected)
+        def inject(self, text):
+            sent.append(text)
+
+        def count(self, text):
+            return len(text)
+
+        async def step(self, max_new_tokens, until):
             yield "5}"
-            yield StepEnd("end_of_turn", Usage())
+            yield StepEnd("end_of_turn", Usage(), "5}")
 
         def room(self):
             return 10**6
@@ -406,7 +411,7 @@ def test_only_text_that_goes_on_can_leave_a_box_open(mode, chat, said):
         running = asyncio.create_task(planning.run())
         try:
             asked = Asked("m", [{"role": "user", "content": "2+3=?"}] if chat else None, None if chat else "2+3=?")
-            events = play(asked, planning, upstream, PlayRules(), 100)
+            events = play(asked, planning, upstream, PlayRules(paraphrase="first"), 100)
             return "".join([e.text async for e in events if not isinstance(e, Finished)])
         finally:
             running.cancel()

@@ -61,12 +61,9 @@ def test_a_served_model_answers_as_the_one_in_this_process(server, planner, tmp_
         assert {k: a[k] for k in KEYS} == {k: b[k] for k in KEYS}
         assert [s["text"].split() for s in a["steps"]] == [s["text"].split() for s in b["steps"]]
         assert [s["probabilities"] for s in a["steps"]] == [s["probabilities"] for s in b["steps"]]
+        assert [a[k] for k in ("sampled_tokens", "injected_tokens")] == [b[k] for k in ("sampled_tokens", "injected_tokens")]
     assert (there.accuracy, there.usage, there.flags) == (here.accuracy, here.usage, here.flags)
-    prompts = 1 if planned else 0  # tokens of a prompt; in this process a step that is cut gets a delimiter as well
-    assert there.injected_tokens == prompts * there.steps
     assert 0 < there.accuracy < 1
-    # the delimiter is the server's stop string: one sampled token less a step, but the last one
-    assert abs(there.sampled_tokens - here.sampled_tokens) <= here.steps
     assert there.tflops == 0
 
 
@@ -94,17 +91,18 @@ def test_random_planners_are_repeatable_and_resumed(server, tmp_path):
     assert len({tuple(r["strategies"]) for r in records(whole)}) > 3
 
 
-def test_a_planner_whose_context_is_full_leaves_the_model_alone(server, planner, tmp_path):
-    """From then on nobody decides and nothing is injected."""
+def test_a_planner_whose_context_is_full_ends_the_answer(server, planner, tmp_path):
+    """As in training: termination is forced."""
     small = tmp_path / "small"
     shutil.copytree(planner, small)
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60}))
     found = evaluate_into(tmp_path / "e", settings(str(small)), served=ServedModel(server, "nano-s"))
-    decided = [[s["probabilities"] is not None for s in r["steps"] if not s["forced"]] for r in records(tmp_path / "e")]
-    assert any(False in row and True in row for row in decided)
-    assert all(row == sorted(row, reverse=True) for row in decided)
-    assert found.injected_tokens < found.steps
+    for record in records(tmp_path / "e"):
+        forced = [s["forced"] for s in record["steps"]]
+        assert forced == sorted(forced)
+        assert [s["probabilities"] is None for s in record["steps"]] == forced
+    assert found.flags["forced"] > 0
 
 
 def test_sampled_answers_have_sampled_decisions(server, planner, tmp_path):

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 
 import httpx
 import openai
@@ -25,8 +26,9 @@ from rsim.game.rollout import Game
 from rsim.policies.loading import load_planner, load_reasoner
 from rsim.policies.scripted import sequence_planner
 from rsim.policies.strategies import load_strategies
+from rsim.rules import PlayRules
 from rsim.serving.http_upstream import probe
-from rsim.serving.play import Finished, Injected, PlayRules, TextDelta
+from rsim.serving.play import Finished, Injected, TextDelta
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from rsim.serving.wrap import wrap
@@ -202,7 +204,8 @@ def test_an_upstream_that_does_not_count_cannot_be_probed_and_says_so():
 
 def test_turn_mode_sends_strategies_as_messages_and_keeps_the_rest():
     upstream = StandIn(["one two", "three", "so 5"])
-    with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there), SCRIPTED)) as url:
+    config = partial(ServeConfig, rules=PlayRules(paraphrase="first"))
+    with serving(upstream.app) as there, serving(create_app(config(upstream=there), SCRIPTED)) as url:
         reply = chat(url, extra_body={"top_k": 7}, temperature=0.5)
         streamed = chat(url, stream=True, stream_options={"include_usage": True})
         text = "".join(c.choices[0].delta.content or "" for c in streamed if c.choices)
@@ -216,8 +219,16 @@ def test_turn_mode_sends_strategies_as_messages_and_keeps_the_rest():
     assert last["messages"][1]["content"] == f"How many?\n\n{PROMPTS[0]}"
     assert last["messages"][-1]["content"] == final
     assert (last["top_k"], last["temperature"], last["model"]) == (7, 0.5, "m")
-    assert "stop" not in last, "the final step goes to the end of its turn"
-    assert upstream.bodies[0]["stop"] == ["\n\n"]
+    assert last["stop"] == upstream.bodies[0]["stop"] == ["\n\n"]
+
+
+@pytest.mark.parametrize("to_end", [True, False])
+def test_the_final_step_goes_to_the_end_of_the_turn_where_the_rules_say_so(to_end):
+    upstream = StandIn(["one", "two", "so 5"])
+    config = partial(ServeConfig, rules=PlayRules(answer_to_end=to_end))
+    with serving(upstream.app) as there, serving(create_app(config(upstream=there), SCRIPTED)) as url:
+        chat(url)
+    assert ["stop" in body for body in upstream.bodies] == [True, True, not to_end]
 
 
 def test_prefill_mode_continues_the_open_turn_and_images_pass_through():
@@ -226,7 +237,7 @@ def test_prefill_mode_continues_the_open_turn_and_images_pass_through():
     messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}]
     with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there), SCRIPTED)) as url:
         api = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
-        reply = api.chat.completions.create(model=f"m{SUFFIX}", messages=messages)
+        reply = api.chat.completions.create(model=f"m{SUFFIX}", messages=messages, temperature=0)
     assert reply.rsim["mode"] == "prefill"
     assert upstream.bodies[1]["messages"][0] == messages[0]
     assert upstream.bodies[1]["messages"][1]["content"] == f"{PROMPTS[0]}one \n\n{PROMPTS[1]}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsim.errors import UserError
+from rsim.rules import PlayRules
 
 PRESETS = Path(__file__).with_name("presets")
 
@@ -54,19 +55,11 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
-    """The game. Lengths are in tokens of the reasoner."""
+class RolloutConfig(PlayRules):
+    """The rules of the game (`rsim.rules.PlayRules`), and how episodes are sampled."""
 
-    max_steps: int = 8  # planner decisions before termination is forced
-    step_tokens: int = 128  # cap of one step
-    max_tokens: int = 1024  # sampled and injected tokens of an episode
-    answer_tokens: int = 64  # kept back for a forced termination
-    delimiter: str = "\n\n"
-    answer_to_end: bool = False  # the last step goes on over delimiters, to the end of the turn: programs have blank lines
     temperature: float = 1.0
     planner_temperature: float = 1.0
-    gate: float = 0.0  # of a finished planner: where its best strategy is less likely than this, nothing is injected
-    paraphrase: Literal["random", "first"] = "random"
     batch: int = 256  # episodes in flight
     engine: Literal["native", "vllm"] = "native"
     cuda_graphs: bool = True  # native engine on a GPU: forward passes of one token per sequence are recorded and replayed

@@ -25,23 +25,6 @@ def open_prefix(prompt: str) -> str:
     return "" if found is None or (found[0] != _BOX and closes) else found[0]
 
 
-def step_end(text: str, delimiter: str) -> int:
-    """Where a step's text meets its delimiter, or -1. A blank line inside a code block ends no step.
-
-    >>> step_end("so\\n\\nthen", "\\n\\n"), step_end("```\\nx = 1\\n\\ny = 2", "\\n\\n")
-    (2, -1)
-    """
-    at = text.find(delimiter)
-    while at >= 0 and in_block(text[:at]):
-        at = text.find(delimiter, at + 1)
-    return at
-
-
-def in_block(text: str) -> bool:
-    """Whether a code block is open where ``text`` ends."""
-    return text.count("```") % 2 == 1
-
-
 def as_message(prompt: str) -> str:
     """A prompt that is sent as a message of its own: that cannot leave anything open for the answer.
 

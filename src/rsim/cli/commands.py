@@ -121,7 +121,7 @@ def run_solve(question: str, run: str, planner: str, overrides: list[str], *, li
     quiet_models()
     config, checkpoint = locate(run, overrides)
     problem = Problem(question, "")
-    game = load_game(config, checkpoint, planner, "", [problem])
+    game = load_game(config, checkpoint, planner, "", [problem], overrides=overrides)
     names = game.planner.strategies.names if game.planner else ()
 
     def on_step(index: int, episode: Episode) -> None:

@@ -247,20 +247,27 @@ def serve(
     mode: Annotated[str, typer.Option(help="prefill or turn; default: probed.")] = "",
     host: Annotated[str, typer.Option()] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8017,
-    gate: Annotated[float, typer.Option(help="Below this probability the planner does not intervene.", min=0, max=1)] = 0.0,
-    delimiter: Annotated[str, typer.Option(help="What ends a step; \\n is a line break.")] = "\\n\\n",
-    max_steps: Annotated[int, typer.Option(help="Decisions before the answer is forced.", min=1)] = 8,
-    step_tokens: Annotated[int, typer.Option(help="Longest step.", min=1)] = 512,
+    gate: Annotated[
+        float | None, typer.Option(help="Below this probability the planner does not intervene.", min=0, max=1)
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="What ends a step; \\n is a line break. Default, as of all rules: the planner's own.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Decisions before the answer is forced.", min=1)] = None,
+    step_tokens: Annotated[int | None, typer.Option(help="Longest step.", min=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, injected prompts included.", min=1)] = None,
+    answer_tokens: Annotated[int | None, typer.Option(help="Kept back for the answer.", min=1)] = None,
     slots: Annotated[int, typer.Option(help="Answers at once.", min=1)] = 64,
     waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=0)] = 64,
     request_seconds: Annotated[float, typer.Option(help="Time limit of a request.", min=1)] = 600.0,
     strategies: Strategies = "",
 ) -> None:
     """Serve any LLM with a planner, over OpenAI's API. $RSIM_API_KEY guards it; $RSIM_UPSTREAM_API_KEY is the upstream's."""
-    from rsim.cli.serve import ServeOptions, run_server
+    from rsim.cli.serve import RuleOptions, ServeOptions, run_server
 
-    run_server(ServeOptions(planner, upstream, model, mode, host, port, gate, delimiter.replace("\\n", "\n"), max_steps,
-                            step_tokens, slots, waiting, request_seconds, strategies))  # fmt: skip
+    split = None if delimiter is None else delimiter.replace("\\n", "\n")
+    rules = RuleOptions(gate, split, max_steps, step_tokens, max_tokens, answer_tokens)
+    run_server(ServeOptions(planner, upstream, model, mode, host, port, rules, slots, waiting, request_seconds, strategies))
 
 
 @lab.command()

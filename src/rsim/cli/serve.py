@@ -14,14 +14,26 @@ from rsim.policies.loading import load_reasoner, quiet_models
 from rsim.policies.planner import Planner
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.strategies import load_strategies
+from rsim.rules import PlayRules
 from rsim.serving.connections import PatientProtocol
 from rsim.serving.http_upstream import check_address
-from rsim.serving.play import PlayRules
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 
 _RULES = ("random", "fixed", "sequence", "wait")
 _IDLE_SECONDS = 75  # that a connection may lie unused between two requests: longer than clients keep theirs
+
+
+@dataclass(frozen=True)
+class RuleOptions:
+    """Rules that are not the planner's own; None: as it was trained."""
+
+    gate: float | None
+    delimiter: str | None
+    max_steps: int | None
+    step_tokens: int | None
+    max_tokens: int | None
+    answer_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -32,10 +44,7 @@ class ServeOptions:
     mode: str
     host: str
     port: int
-    gate: float
-    delimiter: str
-    max_steps: int
-    step_tokens: int
+    rules: RuleOptions
     slots: int
     waiting: int
     request_seconds: float
@@ -48,22 +57,21 @@ def run_server(options: ServeOptions) -> None:
     check_address(options.upstream, options.mode)
     if not (options.upstream or options.model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
-    if not options.delimiter:
-        raise UserError("--delimiter is empty", "use e.g. '\\n\\n'")
+    planner = _planner(options)
     config = ServeConfig(
         upstream=options.upstream,
         upstream_key=os.environ.get("RSIM_UPSTREAM_API_KEY", ""),
         api_key=os.environ.get("RSIM_API_KEY", ""),
         model=options.model if options.upstream else "",
         mode=options.mode or None,  # type: ignore[arg-type]
-        rules=PlayRules(options.delimiter, options.max_steps, options.step_tokens, gate=options.gate),
+        rules=(planner.rules or PlayRules()).with_(**vars(options.rules)),
         slots=options.slots,
         waiting=options.waiting,
         request_seconds=options.request_seconds,
     )
     reasoner = None if options.upstream else load_reasoner(options.model)
     name = Path(options.model).name or "local"
-    app = create_app(config, _planner(options), reasoner, name=name)
+    app = create_app(config, planner, reasoner, name=name)
     if options.host not in ("127.0.0.1", "localhost", "::1") and not config.api_key:
         print(f"warning: {options.host} is open to others and $RSIM_API_KEY is not set", flush=True)
     shown = f"the upstream's models with {SUFFIX!r} behind their name" if options.upstream else f"{name}{SUFFIX}"

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from rsim.engine.decoder import Decoder
-from rsim.engine.protocol import CausalLM, End, SampledStep
-from rsim.engine.sampling import StepEnds, choose, episode_uniforms
+from rsim.engine.protocol import CausalLM, SampledStep, Stop
+from rsim.engine.sampling import choose, episode_uniforms
+from rsim.rules import End
 
 _FULL = 0.75
 _FIRST_TOKENS = 256  # after the prompt, that the cache has room for before it grows
@@ -23,82 +24,106 @@ _SHORT = 16  # tokens of a chunk that is read by recorded passes
 
 @dataclass
 class _Sequence:
-    """One slot's sequence: ``pending`` ids were not read yet; ``place`` counts its tokens after the prompt."""
+    """One slot's sequence: ``pending`` ids were not read yet; ``position`` counts its tokens after the prompt."""
 
     pending: list[int]
     uniforms: np.ndarray
-    place: int = 0
-    cap: int = 0
-    to_end: bool = False
-    answer_prefix: str = ""
+    temperature: float
+    position: int = 0
+    max_new_tokens: int = 0
+    stop: Stop | None = None
 
 
 class NativeEngine:
-    """Samples without top-p and top-k; ``temperature`` 0 is greedy. ``step_ends`` None: only end of turn and cap end a step.
-    ``recorded``: on a GPU, most forward passes are CUDA graphs."""
+    """Samples without top-p and top-k; ``temperature`` 0 is greedy. ``cuda_graphs``: on a GPU, most passes are recorded."""
 
     def __init__(
-        self, reasoner: CausalLM, step_ends: StepEnds | None, slots: int, *, seed: int, temperature: float, max_tokens: int,
-        longest_prompt: int, recorded: bool = True,
-    ) -> None:  # fmt: skip
-        self.reasoner, self.step_ends = reasoner, step_ends
+        self,
+        reasoner: CausalLM,
+        slots: int,
+        *,
+        seed: int,
+        temperature: float,
+        max_tokens: int,
+        longest_prompt: int,
+        cuda_graphs: bool = True,
+    ) -> None:
+        """``max_tokens``: of one sequence after its prompt; ``longest_prompt``: the cache grows for longer ones."""
+        self.reasoner = reasoner
         self.seed, self.temperature, self.max_tokens = seed, temperature, max_tokens
         self.ends = reasoner.end_ids
         capacity = longest_prompt + min(max_tokens, _FIRST_TOKENS)
-        self.decoder = Decoder(reasoner.model, slots, capacity, recorded=recorded)
+        self.decoder = Decoder(reasoner.model, slots, capacity, recorded=cuda_graphs)
         self.sequences: dict[int, _Sequence] = {}
-        self.places = list(range(slots))  # where in the cache a slot's sequence lies; sequences move to fill gaps
+        self.rows = list(range(slots))  # of the cache, where each slot's sequence lies; sequences move to fill gaps
         self.steps: dict[int, tuple[list[int], list[float]]] = {}  # tokens and log-probs of the steps being sampled
 
     @property
     def running(self) -> int:
         return len(self.steps)
 
-    def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
-        pending = self.decoder.start([self.places[s] for s in slots], prompts)
-        for slot, ids, key in zip(slots, pending, keys, strict=True):
-            self.sequences[slot] = _Sequence(ids, episode_uniforms(self.seed, key, self.max_tokens))
+    def start(
+        self, slots: list[int], prompts: list[list[int]], keys: list[str], temperatures: list[float] | None = None
+    ) -> None:
+        """``temperatures``: of each sequence, where they are not all the engine's."""
+        pending = self.decoder.start([self.rows[s] for s in slots], prompts)
+        heat = temperatures or [self.temperature] * len(slots)
+        for slot, ids, key, temperature in zip(slots, pending, keys, heat, strict=True):
+            self.sequences[slot] = _Sequence(ids, episode_uniforms(self.seed, key, self.max_tokens), temperature)
 
-    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, answer_prefix: str = "") -> None:
+    def submit(self, slot: int, injected: list[int], max_new_tokens: int, stop: Stop | None) -> None:
         sequence = self.sequences[slot]
         sequence.pending = sequence.pending + injected
-        sequence.place += len(injected)
-        sequence.cap, sequence.to_end, sequence.answer_prefix = cap, to_end, answer_prefix
+        sequence.position += len(injected)
+        sequence.max_new_tokens, sequence.stop = max_new_tokens, stop
         self.steps[slot] = ([], [])
+
+    def cancel(self, slot: int) -> None:
+        """Ends a step before its time, without a result."""
+        self.steps.pop(slot, None)
+
+    def sampled(self, slot: int) -> list[int]:
+        """The tokens of the step that ``slot`` is sampling, so far."""
+        return self.steps[slot][0]
 
     @torch.no_grad()
     def advance(self) -> list[SampledStep]:
         """One forward pass and one sampled token of every running sequence that has been read whole."""
         self._close_gaps()
         slots = list(self.steps)
-        rows = [self.sequences[s] for s in slots]
-        chunks = self._chunks(rows)
-        hidden = self.decoder.append([self.places[s] for s in slots], chunks)
-        for row, chunk in zip(rows, chunks, strict=True):
-            row.pending = row.pending[len(chunk) :]
-        whole = [i for i, row in enumerate(rows) if not row.pending]
-        if not whole:
+        sequences = [self.sequences[s] for s in slots]
+        chunks = self._chunks(sequences)
+        hidden = self.decoder.append([self.rows[s] for s in slots], chunks)
+        for sequence, chunk in zip(sequences, chunks, strict=True):
+            sequence.pending = sequence.pending[len(chunk) :]
+        read = [i for i, sequence in enumerate(sequences) if not sequence.pending]
+        if not read:
             return []
-        if len(whole) < len(rows):
-            slots, rows, hidden = [slots[i] for i in whole], [rows[i] for i in whole], hidden[whole]
-        draws = torch.tensor([float(r.uniforms[r.place]) for r in rows], device=hidden.device)
-        picked, logprobs = choose(self.reasoner.logits(hidden), self.temperature, draws)
+        if len(read) < len(slots):
+            slots, sequences, hidden = [slots[i] for i in read], [sequences[i] for i in read], hidden[read]
+        uniforms = torch.tensor([float(s.uniforms[s.position]) for s in sequences], device=hidden.device)
+        picked, logprobs = choose(self.reasoner.logits(hidden), self._temperature(sequences, hidden.device), uniforms)
         finished = []
-        for slot, row, token, logprob in zip(slots, rows, picked.tolist(), logprobs.tolist(), strict=True):
+        for slot, sequence, token, logprob in zip(slots, sequences, picked.tolist(), logprobs.tolist(), strict=True):
             tokens, values = self.steps[slot]
             tokens.append(token)
             values.append(logprob)
-            row.pending = [token]
-            row.place += 1
-            end = self._end(tokens, row)
+            sequence.pending = [token]
+            sequence.position += 1
+            end = self._end(tokens, sequence)
             if end is not None:
                 finished.append(SampledStep(slot, tokens, values, end))
                 del self.steps[slot]
         return finished
 
-    def _chunks(self, rows: list[_Sequence]) -> list[list[int]]:
+    def _temperature(self, sequences: list[_Sequence], device: torch.device) -> float | torch.Tensor:
+        """One number where all have the same, else one for each sequence ``[n]``."""
+        different = {s.temperature for s in sequences}
+        return different.pop() if len(different) == 1 else torch.tensor([s.temperature for s in sequences], device=device)
+
+    def _chunks(self, sequences: list[_Sequence]) -> list[list[int]]:
         """What each sequence reads now: all that is pending or, in a recorded pass, a token."""
-        pending = [row.pending for row in rows]
+        pending = [s.pending for s in sequences]
         if self.decoder.passes is None or max(map(len, pending)) > _SHORT:
             return pending
         return [ids[:1] for ids in pending]
@@ -106,24 +131,26 @@ class NativeEngine:
     def _end(self, tokens: list[int], sequence: _Sequence) -> End | None:
         if tokens[-1] in self.ends:
             return "end_of_turn"
-        if self.step_ends is not None and not sequence.to_end and self.step_ends.ended(tokens, sequence.answer_prefix):
+        if sequence.stop is not None and sequence.stop.ended(tokens):
             return "delimiter"
-        return "cap" if len(tokens) >= sequence.cap else None
+        return "cap" if len(tokens) >= sequence.max_new_tokens else None
 
     def release(self, slot: int) -> None:
+        """Frees a slot, also one that is being sampled (a client that went away)."""
+        self.cancel(slot)
         del self.sequences[slot]
-        self.decoder.release(self.places[slot])
+        self.decoder.release(self.rows[slot])
 
     def _close_gaps(self) -> None:
         """Once a quarter of the cache that a forward pass looks at lies idle, moves its last sequences into the gaps."""
-        taken = {self.places[s]: s for s in self.sequences}
+        taken = {self.rows[s]: s for s in self.sequences}
         if len(taken) > _FULL * (max(taken) + 1):
             return
-        gaps = [p for p in range(len(taken)) if p not in taken]
-        for place, target in zip(sorted(p for p in taken if p >= len(taken)), gaps, strict=True):
-            self.decoder.move(place, target)
-            idle = self.places.index(target)
-            self.places[taken[place]], self.places[idle] = target, place
+        gaps = [r for r in range(len(taken)) if r not in taken]
+        for row, target in zip(sorted(r for r in taken if r >= len(taken)), gaps, strict=True):
+            self.decoder.move(row, target)
+            idle = self.rows.index(target)
+            self.rows[taken[row]], self.rows[idle] = target, row
 
     def close(self) -> None:
         self.sequences.clear()

@@ -1,15 +1,15 @@
-"""What the game asks of an engine: to go on with a sequence until its step ends. The engines are `NativeEngine` (the
-trainer's own weights) and `VllmEngine` (a vLLM server)."""
+"""What the game asks of an engine: to go on with a sequence until its step ends. The engines are `NativeEngine` (weights in
+this process) and `VllmEngine` (vLLM servers). An engine knows tokens, not strategies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
-End = Literal["end_of_turn", "delimiter", "cap"]
+from rsim.rules import End
 
 
 @dataclass
@@ -33,6 +33,17 @@ class CausalLM(Protocol):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
+class Stop(Protocol):
+    """Where a step ends before the end of the turn."""
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        """One of these is in the text by then: for servers, which look for strings."""
+
+    def ended(self, tokens: list[int]) -> bool:
+        """Whether the last of a step's sampled ``tokens`` ends it; servers are asked to go on where it does not."""
+
+
 class Engine(Protocol):
     """Sequences live in slots ``0 .. slots - 1``; ``running`` counts those that are being sampled."""
 
@@ -42,12 +53,8 @@ class Engine(Protocol):
     def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
         """Puts new sequences into free slots. What is sampled there depends on the seed and the sequence's key alone."""
 
-    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, answer_prefix: str = "") -> None:
-        """Appends ``injected`` to a sequence that rests and lets it sample a step of at most ``cap`` tokens.
-
-        ``to_end``: delimiters do not end it. ``answer_prefix``: the box or code block in which ``injected`` ends
-        (`rsim.answers.prefix.open_prefix`).
-        """
+    def submit(self, slot: int, injected: list[int], max_new_tokens: int, stop: Stop | None) -> None:
+        """Appends ``injected`` to a sequence that rests and lets it sample a step; ``stop`` None: to the end of the turn."""
 
     def advance(self) -> list[SampledStep]:
         """Works on; returns the steps that ended, which may be none."""

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
-from rsim.answers.prefix import step_end
 from rsim.models.device import precise
+from rsim.rules import step_end
 
 _BLOCK = 256
 
@@ -73,19 +73,51 @@ def _below(target: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     return torch.minimum(target.clamp(min=0), torch.nextafter(total, torch.zeros_like(total)))
 
 
-class StepEnds:
-    """Finds the first sampled token whose addition makes the step's decoded text contain the delimiter, outside code blocks."""
+class Vocabulary:
+    """Which tokens hold a character of some strings: only these can complete one of them; the rest need no decoding."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, delimiter: str, vocabulary: int) -> None:
-        self.tokenizer = tokenizer
-        self.delimiter = delimiter
-        # Only a token that holds a character of the delimiter can complete it; the rest need no decoding. Characters
-        # outside ASCII may be spread over several tokens: then every token is looked at.
-        pieces = tokenizer.batch_decode([[i] for i in range(min(vocabulary, len(tokenizer)))])
-        self.touching = {i for i, piece in enumerate(pieces) if any(c in piece for c in delimiter)}
-        if not delimiter.isascii():
-            self.touching = set(range(vocabulary))
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+        """``size``: of the model's output, which may exceed the tokenizer's."""
+        self.tokenizer, self.size = tokenizer, size
+        self.pieces: list[str] | None = None
+        self._touching: dict[tuple[str, ...], set[int]] = {}
 
-    def ended(self, step_ids: list[int], answer_prefix: str = "") -> bool:
-        """Whether the last of ``step_ids`` ends the step; ``answer_prefix``: a code block that the prompt left open."""
-        return step_ids[-1] in self.touching and step_end(answer_prefix + self.tokenizer.decode(step_ids), self.delimiter) >= 0
+    def touching(self, strings: tuple[str, ...]) -> set[int]:
+        if strings not in self._touching:
+            self._touching[strings] = self._find(set("".join(strings)))
+        return self._touching[strings]
+
+    def _find(self, characters: set[str]) -> set[int]:
+        if not all(c.isascii() for c in characters):  # may be spread over several tokens: every one is looked at
+            return set(range(self.size))
+        if self.pieces is None:
+            self.pieces = self.tokenizer.batch_decode([[i] for i in range(min(self.size, len(self.tokenizer)))])
+        return {i for i, piece in enumerate(self.pieces) if not characters.isdisjoint(piece)}
+
+
+class DelimiterStop:
+    """Ends a step at the first sampled token whose addition makes its decoded text contain the delimiter, outside code blocks.
+
+    ``answer_prefix`` is a code block that the prompt before the step left open.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, delimiter: str, answer_prefix: str = "") -> None:
+        self.strings = (delimiter,)
+        self.tokenizer, self.answer_prefix = vocabulary.tokenizer, answer_prefix
+        self.touching = vocabulary.touching(self.strings)
+
+    def ended(self, tokens: list[int]) -> bool:
+        if tokens[-1] not in self.touching:
+            return False
+        return step_end(self.answer_prefix + self.tokenizer.decode(tokens), self.strings[0]) >= 0
+
+
+class StringStop:
+    """A client's own stop strings: the first of them that is in the text ends it, wherever it is."""
+
+    def __init__(self, vocabulary: Vocabulary, strings: tuple[str, ...]) -> None:
+        self.strings = strings
+        self.tokenizer, self.touching = vocabulary.tokenizer, vocabulary.touching(strings)
+
+    def ended(self, tokens: list[int]) -> bool:
+        return tokens[-1] in self.touching and any(s in self.tokenizer.decode(tokens) for s in self.strings)

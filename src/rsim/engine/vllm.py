@@ -20,11 +20,11 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
 
-from rsim.engine.protocol import End, SampledStep
-from rsim.engine.sampling import StepEnds
+from rsim.engine.protocol import SampledStep, Stop
 from rsim.engine.vllm_replicas import urls
 from rsim.errors import UserError, check_url
 from rsim.models import adapters
+from rsim.rules import End
 
 _PROBE = "1 + 1 ="
 
@@ -141,17 +141,17 @@ class VllmEngine:
     """Sequences of one rollout; each running step is a request of its own, all in flight together. A sequence stays with one
     server, whose prefix cache has its beginning."""
 
-    def __init__(
-        self, servers: list[VllmServer], slots: int, *, seed: int, temperature: float, step_ends: StepEnds | None,
-        end_ids: set[int],
-    ) -> None:  # fmt: skip
-        self.servers, self.seed, self.step_ends = servers, seed, step_ends
+    def __init__(self, servers: list[VllmServer], slots: int, *, seed: int, temperature: float, end_ids: set[int]) -> None:
+        self.servers, self.seed = servers, seed
         self.settings: dict[str, Any] = {
-            "temperature": temperature, "stop_token_ids": sorted(end_ids), "skip_special_tokens": False,
-            "add_special_tokens": False, "include_stop_str_in_output": True, "top_p": 1.0, "top_k": -1,
-        }  # fmt: skip
-        if step_ends is not None:
-            self.settings["stop"] = [step_ends.delimiter]
+            "temperature": temperature,
+            "stop_token_ids": sorted(end_ids),
+            "skip_special_tokens": False,
+            "add_special_tokens": False,
+            "include_stop_str_in_output": True,
+            "top_p": 1.0,
+            "top_k": -1,
+        }
         self.threads = ThreadPoolExecutor(slots)
         self.sequences: dict[int, list[int]] = {}
         self.keys: dict[int, str] = {}
@@ -169,9 +169,9 @@ class VllmEngine:
             self.homes[slot] = self.servers[self.begun % len(self.servers)]
             self.begun += 1
 
-    def submit(self, slot: int, injected: list[int], cap: int, *, to_end: bool = False, answer_prefix: str = "") -> None:
+    def submit(self, slot: int, injected: list[int], max_new_tokens: int, stop: Stop | None) -> None:
         self.sequences[slot] += injected
-        self.futures[self.threads.submit(self._step, slot, cap, to_end, answer_prefix)] = slot
+        self.futures[self.threads.submit(self._step, slot, max_new_tokens, stop)] = slot
 
     def advance(self) -> list[SampledStep]:
         """Waits for the next steps to end."""
@@ -183,27 +183,30 @@ class VllmEngine:
             self.sequences[step.slot] += step.tokens
         return finished
 
-    def _step(self, slot: int, cap: int, to_end: bool, answer_prefix: str) -> SampledStep:
-        tokens, logprobs, end = self._request(slot, [], cap, to_end)
-        while end == "delimiter" and self.step_ends is not None and not self.step_ends.ended(tokens, answer_prefix):
-            if len(tokens) >= cap:  # inside a code block
+    def _step(self, slot: int, max_new_tokens: int, stop: Stop | None) -> SampledStep:
+        tokens, logprobs, end = self._request(slot, [], max_new_tokens, stop)
+        while end == "delimiter" and stop is not None and not stop.ended(tokens):
+            if len(tokens) >= max_new_tokens:  # inside a code block
                 end = "cap"
                 break
-            more, values, end = self._request(slot, tokens, cap - len(tokens), to_end)
+            more, values, end = self._request(slot, tokens, max_new_tokens - len(tokens), stop)
             tokens, logprobs = tokens + more, logprobs + values
         return SampledStep(slot, tokens, logprobs, end)
 
-    def _request(self, slot: int, written: list[int], cap: int, to_end: bool) -> tuple[list[int], list[float], End]:
+    def _request(
+        self, slot: int, written: list[int], max_new_tokens: int, stop: Stop | None
+    ) -> tuple[list[int], list[float], End]:
         ids = self.sequences[slot] + written
         digest = hashlib.sha256(f"{self.seed}:{self.keys[slot]}:{len(ids)}".encode()).digest()
         seed = int.from_bytes(digest[:8], "big") >> 1  # vLLM takes 63 bits
-        settings = self.settings | ({"stop": []} if to_end else {})
+        stops = list(stop.strings) if stop is not None else []
         server = self.homes[slot]
-        tokens, logprobs, choice = server.complete(ids, max_tokens=cap, seed=seed, **settings)
+        settings = self.settings | {"max_tokens": max_new_tokens, "seed": seed, "stop": stops}
+        tokens, logprobs, choice = server.complete(ids, **settings)
         end: End = "cap"
         if choice["finish_reason"] == "stop":
-            end = "delimiter" if choice["stop_reason"] in settings.get("stop", []) else "end_of_turn"
-        elif len(tokens) < cap:
+            end = "delimiter" if choice["stop_reason"] in stops else "end_of_turn"
+        elif len(tokens) < max_new_tokens:
             raise UserError(f"the server at {server.url} cut a step short: its context is full", "raise --max-model-len")
         return tokens, logprobs, end
 

@@ -14,6 +14,7 @@ from rsim.policies.planner import LearnedSession, name_tokens
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import ScriptedPlanner, one_hot
 from rsim.policies.strategies import TERMINATION, Strategy, StrategySet
+from rsim.rules import PlayRules
 
 _INSTRUCTION = "Strategies for the next step of a solution:"
 
@@ -32,6 +33,7 @@ class PromptedPlanner:
     reasoner: Reasoner
     strategies: StrategySet
     bare: bool = False
+    rules: PlayRules | None = None
     first_tokens: list[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from rsim.config import Config
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record, episode_record, play_scored
+from rsim.evaluation.obeyed import rules_for
 from rsim.evaluation.planners import planner_from
 from rsim.evaluation.upstream import ServedGame
 from rsim.game.problem import Problem
@@ -37,8 +39,15 @@ class EvalSettings:
 
 
 def load_game(
-    config: Config, checkpoint: Path | None, planner: str, reasoner: str, problems: list[Problem], seed: int = 0
+    config: Config,
+    checkpoint: Path | None,
+    planner: str,
+    reasoner: str,
+    problems: list[Problem],
+    seed: int = 0,
+    overrides: Sequence[str] = (),
 ) -> Game:
+    """``overrides``: the settings among ``config``'s that were stated for this evaluation."""
     models, device = config.models, choose_device(config)
     allow_tf32(device)
     trained = checkpoint / "reasoner" if checkpoint else None  # there is none where only the planner was trained
@@ -56,7 +65,7 @@ def load_game(
         chosen = planner_from(planner, strategies, problems, reasoner=loaded, rules=config.rollout, trained=own, seed=seed)
     elif own:
         chosen = load_planner(str(own), strategies, device=device.name, dtype=device.dtype, seed=0, quantised=models.quantised)
-    game = Game(loaded, chosen, config.rollout)
+    game = Game(loaded, chosen, rules_for(config.rollout, chosen, overrides))
     if game.servers is not None and handed_over:
         with tempfile.TemporaryDirectory() as folder:
             game.servers.check_updates(loaded.model, Path(folder) / "reasoner")

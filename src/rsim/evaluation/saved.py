@@ -51,9 +51,9 @@ def evaluate_into(
     )  # fmt: skip
     game: Game | ServedGame
     if served:
-        game = ServedGame(served, planner_of_served(config, checkpoint, settings.planner, problems), config)
+        game = ServedGame(served, planner_of_served(config, checkpoint, settings.planner, problems), config, settings.overrides)
     else:
-        game = load_game(config, checkpoint, settings.planner, settings.reasoner, problems, settings.seed)
+        game = load_game(config, checkpoint, settings.planner, settings.reasoner, problems, settings.seed, settings.overrides)
     if served and workers:
         raise UserError("--launcher ray with --upstream", "the server does the work: raise --at-once")
     if match_tokens:

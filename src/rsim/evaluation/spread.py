@@ -39,8 +39,8 @@ class _Player:
         quiet_models()
         self.settings, self.problems = settings, problems
         self.config, checkpoint = locate(self.settings.run, list(self.settings.overrides))
-        self.game = load_game(self.config, checkpoint, self.settings.planner, self.settings.reasoner, problems,
-                              self.settings.seed)  # fmt: skip
+        asked = self.settings
+        self.game = load_game(self.config, checkpoint, asked.planner, asked.reasoner, problems, asked.seed, asked.overrides)
 
     def play(self, first: int, count: int) -> tuple[list[dict[str, Any]], Replica]:
         part = self.problems[first : first + count]

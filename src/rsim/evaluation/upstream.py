@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +19,15 @@ from rsim.answers.prefix import as_message, open_prefix
 from rsim.config import Config
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record, episode_record, outcome
+from rsim.evaluation.obeyed import rules_for
 from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
 from rsim.policies.protocol import AnyPlanner, Decision
-from rsim.policies.strategies import TERMINATION
+from rsim.policies.strategies import StrategySet
 from rsim.rewards.rewards import score_all
 from rsim.serving.http_upstream import HttpUpstream, UpstreamError, check_address, probe, prompt_tokens
 from rsim.serving.planner_batcher import PlannerBatcher
-from rsim.serving.play import Asked, Finished, Injected, Mode, PlayRules, StepEnd, Usage, play
+from rsim.serving.play import TO_END, Asked, Finished, Injected, Mode, StepEnd, Usage, play
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,15 @@ Spent = tuple[Usage, int]  # tokens as the server counts them, and how many of t
 class ServedGame:
     """Plays problems on a server; what `play_scored` is to a `Game`."""
 
-    def __init__(self, served: ServedModel, planner: AnyPlanner | None, config: Config) -> None:
+    def __init__(self, served: ServedModel, planner: AnyPlanner | None, config: Config, overrides: Sequence[str] = ()) -> None:
+        """``overrides``: the settings among ``config``'s that were stated for this evaluation."""
         self.served, self.planner, self.config = served, planner, config
+        self.rules = rules_for(config.rollout, planner, overrides)
         self.names = planner.strategies.names if planner else ()
         self.parameters = {"reasoner": 0, "planner": planner.parameters if planner else 0}
         self.mode: Mode | None = None
         self.model = served.name or first_model(served.url)
-        self.injected: dict[str, int] = {}  # tokens of each strategy's prompt, as the upstream counts them
+        self.injected: dict[str, int] = {}  # tokens of what may be injected, as the upstream counts them
         self.seconds = {"planner": 0.0, "all": 0.0}
 
     @property
@@ -98,17 +102,17 @@ class ServedGame:
         async with httpx.AsyncClient(base_url=self.served.url.rstrip("/") + "/", headers=_headers(), timeout=timeout) as client:
             await self._prepare(client)
             assert self.mode is not None
-            upstream, gate = HttpUpstream(client, self.mode), asyncio.Semaphore(self.served.at_once)
+            upstream, gate = HttpUpstream(client, self.mode, count=self._count), asyncio.Semaphore(self.served.at_once)
             warmth = 0.0 if greedy else self.config.rollout.planner_temperature
-            planning = PlannerBatcher(self.planner, self.served.at_once, warmth) if self.planner else None
-            worker = asyncio.create_task(planning.run()) if planning else None
+            batcher = PlannerBatcher(self.planner, self.served.at_once, warmth) if self.planner else None
+            worker = asyncio.create_task(batcher.run()) if batcher else None
 
             async def one(number: int) -> tuple[Episode, Spent]:
                 group, member = divmod(number, samples)
                 temperature = 0.0 if greedy else self.config.rollout.temperature
                 sampling = {"temperature": temperature, "seed": seed * 1_000_003 + (first + group) * 1009 + member}
                 async with gate:
-                    return await self._play(problems[group], first + group, sampling, upstream, planning)
+                    return await self._play(problems[group], first + group, sampling, upstream, batcher)
 
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -116,9 +120,9 @@ class ServedGame:
             except* UpstreamError as group:
                 raise group.exceptions[0] from None
             finally:
-                if worker and planning:
+                if worker and batcher:
                     worker.cancel()
-                    self.seconds["planner"] += planning.seconds
+                    self.seconds["planner"] += batcher.seconds
         results = [task.result() for task in played]
         return [episode for episode, _ in results], [spent for _, spent in results]
 
@@ -137,44 +141,45 @@ class ServedGame:
                 raise UserError(f"the upstream at {self.served.url} counts no prompt tokens", "rsim eval needs them") from error
             raise
         mode = self.served.mode or await probe(client, self.model)
-        for strategy in self.planner.strategies.strategies:
-            prompt = as_message(strategy.prompts[0]) if mode == "turn" else strategy.prompts[0]
+        prompts = [p for s in self.planner.strategies.strategies for p in s.prompts]
+        for prompt in [*(as_message(p) if mode == "turn" else p for p in prompts), self.rules.delimiter]:
             longer = {"role": "user", "content": f"x{prompt}"}
-            self.injected[strategy.name] = await prompt_tokens(client, {"model": self.model, "messages": [longer]}) - alone
+            self.injected[prompt] = await prompt_tokens(client, {"model": self.model, "messages": [longer]}) - alone
         self.mode = mode  # type: ignore[assignment]
 
+    def _count(self, text: str) -> int:
+        return self.injected[text]
+
     async def _play(
-        self, problem: Problem, group: int, sampling: dict[str, Any], upstream: HttpUpstream, planning: PlannerBatcher | None
+        self, problem: Problem, group: int, sampling: dict[str, Any], upstream: HttpUpstream, batcher: PlannerBatcher | None
     ) -> tuple[Episode, Spent]:  # fmt: skip
-        rules, system = self.config.rollout, self.config.models.system_prompt
+        rules, system = self.rules, self.config.models.system_prompt
         messages = [{"role": "system", "content": system}] if system else []
         asked = Asked(self.model, [*messages, {"role": "user", "content": problem.question}], None, sampling)
         episode = Episode(problem, group, [], 0)
-        if planning is None:
+        if batcher is None:
             return episode, (await _alone(episode, upstream, asked, rules.max_tokens), 0)
-        limits = PlayRules(
-            rules.delimiter, rules.max_steps, rules.step_tokens, rules.max_tokens, answer_tokens=rules.answer_tokens,
-            gate=rules.gate,
-        )  # fmt: skip
-        usage, injected = Usage(), 0
-        async with aclosing(play(asked, planning, upstream, limits, rules.max_tokens)) as events:
+        finished = Finished("stop", Usage())
+        async with aclosing(play(asked, batcher, upstream, rules, rules.max_tokens)) as events:
             async for event in events:
                 if isinstance(event, Injected):
-                    action = planning.strategies.index(event.strategy)
-                    opened = open_prefix(event.text) if action == planning.strategies.termination else ""
-                    episode.steps.append(Step(action, 0, 0, 0, forced=event.forced, answer_prefix=opened))
-                    episode.forced |= event.forced
-                    injected += self.injected[event.strategy] if event.text else 0
-                    if event.probabilities:
-                        episode.decisions.append(Decision(-1, action, 0.0, list(event.probabilities.values())))
+                    _open_step(episode, batcher.strategies, event)
                 elif isinstance(event, Finished):
-                    usage, episode.truncated = event.usage, event.reason == "length"
-                else:
+                    finished = event
+                elif event.sampled:
                     episode.steps[-1].text += event.text
-        final = episode.steps[-1].strategy == planning.strategies.index(TERMINATION)
-        episode.terminated = final and not episode.forced and not episode.truncated
-        episode.reasoner_ended = not final
-        return episode, (usage, injected)
+        episode.truncated, episode.terminated = finished.ending.truncated, finished.ending.terminated
+        episode.reasoner_ended = finished.ending.reasoner_ended
+        return episode, (finished.usage, finished.injected_tokens)
+
+
+def _open_step(episode: Episode, strategies: StrategySet, event: Injected) -> None:
+    action = strategies.index(event.strategy)
+    prefix = open_prefix(event.text) if action == strategies.termination else ""
+    episode.steps.append(Step(action, 0, 0, 0, forced=event.forced, answer_prefix=prefix))
+    episode.forced |= event.forced
+    if event.probabilities:
+        episode.decisions.append(Decision(-1, action, 0.0, list(event.probabilities.values())))
 
 
 async def _alone(episode: Episode, upstream: HttpUpstream, asked: Asked, limit: int) -> Usage:
@@ -182,9 +187,9 @@ async def _alone(episode: Episode, upstream: HttpUpstream, asked: Asked, limit: 
     episode.steps.append(Step(-1, 0, 0, 0))
     usage = Usage()
     conversation = await upstream.open(asked)
-    async for piece in conversation.step("", limit, None):
+    async for piece in conversation.step(limit, TO_END):
         if isinstance(piece, StepEnd):
-            usage, episode.truncated = piece.usage, piece.reason == "limit"
+            usage, episode.truncated = piece.usage, piece.reason == "cap"
         else:
             episode.steps[-1].text += piece
     return usage

@@ -1,7 +1,7 @@
-"""The game: planner and reasoner take turns until an answer is given or a limit is met.
+"""The rollout: planner and reasoner take turns until an answer is given, as the `Rulebook` says.
 
-Trajectories do not wait for each other: each goes on as soon as the planner has chosen for it, and a finished one is replaced
-by the next in the queue. Decisions are taken for several at once, when enough of them wait.
+Episodes do not wait for each other: each goes on as soon as the planner has chosen for it, and a finished
+one is replaced by the next in the queue. Decisions are taken for several at once, when enough of them wait.
 """
 
 from __future__ import annotations
@@ -17,24 +17,34 @@ import torch
 
 from rsim.answers.prefix import open_prefix
 from rsim.config import RolloutConfig
-from rsim.engine.native import NativeEngine
-from rsim.engine.protocol import Engine, SampledStep
-from rsim.engine.sampling import StepEnds, episode_uniforms
-from rsim.engine.vllm import VllmEngine, VllmServers
+from rsim.engine.protocol import Engine, SampledStep, Stop
+from rsim.engine.sampling import DelimiterStop, Vocabulary, episode_uniforms
 from rsim.errors import UserError
+from rsim.game.engines import check_context, connect, open_engine
 from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
-from rsim.policies.protocol import AnyPlanner
+from rsim.policies.protocol import AnyPlanner, Decision, PlannerSession
 from rsim.policies.reasoner import Reasoner
+from rsim.rules import ALONE, Lengths, Move, PlayRules, Progress, Rulebook
 
 OnStep = Callable[[int, Episode], None]
 
-_WAITING = 1 / 4  # share of the episodes in play that rests before the planner is asked: a forward pass is worth several
+_WAITING = (
+    1 / 4
+)  # share of the episodes in play that rests before the planner is asked: a pass is worth several
+
+
+def rulebook_of(planner: AnyPlanner, rules: PlayRules, count: Callable[[str], int]) -> Rulebook:
+    """The rules for a planner's strategies; ``count`` says how many of the reasoner's tokens a text takes."""
+    strategies = planner.strategies
+    prompts = [[count(prompt) for prompt in s.prompts] for s in strategies.strategies]
+    lengths = Lengths.of(prompts, strategies.termination, count(rules.delimiter))
+    return Rulebook(rules, lengths, strategies.termination, strategies.neutral, strategies.unlimited)
 
 
 @dataclass
 class Game:
-    """A reasoner, a planner (None: the reasoner writes its chain of thought alone) and the rules."""
+    """A reasoner, a planner (None: the reasoner goes on alone, to the end) and the settings of a rollout."""
 
     reasoner: Reasoner
     planner: AnyPlanner | None
@@ -42,24 +52,32 @@ class Game:
 
     def __post_init__(self) -> None:
         self.seconds = {"planner": 0.0, "all": 0.0}  # spent in `play` so far
-        self.servers: VllmServers | None = None
-        if self.rules.engine == "vllm":
-            self.servers = VllmServers(self.rules.vllm_url, self.rules.vllm_timeout)
-            self.servers.check(self.rules.temperature)
+        self.servers = connect(self.rules)
         self.delimiter_ids = self.reasoner.injected_ids(self.rules.delimiter)
         self.prompts: list[list[list[int]]] = []
+        self.rulebook: Rulebook | None = None
         if self.planner is not None:
-            self.prompts = [[self.reasoner.injected_ids(p) for p in s.prompts] for s in self.planner.strategies.strategies]
-            longest = max(len(p) for p in self.prompts[self.planner.strategies.termination])
-            closing = longest + self.rules.answer_tokens + len(self.delimiter_ids)
-            if self.rules.max_tokens <= closing:
-                raise UserError(f"rollout.max_tokens = {self.rules.max_tokens}",
-                                f"a final answer alone takes {closing} tokens")  # fmt: skip
+            strategies = self.planner.strategies.strategies
+            self.prompts = [[self.reasoner.injected_ids(p) for p in s.prompts] for s in strategies]
+            self.rulebook = rulebook_of(
+                self.planner, self.rules, lambda text: len(self.reasoner.injected_ids(text))
+            )
+            self._check_budget()
+
+    def _check_budget(self) -> None:
+        assert self.rulebook is not None
+        closing = self.rulebook.closing + self.rulebook.lengths.delimiter
+        if self.rules.max_tokens <= closing:
+            raise UserError(
+                f"rollout.max_tokens = {self.rules.max_tokens}",
+                f"a final answer alone takes {closing} tokens",
+            )
 
     @cached_property
-    def step_ends(self) -> StepEnds:
-        vocabulary = self.reasoner.model.get_output_embeddings().weight.shape[0]
-        return StepEnds(self.reasoner.tokenizer, self.rules.delimiter, vocabulary)
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(
+            self.reasoner.tokenizer, self.reasoner.model.get_output_embeddings().weight.shape[0]
+        )
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -93,88 +111,80 @@ class Game:
         Args:
             seed: with ``keys``, all that sampling depends on.
             keys: one name per problem that its random stream depends on (default: its place in ``problems``).
-            greedy: argmax for both agents instead of sampling.
+            greedy: argmax for both agents and the first wording of each prompt, instead of sampling.
             on_step: called with ``(index, episode)`` after each step of each episode.
 
         Returns:
             ``len(problems) * group_size`` episodes, group by group.
+
+        Raises:
+            UserError: a question is too long for the reasoner or the planner; a sampling server fails.
         """
         keys = keys or [str(i) for i in range(len(problems))]
         episodes, names = [], []
         for group, (problem, key) in enumerate(zip(problems, keys, strict=True)):
             prompt = self.reasoner.prompt_ids(problem.question)
-            self._check_context(len(prompt))
+            check_context(self.reasoner, len(prompt), self.rules.max_tokens)
             for member in range(group_size):
-                episodes.append(Episode(problem, group, list(prompt), len(prompt), [0] * len(prompt), [0.0] * len(prompt)))
+                nothing = [0] * len(prompt)
+                episodes.append(
+                    Episode(problem, group, list(prompt), len(prompt), nothing, [0.0] * len(prompt))
+                )
                 names.append(f"{key}:{member}")
-        return self.go_on(episodes, names, seed=seed, greedy=greedy, on_step=on_step)
-
-    @torch.no_grad()
-    def go_on(
-        self, episodes: list[Episode], keys: list[str], *, seed: int, greedy: bool = False, on_step: OnStep | None = None
-    ) -> list[Episode]:
-        """Plays unfinished episodes, such as `Episode.branch` makes, to their end, in place.
-
-        Args:
-            keys: one name per episode that its random stream depends on.
-        """
         slots = min(self.rules.batch, len(episodes))
-        engine = self._engine(slots, seed, greedy, max(len(e.token_ids) for e in episodes))
+        engine = open_engine(
+            self.reasoner,
+            self.rules,
+            self.servers,
+            slots=slots,
+            seed=seed,
+            greedy=greedy,
+            longest_prompt=max(e.prompt_length for e in episodes),
+        )
         began = time.perf_counter()
         try:
-            _Play(self, engine, slots, episodes, keys, seed, greedy, on_step).run()
+            rollout = _Planned if self.planner is not None else _Rollout
+            rollout(self, engine, slots, _Asked(episodes, names, seed, greedy, on_step)).run()
         finally:
             engine.close()
             self.seconds["all"] += time.perf_counter() - began
         return episodes
 
-    def _engine(self, slots: int, seed: int, greedy: bool, longest_prompt: int) -> Engine:
-        temperature = 0.0 if greedy else self.rules.temperature
-        step_ends = self.step_ends if self.planner is not None else None
-        if self.servers is not None:
-            return VllmEngine(self.servers.servers, slots, seed=seed, temperature=temperature, step_ends=step_ends,
-                              end_ids=self.reasoner.end_ids)  # fmt: skip
-        return NativeEngine(
-            self.reasoner, step_ends, slots, seed=seed, temperature=temperature, max_tokens=self.rules.max_tokens,
-            longest_prompt=longest_prompt, recorded=self.rules.cuda_graphs,
-        )  # fmt: skip
 
-    def _check_context(self, prompt: int) -> None:
-        limit = self.reasoner.model.config.get_text_config().max_position_embeddings
-        if prompt + self.rules.max_tokens > limit:
-            raise UserError(
-                f"a question of {prompt} tokens and rollout.max_tokens = {self.rules.max_tokens} exceed the "
-                f"reasoner's context of {limit}",
-                "lower rollout.max_tokens",
-            )
+@dataclass(frozen=True)
+class _Asked:
+    """What one `Game.play` is to play: ``keys`` name each episode's random stream."""
+
+    episodes: list[Episode]
+    keys: list[str]
+    seed: int
+    greedy: bool
+    on_step: OnStep | None
 
 
-class _Play:
-    """The episodes of one `Game.play`, in the queue or in a slot, and the rules of opening and closing a step."""
+class _Rollout:
+    """Episodes in the queue or in a slot of the engine. Here, without a planner, each is a single step."""
 
-    def __init__(
-        self, game: Game, engine: Engine, slots: int, episodes: list[Episode], keys: list[str], seed: int, greedy: bool,
-        on_step: OnStep | None,
-    ) -> None:  # fmt: skip
-        self.game, self.rules, self.engine, self.on_step = game, game.rules, engine, on_step
-        self.episodes, self.keys, self.seed = episodes, keys, seed
-        self.planner_temperature = 0.0 if greedy else self.rules.planner_temperature
-        self.queue = deque(range(len(episodes)))
+    patience = 0.0  # share of the episodes in play that must rest before the next steps are opened
+
+    def __init__(self, game: Game, engine: Engine, slots: int, asked: _Asked) -> None:
+        self.game, self.engine, self.asked = game, engine, asked
+        self.queue = deque(range(len(asked.episodes)))
         self.free = list(range(slots))
         self.resting: list[int] = []  # slots whose sequence waits for its next step
         self.index: dict[int, int] = {}  # the episode in each taken slot
-        self.draws: dict[int, tuple[list[float], list[float]]] = {}  # uniform numbers for decisions and paraphrases
-        self.patience = _WAITING if game.planner is not None else 0.0
-        if game.planner is not None:
-            self.planning = game.planner.begin(slots)
+        self.progress: dict[int, Progress] = {}
+        self.moves: dict[int, Move] = {}  # the step that is being sampled in each slot
+        self.book = game.rulebook or Rulebook(game.rules, Lengths(0, 0, 0), -1, -1)
 
     def run(self) -> None:
         while self.queue or self.resting or self.engine.running:
             waiting = len(self.resting) + min(len(self.free), len(self.queue))
             if waiting and waiting >= self.patience * (self.engine.running + len(self.resting)):
                 self._admit()
-                self._open(self.resting)
-                self.resting = []
+                resting, self.resting = self.resting, []
+                for slot, move in self._moves(resting).items():
+                    self._open(slot, move)
             for step in self.engine.advance():
                 if self._close(step):
                     self.engine.release(step.slot)
@@ -182,145 +192,137 @@ class _Play:
                 else:
                     self.resting.append(step.slot)
 
+    def episode(self, slot: int) -> Episode:
+        return self.asked.episodes[self.index[slot]]
+
     def _admit(self) -> None:
         slots = [self.free.pop() for _ in range(min(len(self.free), len(self.queue)))]
-        for slot in slots:
-            self.index[slot] = self.queue.popleft()
         if not slots:
             return
-        entering = [self.episodes[self.index[s]] for s in slots]
-        keys = [self.keys[self.index[s]] for s in slots]
-        # Behind the last step there may be a delimiter that closes it: it is submitted with the next prompt.
-        self.engine.start(slots, [e.token_ids[: e.steps[-1].end] if e.steps else e.token_ids for e in entering], keys)
-        if self.game.planner is not None:
-            limit, decisions = self.rules.max_tokens, self.rules.max_steps + 1
-            for slot, key in zip(slots, keys, strict=True):
-                uniforms = episode_uniforms(self.seed, key, limit + 2 * decisions)[limit:].tolist()
-                self.draws[slot] = uniforms[:decisions], uniforms[decisions:]
-            with self._planners_time():
-                self.planning.start(slots, [e.problem.question for e in entering])
-                self._check_planner(slots)
-                for slot, episode in zip(slots, entering, strict=True):
-                    for step in episode.steps:
-                        self._observe(slot, step)
+        for slot in slots:
+            self.index[slot] = self.queue.popleft()
+            self.progress[slot] = Progress()
+        keys = [self.asked.keys[self.index[s]] for s in slots]
+        self.engine.start(slots, [self.episode(s).token_ids for s in slots], keys)
+        self._entered(slots, keys)
         self.resting += slots
 
-    def _check_planner(self, slots: list[int]) -> None:
-        """Whether the planner can read the questions in ``slots``."""
-        longest = max(map(self.planning.length, slots))
-        limit = self.game.planner.context  # type: ignore[union-attr]
-        if longest > limit:
+    def _entered(self, slots: list[int], keys: list[str]) -> None:
+        """New episodes are in ``slots``."""
+
+    def _moves(self, slots: list[int]) -> dict[int, Move]:
+        """The next step of every slot."""
+        return dict.fromkeys(slots, ALONE)
+
+    def _prompt(self, slot: int, move: Move) -> tuple[list[int], str]:
+        """What is injected before a step: its ids, and the box or code block that it leaves open."""
+        return [], ""
+
+    def _open(self, slot: int, move: Move) -> None:
+        """Injects a step's prompt and lets the reasoner go on."""
+        episode, progress = self.episode(slot), self.progress[slot]
+        prompt, answer_prefix = self._prompt(slot, move)
+        limit = self.book.max_new_tokens(move, progress, len(prompt))
+        closing = (
+            episode.token_ids[episode.steps[-1].end :] if episode.steps else []
+        )  # behind a step that a cap ended
+        start = len(episode.token_ids)
+        episode.inject(prompt)
+        episode.forced |= move.forced
+        body = start + len(prompt)
+        step = Step(move.strategy, start, body, body, forced=move.forced, answer_prefix=answer_prefix)
+        episode.steps.append(step)
+        stop: Stop | None = None
+        if self.book.stops(move):
+            stop = DelimiterStop(self.game.vocabulary, self.book.rules.delimiter, answer_prefix)
+        self.moves[slot] = move
+        self.engine.submit(slot, closing + prompt, limit, stop)
+
+    def _close(self, sampled: SampledStep) -> bool:
+        """Records a step and the episode's flags; True when the episode is over."""
+        slot = sampled.slot
+        episode, step = self.episode(slot), self.episode(slot).steps[-1]
+        ending = self.book.ending(self.moves[slot], sampled.end)
+        episode.sample(sampled.tokens, sampled.logprobs)
+        step.end = len(episode.token_ids)
+        step.text = self.game.reasoner.tokenizer.decode(sampled.tokens, skip_special_tokens=True)
+        if ending.closes:
+            episode.inject(self.game.delimiter_ids)
+        episode.truncated, episode.terminated = ending.truncated, ending.terminated
+        episode.reasoner_ended = ending.reasoner_ended
+        self.progress[slot] = Progress(len(episode.steps), len(episode.token_ids) - episode.prompt_length)
+        self._stepped(slot, step)
+        if self.asked.on_step is not None:
+            self.asked.on_step(self.index[slot], episode)
+        return ending.over
+
+    def _stepped(self, slot: int, step: Step) -> None:
+        """A step has ended."""
+
+
+class _Planned(_Rollout):
+    """With a planner, which reads what was sampled and chooses the steps."""
+
+    patience = _WAITING
+
+    def __init__(self, game: Game, engine: Engine, slots: int, asked: _Asked) -> None:
+        super().__init__(game, engine, slots, asked)
+        assert game.planner is not None
+        self.planner = game.planner
+        self.session: PlannerSession = game.planner.begin(slots)
+        self.temperature = 0.0 if asked.greedy else game.rules.planner_temperature
+        self.draws: dict[
+            int, tuple[list[float], list[float]]
+        ] = {}  # uniform numbers for decisions and wordings
+
+    def _entered(self, slots: list[int], keys: list[str]) -> None:
+        limit, decisions = self.book.rules.max_tokens, self.book.rules.max_steps + 1
+        for slot, key in zip(slots, keys, strict=True):
+            uniforms = episode_uniforms(self.asked.seed, key, limit + 2 * decisions)[limit:].tolist()
+            self.draws[slot] = uniforms[:decisions], uniforms[decisions:]
+        with self._planners_time():
+            self.session.start(slots, [self.episode(s).problem.question for s in slots])
+        longest = max(map(self.session.length, slots))
+        if longest > self.planner.context:
             raise UserError(
-                f"a question of {longest} tokens exceeds the planner's context of {limit}",
+                f"a question of {longest} tokens exceeds the planner's context of {self.planner.context}",
                 "leave long questions out (data.max_question_tokens), or take a planner that reads more",
             )
 
-    def _observe(self, slot: int, step: Step) -> None:
-        self.planning.observe(slot, self.game.names[step.strategy], step.text)
+    def _moves(self, slots: list[int]) -> dict[int, Move]:
+        """Asks the planner where it may choose and can read what there is; elsewhere the episode must end."""
+        readable = [s for s in slots if self.session.length(s) <= self.planner.context]
+        free = [s for s in readable if not self.book.must_end(self.progress[s])]
+        moves = dict.fromkeys(slots, self.book.move(None))
+        for slot, decision in zip(free, self._decide(free), strict=True):
+            self.episode(slot).decisions.append(decision)
+            moves[slot] = self.book.move(decision.action, max(decision.probabilities))
+        return moves
+
+    def _decide(self, slots: list[int]) -> list[Decision]:
+        if not slots:
+            return []
+        uniforms = [self.draws[s][0][self.progress[s].steps] for s in slots]
+        with self._planners_time():
+            return self.session.decide(slots, uniforms, self.temperature)
+
+    def _prompt(self, slot: int, move: Move) -> tuple[list[int], str]:
+        wordings = self.game.prompts[move.strategy]
+        drawn = self.book.rules.paraphrase == "random" and not self.asked.greedy
+        chosen = int(self.draws[slot][1][self.progress[slot].steps] * len(wordings)) if drawn else 0
+        if not move.injects:
+            return [], ""
+        strategy = self.planner.strategies[move.strategy]
+        final = move.strategy == self.book.termination
+        return wordings[chosen], open_prefix(strategy.prompts[chosen]) if final else ""
+
+    def _stepped(self, slot: int, step: Step) -> None:
+        with self._planners_time():
+            self.session.observe(slot, self.game.names[step.strategy], step.text)
+        self.episode(slot).planner_ids = self.session.ids(slot)
 
     @contextmanager
     def _planners_time(self) -> Iterator[None]:
         began = time.perf_counter()
         yield
         self.game.seconds["planner"] += time.perf_counter() - began
-
-    # --- before a step: the planner's decision and the injection ---
-
-    def _open(self, slots: list[int]) -> None:
-        if self.game.planner is None:
-            for slot in slots:
-                episode = self.episodes[self.index[slot]]
-                start = len(episode.token_ids)
-                episode.steps.append(Step(-1, start, start, start))
-                self.engine.submit(slot, [], self._left(episode))
-            return
-        for slot, (strategy, speaks) in self._choose(slots).items():
-            self._inject(slot, strategy, speaks=speaks)
-
-    def _choose(self, slots: list[int]) -> dict[int, tuple[int, bool]]:
-        """The strategy of every slot, and whether its prompt is injected: not that of a decision below the gate.
-
-        Forced strategies are no decisions. A planner that cannot read more decides nothing.
-        """
-        assert self.game.planner is not None
-        episodes = {s: self.episodes[self.index[s]] for s in slots}
-        limit = self.game.planner.context
-        free = [s for s in slots if not self._must_end(episodes[s]) and self.planning.length(s) <= limit]
-        strategies = self.game.planner.strategies
-        chosen = dict.fromkeys(slots, (strategies.termination, True))
-        if free:
-            uniforms = [self.draws[s][0][len(episodes[s].steps)] for s in free]
-            with self._planners_time():
-                decisions = self.planning.decide(free, uniforms, self.planner_temperature)
-            for slot, decision in zip(free, decisions, strict=True):
-                episode = episodes[slot]
-                episode.decisions.append(decision)
-                sure = max(decision.probabilities) >= self.rules.gate
-                chosen[slot] = (decision.action, True) if sure else (strategies.neutral, False)
-        for slot in set(slots) - set(free):
-            episodes[slot].forced = True
-        return chosen
-
-    def _must_end(self, episode: Episode) -> bool:
-        return len(episode.steps) >= self.rules.max_steps or self._room(episode) < 1
-
-    def _room(self, episode: Episode) -> int:
-        """Tokens that one more step may sample while a forced termination still fits after it."""
-        prompts = self.game.prompts
-        termination = self.game.planner.strategies.termination  # type: ignore[union-attr]
-        longest = max(len(p) for prompt in prompts for p in prompt)
-        closing = max(len(p) for p in prompts[termination]) + self.rules.answer_tokens
-        return self._left(episode) - longest - len(self.game.delimiter_ids) - closing
-
-    def _left(self, episode: Episode) -> int:
-        return self.rules.max_tokens - (len(episode.token_ids) - episode.prompt_length)
-
-    def _inject(self, slot: int, strategy: int, *, speaks: bool) -> None:
-        """Appends the prompt of ``strategy``, or nothing, and lets the reasoner go on."""
-        episode, rules = self.episodes[self.index[slot]], self.rules
-        paraphrases = self.game.prompts[strategy]
-        draw = self.draws[slot][1][len(episode.steps)] if rules.paraphrase == "random" else 0.0
-        chosen = int(draw * len(paraphrases))
-        prompt = paraphrases[chosen] if speaks else []
-        cap = min(rules.step_tokens, self._room(episode))
-        closing = self._closing_delimiter(episode)
-        start = len(episode.token_ids)
-        episode.inject(prompt)
-        body = start + len(prompt)
-        strategies = self.game.planner.strategies  # type: ignore[union-attr]
-        final = strategy == strategies.termination
-        answer_prefix = open_prefix(strategies[strategy].prompts[chosen]) if final else ""
-        episode.steps.append(Step(strategy, start, body, body, forced=episode.forced, answer_prefix=answer_prefix))
-        if final:
-            cap = min(self._left(episode), max(rules.answer_tokens, rules.step_tokens))
-        self.engine.submit(slot, closing + prompt, cap, to_end=final and rules.answer_to_end, answer_prefix=answer_prefix)
-
-    def _closing_delimiter(self, episode: Episode) -> list[int]:
-        """What was injected behind the last step's sampled tokens: a delimiter, if a cap had cut it."""
-        return episode.token_ids[episode.steps[-1].end :] if episode.steps else []
-
-    # --- after a step ---
-
-    def _close(self, sampled: SampledStep) -> bool:
-        """Records the step and sets the flags; True when the episode is over."""
-        index = self.index[sampled.slot]
-        episode, planner = self.episodes[index], self.game.planner
-        step = episode.steps[-1]
-        episode.sample(sampled.tokens, sampled.logprobs)
-        step.end = len(episode.token_ids)
-        step.text = self.game.reasoner.tokenizer.decode(sampled.tokens, skip_special_tokens=True)
-        final = planner is None or step.strategy == planner.strategies.termination
-        if final:
-            episode.truncated = sampled.end == "cap"
-            episode.terminated = planner is not None and not episode.forced and not episode.truncated
-        elif sampled.end == "end_of_turn":
-            episode.reasoner_ended = True
-        elif sampled.end == "cap":
-            episode.inject(self.game.delimiter_ids)
-        if planner is not None:
-            with self._planners_time():
-                self._observe(sampled.slot, step)
-            episode.planner_ids = self.planning.ids(sampled.slot)
-        if self.on_step is not None:
-            self.on_step(index, episode)
-        return final or episode.reasoner_ended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from rsim import rules
 from rsim.engine.decoder import Decoder
 from rsim.engine.sampling import choose
 from rsim.errors import UserError, first_line
@@ -21,8 +23,12 @@ from rsim.models.weights import resolve
 from rsim.policies import template
 from rsim.policies.protocol import Decision
 from rsim.policies.strategies import StrategySet, load_strategies, to_toml
+from rsim.rules import PlayRules
+
+log = logging.getLogger("rsim")
 
 _STRATEGIES = "strategies.toml"  # in a planner's folder
+_RULES = "rules.toml"  # beside it: the rules that it was trained under
 _CONFIG = "planner_config.json"  # in an adapter's: beside it, a config.json would pass for a whole model's
 
 
@@ -37,6 +43,7 @@ class Planner:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     strategies: StrategySet
+    rules: PlayRules | None = None  # that it was trained under
     _chunks: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -70,7 +77,7 @@ class Planner:
                 raise UserError(f"{source} holds no {_STRATEGIES}", "pass the strategies that it was trained with")
             strategies = load_strategies(file)
         check_labels(model.config, strategies, str(source))
-        return cls(model, tokenizer, strategies)
+        return cls(model, tokenizer, strategies, saved_rules(source))
 
     def save_pretrained(self, folder: str | Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Writes a folder that `from_pretrained` reads; ``weights``: in the place of the model's own."""
@@ -81,6 +88,8 @@ class Planner:
             (Path(folder) / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(folder)
         (Path(folder) / _STRATEGIES).write_text(to_toml(self.strategies), encoding="utf-8")
+        if self.rules is not None:
+            (Path(folder) / _RULES).write_text(rules.to_toml(self.rules), encoding="utf-8")
 
     def chunk(self, text: str) -> list[int]:
         """The ids of one chunk of the stream, tokenised alone and remembered."""
@@ -178,6 +187,20 @@ class LearnedSession:
 
     def length(self, slot: int) -> int:
         return len(self.stream[slot]) + len(self.pending[slot])
+
+
+def saved_rules(source: str | Path) -> PlayRules | None:
+    """The rules that a planner was saved with. One from before rules were saved has none: a warning says what is assumed.
+
+    Raises:
+        UserError: the file is not what `rsim.rules.to_toml` writes.
+    """
+    file = cached_file(str(source), _RULES, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        assumed = ", ".join(f"{name} = {getattr(PlayRules, name)!r}" for name in rules.RULE_FIELDS)
+        log.warning("%s holds no %s: unless other rules are given it plays by the defaults (%s)", source, _RULES, assumed)
+        return None
+    return rules.from_toml(Path(file).read_text(encoding="utf-8"), str(file))
 
 
 def planner_config(source: str | Path) -> Any:

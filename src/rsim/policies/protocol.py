@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rsim.policies.strategies import StrategySet
+from rsim.rules import PlayRules
 
 
 @dataclass
@@ -37,6 +38,7 @@ class AnyPlanner(Protocol):
     """What the game asks of a planner, learned or scripted."""
 
     strategies: StrategySet
+    rules: PlayRules | None  # that it was trained under, if it was trained
 
     @property
     def parameters(self) -> int:

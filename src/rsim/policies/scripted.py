@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rsim.errors import UserError
 from rsim.policies.protocol import Decision
 from rsim.policies.strategies import StrategySet
+from rsim.rules import PlayRules
 
 # (question, steps so far as (strategy, text), uniform number in [0, 1)) -> probabilities in label order
 Rule = Callable[[str, list[tuple[str, str]], float], list[float]]
@@ -23,6 +24,7 @@ class ScriptedPlanner:
     rule: Rule
     parameters: int = 0
     context: int = sys.maxsize  # a rule reads no tokens
+    rules: PlayRules | None = None
 
     def begin(self, slots: int) -> ScriptedSession:
         return ScriptedSession(self, slots)

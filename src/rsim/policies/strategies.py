@@ -17,6 +17,7 @@ from pathlib import Path
 from rsim.errors import UserError
 
 TERMINATION = "termination"
+_OTHER: dict[str, object] = {"description": "", "repeat_free": False, "unlimited": False}  # with their defaults
 
 _SETS = Path(__file__).with_name("sets")
 _LAB = Path(__file__).parents[1] / "lab"
@@ -30,7 +31,7 @@ _PACKAGED = {
     "lab-ten": _LAB / "strategies_ten.toml",
     "lab-division": _LAB / "strategies_division.toml",
 }
-_FIELDS = {"name", "description", "prompts", "keywords", "repeat_free"}
+_FIELDS = {"name", "description", "prompts", "keywords", "repeat_free", "unlimited"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Strategy:
     ``prompts`` are paraphrases of the text injected before the step ("" injects nothing: the reasoner goes on as it would);
     ``keywords`` are the words (matched whole, case ignored) whose presence in the sampled step counts as evidence that
     it was followed; a ``repeat_free`` strategy is left out of the planner's repeat penalty and of the reasoner's ``follow``
-    reward.
+    reward. An ``unlimited`` one is the null action: it injects nothing and sets no limits, so that the reasoner goes on as
+    it would alone, to the end of its turn.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Strategy:
     prompts: tuple[str, ...]
     keywords: tuple[str, ...]
     repeat_free: bool = False
+    unlimited: bool = False
 
     def shows_evidence(self, step_text: str) -> bool:
         """Whether a step's sampled text shows this strategy (the keyword rule).
@@ -79,6 +82,11 @@ class StrategySet:
         others = [i for i in range(len(self)) if i != self.termination]
         free = [i for i in others if self.strategies[i].repeat_free]
         return self.names.index("continuation") if "continuation" in self.names else (free or others)[0]
+
+    @property
+    def unlimited(self) -> frozenset[int]:
+        """Indices of null actions: strategies that leave the reasoner alone, to the end of its turn."""
+        return frozenset(i for i, s in enumerate(self.strategies) if s.unlimited)
 
     def __len__(self) -> int:
         return len(self.strategies)
@@ -155,10 +163,12 @@ def parse_strategy(path: Path, entry: dict[str, object]) -> Strategy:
     if any(re.search(r"\\boxed\s*\{[^{}]", prompt) for prompt in prompts):
         raise UserError(f"{path}: a prompt of {name!r} contains a filled \\boxed{{...}}",
                         "write \\boxed{} empty, or \\boxed{ at the end: else it could be read as an answer")  # fmt: skip
-    description, free = entry.get("description", ""), entry.get("repeat_free", False)
-    if not isinstance(description, str) or not isinstance(free, bool):
-        raise UserError(f"{path}: strategy {name!r}: description must be text and repeat_free true or false")
-    return Strategy(name.strip(), description, tuple(prompts), tuple(keywords), free)
+    description, free, unlimited = (entry.get(key, other) for key, other in _OTHER.items())
+    if not isinstance(description, str) or not isinstance(free, bool) or not isinstance(unlimited, bool):
+        raise UserError(f"{path}: strategy {name!r}: description must be text, repeat_free and unlimited true or false")
+    if unlimited and (prompts != [""] or name.strip() == TERMINATION):
+        raise UserError(f"{path}: strategy {name!r} is unlimited", 'such a null action injects nothing: prompts = [""]')
+    return Strategy(name.strip(), description, tuple(prompts), tuple(keywords), free, unlimited)
 
 
 def to_toml(strategies: StrategySet) -> str:
@@ -167,6 +177,7 @@ def to_toml(strategies: StrategySet) -> str:
     def entry(s: Strategy) -> str:
         fields = {"name": s.name, "description": s.description, "prompts": s.prompts, "keywords": s.keywords}
         lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
-        return "\n".join(["[[strategy]]", *lines, f"repeat_free = {str(s.repeat_free).lower()}"])
+        flags = [f"repeat_free = {str(s.repeat_free).lower()}"] + ["unlimited = true"] * s.unlimited
+        return "\n".join(["[[strategy]]", *lines, *flags])
 
     return "\n\n".join(entry(s) for s in strategies.strategies) + "\n"

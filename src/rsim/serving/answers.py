@@ -17,7 +17,7 @@ from rsim.errors import UserError
 from rsim.serving import openai_api as api
 from rsim.serving.http_upstream import UpstreamError
 from rsim.serving.local_upstream import LocalUpstream
-from rsim.serving.play import Asked, Event, Finished, Injected, StepEnd, TextDelta, Upstream, Usage, play
+from rsim.serving.play import Asked, Event, Finished, Injected, StepEnd, TextDelta, Until, Upstream, Usage, play
 from rsim.serving.state import Refusal, State, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 
@@ -33,7 +33,8 @@ async def answer(
     deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     with _refusing():
         decode = state.upstream.decode if isinstance(state.upstream, LocalUpstream) else None
-        wanted = api.read_request(kind, body, state.local_model or model, state.config.rules.max_tokens, decode)
+        limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
+        wanted = api.read_request(kind, body, state.local_model or model, limit, decode)
         upstream = await upstream_of(state, model)
     mode = upstream.mode if planned else None
     headers = {"X-Rsim-Mode": mode} if mode else {}
@@ -138,8 +139,8 @@ async def _play(
         if planned:
             source = play(asked, state.planning, upstream, state.config.rules, wanted.limit, spent)
         else:
-            source = _plain(upstream, asked, wanted.limit)
-        async with aclosing(api.Stops(wanted.stops).cut(source, spent)) as events:
+            source = _plain(upstream, asked, wanted.limit, wanted.stops)
+        async with aclosing(api.Stops(wanted.stops, ends_there=not planned).cut(source, spent)) as events:
             async for event in events:
                 if isinstance(event, Injected):
                     state.metrics.steps.labels(event.strategy).inc()
@@ -148,13 +149,13 @@ async def _play(
                 yield event
 
 
-async def _plain(upstream: Upstream, asked: Asked, limit: int) -> AsyncGenerator[Event]:
+async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:
     """An answer of the model in this process without a planner."""
     conversation = await upstream.open(asked)
     try:
-        async for piece in conversation.step("", limit, None):
+        async for piece in conversation.step(limit, Until(strings=stops)):
             if isinstance(piece, StepEnd):
-                yield Finished("length" if piece.reason == "limit" else "stop", piece.usage)
+                yield Finished("length" if piece.reason == "cap" else "stop", piece.usage)
             else:
                 yield TextDelta(piece)
     finally:

@@ -11,15 +11,16 @@ import asyncio
 import json
 import random
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
 import httpx
 
-from rsim.answers.prefix import in_block
 from rsim.errors import UserError, check_url
-from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Usage, text_of
+from rsim.rules import in_block
+from rsim.serving.planner_batcher import estimated_tokens
+from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage, text_of
 
 _RETRIED = {408, 429, 500, 502, 503, 504}
 _UNSAID = object()
@@ -37,8 +38,18 @@ class UpstreamError(Exception):
 class HttpUpstream:
     """``client`` is shared by all requests and owned by the caller; its base URL ends in ``/v1/``."""
 
-    def __init__(self, client: httpx.AsyncClient, mode: Mode, *, retries: int = 2, backoff: float = 0.2) -> None:
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        mode: Mode,
+        *,
+        count: Callable[[str], int] = estimated_tokens,
+        retries: int = 2,
+        backoff: float = 0.2,
+    ) -> None:
+        """``count``: how many of the upstream's tokens an injected text takes, or an estimate."""
         self.client, self.mode, self.retries, self.backoff = client, mode, retries, backoff
+        self.count = count
 
     async def open(self, asked: Asked) -> Conversation:
         return _HttpConversation(self, asked)
@@ -125,15 +136,23 @@ class _HttpConversation:
     def __init__(self, upstream: HttpUpstream, asked: Asked) -> None:
         self.upstream, self.asked = upstream, asked
         self.steps: list[tuple[str, str]] = []  # (injected, written), delimiters included
+        self.pending = ""  # injected with the next step
         self.calls = 0
 
-    async def step(self, injected: str, limit: int, delimiter: str | None) -> AsyncIterator[str | StepEnd]:
+    def inject(self, text: str) -> None:
+        self.pending += text
+
+    def count(self, text: str) -> int:
+        return self.upstream.count(text)
+
+    async def step(self, max_new_tokens: int, until: Until) -> AsyncIterator[str | StepEnd]:
         """One request or, where the upstream stopped at a blank line inside a code block and can go on from there, several."""
+        injected, self.pending = self.pending, ""
         self.steps.append((injected, ""))
-        usage, end, goes_on = Usage(), StepEnd("limit", Usage()), True
+        usage, end, goes_on = Usage(), StepEnd("cap", Usage()), True
         while goes_on:
             written = ""
-            async with aclosing(self._request(limit - usage.completion_tokens, delimiter)) as pieces:
+            async with aclosing(self._request(max_new_tokens - usage.completion_tokens, until.delimiter)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, StepEnd):
                         end = piece
@@ -143,26 +162,31 @@ class _HttpConversation:
             usage.add(end.usage)
             earlier = self.steps[-1][1]
             reason = "end_of_turn" if end.reason == "unknown" and earlier and not written else end.reason
+            stopped = bool(until.delimiter) and (reason == "delimiter" or (reason == "unknown" and bool(written)))
             goes_on = (
-                delimiter is not None and reason in ("delimiter", "unknown") and in_block(earlier + written)
-                and self._goes_on_anywhere() and end.usage.completion_tokens > 0 and usage.completion_tokens < limit
-            )  # fmt: skip
-            self.steps[-1] = (injected, earlier + written + (delimiter or ""))
-            if goes_on:
-                yield delimiter or ""
-        yield StepEnd(reason, usage)
+                stopped
+                and in_block(until.answer_prefix + earlier + written)
+                and self._goes_on_anywhere()
+                and end.usage.completion_tokens > 0
+                and usage.completion_tokens < max_new_tokens
+            )
+            delimiter = until.delimiter if stopped else ""  # an upstream leaves out the string that it stopped at
+            self.steps[-1] = (injected, earlier + written + delimiter)
+            if delimiter:
+                yield delimiter
+        yield StepEnd(reason, usage, self.steps[-1][1])
 
     def _goes_on_anywhere(self) -> bool:
         """Whether an answer can be continued in the middle; where each strategy is a message of its own, it cannot."""
         return self.asked.messages is None or self.upstream.mode == "prefill"
 
-    async def _request(self, limit: int, delimiter: str | None) -> AsyncGenerator[str | StepEnd]:
+    async def _request(self, limit: int, delimiter: str) -> AsyncGenerator[str | StepEnd]:
         body = self._body() | self.asked.sampling
         if "seed" in body:  # another one for each request: with the same, every step would draw the same numbers
             body["seed"] += self.calls
         self.calls += 1
         body |= {"model": self.asked.model, "max_tokens": limit, "stream": True, "stream_options": {"include_usage": True}}
-        if delimiter is not None:
+        if delimiter:
             body["stop"] = [delimiter]
         path = "completions" if self.asked.messages is None else "chat/completions"
         response = await self.upstream.send(path, body)
@@ -204,7 +228,7 @@ class _HttpConversation:
                     [*content, more] if isinstance(content, list) else "\n\n".join(t for t in (text_of(content), injected) if t)
                 )
             else:
-                messages.append({"role": "user", "content": injected or "Go on."})
+                messages.append({"role": "user", "content": injected.strip() or "Go on."})
             if written:
                 messages.append({"role": "assistant", "content": written.rstrip()})
         return messages
@@ -217,11 +241,11 @@ class _HttpConversation:
         """Nothing is kept upstream between steps."""
 
 
-def _why(reason: str, stopped_at: Any, delimiter: str | None) -> Any:
+def _why(reason: str, stopped_at: Any, delimiter: str) -> Any:
     """The end of a step by ``finish_reason`` and, where the upstream has it, ``stop_reason`` (the string that was met)."""
     if reason == "length":
-        return "limit"
-    if delimiter is None:
+        return "cap"
+    if not delimiter:
         return "end_of_turn"
     if stopped_at is _UNSAID:
         return "unknown"

@@ -1,7 +1,7 @@
 """A transformers model in this process as the upstream: exact token ids, continuous batching over all answers.
 
-One thread owns the model. It samples a token of every running answer per forward pass (`rsim.engine.decoder`) and hands the
-text to the event loop; answers come and go without waiting for each other.
+One thread owns the engine, the same that rollouts use (`rsim.engine.native`). After every forward pass it hands the new text to
+the event loop; answers come and go without waiting for each other.
 """
 
 from __future__ import annotations
@@ -9,41 +9,43 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-import torch
-
-from rsim.answers.prefix import step_end
-from rsim.engine.decoder import Decoder
-from rsim.engine.sampling import StepEnds, choose
+from rsim.engine.detokenizer import Detokenizer
+from rsim.engine.native import NativeEngine
+from rsim.engine.protocol import SampledStep, Stop
+from rsim.engine.sampling import DelimiterStop, StringStop, Vocabulary
 from rsim.errors import UserError
 from rsim.policies.reasoner import Reasoner
-from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Usage
+from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage
 
-_FIRST_TOKENS = 256  # that the cache has room for before it grows
 SAMPLING = {"temperature", "seed"}  # what requests may set
 
-
 _Piece = str | StepEnd | Exception
+Emit = Callable[[_Piece], object]
+
+
+@dataclass
+class _Step:
+    """The step that a slot is sampling; ``emit`` hands its text to the event loop."""
+
+    emit: Emit
+    text: Detokenizer
 
 
 @dataclass
 class _Answer:
-    """One slot's sequence of ``length`` tokens; ``emit`` hands pieces to the event loop."""
+    """One answer of ``length`` tokens, its prompt among them, in ``slot``. ``pending`` is injected with the next step."""
 
     slot: int
-    pending: list[int]
+    prompt: list[int]
+    key: str
     temperature: float
-    draws: np.random.Generator
-    emit: Callable[[_Piece], object] = lambda piece: None
-    delimiter: str | None = None
-    limit: int = 0
-    length: int = 0
-    tokens: list[int] = field(default_factory=list)
-    shown: str = ""
+    length: int
+    pending: list[int] = field(default_factory=list)
+    begun: bool = False
 
 
 class LocalUpstream:
@@ -53,14 +55,15 @@ class LocalUpstream:
 
     def __init__(self, reasoner: Reasoner, slots: int) -> None:
         self.reasoner = reasoner
-        self.decoder = Decoder(reasoner.model, slots, capacity=_FIRST_TOKENS)
         self.context: int = reasoner.model.config.get_text_config().max_position_embeddings
-        self.free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()  # low ones first: the cache is read up to the last
+        self.engine = NativeEngine(reasoner, slots, seed=0, temperature=0.0, max_tokens=self.context, longest_prompt=0)
+        self.vocabulary = Vocabulary(reasoner.tokenizer, reasoner.model.get_output_embeddings().weight.shape[0])
+        self.injected: dict[str, list[int]] = {}  # the ids of what was injected before
+        self.free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
         for slot in range(slots):
             self.free.put_nowait(slot)
         self.commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self.running: dict[int, _Answer] = {}
-        self.ends: dict[str, StepEnds] = {}
+        self.steps: dict[int, _Step] = {}
         self.thread = threading.Thread(target=self._work, name="rsim-upstream", daemon=True)
         self.thread.start()
 
@@ -79,10 +82,15 @@ class LocalUpstream:
         if len(ids) >= self.context:
             raise UserError(f"a prompt of {len(ids)} tokens exceeds the model's context of {self.context}")
         temperature, seed = asked.sampling.get("temperature"), asked.sampling.get("seed")
+        key = uuid.uuid4().hex if seed is None else f"seed:{seed}"
         warmth = 1.0 if temperature is None else float(temperature)
-        draws = np.random.default_rng(None if seed is None else seed % (1 << 63))
-        answer = _Answer(await self.free.get(), ids, warmth, draws, length=len(ids))
-        return _LocalConversation(self, answer)
+        return _LocalConversation(self, _Answer(await self.free.get(), ids, key, warmth, len(ids)))
+
+    def ids_of(self, text: str) -> list[int]:
+        """The ids of a text that is injected; remembered, since prompts and delimiters come again and again."""
+        if text not in self.injected:
+            self.injected[text] = self.reasoner.injected_ids(text) if text else []
+        return self.injected[text]
 
     def decode(self, ids: list[int]) -> str:
         """The text of a prompt that was sent as token ids.
@@ -110,114 +118,107 @@ class LocalUpstream:
 
     # --- the thread's side ---
 
-    @torch.no_grad()
     def _work(self) -> None:
         while True:
-            while not self.running or not self.commands.empty():
+            while not self.steps or not self.commands.empty():
                 command = self.commands.get()
                 if command is None:
                     return
                 command()
             try:
-                self._advance()
+                finished = self.engine.advance()
             except Exception as error:  # the answers that run get it; the thread goes on for the next ones
-                for answer in self.running.values():
-                    answer.emit(error)
-                self.running.clear()
+                for slot, step in self.steps.items():
+                    self.engine.cancel(slot)
+                    step.emit(error)
+                self.steps.clear()
+                continue
+            for sampled in finished:
+                self._finish(sampled, self.steps.pop(sampled.slot))
+            for slot, step in self.steps.items():
+                delta = step.text.add(self.engine.sampled(slot))
+                if delta:
+                    step.emit(delta)
 
-    def _advance(self) -> None:
-        """One token of every running answer."""
-        answers = list(self.running.values())
-        fresh = [a for a in answers if a.slot not in self.decoder.beginnings]
-        for answer, rest in zip(
-            fresh, self.decoder.start([a.slot for a in fresh], [a.pending for a in fresh]) if fresh else [], strict=True
-        ):
-            answer.pending = rest
-        hidden = self.decoder.append([a.slot for a in answers], [a.pending for a in answers])
-        temperatures = torch.tensor([a.temperature for a in answers], device=hidden.device)
-        draws = torch.tensor([a.draws.random(dtype=np.float32) for a in answers], device=hidden.device)
-        picked, _ = choose(self.reasoner.logits(hidden), temperatures, draws)
-        for answer, token in zip(answers, picked.tolist(), strict=True):
-            answer.pending = [token]
-            answer.tokens.append(token)
-            self._show(answer)
+    def _finish(self, sampled: SampledStep, step: _Step) -> None:
+        delta, text = step.text.finish(sampled.tokens)
+        if delta:
+            step.emit(delta)
+        step.emit(StepEnd(sampled.end, Usage(0, len(sampled.tokens)), text))
 
-    def _show(self, answer: _Answer) -> None:
-        """Hands on the text that the last token completed, and the step's end."""
-        ended = answer.tokens[-1] in self.reasoner.end_ids
-        text = self.reasoner.tokenizer.decode(answer.tokens, skip_special_tokens=True)
-        reason: Any = "end_of_turn" if ended else None
-        if reason is None and answer.delimiter is not None and self._step_ends(answer.delimiter).ended(answer.tokens):
-            reason, text = "delimiter", text[: step_end(text, answer.delimiter)]
-        if reason is None and len(answer.tokens) >= answer.limit:
-            reason = "limit"
-        if reason is None and answer.delimiter is not None:
-            text = _without_partial(text, answer.delimiter)  # the beginning of a delimiter is held back
-        if len(text) > len(answer.shown) and (reason is not None or not text.endswith("�")):
-            answer.emit(text[len(answer.shown) :])
-            answer.shown = text
-        if reason is not None:
-            del self.running[answer.slot]
-            answer.length += len(answer.tokens)
-            answer.emit(StepEnd(reason, Usage(0, len(answer.tokens))))
+    def begin(self, answer: _Answer, ids: list[int], max_new_tokens: int, until: Until, emit: Emit) -> None:
+        """Lets an answer sample its next step, behind ``ids``."""
+        try:
+            if not answer.begun:
+                self.engine.start([answer.slot], [answer.prompt], [answer.key], [answer.temperature])
+                answer.begun = True
+            self.engine.submit(answer.slot, ids, max_new_tokens, self._stop(until))
+            self.steps[answer.slot] = _Step(emit, Detokenizer(self.reasoner.tokenizer))
+        except Exception as error:  # this answer's alone
+            emit(error)
 
-    def _step_ends(self, delimiter: str) -> StepEnds:
-        if delimiter not in self.ends:
-            vocabulary = self.reasoner.model.get_output_embeddings().weight.shape[0]
-            self.ends[delimiter] = StepEnds(self.reasoner.tokenizer, delimiter, vocabulary)
-        return self.ends[delimiter]
+    def _stop(self, until: Until) -> Stop | None:
+        if until.delimiter:
+            return DelimiterStop(self.vocabulary, until.delimiter, until.answer_prefix)
+        return StringStop(self.vocabulary, until.strings) if until.strings else None
 
     def stop(self, answer: _Answer) -> None:
-        self.running.pop(answer.slot, None)
+        """Ends a step before its time: its client has gone."""
+        if self.steps.pop(answer.slot, None) is not None:
+            self.engine.cancel(answer.slot)
 
     def forget(self, answer: _Answer) -> None:
-        self.stop(answer)
-        self.decoder.release(answer.slot)
+        self.steps.pop(answer.slot, None)
+        if answer.begun:
+            self.engine.release(answer.slot)
 
 
 class _LocalConversation:
     def __init__(self, upstream: LocalUpstream, answer: _Answer) -> None:
         self.upstream, self.answer = upstream, answer
         self.prompt_tokens = answer.length  # not yet accounted for
-        self.owed: list[int] = []  # the delimiter, if a limit cut the last step
 
-    async def step(self, injected: str, limit: int, delimiter: str | None) -> AsyncIterator[str | StepEnd]:
+    def inject(self, text: str) -> None:
+        self.answer.pending = self.answer.pending + self.upstream.ids_of(text)
+
+    def count(self, text: str) -> int:
+        return len(self.upstream.ids_of(text))
+
+    async def step(self, max_new_tokens: int, until: Until) -> AsyncIterator[str | StepEnd]:
         upstream, answer = self.upstream, self.answer
         pieces: asyncio.Queue[_Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        ids = self.owed + (upstream.reasoner.injected_ids(injected) if injected else [])
-        limit = min(limit, upstream.context - answer.length - len(ids))
+        ids, answer.pending = answer.pending, []
+        answer.length += len(ids)
+        limit = min(max_new_tokens, upstream.context - answer.length)
         if limit < 1:
-            yield StepEnd("limit", Usage(self.prompt_tokens, 0))
-            self.prompt_tokens = 0
+            yield StepEnd("cap", self._usage(0))
             return
 
-        def begin() -> None:
-            answer.pending = answer.pending + ids
-            answer.emit = lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            answer.delimiter, answer.tokens, answer.shown = delimiter, [], ""
-            answer.limit = limit
-            answer.length += len(ids)
-            upstream.running[answer.slot] = answer
+        def emit(piece: _Piece) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        upstream.commands.put(begin)
+        upstream.commands.put(lambda: upstream.begin(answer, ids, limit, until, emit))
         try:
             while True:
                 piece = await pieces.get()
                 if isinstance(piece, Exception):
                     raise piece
                 if isinstance(piece, StepEnd):
-                    cut = piece.reason == "limit" and delimiter is not None
-                    self.owed = upstream.reasoner.injected_ids(delimiter or "") if cut else []
-                    yield StepEnd(piece.reason, Usage(self.prompt_tokens, piece.usage.completion_tokens))
-                    self.prompt_tokens = 0
+                    answer.length += piece.usage.completion_tokens
+                    yield StepEnd(piece.reason, self._usage(piece.usage.completion_tokens), piece.text)
                     return
                 yield piece
         finally:
             upstream.commands.put(lambda: upstream.stop(answer))
 
+    def _usage(self, sampled: int) -> Usage:
+        """Of a step; the prompt counts once."""
+        prompt, self.prompt_tokens = self.prompt_tokens, 0
+        return Usage(prompt, sampled)
+
     def room(self) -> int:
-        return self.upstream.context - self.answer.length - len(self.owed)
+        return self.upstream.context - self.answer.length
 
     async def close(self) -> None:
         upstream, answer, loop = self.upstream, self.answer, asyncio.get_running_loop()
@@ -227,15 +228,3 @@ class _LocalConversation:
             loop.call_soon_threadsafe(upstream.free.put_nowait, answer.slot)
 
         upstream.commands.put(forget)
-
-
-def _without_partial(text: str, delimiter: str) -> str:
-    """``text`` without an ending that may become the delimiter.
-
-    >>> _without_partial("so far\\n", "\\n\\n")
-    'so far'
-    """
-    for length in range(min(len(delimiter) - 1, len(text)), 0, -1):
-        if text.endswith(delimiter[:length]):
-            return text[:-length]
-    return text

@@ -151,7 +151,7 @@ class Choice:
             self.text += event.text
         elif isinstance(event, TextDelta):
             self.text += event.text
-            if self.steps:
+            if self.steps and event.sampled:
                 self.steps[-1]["text"] += event.text
         else:
             self.finished = event
@@ -169,7 +169,8 @@ def whole(request: Request, choices: list[Choice], mode: str | None) -> dict[str
         said: dict[str, Any] = (
             {"message": {"role": "assistant", "content": choice.text}} if request.kind == "chat" else {"text": choice.text}
         )
-        shown.append({"index": index, **said, "logprobs": None, "finish_reason": reason})
+        stop = choice.finished.stop if choice.finished else None
+        shown.append({"index": index, **said, "logprobs": None, "finish_reason": reason, "stop_reason": stop})
     kind = "chat.completion" if request.kind == "chat" else "text_completion"
     response = {"id": request.id, "object": kind, "created": request.created, "model": request.model, "choices": shown,
                 "usage": usage_of([c.finished.usage for c in choices if c.finished])}  # fmt: skip
@@ -200,6 +201,8 @@ def chunk(request: Request, index: int, event: Injected | TextDelta | Finished, 
         choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
     else:
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+    if isinstance(event, Finished):
+        choice["stop_reason"] = event.stop  # the stop string that was met, as vLLM tells it
     shown = _envelope(request) | {"choices": [choice]}
     if isinstance(event, Injected):
         shown["rsim"] = {"injected": True} | _step(event)
@@ -222,21 +225,32 @@ def error_object(message: str, kind: str, param: str | None = None, code: str | 
 class Stops:
     """Finds the client's stop strings in sampled text, across pieces; the beginning of one is held back until it is decided."""
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self.stops, self.held = stops, ""
+    def __init__(self, stops: tuple[str, ...], *, ends_there: bool = False) -> None:
+        """``ends_there``: the source ends by itself at a stop string, and says what was spent."""
+        self.stops, self.held, self.ends_there = stops, "", ends_there
 
-    def feed(self, text: str) -> tuple[str, bool]:
-        """What can be shown now, and whether a stop string was met (it is not shown)."""
+    def feed(self, text: str) -> tuple[str, str | None]:
+        """What can be shown now, and the stop string that was met (it is not shown)."""
         text, self.held = self.held + text, ""
-        found = [at for at in (text.find(s) for s in self.stops) if at >= 0]
+        found = [(at, s) for at, s in ((text.find(s), s) for s in self.stops) if at >= 0]
         if found:
-            return text[: min(found)], True
+            at, stop = min(found)
+            return text[:at], stop
         longest = max((len(s) for s in self.stops), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(s.startswith(text[-length:]) for s in self.stops):
                 self.held = text[-length:]
-                return text[:-length], False
-        return text, False
+                return text[:-length], None
+        return text, None
+
+    async def _met(self, stop: str, events: AsyncGenerator[Event], spent: Usage, pieces: int) -> Finished:
+        if self.ends_there:
+            async for event in events:
+                if isinstance(event, Finished):
+                    return replace(event, reason="stop", stop=stop)
+        if pieces:
+            spent.add(Usage(0, pieces, 0, estimated=True))
+        return Finished("stop", spent, stop=stop)
 
     async def cut(self, events: AsyncGenerator[Event], spent: Usage) -> AsyncGenerator[Event]:
         """The events up to the first stop string in sampled text.
@@ -248,18 +262,14 @@ class Stops:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, TextDelta):
-                    pieces += 1
-                    if (
-                        spent.completion_tokens != counted
-                    ):  # a step has ended: this piece is its delimiter, which counts with it
+                    if spent.completion_tokens != counted:  # another step has begun
                         pieces, counted = 0, spent.completion_tokens
+                    pieces += event.sampled
                     text, met = self.feed(event.text)
                     if text:
-                        yield TextDelta(text)
-                    if met:
-                        if pieces:
-                            spent.add(Usage(0, pieces, 0, estimated=True))
-                        yield Finished("stop", spent)
+                        yield replace(event, text=text)
+                    if met is not None:
+                        yield await self._met(met, events, spent, pieces)
                         return
                     continue
                 if self.held:

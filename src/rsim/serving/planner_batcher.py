@@ -19,6 +19,11 @@ class _Ask:
     answer: asyncio.Future[Decision]
 
 
+def estimated_tokens(text: str) -> int:
+    """Four characters a token, as in English."""
+    return -(-len(text) // 4)
+
+
 class PlannerBatcher:
     """Decisions for up to ``slots`` answers at a time. `run` must be running, as a task of the event loop.
 
@@ -38,6 +43,10 @@ class PlannerBatcher:
         self.busy: set[int] = set()  # slots whose decision is being made
         self.left: set[int] = set()  # of these, those whose answer was given up
         self.seconds = 0.0  # spent in the planner
+
+    def count(self, text: str) -> int:
+        """How many tokens a text takes by the planner's own tokenizer: an estimate for an upstream's."""
+        return len(self.planner.chunk(text)) if isinstance(self.planner, Planner) else estimated_tokens(text)
 
     async def run(self) -> None:
         while True:
@@ -90,25 +99,26 @@ class PlannerBatcher:
 class PlannedAnswer:
     """The planner's side of one answer: one slot, to be closed in the end."""
 
-    def __init__(self, planning: PlannerBatcher, slot: int, question: str, draws: random.Random) -> None:
-        self.planning, self.slot, self.draws = planning, slot, draws
+    def __init__(self, batcher: PlannerBatcher, slot: int, question: str, draws: random.Random) -> None:
+        self.batcher, self.slot, self.draws = batcher, slot, draws
         self.question: str | None = question
 
-    async def decide(self) -> Decision | None:
-        """The next strategy; None once the planner's context is full: from then on it does not intervene."""
-        session = self.planning.session
-        if self.question is not None and isinstance(self.planning.planner, Planner):
-            if len(self.planning.planner.opening(self.question)) > self.planning.planner.context:
-                return None
-        elif self.question is None and session.length(self.slot) > self.planning.planner.context:
-            return None
+    def reads(self) -> bool:
+        """Whether what it would read at its next decision fits into its context."""
+        planner = self.batcher.planner
+        if self.question is None:
+            return self.batcher.session.length(self.slot) <= planner.context
+        return not isinstance(planner, Planner) or len(planner.opening(self.question)) <= planner.context
+
+    async def decide(self) -> Decision:
+        """The next strategy."""
         question, self.question = self.question, None
-        return await self.planning.decide(self.slot, question, self.draws.random())
+        return await self.batcher.decide(self.slot, question, self.draws.random())
 
     def observe(self, strategy: str, text: str) -> None:
         """Tells the planner what step followed its decision."""
         if self.question is None:
-            self.planning.session.observe(self.slot, strategy, text)
+            self.batcher.session.observe(self.slot, strategy, text)
 
     def close(self) -> None:
-        self.planning.release(self.slot)
+        self.batcher.release(self.slot)

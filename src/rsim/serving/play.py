@@ -1,20 +1,20 @@
-"""The planned game over text, for one answer of any LLM (by text instead of token ids).
+"""The planned game for one answer of any LLM, by the same `Rulebook` as the rollout's.
 
-The planner chooses a strategy, its prompt is injected, the upstream writes a step up to the delimiter; until termination. An
-upstream that takes and gives text only cannot be held to token ids: it tokenises what is injected together with what is around,
-so these answers are *approximate* (the in-process upstream is exact).
+The planner chooses a strategy, its prompt is injected, the upstream writes a step; until termination. The model in this process
+takes and gives token ids, so its answers are exact. An upstream that takes and gives text only tokenises what is injected
+together with what is around it, and what is injected is counted by an estimate: these answers are *approximate*.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from rsim.answers.prefix import as_message
-from rsim.serving.planner_batcher import PlannerBatcher
-
-_PROMPT_TOKENS = 64  # of a context, for the prompt of the next strategy
+from rsim.answers.prefix import as_message, open_prefix
+from rsim.game.rollout import rulebook_of
+from rsim.rules import ALONE, End, Ending, Move, PlayRules, Progress, Rulebook
+from rsim.serving.planner_batcher import PlannedAnswer, PlannerBatcher
 
 Reason = Literal["stop", "length"]
 Mode = Literal["prefill", "turn", "exact"]
@@ -22,7 +22,7 @@ Mode = Literal["prefill", "turn", "exact"]
 
 @dataclass
 class Usage:
-    """Tokens as the upstream counts them, summed over its calls; ``estimated`` where it did not say and pieces were counted."""
+    """Tokens as the upstream counts them, summed over its calls; ``estimated`` where it did not say and chunks were counted."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -37,14 +37,28 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class StepEnd:
-    """Why the upstream stopped: at the delimiter (not part of its text), at the end of its turn, or at the limit.
+class Until:
+    """Where a step ends before the end of the turn: at ``delimiter`` outside code blocks (``answer_prefix``: one that the
+    prompt left open), or at one of a client's stop ``strings``; at nothing where both are empty."""
 
-    ``unknown``: it said only that it stopped, which may be either of the first two.
+    delimiter: str = ""
+    answer_prefix: str = ""
+    strings: tuple[str, ...] = ()
+
+
+TO_END = Until()
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """Why the upstream stopped, and all that it wrote in the step, the delimiter included.
+
+    ``unknown``: it said only that it stopped, which may be at a delimiter or at the end of its turn.
     """
 
-    reason: Literal["delimiter", "end_of_turn", "limit", "unknown"]
+    reason: End | Literal["unknown"]
     usage: Usage
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,10 @@ class Asked:
                 return text_of(message.get("content"))
         return ""
 
+    @property
+    def greedy(self) -> bool:
+        return self.sampling.get("temperature") == 0
+
 
 def text_of(content: Any) -> str:
     """The text of a message's content, which may be a list of parts (images and the like are left out)."""
@@ -80,14 +98,17 @@ def text_of(content: Any) -> str:
 class Conversation(Protocol):
     """The upstream's side of one answer."""
 
-    def step(self, injected: str, limit: int, delimiter: str | None) -> AsyncIterator[str | StepEnd]:
-        """Appends ``injected`` and yields pieces of text as they are sampled, at most ``limit`` tokens, then one `StepEnd`.
+    def inject(self, text: str) -> None:
+        """Appends ``text`` to the answer; it is sent with the next step."""
 
-        ``delimiter`` None: the step goes to the end of the turn.
-        """
+    def step(self, max_new_tokens: int, until: Until) -> AsyncIterator[str | StepEnd]:
+        """Yields text as it is sampled, then one `StepEnd`."""
+
+    def count(self, text: str) -> int:
+        """How many tokens ``text`` takes where it is injected."""
 
     def room(self) -> int:
-        """How many tokens, prompts of strategies among them, still fit into the upstream's context, as far as is known."""
+        """How many tokens, injected ones among them, still fit into the upstream's context, as far as is known."""
 
     async def close(self) -> None: ...
 
@@ -112,88 +133,120 @@ class Injected:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Text that the upstream sampled."""
+    """Text that the upstream sampled, or (``sampled`` false) a delimiter that closes a step."""
 
     text: str
+    sampled: bool = True
 
 
 @dataclass(frozen=True)
 class Finished:
+    """The end of an answer. ``stop``: the client's stop string that ended it; ``injected_tokens`` as the budget counts them."""
+
     reason: Reason
     usage: Usage
+    ending: Ending = field(default_factory=lambda: Ending(over=True))
+    injected_tokens: int = 0
+    stop: str | None = None
 
 
 Event = Injected | TextDelta | Finished
 
 
-@dataclass(frozen=True)
-class PlayRules:
-    """``gate``: below this probability of its best strategy the planner does not intervene."""
-
-    delimiter: str = "\n\n"
-    max_steps: int = 8
-    step_tokens: int = 512
-    max_tokens: int = 4096  # of an answer that states no limit of its own
-    answer_tokens: int = 128  # kept back for a forced termination, but never more than a quarter of the limit
-    gate: float = 0.0
-
-
 async def play(
-    asked: Asked, planning: PlannerBatcher, upstream: Upstream, rules: PlayRules, limit: int, spent: Usage | None = None
+    asked: Asked, batcher: PlannerBatcher, upstream: Upstream, rules: PlayRules, limit: int, spent: Usage | None = None
 ) -> AsyncGenerator[Event]:
-    """Plays one answer of at most ``limit`` sampled tokens; the last event is `Finished`.
+    """Plays one answer of at most ``limit`` tokens, sampled and injected; the last event is `Finished`.
 
     ``spent``, if given, is counted up after every step, for a caller who may not read to the end.
 
     Closing the iterator (a client that went away) cancels what the upstream is doing and frees the planner's slot.
     """
-    strategies = planning.strategies
-    ending = strategies[strategies.termination]
     usage = Usage() if spent is None else spent
-    planner = await planning.open(asked.question, asked.sampling.get("seed"))
+    planner = await batcher.open(asked.question, asked.sampling.get("seed"))
     try:
         conversation = await upstream.open(asked)
         try:
-            kept_back = min(rules.answer_tokens, max(1, min(limit, conversation.room()) // 4))
-            for number in range(rules.max_steps + 1):
-                left = min(limit - usage.completion_tokens, conversation.room() - _PROMPT_TOKENS)
-                forced = number == rules.max_steps or left <= kept_back
-                injected = await _choose(planner, planning, rules, forced=forced)
-                if upstream.mode == "turn" and asked.messages is not None:
-                    injected = replace(injected, text=as_message(injected.text))
-                yield injected
-                final = injected.strategy == ending.name
-                cap = max(1, left) if final else min(rules.step_tokens, left - kept_back)
-                pieces: list[str] = []
-                end = StepEnd("limit", Usage())
-                async for piece in conversation.step(injected.text, cap, None if final else rules.delimiter):
-                    if isinstance(piece, StepEnd):
-                        end = piece
-                    else:
-                        pieces.append(piece)
-                        yield TextDelta(piece)
-                usage.add(end.usage)
-                if final or end.reason == "end_of_turn" or (end.reason == "unknown" and not "".join(pieces).strip()):
-                    yield Finished("length" if end.reason == "limit" else "stop", usage)
-                    return
-                yield TextDelta(rules.delimiter)
-                planner.observe(injected.strategy, "".join(pieces) + rules.delimiter)
+            book = rulebook_of(batcher.planner, rules.within(min(limit, conversation.room())), conversation.count)
+            players = _Players(asked, batcher, planner, conversation, turns=upstream.mode == "turn")
+            async for event in _steps(players, book, usage):
+                yield event
         finally:
             await conversation.close()
     finally:
         planner.close()
 
 
-async def _choose(planner: Any, planning: PlannerBatcher, rules: PlayRules, *, forced: bool) -> Injected:
-    strategies = planning.strategies
-    if forced:
-        return Injected(strategies[strategies.termination].name, strategies[strategies.termination].prompts[0], {}, forced=True)
+@dataclass(frozen=True)
+class _Players:
+    """Who plays one answer. ``turns``: every strategy is a message of its own."""
+
+    asked: Asked
+    batcher: PlannerBatcher
+    planner: PlannedAnswer
+    conversation: Conversation
+    turns: bool
+
+
+async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenerator[Event]:
+    strategies, conversation = players.batcher.strategies, players.conversation
+    progress, injected_tokens, ending = Progress(), 0, Ending()
+    while not ending.over:
+        move, probabilities = await _choose(players.planner, book, progress)
+        name = strategies[move.strategy if move != ALONE else strategies.neutral].name
+        prompt = _prompt(players, book, move)
+        answer_prefix = open_prefix(prompt) if move.strategy == book.termination else ""
+        yield Injected(name, prompt, _shown(strategies.names, probabilities), forced=move.forced)
+        prompt_tokens = conversation.count(prompt) if prompt else 0
+        conversation.inject(prompt)
+        until = Until(book.rules.delimiter, answer_prefix) if book.stops(move) else TO_END
+        end = StepEnd("cap", Usage())
+        async for piece in conversation.step(book.max_new_tokens(move, progress, prompt_tokens), until):
+            if isinstance(piece, StepEnd):
+                end = piece
+            else:
+                yield TextDelta(piece)
+        usage.add(end.usage)
+        ending = book.ending(move, _known(end, until))
+        if ending.closes:
+            conversation.inject(book.rules.delimiter)
+            prompt_tokens += book.lengths.delimiter
+            yield TextDelta(book.rules.delimiter, sampled=False)
+        injected_tokens += prompt_tokens
+        progress = Progress(progress.steps + 1, progress.tokens + prompt_tokens + end.usage.completion_tokens)
+        players.planner.observe(name, end.text)
+    yield Finished("length" if ending.truncated else "stop", usage, ending, injected_tokens)
+
+
+async def _choose(planner: PlannedAnswer, book: Rulebook, progress: Progress) -> tuple[Move, list[float]]:
+    """The next step, and the probabilities of the strategies if the planner was asked.
+
+    A question that it cannot read is answered without it, in one step; once its context is full, the answer is due.
+    """
+    if progress.steps == 0 and not planner.reads():
+        return ALONE, []
+    if book.must_end(progress) or not planner.reads():
+        return book.move(None), []
     decision = await planner.decide()
-    neutral = strategies[strategies.neutral].name
-    if decision is None:
-        return Injected(neutral, "", {})
-    shown = {name: round(p, 4) for name, p in zip(strategies.names, decision.probabilities, strict=True)}
-    if max(decision.probabilities) < rules.gate:
-        return Injected(neutral, "", shown)
-    chosen = strategies[decision.action]
-    return Injected(chosen.name, chosen.prompts[0], shown)
+    return book.move(decision.action, max(decision.probabilities)), decision.probabilities
+
+
+def _prompt(players: _Players, book: Rulebook, move: Move) -> str:
+    """The wording that is injected: the first of its strategy or, where answers are sampled, any."""
+    if not move.injects:
+        return ""
+    prompts = players.batcher.strategies[move.strategy].prompts
+    drawn = book.rules.paraphrase == "random" and not players.asked.greedy
+    prompt = players.planner.draws.choice(prompts) if drawn else prompts[0]
+    return as_message(prompt) if players.turns and players.asked.messages is not None else prompt
+
+
+def _known(end: StepEnd, until: Until) -> End:
+    """Why a step ended, where the upstream did not say it: at a delimiter if it wrote anything."""
+    if end.reason != "unknown":
+        return end.reason
+    return "delimiter" if until.delimiter and end.text.strip() else "end_of_turn"
+
+
+def _shown(names: tuple[str, ...], probabilities: list[float]) -> dict[str, float]:
+    return {name: round(p, 4) for name, p in zip(names, probabilities, strict=False)}

@@ -9,11 +9,12 @@ from typing import Any
 
 import httpx
 
+from rsim.rules import PlayRules
 from rsim.serving import openai_api as api
 from rsim.serving.http_upstream import HttpUpstream, UpstreamError, probe
 from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
-from rsim.serving.play import Mode, PlayRules, Upstream
+from rsim.serving.play import Mode, Upstream
 
 log = logging.getLogger("rsim.serve")
 
@@ -28,6 +29,7 @@ class ServeConfig:
     model: str = ""  # the upstream's model to probe with; "": the first that it lists
     mode: Mode | None = None  # None: probed
     rules: PlayRules = field(default_factory=PlayRules)
+    plain_tokens: int = 4096  # of an unplanned answer of a model in this process that states no limit
     slots: int = 64  # answers played at once
     waiting: int = 64  # requests that may wait for a slot; more are refused with 429
     request_seconds: float = 600.0
@@ -89,7 +91,7 @@ async def upstream_of(state: State, model: str) -> Upstream:
                 assert state.client is not None
                 mode = state.config.mode or await probe(state.client, model or state.config.model or await _first_model(state))
                 log.info("injection mode: %s", mode)
-                state.upstream = HttpUpstream(state.client, mode)
+                state.upstream = HttpUpstream(state.client, mode, count=state.planning.count)
     return state.upstream
 
 

@@ -24,11 +24,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rsim.errors import UserError
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
+from rsim.rules import PlayRules
 from rsim.serving import openai_api as api
 from rsim.serving.http_upstream import HttpUpstream, probe
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.planner_batcher import PlannerBatcher
-from rsim.serving.play import Asked, Event, Finished, Mode, PlayRules, Upstream, Usage, play
+from rsim.serving.play import Asked, Event, Finished, Mode, Upstream, Usage, play
 
 T = TypeVar("T")
 Question = str | list[dict[str, Any]]  # a question, or the messages of a chat
@@ -200,7 +201,7 @@ class PlannedClient:
         """One answer, cut at the caller's stop strings."""
         if self.upstream is None:
             mode = self.mode or await probe(self.http, asked.model)
-            self.upstream = HttpUpstream(self.http, mode, retries=self.retries)
+            self.upstream = HttpUpstream(self.http, mode, count=self.inner.planning.count, retries=self.retries)
         spent = Usage()
         source = play(asked, self.inner.planning, self.upstream, self.rules, request.limit, spent)
         async with aclosing(api.Stops(request.stops).cut(source, spent)) as events:
@@ -303,18 +304,26 @@ def _typed(kind: api.Kind, response: dict[str, Any], *, streamed: bool) -> Any:
 
 
 def wrap(
-    planner: AnyPlanner, target: Any, tokenizer: PreTrainedTokenizerBase | None = None, *, rules: PlayRules | None = None,
-    slots: int = 64, mode: Mode | None = None,
-) -> Any:  # fmt: skip
+    planner: AnyPlanner,
+    target: Any,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    rules: PlayRules | None = None,
+    slots: int = 64,
+    mode: Mode | None = None,
+    **changes: Any,
+) -> Any:
     """A `PlannedModel` for a transformers model (with its tokenizer), a `PlannedClient` for an OpenAI-compatible client.
 
     Args:
+        rules: None: those that the planner was trained under.
         mode: ``prefill`` or ``turn``, for a client; None: probed at the first request.
+        changes: single rules by name, e.g. ``max_steps=4``.
 
     Raises:
-        UserError: ``target`` is neither.
+        UserError: ``target`` is neither; there is no such rule.
     """
-    rules = rules or PlayRules()
+    rules = (rules or planner.rules or PlayRules()).with_(**changes)
     if isinstance(target, PreTrainedModel):
         if tokenizer is None:
             raise UserError("a transformers model needs its tokenizer", "planner.wrap(model, tokenizer)")

@@ -30,6 +30,7 @@ from rsim.policies.planner import Planner
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.strategies import load_strategies
 from rsim.rewards.rewards import Score, load_custom, score_all
+from rsim.rules import RULE_FIELDS, PlayRules
 from rsim.runs.checkpoints import Save, verify
 from rsim.runs.folder import RunFolder, Trackers
 from rsim.training.agent import Agent
@@ -106,6 +107,7 @@ class Trainer:
             self.planner = load_planner(
                 source, strategies, seed=config.seed, head=models.planner_head, lora=models.planner_lora, **how
             )
+            self.planner.rules = PlayRules().with_(**{name: getattr(config.rollout, name) for name in RULE_FIELDS})
             if models.shared_base:
                 share_frozen(self.planner.model, self.reasoner.model)
         self.agents = self._agents()

@@ -1,0 +1,57 @@
+"""Which engine a rollout samples with, by ``rollout.engine``."""
+
+from __future__ import annotations
+
+from rsim.config import RolloutConfig
+from rsim.engine.native import NativeEngine
+from rsim.engine.protocol import Engine
+from rsim.engine.vllm import VllmEngine, VllmServers
+from rsim.errors import UserError
+from rsim.policies.reasoner import Reasoner
+
+
+def connect(rollout: RolloutConfig) -> VllmServers | None:
+    """The sampling servers, asked whether they can be used; None where the reasoner in this process is sampled."""
+    if rollout.engine == "native":
+        return None
+    servers = VllmServers(rollout.vllm_url, rollout.vllm_timeout)
+    servers.check(rollout.temperature)
+    return servers
+
+
+def open_engine(
+    reasoner: Reasoner,
+    rollout: RolloutConfig,
+    servers: VllmServers | None,
+    *,
+    slots: int,
+    seed: int,
+    greedy: bool,
+    longest_prompt: int,
+) -> Engine:
+    """An engine for one rollout: its cache belongs to the weights as they are now."""
+    temperature = 0.0 if greedy else rollout.temperature
+    if servers is not None:
+        return VllmEngine(
+            servers.servers, slots, seed=seed, temperature=temperature, end_ids=reasoner.end_ids
+        )
+    return NativeEngine(
+        reasoner,
+        slots,
+        seed=seed,
+        temperature=temperature,
+        max_tokens=rollout.max_tokens,
+        longest_prompt=longest_prompt,
+        cuda_graphs=rollout.cuda_graphs,
+    )
+
+
+def check_context(reasoner: Reasoner, prompt_tokens: int, max_tokens: int) -> None:
+    """Raises `UserError` if a question of ``prompt_tokens`` and an episode do not fit into the reasoner's context."""
+    limit = reasoner.model.config.get_text_config().max_position_embeddings
+    if prompt_tokens + max_tokens > limit:
+        raise UserError(
+            f"a question of {prompt_tokens} tokens and rollout.max_tokens = {max_tokens} exceed the reasoner's context of "
+            f"{limit}",
+            "lower rollout.max_tokens",
+        )

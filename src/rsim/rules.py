@@ -1,0 +1,222 @@
+"""The rulebook: what comes next in an episode, and when a step and an episode are over. Pure Python, no tensors.
+
+Everyone who plays asks here: the rollout of training and evaluation, whatever its engine, and the plug-in, in process,
+as a server and before an upstream that takes text only. A planner is saved with the `PlayRules` that it was trained under.
+
+An episode is a question and then steps. Before each step the planner chooses a strategy, unless the episode must end; the
+strategy's prompt is injected; the reasoner samples the step. All lengths are tokens of the reasoner. The budget,
+``max_tokens``, counts what was sampled and what was injected, and always keeps enough for a forced termination.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rsim.errors import UserError
+
+End = Literal["end_of_turn", "delimiter", "cap"]  # why a step's sampling ended
+
+
+@dataclass(frozen=True)
+class PlayRules:
+    """The limits of an episode and of its steps."""
+
+    max_steps: int = 8  # planner decisions before termination is forced
+    step_tokens: int = 128  # the most that one step may sample
+    max_tokens: int = 1024  # sampled and injected tokens of an episode
+    answer_tokens: int = 64  # kept back for the answer of a forced termination
+    delimiter: str = "\n\n"  # ends a step, outside code blocks
+    answer_to_end: bool = False  # the final step goes on over delimiters, to the end of the turn: programs have blank lines
+    gate: float = 0.0  # where the planner's best strategy is less likely than this, nothing is injected
+    paraphrase: Literal["random", "first"] = "random"  # which of a strategy's prompts is injected; greedy play: the first
+
+    def within(self, limit: int) -> PlayRules:
+        """The same rules for at most ``limit`` tokens, of which a quarter at most is kept back for a forced end."""
+        if limit >= self.max_tokens:
+            return self
+        return replace(self, max_tokens=limit, answer_tokens=min(self.answer_tokens, max(1, limit // 4)))
+
+    def with_(self, **changes: object) -> PlayRules:
+        """The same rules but for ``changes``, by name; what is None stays.
+
+        Raises:
+            UserError: there is no such rule, or its value is of the wrong type or out of range.
+        """
+        stated = {name: value for name, value in changes.items() if value is not None}
+        return from_table({name: getattr(self, name) for name in RULE_FIELDS} | stated, "rules")
+
+
+RULE_FIELDS = tuple(f.name for f in dataclasses.fields(PlayRules))
+_POSITIVE = ("max_steps", "step_tokens", "max_tokens", "answer_tokens")
+
+
+def from_table(table: dict[str, object], where: str) -> PlayRules:
+    """Rules from plain values; those that are not there are the defaults. Errors, `UserError`, name ``where``."""
+    for name, value in table.items():
+        if name not in RULE_FIELDS:
+            raise UserError(f"{where}: there is no rule {name!r}", f"known: {', '.join(RULE_FIELDS)}")
+        default = getattr(PlayRules, name)
+        fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+        if not fits:
+            raise UserError(f"{where}: {name} = {value!r}", f"must be of type {type(default).__name__}")
+        if name in _POSITIVE and isinstance(value, int) and value < 1:
+            raise UserError(f"{where}: {name} = {value}", "must be at least 1")
+        if name == "gate" and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise UserError(f"{where}: gate = {value}", "is a probability: from 0 (off) to 1")
+        if name == "paraphrase" and value not in ("random", "first"):
+            raise UserError(f"{where}: paraphrase = {value!r}", "use random or first")
+    if table.get("delimiter") == "":
+        raise UserError(f"{where}: delimiter is empty", 'use e.g. "\\n\\n"')
+    return PlayRules(**table)  # type: ignore[arg-type]
+
+
+def from_toml(text: str, where: str) -> PlayRules:
+    """The rules that `to_toml` wrote. Raises `UserError` as `from_table` does, or for text that is no TOML."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where}: not valid TOML", str(error)) from error
+    return from_table(table, where)
+
+
+def to_toml(rules: PlayRules) -> str:
+    """The rules as a file, saved beside a planner. JSON's strings, numbers and booleans are TOML's too."""
+    return "".join(f"{name} = {json.dumps(getattr(rules, name))}\n" for name in RULE_FIELDS)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of what may be injected: the longest prompt of any strategy, the longest of *termination*, a delimiter."""
+
+    prompt: int
+    termination: int
+    delimiter: int
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], termination: int, delimiter: int) -> Lengths:
+        """``prompts``: the lengths of each strategy's paraphrases, in label order."""
+        return cls(max(max(row) for row in prompts), max(prompts[termination]), delimiter)
+
+
+@dataclass
+class Progress:
+    """How far an episode has come: steps that were opened, tokens that were sampled or injected."""
+
+    steps: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Move:
+    """What the next step is. ``strategy`` is a label index, or -1 where nobody chooses (no planner)."""
+
+    strategy: int
+    injects: bool = True  # False: below the gate, nothing is said
+    final: bool = False  # the episode is over after it
+    forced: bool = False  # a termination that the planner did not choose
+    unlimited: bool = False  # the null action: to the end of the turn, as the reasoner would go on alone
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the end of a step means for the episode; the last three are flags of it."""
+
+    over: bool = False
+    closes: bool = False  # a delimiter is injected, since none was sampled
+    truncated: bool = False
+    terminated: bool = False
+    reasoner_ended: bool = False
+
+
+ALONE = Move(-1, injects=False, final=True, unlimited=True)  # the one step of a reasoner without planner
+
+
+@dataclass(frozen=True)
+class Rulebook:
+    """`PlayRules` for one strategy set and one reasoner's tokenizer.
+
+    ``termination`` and ``neutral`` are label indices (``neutral`` is what a step without intervention is called);
+    ``unlimited`` are those of null actions.
+    """
+
+    rules: PlayRules
+    lengths: Lengths
+    termination: int
+    neutral: int
+    unlimited: frozenset[int] = frozenset()
+
+    @property
+    def closing(self) -> int:
+        """Tokens that a forced termination takes, its answer included."""
+        return self.lengths.termination + self.rules.answer_tokens
+
+    def left(self, progress: Progress) -> int:
+        """What is left of the budget."""
+        return self.rules.max_tokens - progress.tokens
+
+    def room(self, progress: Progress) -> int:
+        """Tokens that one more step may sample while a forced termination still fits after it."""
+        return self.left(progress) - self.lengths.prompt - self.lengths.delimiter - self.closing
+
+    def must_end(self, progress: Progress) -> bool:
+        """Whether termination is forced now: the planner is not asked."""
+        return progress.steps >= self.rules.max_steps or self.room(progress) < 1
+
+    def move(self, action: int | None, confidence: float = 1.0) -> Move:
+        """The next step: what the planner chose, or nothing where it is less sure than the gate asks.
+
+        Args:
+            action: a label index; None: no decision (`must_end`, or a planner whose context is full), so the episode is ended.
+            confidence: the probability of the planner's best strategy.
+        """
+        if action is None:
+            return Move(self.termination, final=True, forced=True)
+        if confidence < self.rules.gate:
+            return Move(self.neutral, injects=False)
+        if action in self.unlimited:
+            return Move(action, final=True, unlimited=True)
+        return Move(action, final=action == self.termination)
+
+    def max_new_tokens(self, move: Move, progress: Progress, prompt_tokens: int) -> int:
+        """The most that the step may sample; ``progress`` is that before its prompt of ``prompt_tokens`` is injected."""
+        left = self.left(progress) - prompt_tokens
+        if move.unlimited:
+            return max(1, left)
+        if move.final:
+            return max(1, min(left, max(self.rules.answer_tokens, self.rules.step_tokens)))
+        return min(self.rules.step_tokens, self.room(progress))
+
+    def stops(self, move: Move) -> bool:
+        """Whether a delimiter ends the step."""
+        return not move.unlimited and not (move.final and self.rules.answer_to_end)
+
+    def ending(self, move: Move, end: End) -> Ending:
+        """What follows from a step that ended so."""
+        cut, ended = end == "cap", end == "end_of_turn"
+        if move.final:
+            own = not move.forced and not move.unlimited
+            by_reasoner = ended and move.unlimited and move != ALONE
+            return Ending(over=True, truncated=cut, terminated=own and not cut, reasoner_ended=by_reasoner)
+        return Ending(over=ended, closes=cut, reasoner_ended=ended)
+
+
+def in_block(text: str) -> bool:
+    """Whether a code block is open where ``text`` ends."""
+    return text.count("```") % 2 == 1
+
+
+def step_end(text: str, delimiter: str) -> int:
+    """Where a step's text meets its delimiter, or -1. A delimiter inside a code block ends no step.
+
+    >>> step_end("so\\n\\nthen", "\\n\\n"), step_end("```\\nx = 1\\n\\ny = 2", "\\n\\n")
+    (2, -1)
+    """
+    at = text.find(delimiter)
+    while at >= 0 and in_block(text[:at]):
+        at = text.find(delimiter, at + 1)
+    return at

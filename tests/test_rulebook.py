@@ -1,0 +1,406 @@
+"""One rulebook: the same cases played by every player, and the rules that travel with a planner.
+
+A case is a script: what the reasoner says in each step and how a step ends. The stand-ins below read it through the interfaces
+of the real engines and upstreams: the rollout with a scripted engine (token ids), the plug-in's game with a scripted
+conversation (exact), and with an HTTP upstream that takes text only. All must make the same moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field, replace
+
+import httpx
+import pytest
+
+from rsim.config import RolloutConfig
+from rsim.engine.protocol import SampledStep
+from rsim.game import rollout as rollout_module
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.policies.scripted import ScriptedPlanner, one_hot
+from rsim.policies.strategies import Strategy, StrategySet
+from rsim.rules import ALONE, Ending, Lengths, Move, PlayRules, Progress, Rulebook, from_toml, to_toml
+from rsim.serving.http_upstream import HttpUpstream
+from rsim.serving.planner_batcher import PlannerBatcher
+from rsim.serving.play import Asked, Finished, Injected, StepEnd, TextDelta, Usage, play
+
+THINK, FREE, NULL, END = range(4)
+STRATEGIES = StrategySet(
+    (
+        Strategy("think", "", ("[think]", "[ponder it]"), ()),
+        Strategy("continuation", "", ("",), (), repeat_free=True),
+        Strategy("alone", "", ("",), (), unlimited=True),
+        Strategy("termination", "", ("[end]",), ()),
+    )
+)
+TURN = "\x00"  # the end of the reasoner's turn
+RULES = PlayRules(max_steps=3, step_tokens=12, max_tokens=120, answer_tokens=8, delimiter="\n\n", paraphrase="first")
+
+
+@dataclass(frozen=True)
+class Case:
+    """``said``: the texts of the steps as the reasoner would go on without limits; ``\\x00`` ends its turn."""
+
+    name: str
+    actions: list[int]
+    said: list[str]
+    rules: PlayRules = RULES
+    sure: list[float] = field(default_factory=list)  # of the planner, at each decision
+    context: int = 10**9  # of the planner, in steps that it can read
+
+
+def many(action: int, count: int = 25) -> list[int]:
+    return [action] * count
+
+
+CASES = [
+    Case("an answer at once", [END], ["so 5\n\n"]),
+    Case("an answer to the end of the turn", [END], [f"so 5{TURN}"]),
+    Case("a step and an answer", [THINK, END], ["one\n\n", "two\n\n"]),
+    Case("two steps and an answer", [THINK, THINK, END], ["one\n\n", "two\n\n", "so 5\n\n"]),
+    Case("nothing is injected", [FREE, END], ["one\n\n", "two\n\n"]),
+    Case("a step that the cap ends is closed", [THINK, END], ["x" * 50, "two\n\n"]),
+    Case("two steps that the cap ends", [THINK, THINK, END], ["x" * 50, "y" * 50, "two\n\n"]),
+    Case("a step that ends at its cap and at the delimiter", [THINK, END], ["x" * 10 + "\n\n", "two\n\n"]),
+    Case("a step one token too long for its delimiter", [THINK, END], ["x" * 11 + "\n\n", "two\n\n"]),
+    Case("the reasoner ends its turn", [THINK, THINK], ["one\n\n", f"two{TURN}"]),
+    Case("the reasoner ends its turn at once", [THINK], [TURN]),
+    Case("the reasoner says nothing before the delimiter", [THINK, END], ["\n\n", "two\n\n"]),
+    Case("the steps are used up", many(THINK), ["one\n\n"] * 9),
+    Case("one step is allowed", many(THINK), ["one\n\n"] * 9, replace(RULES, max_steps=1)),
+    Case("an answer chosen at the last step", [THINK, THINK, END], ["a\n\n", "b\n\n", "c\n\n"], replace(RULES, max_steps=2)),
+    Case("the budget forces an answer", many(THINK), ["x" * 50] * 9, replace(RULES, max_steps=9, max_tokens=70)),
+    Case("the budget leaves a short last step", many(THINK), ["x" * 50] * 9, replace(RULES, max_steps=9, max_tokens=75)),
+    Case("the budget is too small for any step", many(THINK), ["x" * 50] * 9, replace(RULES, max_tokens=29)),
+    Case("injected tokens count", many(THINK), ["a\n\n"] * 25, replace(RULES, max_steps=20, max_tokens=100)),
+    Case("steps that inject nothing last longer", many(FREE), ["a\n\n"] * 25, replace(RULES, max_steps=20, max_tokens=100)),
+    Case("a forced answer is cut", many(THINK), ["a\n\n"] * 3 + ["x" * 90], replace(RULES, max_steps=3)),
+    Case("a chosen answer is cut", [END], ["x" * 90]),
+    Case("an answer longer than answer_tokens", [END], ["x" * 9 + "\n\n"], replace(RULES, step_tokens=12)),
+    Case("answer_tokens above step_tokens", [END], ["x" * 18 + "\n\n"], replace(RULES, step_tokens=5, answer_tokens=20)),
+    Case("an answer goes on over delimiters", [END], [f"a\n\nb{TURN}"], replace(RULES, answer_to_end=True)),
+    Case("an answer over delimiters is cut", [THINK, END], ["a\n\n", "b\n\n" * 9], replace(RULES, answer_to_end=True)),
+    Case("a forced answer over delimiters", many(THINK, 3), ["a\n\n"] * 3 + [f"a\n\nb{TURN}"], replace(RULES, answer_to_end=True)),
+    Case("another delimiter", [THINK, END], ["one;", "two;"], replace(RULES, delimiter=";")),
+    Case("a blank line in a code block ends nothing", [THINK, END], ["```\na\n\nb\n```\n\n", "c\n\n"],
+         replace(RULES, step_tokens=40)),
+    Case("the null action", [NULL], [f"a\n\nb\n\nc and so on to the end{TURN}"]),
+    Case("the null action is cut by the budget alone", [NULL], ["x" * 500]),
+    Case("the null action after a step", [THINK, NULL], ["a\n\n", f"b\n\nc{TURN}"]),
+    Case("below the gate nothing is said", [THINK, END], ["a\n\n", "b\n\n"], replace(RULES, gate=0.8), sure=[0.7, 0.9]),
+    Case("below the gate an answer is not due", [END, END], ["a\n\n", "b\n\n"], replace(RULES, gate=0.8), sure=[0.7, 0.9]),
+    Case("below the gate until the steps are used up", many(END), ["a\n\n"] * 9, replace(RULES, gate=0.8), sure=[0.5] * 25),
+    Case("the planner's context is full", many(THINK), ["a\n\n"] * 9, context=2),
+]  # fmt: skip
+
+
+def planner_of(case: Case) -> ScriptedPlanner:
+    def rule(question: str, steps: list[tuple[str, str]], uniform: float) -> list[float]:
+        number = len(steps)
+        probabilities = one_hot(case.actions[number], len(STRATEGIES))
+        sure = case.sure[number] if case.sure else 1.0
+        rest = (1 - sure) / (len(STRATEGIES) - 1)
+        return [sure if p else rest for p in probabilities]
+
+    planner = ScriptedPlanner(STRATEGIES, rule, context=case.context)
+    begin = planner.begin
+
+    def counting(slots: int):
+        session = begin(slots)
+        session.length = lambda slot: len(session.steps[slot]) + 1  # type: ignore[method-assign]
+        return session
+
+    planner.begin = counting  # type: ignore[method-assign]
+    return planner
+
+
+@dataclass(frozen=True)
+class Played:
+    """What all players must agree on, step by step."""
+
+    steps: list[tuple[str, str, bool]]  # strategy, text, forced
+    flags: dict[str, bool]
+    sampled: int
+    injected: int
+
+
+class Characters:
+    """A tokenizer whose tokens are characters."""
+
+    chat_template = None
+    eos_token_id = 0
+
+    def __len__(self) -> int:
+        return 128
+
+    def encode(self, text: str, **_: object) -> list[int]:
+        return [ord(c) for c in text]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False, **_: object) -> str:
+        return "".join(chr(i) for i in ids if not (skip_special_tokens and i == 0))
+
+    def batch_decode(self, rows: list[list[int]]) -> list[str]:
+        return [self.decode(row) for row in rows]
+
+
+class Reasoner:
+    """What the game asks of a reasoner, without a model."""
+
+    tokenizer = Characters()
+    end_ids = {0}  # noqa: RUF012
+
+    def prompt_ids(self, question: str) -> list[int]:
+        return self.tokenizer.encode(question)
+
+    injected_ids = prompt_ids
+
+
+class Engine:
+    """Says what the case says, a character a token, under the limits that it is given."""
+
+    def __init__(self, said: list[str]) -> None:
+        self.said, self.running, self.step = list(said), 0, SampledStep(0, [], [], "cap")
+
+    def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
+        assert slots == [0]
+
+    def submit(self, slot: int, injected: list[int], max_new_tokens: int, stop) -> None:
+        tokens: list[int] = []
+        end = None
+        for character in self.said.pop(0):
+            tokens.append(ord(character))
+            if character == TURN:
+                end = "end_of_turn"
+            elif stop is not None and stop.ended(tokens):
+                end = "delimiter"
+            elif len(tokens) >= max_new_tokens:
+                end = "cap"
+            if end:
+                break
+        assert end, "the script is too short"
+        self.running, self.step = 1, SampledStep(slot, tokens, [0.0] * len(tokens), end)
+
+    def advance(self) -> list[SampledStep]:
+        self.running = 0
+        return [self.step]
+
+    def release(self, slot: int) -> None: ...
+    def close(self) -> None: ...
+
+
+def by_rollout(case: Case, monkeypatch) -> Played:
+    monkeypatch.setattr(rollout_module, "open_engine", lambda *_, **__: Engine(case.said))
+    monkeypatch.setattr(rollout_module, "check_context", lambda *_: None)
+    monkeypatch.setattr(Game, "vocabulary", rollout_module.Vocabulary(Characters(), 128))  # type: ignore[arg-type]
+    rules = RolloutConfig(**vars(case.rules))
+    if case.rules.max_tokens < 30:  # which training refuses
+        monkeypatch.setattr(Game, "_check_budget", lambda game: None)
+    (episode,) = Game(Reasoner(), planner_of(case), rules).play([Problem("Q", "5")], seed=0)  # type: ignore[arg-type]
+    names = STRATEGIES.names
+    steps = [(names[s.strategy], s.text, s.forced) for s in episode.steps]
+    flags = {f: getattr(episode, f) for f in ("forced", "truncated", "terminated", "reasoner_ended")}
+    return Played(steps, flags, episode.sampled_tokens, episode.injected_tokens)
+
+
+class Conversation:
+    """The same script behind the plug-in's game, with exact token ids."""
+
+    def __init__(self, said: list[str]) -> None:
+        self.engine, self.pending = Engine(said), ""
+
+    def inject(self, text: str) -> None:
+        self.pending += text
+
+    def count(self, text: str) -> int:
+        return len(text)
+
+    def room(self) -> int:
+        return 10**9
+
+    async def step(self, max_new_tokens: int, until):
+        stop = None
+        if until.delimiter:
+            vocabulary = rollout_module.Vocabulary(Characters(), 128)  # type: ignore[arg-type]
+            stop = rollout_module.DelimiterStop(vocabulary, until.delimiter, until.answer_prefix)
+        self.engine.submit(0, [], max_new_tokens, stop)
+        (step,) = self.engine.advance()
+        text = Characters().decode(step.tokens, skip_special_tokens=True)
+        yield text
+        yield StepEnd(step.end, Usage(0, len(step.tokens)), text)
+
+    async def close(self) -> None: ...
+
+
+class Exact:
+    mode = "exact"
+
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
+
+    async def open(self, asked: Asked) -> Conversation:
+        return Conversation(self.said)
+
+
+def text_only(said: list[str], requests: list[dict]) -> httpx.MockTransport:
+    """A completions endpoint that says what the case says; it stops at stop strings, leaves them out and says so."""
+    rest = list(said)
+    known = {"step": -1, "at": 0}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        requests.append(body)
+        goes_on = body["prompt"].count("```") % 2 == 1  # in the middle of a step: a code block
+        if not goes_on:
+            known["step"], known["at"] = known["step"] + 1, 0
+        script = rest[known["step"]][known["at"] :]
+        shown, reason, stopped, used = "", "length", None, 0
+        for used in range(1, len(script) + 1):
+            shown = script[:used]
+            if shown.endswith(TURN):
+                shown, reason = shown[:-1], "stop"
+                break
+            met = [s for s in body.get("stop", []) if shown.endswith(s)]
+            if met:
+                shown, reason, stopped = shown.removesuffix(met[0]), "stop", met[0]
+                break
+            if used >= body["max_tokens"]:
+                break
+        known["at"] += used
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": used}
+        choice = {"index": 0, "text": shown, "finish_reason": reason, "stop_reason": stopped}
+        lines = [{"choices": [choice]}, {"choices": [], "usage": usage}]
+        return httpx.Response(200, text="".join(f"data: {json.dumps(x)}\n\n" for x in lines) + "data: [DONE]\n\n")
+
+    return httpx.MockTransport(answer)
+
+
+async def by_play(case: Case, *, http: bool) -> Played:
+    batcher = PlannerBatcher(planner_of(case), 1)
+    worker = asyncio.create_task(batcher.run())
+    client = httpx.AsyncClient(base_url="http://upstream/v1/", transport=text_only(case.said, []))
+    upstream = HttpUpstream(client, "prefill", count=len) if http else Exact(case.said)
+    asked = Asked("m", None, "Q", {"temperature": 0.0})
+    steps: list[list] = []
+    finished = None
+    async for event in play(asked, batcher, upstream, case.rules, case.rules.max_tokens):  # type: ignore[arg-type]
+        if isinstance(event, Injected):
+            steps.append([event.strategy, "", event.forced])
+        elif isinstance(event, TextDelta):
+            steps[-1][1] += event.text if event.sampled else ""
+        else:
+            finished = event
+    worker.cancel()
+    await client.aclose()
+    assert isinstance(finished, Finished)
+    ending = finished.ending
+    flags = {
+        "forced": any(forced for *_, forced in steps),
+        "truncated": ending.truncated,
+        "terminated": ending.terminated,
+        "reasoner_ended": ending.reasoner_ended,
+    }
+    shown = [(name, text, forced) for name, text, forced in steps]
+    return Played(shown, flags, finished.usage.completion_tokens, finished.injected_tokens)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_all_players_play_by_one_rulebook(case, monkeypatch):
+    native = by_rollout(case, monkeypatch)
+    assert asyncio.run(by_play(case, http=False)) == native
+    assert asyncio.run(by_play(case, http=True)) == native
+    assert native.sampled + native.injected <= max(case.rules.max_tokens, 29)
+
+
+def test_the_cases_tell_rules_apart(monkeypatch):
+    """Each ends another way than the plain one, and together they show every flag and every way to end."""
+    seen = set()
+    for case in CASES:
+        played = by_rollout(case, monkeypatch)
+        seen |= {flag for flag, is_set in played.flags.items() if is_set}
+        monkeypatch.undo()
+    assert seen == {"forced", "truncated", "terminated", "reasoner_ended"}
+    assert len(CASES) >= 30
+
+
+BOOK = Rulebook(RULES, Lengths(prompt=11, termination=5, delimiter=2), END, FREE, frozenset({NULL}))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps", "room", "ends"),
+    [(0, 0, 94, False), (93, 0, 1, False), (94, 0, 0, True), (0, 2, 94, False), (0, 3, 94, True), (120, 0, -26, True)],
+)
+def test_when_an_episode_must_end(tokens, steps, room, ends):
+    """120 - 11 (any prompt) - 2 (a delimiter) - 5 - 8 (the forced ending) = 94."""
+    assert BOOK.room(Progress(steps, tokens)) == room
+    assert BOOK.must_end(Progress(steps, tokens)) == ends
+
+
+@pytest.mark.parametrize(
+    ("move", "tokens", "prompt", "most"),
+    [
+        (Move(THINK), 0, 7, 12),
+        (Move(THINK), 90, 7, 4),  # room, whatever this prompt takes
+        (Move(END, final=True), 0, 5, 12),
+        (Move(END, final=True), 110, 5, 5),  # what is left
+        (Move(END, final=True), 119, 5, 1),  # never nothing
+        (Move(NULL, final=True, unlimited=True), 20, 0, 100),
+        (ALONE, 0, 0, 120),
+    ],
+)
+def test_how_much_a_step_may_sample(move, tokens, prompt, most):
+    assert BOOK.max_new_tokens(move, Progress(1, tokens), prompt) == most
+
+
+@pytest.mark.parametrize(
+    ("move", "end", "expected"),
+    [
+        (Move(THINK), "delimiter", Ending()),
+        (Move(THINK), "cap", Ending(closes=True)),
+        (Move(THINK), "end_of_turn", Ending(over=True, reasoner_ended=True)),
+        (Move(END, final=True), "delimiter", Ending(over=True, terminated=True)),
+        (Move(END, final=True), "end_of_turn", Ending(over=True, terminated=True)),
+        (Move(END, final=True), "cap", Ending(over=True, truncated=True)),
+        (Move(END, final=True, forced=True), "delimiter", Ending(over=True)),
+        (Move(END, final=True, forced=True), "cap", Ending(over=True, truncated=True)),
+        (Move(NULL, final=True, unlimited=True), "end_of_turn", Ending(over=True, reasoner_ended=True)),
+        (Move(NULL, final=True, unlimited=True), "cap", Ending(over=True, truncated=True)),
+        (ALONE, "end_of_turn", Ending(over=True)),
+        (ALONE, "cap", Ending(over=True, truncated=True)),
+    ],
+)
+def test_what_the_end_of_a_step_means(move, end, expected):
+    assert BOOK.ending(move, end) == expected
+
+
+def test_rules_are_saved_and_read_back():
+    rules = PlayRules(max_steps=3, delimiter='\n"\t\\', answer_to_end=True, gate=0.25, paraphrase="first")
+    assert from_toml(to_toml(rules), "rules.toml") == rules
+    assert from_toml("max_steps = 3\n", "rules.toml") == PlayRules(max_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("steps = 3", "there is no rule 'steps'"),
+        ("max_steps = 0", "max_steps = 0"),
+        ('max_steps = "3"', "must be of type int"),
+        ("gate = 2", "gate = 2"),
+        ('delimiter = ""', "delimiter is empty"),
+        ('paraphrase = "best"', "paraphrase"),
+        ("max_steps = ", "not valid TOML"),
+    ],
+)
+def test_rules_that_are_none_are_refused(text, what):
+    from rsim.errors import UserError
+
+    with pytest.raises(UserError, match=what) as refused:
+        from_toml(text, "rules.toml")
+    assert str(refused.value).startswith("rules.toml")
+
+
+def test_a_short_answer_keeps_a_quarter_for_its_end():
+    assert PlayRules(max_tokens=100, answer_tokens=60).within(40) == PlayRules(max_tokens=40, answer_tokens=10)
+    assert PlayRules(max_tokens=100).within(400) == PlayRules(max_tokens=100)
+    assert PlayRules(max_tokens=100, answer_tokens=60).within(1).answer_tokens == 1
