@@ -1,0 +1,50 @@
+"""``rsim serve``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rsim.cli.options import Strategies
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def serve(
+    planner: Annotated[str, typer.Option(help="A planner's folder or hub id, or a rule: random, fixed:NAME, sequence:A,B.")],
+    upstream: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible server, e.g. http://127.0.0.1:8080/v1.")] = "",
+    model: Annotated[str, typer.Option(help="A model to run in this process; with --upstream, the one to probe with.")] = "",
+    mode: Annotated[str, typer.Option(help="prefill or turn; default: probed.")] = "",
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8017,
+    gate: Annotated[float, typer.Option(help="Below this probability the planner does not intervene.", min=0, max=1)] = 0.0,
+    delimiter: Annotated[str, typer.Option(help="What ends a step; \\n is a line break.")] = "\\n\\n",
+    max_steps: Annotated[int, typer.Option(help="Decisions before the answer is forced.", min=1)] = 8,
+    step_tokens: Annotated[int, typer.Option(help="Longest step.", min=1)] = 512,
+    slots: Annotated[int, typer.Option(help="Answers at once.", min=1)] = 64,
+    waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=0)] = 64,
+    request_seconds: Annotated[float, typer.Option(help="Time limit of a request.", min=1)] = 600.0,
+    strategies: Strategies = "",
+) -> None:
+    """Serve any LLM with a planner, over OpenAI's API. $RSIM_API_KEY guards it; $RSIM_UPSTREAM_API_KEY is the upstream's."""
+    from rsim.cli.serve import ServeOptions, run_server
+
+    options = ServeOptions(
+        planner=planner,
+        upstream=upstream,
+        model=model,
+        mode=mode,
+        host=host,
+        port=port,
+        gate=gate,
+        delimiter=delimiter.replace("\\n", "\n"),
+        max_steps=max_steps,
+        step_tokens=step_tokens,
+        slots=slots,
+        waiting=waiting,
+        request_seconds=request_seconds,
+        strategies=strategies,
+    )
+    run_server(options)
