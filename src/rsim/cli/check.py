@@ -13,11 +13,8 @@ from rsim.errors import UserError
 from rsim.game.problem import Kind, Problem
 from rsim.rewards import grade
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-def check(
+def command(
     gold: Annotated[str, typer.Option(help="The right answer; for code, the test program.")],
     answer: Annotated[str, typer.Option(help="A bare answer, or a model's final words.")],
     kind: Annotated[str, typer.Option(help="numeric, latex, choice, text or code.")] = "latex",

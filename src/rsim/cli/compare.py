@@ -9,11 +9,8 @@ import typer
 
 from rsim.cli.options import Json, tell
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-def compare(
+def command(
     first: Annotated[str, typer.Argument(metavar="A")],
     second: Annotated[str, typer.Argument(metavar="B")],
     as_json: Json = False,

@@ -8,15 +8,10 @@ import typer
 
 from rsim.cli.options import Json, Set, tell
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Look at configurations.")
+command = typer.Typer(no_args_is_help=True)
 
 
-@app.callback()
-def config() -> None:
-    """Makes a group of it, though it has one command."""
-
-
-@app.command()
+@command.command()
 def show(
     source: Annotated[str, typer.Argument(metavar="[PRESET|CONFIG.toml]")] = "",
     overrides: Set = None,

@@ -13,10 +13,10 @@ from rsim.data.leaks import question_hash, shared_questions
 from rsim.data.load import endless, gym_tasks, load_problems, raw_splits
 from rsim.data.sources import SOURCES
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Look at data sets and check files.")
+command = typer.Typer(no_args_is_help=True)
 
 
-@app.command(name="list")
+@command.command(name="list")
 def list_sets(
     gym: Annotated[bool, typer.Option("--gym", help="Name the tasks of reasoning-gym instead.")] = False, as_json: Json = False
 ) -> None:
@@ -34,7 +34,7 @@ def list_sets(
     tell(known, "\n".join(f"{name:<14} {title}" for name, title in known.items()), as_json)
 
 
-@app.command()
+@command.command()
 def show(
     name: Annotated[str, typer.Argument(help="As in rsim data list, or a file.")],
     split: Annotated[str, typer.Option()] = "test",
@@ -68,7 +68,7 @@ def _leaks(name: str, data_dir: str) -> dict[str, int]:
     return {f"{a} / {b}": len(shared_questions(splits[a], splits[b])) for a, b in combinations(splits, 2)}
 
 
-@app.command()
+@command.command()
 def validate(
     file: Annotated[str, typer.Argument(metavar="FILE")],
     column: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Column map, e.g. question=problem.")] = None,

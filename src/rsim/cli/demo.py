@@ -9,11 +9,8 @@ import typer
 
 from rsim.cli.options import Json, Set
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-def demo(
+def command(
     out: Annotated[str, typer.Option(help="Folder for the runs.")] = "runs",
     seed: Annotated[int, typer.Option()] = 0,
     questions: Annotated[int, typer.Option(help="Unseen problems in the final table.", min=10)] = 500,

@@ -14,11 +14,8 @@ from rsim.errors import UserError
 
 _PLANNER = "none, random, fixed:NAME, sequence:a,b, shuffled, prompted, wait:TIMES, oracle or a planner's folder."
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command(name="eval")
-def evaluate(
+def command(
     run: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|PRESET", help="A run folder, a checkpoint in it, or a preset.")],
     planner: Annotated[str, typer.Option(help=_PLANNER)] = "",
     reasoner: Annotated[str, typer.Option(help="Another reasoner than the run's.")] = "",

@@ -10,11 +10,8 @@ import typer
 from rsim.cli.options import Json, tell
 from rsim.errors import UserError
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-def export(
+def command(
     source: Annotated[
         str, typer.Argument(metavar="RUN|MODEL", help="A run, a packaged model, a folder, a GGUF file or a hub id.")
     ],

@@ -10,15 +10,10 @@ import typer
 from rsim.cli.options import Json, tell
 from rsim.errors import UserError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="The nano lab: tiny models on procedural problems.")
+command = typer.Typer(no_args_is_help=True)
 
 
-@app.callback()
-def lab() -> None:
-    """Makes a group of it, though it has one command."""
-
-
-@app.command()
+@command.command()
 def pretrain(
     size: Annotated[str, typer.Option(help="nano-xs, nano-s, nano-m, nano-l, nano-llama, nano-x or nano-d")] = "nano-s",
     out: Annotated[str, typer.Option(help="Default: where the size's name finds it, in the cache.")] = "",

@@ -1,4 +1,6 @@
-"""The command ``rsim``: a table of commands. A command's module, ``rsim.cli.NAME``, is imported when it is asked for."""
+"""The command ``rsim``: a table of commands.
+
+A command's module, ``rsim.cli.NAME``, is imported when it is asked for. Its ``command`` is a function, or a group of them."""
 
 from __future__ import annotations
 
@@ -37,8 +39,13 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
-        module = import_module(f"rsim.cli.{_MODULES.get(str(name), name)}")
-        return name, typer.main.get_command(module.app), rest
+        command = import_module(f"rsim.cli.{_MODULES.get(str(name), name)}").command
+        if isinstance(command, typer.Typer):
+            command.info.help = COMMANDS[str(name)]
+            return name, typer.main.get_group(command), rest
+        alone = typer.Typer(add_completion=False)
+        alone.command()(command)
+        return name, typer.main.get_command(alone), rest
 
 
 app = typer.Typer(

@@ -9,11 +9,8 @@ import typer
 from rsim.cli.options import Json, Set, Source, tell
 from rsim.errors import UserError
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-def plan(
+def command(
     source: Source,
     device: Annotated[str, typer.Option(help="h100, h200, a100, l40s, rtx4090, or here: this machine's CPU, timed.")] = "h100",
     workers: Annotated[list[int] | None, typer.Option("--workers", help="Processes, one a device; may be repeated.")] = None,

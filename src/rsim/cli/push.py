@@ -10,11 +10,8 @@ import typer
 
 from rsim.cli.options import Json, tell
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-def push(
+def command(
     run: Annotated[str, typer.Argument(metavar="RUN")],
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME")],
     to: Annotated[str, typer.Option(help="Only write the hub-ready folder here; nothing is uploaded.")] = "",

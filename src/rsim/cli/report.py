@@ -9,11 +9,8 @@ import typer
 
 from rsim.cli.options import Json, tell
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-def report(
+def command(
     run: Annotated[str, typer.Argument(metavar="RUN")],
     out: Annotated[str, typer.Option(help="Default: RUN/report.html")] = "",
     as_json: Json = False,

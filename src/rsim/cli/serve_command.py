@@ -8,11 +8,8 @@ import typer
 
 from rsim.cli.options import Strategies
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-def serve(
+def command(
     planner: Annotated[str, typer.Option(help="A planner's folder or hub id, or a rule: random, fixed:NAME, sequence:A,B.")],
     upstream: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible server, e.g. http://127.0.0.1:8080/v1.")] = "",
     model: Annotated[str, typer.Option(help="A model to run in this process; with --upstream, the one to probe with.")] = "",

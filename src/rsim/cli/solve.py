@@ -14,11 +14,8 @@ from rsim.errors import UserError
 if TYPE_CHECKING:
     from rsim.game.episode import Episode
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-def solve(
+def command(
     question: Annotated[str, typer.Argument()],
     run: Annotated[str, typer.Option(help="A run folder or checkpoint.")] = "runs/nano",
     planner: Annotated[str, typer.Option(help="As in eval; default: the run's.")] = "",

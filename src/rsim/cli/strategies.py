@@ -13,12 +13,10 @@ from rsim.cli.options import Json, Set, tell
 from rsim.errors import UserError
 from rsim.policies.strategies import StrategySet, from_table, load_strategies, to_toml
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="The strategy set: look at it, find what it lacks, change a planner's."
-)
+command = typer.Typer(no_args_is_help=True)
 
 
-@app.command()
+@command.command()
 def show(
     source: Annotated[str, typer.Argument(metavar="[SET]", help="default, code, lab or a TOML file.")] = "default",
     as_json: Json = False,
@@ -29,7 +27,7 @@ def show(
     tell([vars(s) for s in strategies], text, as_json)
 
 
-@app.command()
+@command.command()
 def discover(
     evaluation: Annotated[str, typer.Argument(metavar="EVAL", help="A folder that rsim eval wrote, with a planner.")],
     out: Annotated[str, typer.Option(metavar="FILE.toml", help="Where the new set goes.")] = "",
@@ -69,7 +67,7 @@ def discover(
         print(json.dumps(told))
 
 
-@app.command()
+@command.command()
 def adapt(
     planner: Annotated[str, typer.Argument(metavar="PLANNER", help="A trained planner's folder.")],
     source: Annotated[str, typer.Argument(metavar="SET", help="The whole new set: default, code, lab or a TOML file.")],
@@ -94,7 +92,7 @@ def adapt(
     tell(changes | {"folder": out}, f"added {added}; dropped {dropped}; wrote {out}", as_json)
 
 
-@app.command()
+@command.command()
 def grow(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run whose planner grows.")],
     source: Annotated[str, typer.Argument(metavar="SET", help="A TOML file with new strategies, as discover writes it.")],

@@ -12,11 +12,8 @@ from rsim.errors import UserError
 if TYPE_CHECKING:
     from rsim.config import Config
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-def train(
+def command(
     source: Source,
     overrides: Set = None,
     strategies: Strategies = "",
