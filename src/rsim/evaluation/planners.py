@@ -70,18 +70,6 @@ def planner_from(
     return load_planner(spec, strategies, seed=0)
 
 
-def _random(needs: Needs) -> AnyPlanner:
-    return random_planner(needs.strategies)
-
-
-def _fixed(needs: Needs) -> AnyPlanner:
-    return sequence_planner(needs.strategies, [needs.detail])
-
-
-def _sequence(needs: Needs) -> AnyPlanner:
-    return sequence_planner(needs.strategies, [name.strip() for name in needs.detail.split(",") if name.strip()])
-
-
 def _wait(needs: Needs) -> AnyPlanner:
     times = needs.detail or "1"
     if not (times.isdigit() and int(times)):
@@ -120,9 +108,9 @@ def _oracle(needs: Needs) -> AnyPlanner:
 
 
 _CONTROLS: dict[str, Callable[[Needs], AnyPlanner]] = {
-    "random": _random,
-    "fixed": _fixed,
-    "sequence": _sequence,
+    "random": lambda needs: random_planner(needs.strategies),
+    "fixed": lambda needs: sequence_planner(needs.strategies, [needs.detail]),
+    "sequence": lambda needs: sequence_planner(needs.strategies, [n.strip() for n in needs.detail.split(",") if n.strip()]),
     "wait": _wait,
     "prompted": _prompted,
     "shuffled": _shuffled,

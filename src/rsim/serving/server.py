@@ -138,7 +138,7 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
 
 async def _pass_through(
     state: State, request: Request, kind: api.Kind, raw: bytes, body: dict[str, Any], named: str
-) -> Response:  # fmt: skip
+) -> Response:
     """Sends the request on and the answer back, byte for byte; only a suffix and the field ``rsim`` are taken off."""
     began = time.perf_counter()
     assert state.client is not None
@@ -210,14 +210,15 @@ async def _models(request: Request) -> Response:
 async def _health(request: Request) -> Response:
     state: State = request.app.state.rsim
     mode = state.upstream.mode if state.upstream else None
-    return JSONResponse({
+    told = {
         "status": "ok" if mode else "upstream not reached yet",
         "mode": mode,
         "approximate": mode != "exact",
         "strategies": list(state.planning.strategies.names),
         "gate": state.config.rules.gate,
         "active": state.active,
-    })  # fmt: skip
+    }
+    return JSONResponse(told)
 
 
 async def _metrics(request: Request) -> Response:
