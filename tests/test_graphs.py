@@ -36,8 +36,8 @@ def on_cpu():
         return traced(forward)
 
     with (
-        patch.object(decoder, "recordable", lambda model: True),
-        patch.object(graphs, "_Recorder", lambda device: record),
+        patch.object(decoder, "can_capture", lambda model: True),
+        patch.object(graphs, "_Capture", lambda device: record),
         patch.object(graphs, "_FEWEST", 16),
     ):
         yield recorded

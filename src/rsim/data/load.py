@@ -310,7 +310,7 @@ def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
     meta = record.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     if kind == "gym" and not {"task", "entry"} <= set(meta):
-        raise UserError(place, "kind gym needs meta.task and meta.entry, what reasoning-gym's verifier judges by")
+        raise UserError(place, "kind gym needs meta.task and meta.entry, what reasoning-gym's verifier grades by")
     if kind == "choice" and not re.fullmatch("[A-J]", answer):
         raise UserError(place, f"the answer to a choice must be a letter from A to J, not {answer!r}")
     name = str(record.get(columns["id"]) or re.sub(r"(\.\w+)?, (line|row) ", "-", place.rpartition("/")[2]))

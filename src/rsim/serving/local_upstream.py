@@ -128,7 +128,7 @@ class LocalUpstream:
     def _advance(self) -> None:
         """One token of every running answer."""
         answers = list(self.running.values())
-        fresh = [a for a in answers if a.slot not in self.decoder.beginnings]
+        fresh = [a for a in answers if a.slot not in self.decoder.prefixes]
         for answer, rest in zip(
             fresh, self.decoder.start([a.slot for a in fresh], [a.pending for a in fresh]) if fresh else [], strict=True
         ):
