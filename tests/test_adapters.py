@@ -52,7 +52,7 @@ def test_only_the_adapters_and_the_planners_head_are_trained_and_saved(small):
 
 
 def test_a_saved_adapter_is_stock_peft_and_merges_into_an_ordinary_model(small, tmp_path):
-    config = small("run", *LORA)
+    config = small("run", *LORA, "models.dtype=float32")
     trainer = Trainer(config)
     trainer.run()
     trained, merged = trainer.reasoner.model, load_reasoner(str(saved(config, "reasoner")), device="cpu").model
@@ -143,7 +143,7 @@ def test_models_of_different_bases_share_nothing(reasoner):
 def test_four_bit_weights_train_their_adapters(small, base_folder):
     pytest.importorskip("bitsandbytes")
     tiny_model("qwen2", hidden_size=64, intermediate_size=128).save_pretrained(base_folder)  # 4-bit blocks are 64 wide
-    config = small("run", *LORA, "models.quantised=true", "train.steps=2", "objective.beta=0.1")
+    config = small("run", *LORA, "models.quantised=true", "models.dtype=float32", "train.steps=2", "objective.beta=0.1")
     trainer = Trainer(config)
     kinds = {type(m).__name__ for m in trainer.reasoner.model.modules()}
     assert "Linear4bit" in kinds

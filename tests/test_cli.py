@@ -39,16 +39,41 @@ def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("RSIM_DATA", raising=False)
 
 
-def test_help_and_config_never_load_torch():
-    code = ("import sys, rsim, rsim.config, rsim.cli.main\n"
-            "try: rsim.cli.main.main(['config', 'show', 'nano'])\nexcept SystemExit: pass\n"
-            "try: rsim.cli.main.main(['--help'])\nexcept SystemExit: pass\n"
-            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was loaded'\n"
-            "assert rsim.Planner.from_pretrained and 'torch' in sys.modules\n"
-            "assert not hasattr(rsim, 'Reasoner')")  # fmt: skip
+def test_help_config_and_check_never_load_torch():
+    """Nor does the help of any command; the planner does when it is asked for."""
+    code = """
+import sys
+import rsim
+from rsim.cli.main import COMMANDS, main
+asked = [[name, "--help"] for name in COMMANDS]
+for arguments in (["--help"], ["config", "show", "nano"], ["check", "--gold", "7", "--answer", "7"], *asked):
+    try:
+        main(arguments)
+    except SystemExit as done:
+        assert done.code in (0, None), arguments
+assert "torch" not in sys.modules and "transformers" not in sys.modules, "torch was loaded"
+assert rsim.Planner.from_pretrained and "torch" in sys.modules
+assert not hasattr(rsim, "Reasoner")
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "planner_lr" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["eval"], "Missing argument 'RUN|CHECKPOINT|PRESET' (see rsim eval --help)"),
+        (["eval", "r", "--foo"], "No such option: --foo"),
+        (["eval", "r", "--limit", "0"], "Invalid value for '--limit'"),
+        (["data", "shw"], "see rsim data --help"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(capsys, line, message):
+    code, out, err = run(capsys, *line)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert message in err
 
 
 def test_eval_goes_on_where_it_was_stopped(capsys, base_folder, tmp_path, monkeypatch):

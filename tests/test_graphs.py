@@ -36,8 +36,8 @@ def on_cpu():
         return traced(forward)
 
     with (
-        patch.object(decoder, "recordable", lambda model: True),
-        patch.object(graphs, "_Recorder", lambda device: record),
+        patch.object(decoder, "can_capture", lambda model: True),
+        patch.object(graphs, "_Capture", lambda device: record),
         patch.object(graphs, "_FEWEST", 16),
     ):
         yield recorded
@@ -60,7 +60,7 @@ def test_a_game_of_recorded_passes_is_the_same_game(architecture, slots, lab_str
 
 def test_recorded_passes_see_new_weights(reasoner, on_cpu):
     """They hold the parameters' places, not their values; so they must never be replaced while a decoder lives."""
-    both = [Decoder(reasoner.model, 2, 64, recorded=recorded) for recorded in (True, False)]
+    both = [Decoder(reasoner.model, 2, 64, cuda_graphs=recorded) for recorded in (True, False)]
 
     def read(token):
         found = [d.append([0, 1], [[token], [token + 1]]) for d in both]
@@ -79,7 +79,7 @@ def test_recorded_passes_see_new_weights(reasoner, on_cpu):
 
 def test_slots_at_rest_keep_what_they_hold(reasoner, on_cpu):
     """A recorded pass computes for them too; also for a slot that its sequence fills to the cache's end."""
-    both = [Decoder(reasoner.model, 4, 8, recorded=recorded) for recorded in (True, False)]
+    both = [Decoder(reasoner.model, 4, 8, cuda_graphs=recorded) for recorded in (True, False)]
     for d in both:
         d.append([0, 1, 3], [[5, 6], list(range(5, 13)), [7, 8, 9]])
         for token in (4, 5, 6):

@@ -1,8 +1,9 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what a command prints."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
@@ -11,3 +12,17 @@ Strategies = Annotated[str, typer.Option(help="default, code, lab or a TOML file
 Rewards = Annotated[list[str] | None, typer.Option("--reward", metavar="FILE.py:FUNCTION", help="Add a reward; repeatable.")]
 DataDir = Annotated[str, typer.Option(help="Folder of the data sets (default: $RSIM_DATA).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+Source = Annotated[str, typer.Argument(metavar="PRESET|CONFIG.toml")]
+
+
+def tell(record: Any, text: str, as_json: bool) -> None:
+    """Prints ``record`` as JSON, or ``text``."""
+    print(json.dumps(record) if as_json else text)
+
+
+def merged(
+    overrides: list[str] | None, *, strategies: str = "", rewards: list[str] | None = None, data_dir: str = ""
+) -> list[str]:
+    """The ``--set`` overrides with those that have an option of their own."""
+    own = {"models.strategies": strategies, "rewards.custom": rewards, "data.data_dir": data_dir}
+    return [*(overrides or []), *(f"{key}={json.dumps(value)}" for key, value in own.items() if value)]

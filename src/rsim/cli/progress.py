@@ -15,42 +15,30 @@ from rsim.training.trainer import Stopped, Trainer
 
 
 def train_with_progress(
-    config: Config, *, resume: bool, resume_from: str = "", force: bool = False, quiet: bool
-) -> dict[str, Any]:  # fmt: skip
+    config: Config, *, resume: bool, quiet: bool, resume_from: str = "", force: bool = False
+) -> dict[str, Any]:
     """Runs `Trainer` under a bar. The first Ctrl-C or SIGTERM lets the step end and saves; a second Ctrl-C stops at once.
 
     After a SIGTERM, which schedulers send to machines that they take back, the process ends with exit code 0.
     """
     quiet_models()
     console = Console(stderr=True, quiet=quiet or not first_process())
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(),
-               TextColumn("{task.fields[shown]}"), TextColumn("ETA"), TimeRemainingColumn(compact=True))  # fmt: skip
     trainer = Trainer(config, resume=resume, resume_from=resume_from, force=force)
     introduction = [trainer.device.reason]
-    with Progress(*columns, console=console, transient=True) as progress:
+    bar = BarColumn(bar_width=12), MofNCompleteColumn(), TextColumn("{task.fields[shown]}")
+    left = TextColumn("ETA"), TimeRemainingColumn(compact=True)
+    with Progress(TextColumn("{task.description}"), *bar, *left, console=console, transient=True) as progress:
         task = progress.add_task(config.name, total=trainer.total_steps, completed=trainer.step, shown="")
 
         def on_metrics(record: dict[str, Any]) -> None:
             if introduction:
                 console.print(introduction.pop(), highlight=False)
-            if "eval/accuracy" in record:
-                console.print(f"step {record['step']:>4}  held-out accuracy {record['eval/accuracy']:.1%} "
-                              f"[{record['eval/accuracy_low']:.1%}, {record['eval/accuracy_high']:.1%}]")  # fmt: skip
-            elif "accuracy" in record:
+            if "accuracy" in record and "eval/accuracy" not in record:
                 progress.update(task, completed=record["step"], description=record["stage"], shown=_line(record))
-                if not console.is_terminal:  # a log file gets lines in the place of a bar
-                    console.print(f"step {record['step']:>4}  {record['stage']}  {_line(record)}", highlight=False)
-            elif record.get("stage") == "data":
-                left_out = f"{record['data/left_out']} are longer than data.max_question_tokens and left out"
-                console.print(f"{record['data/questions']} questions to train on; {left_out}", highlight=False)
-            elif record.get("stage") == "cold_start":
-                kept, sampled = record["cold_start/kept"], record["cold_start/sampled"]
-                formatted = f"{record['cold_start/format_rate']:.0%} well formatted"
-                console.print(f"cold start: {kept:.0f} of {sampled:.0f} episodes kept, {formatted}", highlight=False)
-                before, after = record["cold_start/format_rate_before"], record["cold_start/format_rate_after"]
-                console.print(
-                    f"well formatted without worked examples: {before:.0%} before, {after:.0%} after", highlight=False
-                )
+                if console.is_terminal:  # a log file gets lines in the place of a bar
+                    return
+            for line in _told(record):
+                console.print(line, highlight=False)
 
         trainer.on_metrics = on_metrics
 
@@ -64,8 +52,8 @@ def train_with_progress(
             trainer.stop_requested = trainer.terminated = True
             console.print("terminated: finishing this step, then saving")
 
-        previous = {number: signal.signal(number, handler)
-                    for number, handler in ((signal.SIGINT, on_interrupt), (signal.SIGTERM, on_terminate))}  # fmt: skip
+        handlers = {signal.SIGINT: on_interrupt, signal.SIGTERM: on_terminate}
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             return trainer.run()
         except Stopped as stopped:
@@ -82,10 +70,30 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _told(record: dict[str, Any]) -> list[str]:
+    """What a record of ``metrics.jsonl`` says to people, in lines."""
+    if "eval/accuracy" in record:
+        interval = f"[{record['eval/accuracy_low']:.1%}, {record['eval/accuracy_high']:.1%}]"
+        return [f"step {record['step']:>4}  held-out accuracy {record['eval/accuracy']:.1%} {interval}"]
+    if "accuracy" in record:
+        return [f"step {record['step']:>4}  {record['stage']}  {_line(record)}"]
+    if record.get("stage") == "data":
+        left_out = f"{record['data/left_out']} are longer than data.max_question_tokens and left out"
+        return [f"{record['data/questions']} questions to train on; {left_out}"]
+    if record.get("stage") == "cold_start":
+        kept, sampled, rate = (record[f"cold_start/{key}"] for key in ("kept", "sampled", "format_rate"))
+        before, after = record["cold_start/format_rate_before"], record["cold_start/format_rate_after"]
+        return [
+            f"cold start: {kept:.0f} of {sampled:.0f} episodes kept, {rate:.0%} well formatted",
+            f"well formatted without worked examples: {before:.0%} before, {after:.0%} after",
+        ]
+    return []
+
+
 def _line(record: dict[str, Any]) -> str:
     reward = record.get("reasoner/return", record.get("planner/return", 0.0))
-    parts = [f"reward {reward:.2f}", f"acc {record['accuracy']:.2f}", f"λ {record['lambda']:.1f}",
-             f"{record['tokens_per_second']:,.0f} tok/s"]  # fmt: skip
+    speed = f"{record['tokens_per_second']:,.0f} tok/s"
+    parts = [f"reward {reward:.2f}", f"acc {record['accuracy']:.2f}", f"λ {record['lambda']:.1f}", speed]
     if "planner/entropy" in record:
         parts.append(f"planner H {record['planner/entropy']:.2f}")
     return "  ".join(parts)

@@ -9,28 +9,25 @@ from typing import Annotated, Any
 
 import typer
 
-from rsim.cli.options import Json, Set
+from rsim.cli.options import Json, Set, tell
 from rsim.errors import UserError
+from rsim.policies.strategies import StrategySet, from_table, load_strategies, to_toml
 
-app = typer.Typer(no_args_is_help=True, help="The strategy set: look at it, find what it lacks, change a planner's.")
+command = typer.Typer(no_args_is_help=True)
 
 
-@app.command()
+@command.command()
 def show(
     source: Annotated[str, typer.Argument(metavar="[SET]", help="default, code, lab or a TOML file.")] = "default",
     as_json: Json = False,
 ) -> None:
     """Print a strategy set."""
-    from rsim.policies.strategies import load_strategies
-
     strategies = load_strategies(source).strategies
-    if as_json:
-        print(json.dumps([vars(s) for s in strategies]))
-        return
-    print("\n".join(f"{s.name:<16} {s.description}\n{'':<16} {s.prompts[0]}" for s in strategies))
+    text = "\n".join(f"{s.name:<16} {s.description}\n{'':<16} {s.prompts[0]}" for s in strategies)
+    tell([vars(s) for s in strategies], text, as_json)
 
 
-@app.command()
+@command.command()
 def discover(
     evaluation: Annotated[str, typer.Argument(metavar="EVAL", help="A folder that rsim eval wrote, with a planner.")],
     out: Annotated[str, typer.Option(metavar="FILE.toml", help="Where the new set goes.")] = "",
@@ -42,7 +39,6 @@ def discover(
     """Gather failed episodes by what went wrong; with --upstream, have an LLM write strategies against it."""
     from rsim.discovery.failures import as_text, failures
     from rsim.discovery.propose import propose
-    from rsim.policies.strategies import StrategySet, from_table, to_toml
 
     if bool(upstream) != bool(out) or bool(upstream) != bool(model):
         raise UserError("--upstream, --model and --out belong together", "give all three, or none to see the clusters alone")
@@ -71,7 +67,7 @@ def discover(
         print(json.dumps(told))
 
 
-@app.command()
+@command.command()
 def adapt(
     planner: Annotated[str, typer.Argument(metavar="PLANNER", help="A trained planner's folder.")],
     source: Annotated[str, typer.Argument(metavar="SET", help="The whole new set: default, code, lab or a TOML file.")],
@@ -81,7 +77,6 @@ def adapt(
     """Write a planner for another strategy set: known strategies keep their rows, new ones begin, others are dropped."""
     from rsim.discovery.adapt import adapted, load
     from rsim.policies.loading import quiet_models
-    from rsim.policies.strategies import load_strategies
 
     quiet_models()
     if Path(out).exists():
@@ -93,14 +88,11 @@ def adapt(
         "added": [n for n in strategies.names if n not in known],
         "dropped": [n for n in known if n not in strategies.names],
     }
-    if as_json:
-        print(json.dumps(changes | {"folder": out}))
-        return
     added, dropped = (", ".join(changes[key]) or "none" for key in ("added", "dropped"))
-    print(f"added {added}; dropped {dropped}; wrote {out}")
+    tell(changes | {"folder": out}, f"added {added}; dropped {dropped}; wrote {out}", as_json)
 
 
-@app.command()
+@command.command()
 def grow(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run whose planner grows.")],
     source: Annotated[str, typer.Argument(metavar="SET", help="A TOML file with new strategies, as discover writes it.")],
@@ -113,20 +105,25 @@ def grow(
     """Train each new strategy beside the set as it is; keep those that win a paired test, drop the others."""
     from rsim.discovery.grow import Trial, grow
     from rsim.policies.loading import quiet_models
-    from rsim.policies.strategies import load_strategies
 
     quiet_models()
 
-    def tell(trial: Trial) -> None:
+    def on_trial(trial: Trial) -> None:
         r = trial.result
         gain = f"{100 * r.difference:+.1f} points [{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
         end = "kept" if trial.kept else "dropped"
-        print(f"{trial.strategy}: {gain}, {100 * trial.used:.1f}% of the steps, {end}", flush=True)
+        if not as_json:
+            print(f"{trial.strategy}: {gain}, {100 * trial.used:.1f}% of the steps, {end}", flush=True)
 
-    grown, best, trials = grow(run, load_strategies(source), Path(out), steps=steps, questions=questions,
-                               changes=tuple(set_ or ()), on_trial=(lambda t: None) if as_json else tell)  # fmt: skip
-    if as_json:
-        results = [{"strategy": t.strategy, "kept": t.kept, "used": t.used} | vars(t.result) for t in trials]
-        print(json.dumps({"trials": results, "strategies": grown.names, "run": str(best)}))
-        return
-    print(f"{len(grown)} strategies in {out}/strategies.toml; their planner: {best}/checkpoints/best/planner")
+    grown, best, trials = grow(
+        run,
+        load_strategies(source),
+        Path(out),
+        steps=steps,
+        questions=questions,
+        changes=tuple(set_ or ()),
+        on_trial=on_trial,
+    )
+    results = [{"strategy": t.strategy, "kept": t.kept, "used": t.used} | vars(t.result) for t in trials]
+    text = f"{len(grown)} strategies in {out}/strategies.toml; their planner: {best}/checkpoints/best/planner"
+    tell({"trials": results, "strategies": grown.names, "run": str(best)}, text, as_json)

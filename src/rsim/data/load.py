@@ -97,9 +97,7 @@ def with_replay(problems: list[Problem], earlier: list[list[Problem]], share: fl
     return kept
 
 
-def _mixture(
-    source: str, split: str, data_dir: str, limit: int, seed: int, columns: tuple[str, ...]
-) -> list[Problem]:  # fmt: skip
+def _mixture(source: str, split: str, data_dir: str, limit: int, seed: int, columns: tuple[str, ...]) -> list[Problem]:
     """``limit`` problems of several sources, shuffled; the last source has what rounding leaves. ``columns`` are everyone's.
 
     Raises:
@@ -111,14 +109,14 @@ def _mixture(
     counts = [round(share / 100 * limit) for share in shares[:-1]]
     counts.append(limit - sum(counts))
     if min(counts) < 1:
-        raise UserError(f"{limit} problems of the mixture {source!r}",
-                        "ask for more: data.train_size, data.eval_size or --limit; each source must have one")  # fmt: skip
+        remedy = "ask for more: data.train_size, data.eval_size or --limit; each source must have one"
+        raise UserError(f"{limit} problems of the mixture {source!r}", remedy)
     problems: list[Problem] = []
     for number, (name, count) in enumerate(zip(sources, counts, strict=True)):
         found = load_problems(name, split, data_dir=data_dir, limit=count, seed=seed, columns=columns)
         if len(found) < count:
-            raise UserError(f"{name} has {len(found)} problems, and its share of the mixture is {count}",
-                            "give it a smaller share, or ask for fewer problems")  # fmt: skip
+            few = f"{name} has {len(found)} problems, and its share of the mixture is {count}"
+            raise UserError(few, "give it a smaller share, or ask for fewer problems")
         problems += [replace(p, id=f"{number}:{p.id}") for p in found]
     doubled = len(problems) - len({p.question for p in problems})
     if doubled:
@@ -312,7 +310,7 @@ def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
     meta = record.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     if kind == "gym" and not {"task", "entry"} <= set(meta):
-        raise UserError(place, "kind gym needs meta.task and meta.entry, what reasoning-gym's verifier judges by")
+        raise UserError(place, "kind gym needs meta.task and meta.entry, what reasoning-gym's verifier grades by")
     if kind == "choice" and not re.fullmatch("[A-J]", answer):
         raise UserError(place, f"the answer to a choice must be a letter from A to J, not {answer!r}")
     name = str(record.get(columns["id"]) or re.sub(r"(\.\w+)?, (line|row) ", "-", place.rpartition("/")[2]))

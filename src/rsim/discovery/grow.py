@@ -43,9 +43,15 @@ class Trial:
 
 
 def grow(
-    run: str, candidates: StrategySet, out: Path, *, steps: int = 20, questions: int = 500, changes: tuple[str, ...] = (),
+    run: str,
+    candidates: StrategySet,
+    out: Path,
+    *,
+    steps: int = 20,
+    questions: int = 500,
+    changes: tuple[str, ...] = (),
     on_trial: Callable[[Trial], None] = lambda trial: None,
-) -> tuple[StrategySet, Path, list[Trial]]:  # fmt: skip
+) -> tuple[StrategySet, Path, list[Trial]]:
     """Tries what is new in ``candidates``, one after the other.
 
     Args:
@@ -73,10 +79,8 @@ def grow(
     new = [strategy for strategy in candidates.strategies if strategy.name not in current.names]
     if not new:
         raise UserError("no new strategy", f"the planner knows {', '.join(current.names)}: add a [[strategy]] to the file")
-    data = config.data
-    load_problems(
-        data.eval, data.eval_split, data_dir=data.data_dir, limit=questions, seed=_SEED
-    )  # an error comes now, not later
+    data = config.data  # an error in it comes now, not later
+    load_problems(data.eval, data.eval_split, data_dir=data.data_dir, limit=questions, seed=_SEED)
     trials: list[Trial] = []
     rival = _trained(config, planner, current, out / "as-it-was", steps, questions)[0]
     for number, strategy in enumerate(new, 1):
@@ -122,9 +126,8 @@ def _trained(
             raise UserError(f"{out} was trained with other settings: {'; '.join(changed)}", "give --out another folder")
     else:
         train(now, resume=any((out / "checkpoints").glob("step-*/manifest.json")))
-    split = config.data.eval_split
-    done = evaluate_into(out / "evaluation", EvalSettings(str(out / _BEST), "", "", "", split, questions, _SEED, True, 1, ()))
-    return out, done.usage
+    asked = EvalSettings(str(out / _BEST), split=config.data.eval_split, limit=questions, seed=_SEED)
+    return out, evaluate_into(out / "evaluation", asked).usage
 
 
 def _begun(config: Config, planner: Path, strategies: StrategySet, out: Path) -> Planner:
@@ -137,8 +140,8 @@ def _begun(config: Config, planner: Path, strategies: StrategySet, out: Path) ->
         return start
     out.mkdir(parents=True, exist_ok=True)
     (out / "before.toml").write_text(to_toml(today), encoding="utf-8")
-    game = load_game(replace(config, models=replace(config.models, strategies=str(out / "before.toml"))), planner.parent, "",
-                     config.models.reasoner, [])  # fmt: skip
+    before = replace(config, models=replace(config.models, strategies=str(out / "before.toml")))
+    game = load_game(before, planner.parent, "", config.models.reasoner, [])
     problems = load_problems(config.data.train, "train", data_dir=config.data.data_dir, limit=_LIFTED_ON, seed=config.seed)
     episodes = game.play(problems, seed=config.seed)
     for name in new:

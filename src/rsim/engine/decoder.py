@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from rsim.engine import packed
 from rsim.engine.cache import CachedLayout, SlotCache
-from rsim.engine.graphs import RecordedPasses, recordable
+from rsim.engine.graphs import CudaGraphPasses, can_capture
 
-_PREFILL_TOKENS = 4096  # of the beginnings that are read in one forward pass
+_PREFILL_TOKENS = 4096  # of the prefixes that are read in one forward pass
 _WORTH_COPYING = 16  # tokens: fewer are read again
 
 
@@ -21,14 +21,14 @@ class Decoder:
     The cache belongs to one rollout and to one version of the weights: make a new `Decoder` after every update.
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, capacity: int, *, recorded: bool = False) -> None:
-        """``recorded``: on a GPU, passes of one token per sequence are CUDA graphs."""
+    def __init__(self, model: PreTrainedModel, slots: int, capacity: int, *, cuda_graphs: bool = False) -> None:
+        """``cuda_graphs``: on a GPU, passes of one token per sequence are CUDA graphs."""
         packed.prepare(model)
         self.model = model
         weight = model.get_input_embeddings().weight
         self.cache = SlotCache(model.config, slots, capacity, weight.dtype, weight.device)
-        self.passes = RecordedPasses(model, self.cache) if recorded and recordable(model) else None
-        self.beginnings: dict[int, tuple[int, ...]] = {}  # of the sequences in their slots
+        self.passes = CudaGraphPasses(model, self.cache) if cuda_graphs and can_capture(model) else None
+        self.prefixes: dict[int, tuple[int, ...]] = {}  # all but the last token of each slot's sequence, as it began
 
     def start(self, slots: list[int], sequences: list[list[int]]) -> list[list[int]]:
         """Puts new sequences into ``slots``; returns what of each is still to be read, for the next `append`.
@@ -38,30 +38,30 @@ class Decoder:
         """
         for slot in slots:
             self.release(slot)
-        known = sorted((b, slot) for slot, b in self.beginnings.items() if self.cache.lengths[slot] >= len(b))
+        known = sorted((b, slot) for slot, b in self.prefixes.items() if self.cache.lengths[slot] >= len(b))
         members: dict[tuple[int, ...], list[int]] = {}
         for slot, ids in zip(slots, sequences, strict=True):
-            self.beginnings[slot] = tuple(ids[:-1])
-            members.setdefault(self.beginnings[slot], []).append(slot)
+            self.prefixes[slot] = tuple(ids[:-1])
+            members.setdefault(self.prefixes[slot], []).append(slot)
         new = sorted(members)
         shared = _common(new[0], new[-1])  # by all of them, since they are sorted
         if len(new) > 1 and shared >= _WORTH_COPYING and _closest(known, new[0])[1] < shared:
             first = members[new[0]][0]
             self.append([first], [list(new[0][:shared])])
             bisect.insort(known, (new[0][:shared], first))
-        for beginning in new:
-            (target, *_), (source, length) = members[beginning], _closest(known, beginning)
-            if length and target != source and (length >= _WORTH_COPYING or length == len(beginning)):
+        for prefix in new:
+            (target, *_), (source, length) = members[prefix], _closest(known, prefix)
+            if length and target != source and (length >= _WORTH_COPYING or length == len(prefix)):
                 self.cache.copy(source, [target], length)
         self._read_whole([alike[0] for alike in members.values() if len(alike) > 1])
-        for beginning, (first, *others) in members.items():
+        for prefix, (first, *others) in members.items():
             if others:
-                self.cache.copy(first, others, len(beginning))
+                self.cache.copy(first, others, len(prefix))
         return [ids[self.cache.lengths[slot] :] for slot, ids in zip(slots, sequences, strict=True)]
 
     def _read_whole(self, slots: list[int]) -> None:
-        """Reads what the slots' beginnings still lack, some thousand tokens at a time."""
-        rest = {s: list(self.beginnings[s][self.cache.lengths[s] :]) for s in slots}
+        """Reads what the slots' prefixes still lack, some thousand tokens at a time."""
+        rest = {s: list(self.prefixes[s][self.cache.lengths[s] :]) for s in slots}
         waiting = [s for s in slots if rest[s]]
         while waiting:
             now = [waiting.pop()]
@@ -85,13 +85,13 @@ class Decoder:
         return hidden[layout.last[back]]
 
     def release(self, slot: int) -> None:
-        self.beginnings.pop(slot, None)
+        self.prefixes.pop(slot, None)
         self.cache.lengths[slot] = 0
 
     def move(self, source: int, target: int) -> None:
         """Moves a sequence to a free slot."""
         self.cache.copy(source, [target], self.cache.lengths[source])
-        self.beginnings[target] = self.beginnings[source]
+        self.prefixes[target] = self.prefixes[source]
         self.release(source)
 
 
@@ -100,9 +100,9 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _closest(known: list[tuple[tuple[int, ...], int]], beginning: tuple[int, ...]) -> tuple[int, int]:
-    """The slot whose beginning shares most with this one, and how many tokens; ``known`` is sorted, so it is a neighbour."""
-    at = bisect.bisect(known, (beginning,))
-    near = [(_common(b, beginning), slot) for b, slot in known[max(at - 1, 0) : at + 1]]
+def _closest(known: list[tuple[tuple[int, ...], int]], prefix: tuple[int, ...]) -> tuple[int, int]:
+    """The slot whose prefix shares most with this one, and how many tokens; ``known`` is sorted, so it is a neighbour."""
+    at = bisect.bisect(known, (prefix,))
+    near = [(_common(b, prefix), slot) for b, slot in known[max(at - 1, 0) : at + 1]]
     length, slot = max(near, default=(0, -1))
     return slot, length

@@ -1,16 +1,17 @@
-"""One new token of every sequence, by a forward pass that is recorded once and replayed: CUDA graphs.
+"""One new token of every sequence, by a forward pass that is captured once as a CUDA graph and replayed.
 
-A forward pass starts many small kernels, and starting them can take the CPU longer than the GPU needs to run them. A recorded
-pass starts them all at once, but it is bound to the shapes and the addresses that it was recorded with. So it computes a token
-of every slot up to a fixed one, those at rest included, and looks at the cache up to a fixed position; a mask that is made
-inside the pass, from the sequences' lengths, hides the rest. Both are powers of two (or all there is), of which a rollout meets
-a few.
+A forward pass starts many small kernels, and starting them can take the CPU longer than the GPU needs to run them. A CUDA
+graph starts them all at once, but it is bound to the shapes and the addresses that it was captured with. So it computes a
+token of every slot up to a fixed one, those at rest included, and looks at the cache up to a fixed position; a mask that is
+made inside the graph, from the sequences' lengths, hides the rest. Both are powers of two (or all there is), of which a rollout
+meets a few.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -21,8 +22,9 @@ from rsim.engine.cache import SlotCache
 from rsim.engine.packed import grouped_attention
 from rsim.errors import UserError, first_line
 
-_ONE_AT_A_TIME = threading.Lock()  # PyTorch's recording is the process's, not the thread's
-_FEWEST = 256  # positions of the cache that a recorded pass looks at
+_CUDA: Any = torch.cuda  # torch does not type its streams
+_ONE_AT_A_TIME = threading.Lock()  # PyTorch's capturing is the process's, not the thread's
+_FEWEST = 256  # positions of the cache that a graph looks at
 
 Pass = Callable[[], torch.Tensor]
 
@@ -52,8 +54,8 @@ class OneEach:
         return grouped_attention(query.transpose(0, 1)[:, :, None], *seen, self.masks[window], scaling)[:, 0]
 
 
-class RecordedPasses:
-    """The recorded passes of one model over one cache.
+class CudaGraphPasses:
+    """The CUDA graphs of one model over one cache.
 
     Weights may change in place between them, but not move (``model.to``) or be joined by others (a new adapter): those would
     not be seen.
@@ -68,14 +70,14 @@ class RecordedPasses:
     def _forget(self) -> None:
         """The cache lies elsewhere now. A pool of memory goes with its last pass, so there must be a new one."""
         self.passes: dict[tuple[int, int], Pass] = {}
-        self.record = _Recorder(self.cache.device)
+        self.capture = _Capture(self.cache.device)
         self.capacity = self.cache.capacity
 
     def read(self, slots: list[int], tokens: list[int]) -> torch.Tensor:
         """Appends one token to each of ``slots``; returns their hidden states ``[n, hidden]``.
 
         Raises:
-            UserError: a pass cannot be recorded.
+            UserError: a pass cannot be captured.
         """
         lengths = self.cache.lengths
         used = min(_power_of_two(max(slots) + 1), len(lengths))
@@ -89,7 +91,7 @@ class RecordedPasses:
         self.positions[:used] = torch.tensor(lengths[:used], device=self.cache.device)
         self.ids.index_copy_(0, at, torch.tensor(tokens, device=self.cache.device))
         if (used, upto) not in self.passes:
-            self.passes[used, upto] = self.record(lambda: self._forward(used, upto))
+            self.passes[used, upto] = self.capture(lambda: self._forward(used, upto))
         hidden = self.passes[used, upto]()[at]
         for slot in slots:
             lengths[slot] += 1
@@ -100,8 +102,8 @@ class RecordedPasses:
         return packed.forward(self.model, self.ids[:used], positions, OneEach(self.cache, positions, upto))
 
 
-def recordable(model: PreTrainedModel) -> bool:
-    """Whether passes of ``model`` may be recorded: on a GPU, where no other rank takes part in them, and with rotary embeddings
+def can_capture(model: PreTrainedModel) -> bool:
+    """Whether passes of ``model`` may be captured: on a GPU, where no other rank takes part in them, and with rotary embeddings
     that do not look at how long the sequences are."""
     rotary = str(getattr(model.config.get_text_config(), "rope_parameters", ""))
     return (
@@ -111,8 +113,8 @@ def recordable(model: PreTrainedModel) -> bool:
     )
 
 
-class _Recorder:
-    """Records passes that share one pool of memory: what one of them returns lasts until the next is replayed."""
+class _Capture:
+    """Captures passes that share one pool of memory: what one of them returns lasts until the next is replayed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -121,10 +123,10 @@ class _Recorder:
     def __call__(self, forward: Pass) -> Pass:
         try:
             with _ONE_AT_A_TIME, torch.cuda.device(self.device):
-                graph, hidden = self._recorded(forward)
+                graph, hidden = self._captured(forward)
         except RuntimeError as error:
             raise UserError(
-                f"a forward pass cannot be recorded as a CUDA graph ({first_line(error)})", "set rollout.cuda_graphs = false"
+                f"a forward pass cannot be captured as a CUDA graph ({first_line(error)})", "set rollout.cuda_graphs = false"
             ) from error
 
         def replay() -> torch.Tensor:
@@ -134,10 +136,10 @@ class _Recorder:
 
         return replay
 
-    def _recorded(self, forward: Pass) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    def _captured(self, forward: Pass) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        aside = _CUDA.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # once unrecorded: libraries set themselves up
+        with torch.cuda.stream(aside):  # once uncaptured: libraries set themselves up
             forward()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()

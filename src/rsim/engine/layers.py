@@ -7,11 +7,13 @@ On a CPU, oneDNN multiplies few rows by a large float32 matrix up to twice as fa
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import linear, rms_norm, silu
 from transformers import PreTrainedModel
 
+_MKLDNN: Any = torch.backends.mkldnn  # torch does not type it
 _LARGE = 1 << 16  # elements; below, oneDNN's fixed cost of some 20 microseconds outweighs what it saves
 # transformers' classes that compute weight * x / rms(x), and down(silu(gate(x)) * up(x))
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
@@ -29,8 +31,8 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 def gated(rows: torch.Tensor, gate: torch.nn.Linear, up: torch.nn.Linear, down: torch.nn.Linear) -> torch.Tensor:
     """``down(silu(gate(rows)) * up(rows))``, without gradient; the two elementwise steps ride on the products."""
     if not _worth_it(rows, gate.weight):
-        return product(torch.nn.functional.silu(linear(rows, gate.weight, gate.bias)) * linear(rows, up.weight, up.bias),
-                       down.weight, down.bias)  # fmt: skip
+        inner = silu(linear(rows, gate.weight, gate.bias)) * linear(rows, up.weight, up.bias)
+        return product(inner, down.weight, down.bias)
     opened = torch.ops.mkldnn._linear_pointwise(rows, gate.weight, gate.bias, "swish", [], "")
     inner = torch.ops.mkldnn._linear_pointwise.binary(rows, opened, up.weight, up.bias, "mul")
     return product(inner, down.weight, down.bias)
@@ -41,7 +43,7 @@ def _worth_it(rows: torch.Tensor, weight: torch.Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype == rows.dtype == torch.float32
         and weight.numel() >= _LARGE
-        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and bool(_MKLDNN.is_available())
     )
 
 
@@ -53,25 +55,22 @@ class Linear(torch.nn.Linear):
 
 
 @cache
-def _faster_norm(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    def forward(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight: torch.Tensor = self.weight  # type: ignore[assignment]
+def _faster_norm(kind: Any) -> Any:
+    def forward(self: Any, hidden_states: torch.Tensor) -> Any:
         if torch.is_grad_enabled() or hidden_states.dtype != torch.float32:
-            plain: torch.Tensor = kind.forward(self, hidden_states)
-            return plain
-        return rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)  # type: ignore[arg-type]
+            return kind.forward(self, hidden_states)
+        return rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
 
     return type(kind.__name__, (kind,), {"forward": forward})
 
 
 @cache
-def _faster_mlp(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    def forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _faster_mlp(kind: Any) -> Any:
+    def forward(self: Any, x: torch.Tensor) -> Any:
         parts = (self.gate_proj, self.up_proj, self.down_proj)
         if torch.is_grad_enabled() or not all(type(part) is Linear for part in parts):  # adapters have more to do
-            plain: torch.Tensor = kind.forward(self, x)
-            return plain
-        return gated(x, *parts)  # type: ignore[arg-type]
+            return kind.forward(self, x)
+        return gated(x, *parts)
 
     return type(kind.__name__, (kind,), {"forward": forward})
 
@@ -80,10 +79,10 @@ def speed_up(model: PreTrainedModel) -> None:
     """Gives the plain linear layers, norms and gated MLPs of ``model`` a faster forward pass where no gradient is asked for, in
     place; weights, names, gradients and results stay what they are."""
     for module in model.modules():
-        kind = type(module)
+        kind: Any = type(module)
         if kind is torch.nn.Linear:
             module.__class__ = Linear
         elif kind.__name__ in _NORMS and kind.__module__.startswith("transformers."):
-            module.__class__ = _faster_norm(kind)  # type: ignore[arg-type]
+            module.__class__ = _faster_norm(kind)
         elif kind.__name__ in _MLPS and kind.__module__.startswith("transformers.") and model.config.hidden_act == "silu":
-            module.__class__ = _faster_mlp(kind)  # type: ignore[arg-type]
+            module.__class__ = _faster_mlp(kind)

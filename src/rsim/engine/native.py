@@ -53,7 +53,7 @@ class NativeEngine:
         self.seed, self.temperature, self.max_tokens = seed, temperature, max_tokens
         self.ends = reasoner.end_ids
         capacity = longest_prompt + min(max_tokens, _FIRST_TOKENS)
-        self.decoder = Decoder(reasoner.model, slots, capacity, recorded=cuda_graphs)
+        self.decoder = Decoder(reasoner.model, slots, capacity, cuda_graphs=cuda_graphs)
         self.sequences: dict[int, _Sequence] = {}
         self.rows = list(range(slots))  # of the cache, where each slot's sequence lies; sequences move to fill gaps
         self.steps: dict[int, tuple[list[int], list[float]]] = {}  # tokens and log-probs of the steps being sampled

@@ -115,18 +115,21 @@ def heads_of(config: Any) -> tuple[int, int, int]:
 
 
 def _attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-    *, packed: Layout | None = None, scaling: float | None = None, sliding_window: int | None = None, **kwargs: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    packed: Layout | None = None,
+    **how: Any,
+) -> Any:
+    """What transformers calls in each layer; ``how`` has the scaling and, where there are any, sliding window and soft cap."""
     if packed is None:
-        plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
-        )
-        return plain
-    if kwargs.get("softcap") is not None:
+        return sdpa_attention_forward(module, query, key, value, mask, **how)
+    if how.get("softcap") is not None:
         raise UserError("models that cap attention scores (Gemma 2) are not supported", "use another model")
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    return packed.attend(layer, query[0], key[0], value[0], scaling, sliding_window)[None], None
+    attended = packed.attend(module.layer_idx, query[0], key[0], value[0], how.get("scaling"), how.get("sliding_window"))
+    return attended[None], None
 
 
 AttentionInterface.register(_NAME, _attention)

@@ -84,8 +84,12 @@ class Server:
             port = free.getsockname()[1]
         words = [word.format(folder=self.model, host=host, port=port) for word in shlex.split(self.command)]
         with Path(self.log).open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-c", _GUARD, *words], stdout=log, stderr=subprocess.STDOUT,
-                                            env=os.environ | {"VLLM_SERVER_DEV_MODE": "1"})  # fmt: skip
+            how: dict[str, Any] = {
+                "stdout": log,
+                "stderr": subprocess.STDOUT,
+                "env": os.environ | {"VLLM_SERVER_DEV_MODE": "1"},
+            }
+            self.process = subprocess.Popen([sys.executable, "-c", _GUARD, *words], **how)
         self.address = f"http://{host}:{port}"
         deadline = time.monotonic() + self.seconds
         while not _answers(self.address):
@@ -119,8 +123,8 @@ def replicas(count: int, command: str, model: Path, *, others: int) -> Iterator[
         raise UserError(
             f"rollout.vllm_url = {SCHEME}{count}, and {others} workers", f"the cluster has {resources.get(kind, 0):.0f} {kind}s"
         )
-    remote = ray.remote(num_cpus=int(kind == "CPU"), num_gpus=int(kind == "GPU"), max_restarts=_RESTARTS,
-                        max_task_retries=_RESTARTS)(Server)  # fmt: skip
+    needs = {"num_cpus": int(kind == "CPU"), "num_gpus": int(kind == "GPU")}
+    remote = ray.remote(**needs, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(Server)
     folder = model.resolve()
     actors: list[Any] = [
         remote.options(name=_NAME.format(i)).remote(command, str(folder), str(folder.with_name(f"{folder.name}-{i}.log")))

@@ -71,18 +71,31 @@ class Evaluation:
 
 
 def evaluate(
-    name: str, game: Game, problems: list[Problem], rewards: RewardsConfig, *, seed: int, greedy: bool = True,
-    samples: int = 1, on_step: OnStep | None = None,
-) -> tuple[Evaluation, list[Episode], list[Score]]:  # fmt: skip
-    """Plays every problem ``samples`` times and scores it."""
-    records, episodes, scores = play_scored(game, problems, rewards, seed=seed, greedy=greedy, samples=samples, on_step=on_step)
+    name: str,
+    game: Game,
+    problems: list[Problem],
+    rewards: RewardsConfig,
+    *,
+    seed: int,
+    greedy: bool = True,
+    on_step: OnStep | None = None,
+) -> tuple[Evaluation, list[Episode], list[Score]]:
+    """Plays every problem once and scores it."""
+    records, episodes, scores = play_scored(game, problems, rewards, seed=seed, greedy=greedy, on_step=on_step)
     return summarise(name, records, game), episodes, scores
 
 
 def play_scored(
-    game: Game, problems: list[Problem], rewards: RewardsConfig, *, seed: int, greedy: bool, samples: int = 1, first: int = 0,
+    game: Game,
+    problems: list[Problem],
+    rewards: RewardsConfig,
+    *,
+    seed: int,
+    greedy: bool,
+    samples: int = 1,
+    first: int = 0,
     on_step: OnStep | None = None,
-) -> tuple[list[Record], list[Episode], list[Score]]:  # fmt: skip
+) -> tuple[list[Record], list[Episode], list[Score]]:
     """Plays and scores problems number ``first``, ``first + 1``, ...: what comes out does not depend on how a set is cut."""
     keys = [str(first + i) for i in range(len(problems))]
     episodes = game.play(problems, seed=seed, group_size=samples, keys=keys, greedy=greedy, on_step=on_step)
@@ -96,7 +109,7 @@ def play_scored(
 
 def outcome(
     episode: Episode, scored: Score, first: int, number: int, samples: int, names: tuple[str, ...], rewards: RewardsConfig
-) -> Record:  # fmt: skip
+) -> Record:
     """What `summarise` reads of the ``number``-th episode of problems number ``first``, ``first + 1``, ..."""
     return {
         "index": first + number // samples,

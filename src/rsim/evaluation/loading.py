@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rsim.config import Config
 from rsim.errors import UserError
@@ -27,15 +26,15 @@ class EvalSettings:
     """What an evaluation depends on, beside the run: kept in its folder, so that it can go on where it was stopped."""
 
     run: str
-    planner: str
-    reasoner: str
-    data: str
-    split: str
-    limit: int
-    seed: int
-    greedy: bool
-    samples: int
-    overrides: tuple[str, ...]
+    planner: str = ""  # "": the run's
+    reasoner: str = ""  # "": the run's
+    data: str = ""  # "": the run's
+    split: str = "test"
+    limit: int = 200
+    seed: int = 0
+    greedy: bool = True
+    samples: int = 1
+    overrides: tuple[str, ...] = ()
 
 
 def load_game(
@@ -47,19 +46,29 @@ def load_game(
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> Game:
-    """``overrides``: the settings among ``config``'s that were stated for this evaluation."""
+    """The game of a run's ``checkpoint``; ``planner`` and ``reasoner``, unless empty, take the place of its own.
+
+    A planner plays by the rules that it was trained under, but for ``overrides`` (``rollout.max_steps=4``).
+
+    Raises:
+        UserError: a model cannot be loaded, or there is no such planner (see `planner_from`).
+    """
     models, device = config.models, choose_device(config)
     allow_tf32(device)
-    trained = checkpoint / "reasoner" if checkpoint else None  # there is none where only the planner was trained
-    source = reasoner or (str(trained) if trained and trained.is_dir() else models.reasoner)
+    trained = part_of(checkpoint, "reasoner")  # there is none where only the planner was trained
+    source = reasoner or (str(trained) if trained else models.reasoner)
     strategies = load_strategies(models.strategies)
     served = config.rollout.engine == "vllm"
     handed_over = served and (bool(reasoner) or source != models.reasoner)  # else the server has the model that is meant
     loaded = load_reasoner(
-        source, device=device.name, dtype=device.dtype, system_prompt=models.system_prompt,
-        weights=not served or handed_over, quantised=models.quantised,
-    )  # fmt: skip
-    own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
+        source,
+        device=device.name,
+        dtype=device.dtype,
+        system_prompt=models.system_prompt,
+        weights=not served or handed_over,
+        quantised=models.quantised,
+    )
+    own = part_of(checkpoint, "planner")
     chosen: AnyPlanner | None = None
     if planner:
         chosen = planner_from(planner, strategies, problems, reasoner=loaded, rules=config.rollout, trained=own, seed=seed)
@@ -72,27 +81,33 @@ def load_game(
     return game
 
 
-def planner_of_served(
-    config: Config, checkpoint: Path | None, planner: str, problems: list[Problem]
-) -> AnyPlanner | None:  # fmt: skip
+def part_of(checkpoint: Path | None, agent: str) -> Path | None:
+    """The folder of the ``planner`` or ``reasoner`` in a checkpoint that has one."""
+    folder = checkpoint / agent if checkpoint else None
+    return folder if folder and folder.is_dir() else None
+
+
+def planner_of_served(config: Config, checkpoint: Path | None, planner: str, problems: list[Problem]) -> AnyPlanner | None:
     """The planner that `load_game` would take, for a reasoner that is out of its reach."""
     strategies = load_strategies(config.models.strategies)
     if planner.partition(":")[0] in ("shuffled", "prompted"):
         raise UserError(f"--planner {planner}", "needs a reasoner in this process: leave --upstream out")
     if planner:
         return planner_from(planner, strategies, problems)
-    own = checkpoint / "planner" if checkpoint and (checkpoint / "planner").is_dir() else None
+    own = part_of(checkpoint, "planner")
     return load_planner(str(own), strategies, seed=0) if own else None
 
 
 def play_part(
     game: Game | ServedGame, problems: list[Problem], first: int, settings: EvalSettings, config: Config
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """The records of problems number ``first``, ``first + 1``, ..., as they are kept."""
-    how: dict[str, Any] = {"seed": settings.seed, "greedy": settings.greedy, "samples": settings.samples}
+    seed, greedy, samples = settings.seed, settings.greedy, settings.samples
     if isinstance(game, ServedGame):
-        done, shown = game.play_scored(problems, first=first, **how)
+        done, shown = game.play_scored(problems, seed=seed, greedy=greedy, samples=samples, first=first)
     else:
-        done, episodes, scores = play_scored(game, problems, config.rewards, first=first, **how)
+        done, episodes, scores = play_scored(
+            game, problems, config.rewards, seed=seed, greedy=greedy, samples=samples, first=first
+        )
         shown = [episode_record(e, s, game.names) for e, s in zip(episodes, scores, strict=True)]
     return [{"step": 0} | text | numbers | {"group": numbers["index"]} for text, numbers in zip(shown, done, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -43,59 +43,102 @@ def evaluate_into(
     Raises:
         UserError: the folder holds an evaluation with other settings.
     """
-    config, checkpoint = locate(settings.run, list(settings.overrides))
-    data = settings.data or config.data.eval
-    problems = load_problems(
-        data, settings.split, data_dir=config.data.data_dir, limit=settings.limit, seed=settings.seed,
-        columns=config.data.columns,
-    )  # fmt: skip
-    game: Game | ServedGame
-    if served:
-        game = ServedGame(served, planner_of_served(config, checkpoint, settings.planner, problems), config, settings.overrides)
-    else:
-        game = load_game(config, checkpoint, settings.planner, settings.reasoner, problems, settings.seed, settings.overrides)
     if served and workers:
         raise UserError("--launcher ray with --upstream", "the server does the work: raise --at-once")
-    if match_tokens:
-        if isinstance(game, ServedGame):
-            raise UserError("--match-tokens", "is not there for a model on a server: give --samples")
-        settings = replace(settings, greedy=False, samples=_samples_for(match_tokens, game, problems, config, settings.seed))
-    models = [str(p) for p in (checkpoint, settings.planner, settings.reasoner) if p and Path(p).is_dir()]
-    wanted = asdict(settings) | {"models": {path: _newest(Path(path)) for path in models}, "means": _meaning(config, data)}
-    if isinstance(game, ServedGame):
-        wanted["served"] = {"url": game.served.url, "model": game.model, "mode": game.served.mode}
-    records = _begin_or_resume(folder, json.loads(json.dumps(wanted)), settings.samples, overwrite)
-    at_once = served.at_once if served else config.rollout.batch
-    step = max(1, 2 * at_once // settings.samples)  # questions between two writes
-    players: Players = game
-    begun = len(records) // settings.samples
-    if workers:  # small enough that none waits long for the last one
-        step = max(1, min(step, ceil((len(problems) - begun) / (4 * workers))))
-    starts = list(range(begun, len(problems), step))
-    rounds: Iterator[tuple[list[Record], Players]]
-    if workers and starts:
-        rounds = spread(settings, problems, starts, step, workers)
-    else:
-        rounds = ((play_part(game, problems[i : i + step], i, settings, config), game) for i in starts)
-    for done, told in rounds:
+    evaluation = _prepared(settings, served, match_tokens)
+    settings = evaluation.settings
+    wanted = json.loads(json.dumps(evaluation.depends_on()))
+    records = _begin_or_resume(folder, wanted, settings.samples, overwrite)
+    players: Players = evaluation.game
+    for done, told in evaluation.rounds(len(records) // settings.samples, workers):
         players = told
         with (folder / "episodes.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record) + "\n" for record in done))
         records += done
     finished = folder / "summary.json"
-    kept = json.loads(finished.read_text()) if finished.is_file() else None
-    name = settings.planner or ("trained planner" if game.names else "no planner")
-    result = summarise(name, records, players)
-    if kept is not None:  # asked for again: nothing was played, and the planner's share of the time is what it was
-        result.planner_share = kept["planner_share"]
-    summary = result.to_json() | {"run": settings.run, "data": data, "split": settings.split, "seed": settings.seed,
-                                  "greedy": settings.greedy,
-                                  "engine": served.url if served else config.rollout.engine,
-                                  "estimated_tokens": any(r.get("estimated", False) for r in records)}  # fmt: skip
-    if isinstance(game, ServedGame):
-        summary["model"] = game.model
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    result = summarise(evaluation.name, records, players)
+    if finished.is_file():  # asked for again: nothing was played, and the planner's share of the time is what it was
+        result.planner_share = json.loads(finished.read_text())["planner_share"]
+    summary = evaluation.summary(result, estimated=any(r.get("estimated", False) for r in records))
+    finished.write_text(json.dumps(summary, indent=2) + "\n")
     return result
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An evaluation that can begin. ``data`` is the data set's name, ``models`` the folders that weights come from."""
+
+    settings: EvalSettings
+    config: Config
+    data: str
+    problems: list[Problem]
+    game: Game | ServedGame
+    models: list[Path]
+
+    @property
+    def name(self) -> str:
+        return self.settings.planner or ("trained planner" if self.game.names else "no planner")
+
+    def depends_on(self) -> dict[str, Any]:
+        """What ``settings.json`` keeps: an evaluation goes on only if nothing of this has changed."""
+        models = {str(folder): _newest(folder) for folder in self.models}
+        wanted = asdict(self.settings) | {"models": models, "means": _meaning(self.config, self.data)}
+        if isinstance(self.game, ServedGame):
+            wanted["served"] = {"url": self.game.served.url, "model": self.game.model, "mode": self.game.served.mode}
+        return wanted
+
+    def rounds(self, begun: int, workers: int) -> Iterator[tuple[list[Record], Players]]:
+        """The records of the questions from number ``begun`` on, some at a time, in order, and who played them."""
+        at_once = self.game.served.at_once if isinstance(self.game, ServedGame) else self.config.rollout.batch
+        count = max(1, 2 * at_once // self.settings.samples)  # questions between two writes
+        if workers:  # small enough that none waits long for the last one
+            count = max(1, min(count, ceil((len(self.problems) - begun) / (4 * workers))))
+        starts = list(range(begun, len(self.problems), count))
+        if workers and starts:
+            yield from spread(self.settings, self.problems, starts, count, workers)
+            return
+        for i in starts:
+            yield play_part(self.game, self.problems[i : i + count], i, self.settings, self.config), self.game
+
+    def summary(self, result: Evaluation, *, estimated: bool) -> dict[str, Any]:
+        """What ``summary.json`` holds."""
+        served = self.game if isinstance(self.game, ServedGame) else None
+        about = {key: getattr(self.settings, key) for key in ("run", "split", "seed", "greedy")}
+        return {
+            **result.to_json(),
+            **about,
+            "data": self.data,
+            "engine": served.served.url if served else self.config.rollout.engine,
+            "estimated_tokens": estimated,
+            **({"model": served.model} if served else {}),
+        }
+
+
+def _prepared(settings: EvalSettings, served: ServedModel | None, match_tokens: str) -> _Prepared:
+    """Loads problems and models; ``match_tokens`` decides the number of samples (see `evaluate_into`)."""
+    config, checkpoint = locate(settings.run, list(settings.overrides))
+    data, rules = settings.data or config.data.eval, config.data
+    problems = load_problems(
+        data,
+        settings.split,
+        data_dir=rules.data_dir,
+        limit=settings.limit,
+        seed=settings.seed,
+        columns=rules.columns,
+    )
+    game: Game | ServedGame
+    if served:
+        planner = planner_of_served(config, checkpoint, settings.planner, problems)
+        game = ServedGame(served, planner, config, settings.overrides)
+    else:
+        s = settings
+        game = load_game(config, checkpoint, s.planner, s.reasoner, problems, s.seed, s.overrides)
+    if match_tokens:
+        if isinstance(game, ServedGame):
+            raise UserError("--match-tokens", "is not there for a model on a server: give --samples")
+        settings = replace(settings, greedy=False, samples=_samples_for(match_tokens, game, problems, settings.seed))
+    models = [Path(p) for p in (checkpoint, settings.planner, settings.reasoner) if p and Path(p).is_dir()]
+    return _Prepared(settings, config, data, problems, game, models)
 
 
 def _meaning(config: Config, data: str) -> dict[str, Any]:
@@ -140,7 +183,7 @@ def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwri
     return []
 
 
-def _samples_for(summary: str, game: Game, problems: list[Problem], config: Config, seed: int) -> int:
+def _samples_for(summary: str, game: Game, problems: list[Problem], seed: int) -> int:
     """How many samples a question cost as many tokens as the evaluation ``summary`` did, rounded up."""
     path = Path(summary) / "summary.json" if Path(summary).is_dir() else Path(summary)
     if not path.is_file():

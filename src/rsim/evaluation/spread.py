@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rsim.distributed.ray_cluster import connect
 from rsim.errors import UserError
+from rsim.evaluation.evaluate import Record
 from rsim.evaluation.loading import EvalSettings, load_game, play_part
 from rsim.game.problem import Problem
 from rsim.policies.loading import quiet_models
@@ -38,11 +38,12 @@ class _Player:
         os.chdir(folder)
         quiet_models()
         self.settings, self.problems = settings, problems
-        self.config, checkpoint = locate(self.settings.run, list(self.settings.overrides))
-        asked = self.settings
-        self.game = load_game(self.config, checkpoint, asked.planner, asked.reasoner, problems, asked.seed, asked.overrides)
+        self.config, checkpoint = locate(settings.run, list(settings.overrides))
+        self.game = load_game(
+            self.config, checkpoint, settings.planner, settings.reasoner, problems, settings.seed, settings.overrides
+        )
 
-    def play(self, first: int, count: int) -> tuple[list[dict[str, Any]], Replica]:
+    def play(self, first: int, count: int) -> tuple[list[Record], Replica]:
         part = self.problems[first : first + count]
         records = play_part(self.game, part, first, self.settings, self.config)
         return records, Replica(self.game.names, self.game.parameters, self.game.planner_share)
@@ -50,7 +51,7 @@ class _Player:
 
 def spread(
     settings: EvalSettings, problems: list[Problem], starts: list[int], count: int, workers: int
-) -> Iterator[tuple[list[dict[str, Any]], Replica]]:  # fmt: skip
+) -> Iterator[tuple[list[Record], Replica]]:
     """The records of ``count`` questions from each of ``starts`` on, in order, played by ``workers`` replicas on the cluster
     that ``RAY_ADDRESS`` names, or on this machine alone. Each has a GPU where the cluster has any, else a CPU.
 
@@ -72,12 +73,7 @@ def spread(
     try:
         yield from ActorPool(players).map(lambda player, first: player.play.remote(first, count), starts)
     except RayError as error:
-        raise UserError(f"a replica failed: {_cause(error)}") from error
+        raise UserError(f"a replica failed: {str(error).strip().splitlines()[-1]}") from error
     finally:
         for player in players:
             ray.kill(player)
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of what a replica said."""
-    return str(error).strip().splitlines()[-1]

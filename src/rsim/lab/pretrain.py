@@ -159,10 +159,8 @@ def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[
     model = new_model(size, tokenizer)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-        lr=size.learning_rate, betas=(0.9, 0.98),
-    )  # fmt: skip
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=size.learning_rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, steps))
     partial = out / "partial.pt"
     wanted = json.loads(json.dumps(asdict(config) | {"size": asdict(size)}))
@@ -182,7 +180,7 @@ def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[
         per_token = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         loss = (per_token * weights[:, 1:]).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -193,9 +191,8 @@ def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[
             print(f"step {step + 1}/{steps}  loss {sum(losses) / len(losses):.4f}  {rate:,.0f} tokens/s", flush=True)
         if (step + 1) % _KEEP_EVERY == 0:
             parts = [part.state_dict() for part in (model, optimizer, schedule)]
-            kept = {"wanted": wanted, "parts": parts, "step": step + 1, "losses": losses, "tokens": tokens,
-                    "seconds": time.perf_counter() - began}  # fmt: skip
-            torch.save(kept, partial.with_suffix(".new"))
+            kept = {"wanted": wanted, "parts": parts, "step": step + 1, "losses": losses, "tokens": tokens}
+            torch.save(kept | {"seconds": time.perf_counter() - began}, partial.with_suffix(".new"))
             partial.with_suffix(".new").replace(partial)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -105,17 +105,7 @@ def write_step(state: State, strategy: str, rng: random.Random, rates: Rates) ->
         return _validate(state, rng, rates)
     if strategy == "self-reflection":
         return _reflect(state, rng, rates)
-    work = None
-    if strategy == "decomposition":
-        work = _decompose(state.expression, rng, rates)
-    elif strategy == "deliberation":
-        work = _deliberate(state.expression, rng, rates)
-    elif strategy == "prioritization":
-        work = _prioritize(state.expression)
-    elif strategy == "summarization":
-        work = _summarize(state.expression, rng, rates)
-    elif strategy == "continuation":
-        work = _continue(state.expression, rng, rates)
+    work = _WORK[strategy](state.expression, rng, rates) if strategy in _WORK else None
     word = WORDS[strategy]
     if work is None:
         return _so(word, state.expression), replace(state, last=None)
@@ -192,7 +182,7 @@ def _with_result(calculation: str, result: int) -> str:
     return f"{calculation.rpartition('=')[0]}={result}"
 
 
-def _prioritize(expression: Expression) -> _Work | None:
+def _prioritize(expression: Expression, rng: random.Random, rates: Rates) -> _Work | None:
     for index, term in enumerate(expression):
         if term.is_bracket:
             inner = term.b + term.c
@@ -231,6 +221,15 @@ def _continue(expression: Expression, rng: random.Random, rates: Rates) -> _Work
     result = carryless_sum(left_value, right.sign, right_value) if slip else left_value + right.sign * right_value
     result, new = _settle(expression, 0, 2, 1, result, correct)
     return f"{render((left, right))}={result}", new, Calculation(0, redo, correct)
+
+
+_WORK = {
+    "decomposition": _decompose,
+    "deliberation": _deliberate,
+    "prioritization": _prioritize,
+    "summarization": _summarize,
+    "continuation": _continue,
+}
 
 
 def _validate(state: State, rng: random.Random, rates: Rates) -> tuple[str, State]:

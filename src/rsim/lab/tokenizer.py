@@ -21,8 +21,8 @@ DELIMITER = "\n"
 
 _STORY = (" has", " finds", " buys", " gives", " loses", " boxes", " of", ". how many?")
 _OTHER = (", x=?", "=?", " minus all", ", how much?", "day", " days", " weeks", ", then", " later", " earlier", ", which day?")
-_STEPS = (" back", " parts", " slowly", " check", " total", " first", " plan", " next", " so", " ok", " fixed", " missing",
-          " \\boxed{")  # fmt: skip
+_WORDS = (" back", " parts", " slowly", " check", " total", " first", " plan", " next")
+_STEPS = (*_WORDS, " so", " ok", " fixed", " missing", " \\boxed{")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<a>{{ m['content'] }}{% else %}<q>{{ m['content'] }}"

@@ -31,11 +31,10 @@ def add(model: PreTrainedModel, rank: int, base: str, seed: int) -> None:
     from peft import LoraConfig, TaskType
 
     classifies = "ForSequenceClassification" in type(model).__name__
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear",
-        task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
-        modules_to_save=["score"] if classifies else None, exclude_modules=["score"] if classifies else None,
-    )  # fmt: skip
+    kind = TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM
+    head = ["score"] if classifies else None  # is trained whole
+    shape = {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
+    config = LoraConfig(**shape, task_type=kind, modules_to_save=head, exclude_modules=head)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.add_adapter(config)
@@ -114,9 +113,12 @@ def _plain(name: str) -> str:
 def four_bits(dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` that keep the linear layers in 4 bits; they calculate in ``dtype``."""
     kind = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=["lm_head", "score"],
-    )  # fmt: skip
+    )
     return {"quantization_config": kind}
 
 

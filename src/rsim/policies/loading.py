@@ -36,9 +36,16 @@ def quiet_models() -> None:
 
 
 def load_reasoner(
-    source: str, *, device: str = "auto", dtype: str = "float32", system_prompt: str = "", weights: bool = True,
-    lora: int = 0, quantised: bool = False, seed: int = 0,
-) -> Reasoner:  # fmt: skip
+    source: str,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    system_prompt: str = "",
+    weights: bool = True,
+    lora: int = 0,
+    quantised: bool = False,
+    seed: int = 0,
+) -> Reasoner:
     """A causal LM and its tokenizer.
 
     Args:
@@ -70,9 +77,7 @@ def load_reasoner(
     return Reasoner(model.eval(), tokenizer, system_prompt)
 
 
-def _adapted(
-    model: PreTrainedModel, path: str, source: str, lora: int, quantised: bool, seed: int
-) -> PreTrainedModel:  # fmt: skip
+def _adapted(model: PreTrainedModel, path: str, source: str, lora: int, quantised: bool, seed: int) -> PreTrainedModel:
     """``model`` with the adapter to be trained, or with the one in the folder ``path`` merged in."""
     if adapters.base_of(path) is None:
         if lora:
@@ -95,9 +100,16 @@ def _shape_alone(path: str) -> PreTrainedModel:
 
 
 def load_planner(
-    source: str, strategies: StrategySet, *, device: str = "auto", dtype: str = "float32", seed: int, head: str = "random",
-    lora: int = 0, quantised: bool = False,
-) -> Planner:  # fmt: skip
+    source: str,
+    strategies: StrategySet,
+    *,
+    seed: int,
+    device: str = "auto",
+    dtype: str = "float32",
+    head: str = "random",
+    lora: int = 0,
+    quantised: bool = False,
+) -> Planner:
     """A trained planner, or a fresh one made from a base LLM with a head as `new_planner` makes it.
 
     Args:

@@ -49,7 +49,7 @@ class Planner:
     @classmethod
     def from_pretrained(
         cls, source: str | Path, strategies: StrategySet | None = None, *, merge: bool = True, **how: Any
-    ) -> Planner:  # fmt: skip
+    ) -> Planner:
         """Loads a saved planner from a folder or the hub, by default with the strategies that it was saved with.
 
         Args:

@@ -151,8 +151,8 @@ def parse_strategy(path: Path, entry: dict[str, object]) -> Strategy:
         raise UserError(f"{path}: a [[strategy]] has no name", 'add name = "..."')
     unknown = set(entry) - _FIELDS
     if unknown:
-        raise UserError(f"{path}: strategy {name!r} has the unknown field {sorted(unknown)[0]!r}",
-                        f"known fields: {', '.join(sorted(_FIELDS))}")  # fmt: skip
+        problem = f"{path}: strategy {name!r} has the unknown field {sorted(unknown)[0]!r}"
+        raise UserError(problem, f"known fields: {', '.join(sorted(_FIELDS))}")
     prompts, keywords = entry.get("prompts"), entry.get("keywords", [])
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and (p.strip() or p == "") for p in prompts):
         raise UserError(f"{path}: strategy {name!r} needs prompts", 'add prompts = ["...", "..."]')
@@ -161,8 +161,8 @@ def parse_strategy(path: Path, entry: dict[str, object]) -> Strategy:
     if not isinstance(keywords, list) or not all(isinstance(k, str) and k.strip() for k in keywords):
         raise UserError(f"{path}: strategy {name!r}: keywords must be a list of words", 'e.g. keywords = ["check"]')
     if any(re.search(r"\\boxed\s*\{[^{}]", prompt) for prompt in prompts):
-        raise UserError(f"{path}: a prompt of {name!r} contains a filled \\boxed{{...}}",
-                        "write \\boxed{} empty, or \\boxed{ at the end: else it could be read as an answer")  # fmt: skip
+        remedy = "write \\boxed{} empty, or \\boxed{ at the end: else it could be read as an answer"
+        raise UserError(f"{path}: a prompt of {name!r} contains a filled \\boxed{{...}}", remedy)
     description, free, unlimited = (entry.get(key, other) for key, other in _OTHER.items())
     if not isinstance(description, str) or not isinstance(free, bool) or not isinstance(unlimited, bool):
         raise UserError(f"{path}: strategy {name!r}: description must be text, repeat_free and unlimited true or false")

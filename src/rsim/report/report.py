@@ -12,23 +12,30 @@ from rsim.report.charts import Series, area_chart, colour, line_chart
 
 _EPISODES = 24  # shown, the newest first
 
+_REWARDS = ("accuracy", "format", "follow", "terminal", "penalty")
+_ENDINGS = ("terminated", "forced", "truncated", "reasoner_ended")
+
+
+def _both(metric: str) -> dict[str, str]:
+    """A metric of each agent."""
+    return {f"{agent}/{metric}": agent for agent in ("planner", "reasoner")}
+
+
 # (title, {metric: label}, unit) of every line chart; metrics that a run did not log are left out.
 _CHARTS: list[tuple[str, dict[str, str], str]] = [
-    ("Reward parts (batch mean)",
-     {f"reward/{p}": p for p in ("accuracy", "format", "follow", "terminal", "penalty")}, ""),
-    ("Return of each agent", {"planner/return": "planner", "reasoner/return": "reasoner"}, ""),
-    ("Entropy (nats per action)", {"planner/entropy": "planner", "reasoner/entropy": "reasoner"}, ""),
+    ("Reward parts (batch mean)", {f"reward/{part}": part for part in _REWARDS}, ""),
+    ("Return of each agent", _both("return"), ""),
+    ("Entropy (nats per action)", _both("entropy"), ""),
     ("Lambda", {"lambda": "lambda"}, ""),
     ("Tokens per episode", {"length/sampled": "sampled", "length/injected": "injected"}, ""),
     ("Steps per episode", {"length/steps": "steps"}, ""),
-    ("How episodes end", {f"flags/{f}": f.replace("_", " ") for f in ("terminated", "forced", "truncated", "reasoner_ended")},
-     "share"),
-    ("Trainer / sampler ratio", {"planner/ratio": "planner", "reasoner/ratio": "reasoner"}, ""),
-    ("Clip fraction", {"planner/clip_fraction": "planner", "reasoner/clip_fraction": "reasoner"}, "share"),
-    ("Skipped groups", {"planner/skipped_groups": "planner", "reasoner/skipped_groups": "reasoner"}, ""),
-    ("Gradient norm before clipping", {"planner/grad_norm": "planner", "reasoner/grad_norm": "reasoner"}, ""),
+    ("How episodes end", {f"flags/{flag}": flag.replace("_", " ") for flag in _ENDINGS}, "share"),
+    ("Trainer / sampler ratio", _both("ratio"), ""),
+    ("Clip fraction", _both("clip_fraction"), "share"),
+    ("Skipped groups", _both("skipped_groups"), ""),
+    ("Gradient norm before clipping", _both("grad_norm"), ""),
     ("Sampled tokens per second", {"tokens_per_second": "tokens/s"}, ""),
-]  # fmt: skip
+]
 
 
 def build_report(run: Path, out: Path | None = None) -> Path:
@@ -116,11 +123,14 @@ def _before_and_after(records: list[dict[str, Any]]) -> dict[str, Any]:
         f"best, step {best['step']}": best,
         f"last, step {held_out[-1]['step']}": held_out[-1],
     }
-    rows = [
-        {"name": name, "accuracy": r["eval/accuracy"], "low": r["eval/accuracy_low"], "high": r["eval/accuracy_high"],
-         "flexible": r["eval/flexible"], "tokens_per_question": r["eval/tokens"]}
-        for name, r in shown.items()
-    ]  # fmt: skip
+    keys = {
+        "accuracy": "accuracy",
+        "low": "accuracy_low",
+        "high": "accuracy_high",
+        "flexible": "flexible",
+        "tokens_per_question": "tokens",
+    }
+    rows = [{"name": name} | {key: r[f"eval/{metric}"] for key, metric in keys.items()} for name, r in shown.items()]
     return {"title": "Before and after, held-out questions, greedy", "rows": rows}
 
 
@@ -149,11 +159,10 @@ def _curves(records: list[dict[str, Any]]) -> str:
     if not steps:
         return ""
     marks = _stage_starts(steps)
-    accuracy = [
-        Series("sampled, training questions", [(r["step"], r["accuracy"]) for r in steps], colour(0)),
-        Series("greedy, held-out questions", [(r["step"], r["eval/accuracy"]) for r in held_out], colour(1), dots=True,
-               band=tuple((r["step"], r["eval/accuracy_low"], r["eval/accuracy_high"]) for r in held_out)),
-    ]  # fmt: skip
+    band = tuple((r["step"], r["eval/accuracy_low"], r["eval/accuracy_high"]) for r in held_out)
+    greedy = [(r["step"], r["eval/accuracy"]) for r in held_out]
+    sampled = Series("sampled, training questions", [(r["step"], r["accuracy"]) for r in steps], colour(0))
+    accuracy = [sampled, Series("greedy, held-out questions", greedy, colour(1), band, dots=True)]
     charts = [line_chart("Accuracy", accuracy, marks, "share"), _usage(steps, marks)]
     for title, metrics, unit in _CHARTS:
         series = [

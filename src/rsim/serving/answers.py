@@ -26,7 +26,7 @@ _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 
 async def answer(
     state: State, request: Request, kind: api.Kind, body: dict[str, Any], model: str, *, planned: bool
-) -> Response:  # fmt: skip
+) -> Response:
     """A response whose answers are played. A stream leaves, and tells the metrics, when it is over; for all else the caller
     does."""
     began = time.perf_counter()
@@ -130,9 +130,7 @@ def event_data(chunk: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(chunk, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
 
 
-async def _play(
-    state: State, upstream: Upstream, asked: Asked, wanted: api.Request, *, planned: bool
-) -> AsyncGenerator[Event]:  # fmt: skip
+async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Request, *, planned: bool) -> AsyncGenerator[Event]:
     """One answer, cut at the client's stop strings."""
     spent = Usage()
     async with state.slots:
@@ -162,9 +160,7 @@ async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str,
         await conversation.close()
 
 
-async def _merge(
-    plays: list[AsyncGenerator[Event]], deadline: float
-) -> AsyncGenerator[tuple[int, Event]]:  # fmt: skip
+async def _merge(plays: list[AsyncGenerator[Event]], deadline: float) -> AsyncGenerator[tuple[int, Event]]:
     """The events of all choices as they come, until ``deadline``."""
     events: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
 

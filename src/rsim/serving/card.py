@@ -12,7 +12,22 @@ from rsim.policies.planner import Planner
 from rsim.policies.strategies import StrategySet
 from rsim.runs.locate import locate
 
-_USE = """\
+_CARD = """\
+---
+license: {licence}
+base_model: {base}
+library_name: transformers
+pipeline_tag: text-classification
+tags: [rsim, reasoning, planner]
+---
+
+# {name}
+
+A planner: before every step of another LLM's chain of thought it chooses one of the strategies below, whose prompt \
+is injected. Made with [rsim](https://arxiv.org/abs/2512.08300).
+
+## Use
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from rsim import Planner
@@ -24,12 +39,29 @@ with planner.wrap(model, AutoTokenizer.from_pretrained("any/model")) as planned:
 ```
 
 In front of any OpenAI-compatible server: `rsim serve --planner {repo} --upstream http://127.0.0.1:8080/v1`, then ask for
-the model `NAME-rsim`."""
+the model `NAME-rsim`.
 
-_LIMITS = """\
+## Strategies
+
+| strategy | what for | prompts |
+|---|---|---|
+{strategies}
+
+## Training
+
+Base `{base}`, reasoner `{reasoner}`, data `{data}`; {stages}; {questions} questions x {group} episodes a step; seed {seed}. \
+{versions}. Source commit {commit}.
+
+## Results
+
+{results}
+
+## Limits
+
 The planner was trained with the reasoner and on the tasks named above; with other reasoners and tasks its worth has to be
 measured (`rsim eval --planner`, with controls). It chooses among these strategies and no others. It reads the question
-and the steps so far as text; it does not see images, tools or earlier turns of a chat."""
+and the steps so far as text; it does not see images, tools or earlier turns of a chat.
+"""
 
 
 def hub_folder(run: str, target: Path, *, repo: str, licence: str) -> Path:
@@ -70,24 +102,23 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
 
 def _card(config: Config, strategies: StrategySet, run: Path, repo: str, licence: str) -> str:
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    head = ["---", f"license: {licence}", f"base_model: {config.models.planner}", "library_name: transformers",
-            "pipeline_tag: text-classification", "tags: [rsim, reasoning, planner]", "---"]  # fmt: skip
-    stages = ", ".join(f"{s.steps} steps at lambda {s.lambda_:g}" for s in config.stages if s.steps)
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    rows = "\n".join(f"| {s.name} | {s.description} | {' / '.join(s.prompts)} |" for s in strategies.strategies)
-    return "\n".join([
-        *head, "", f"# {repo.rpartition('/')[2]}", "",
-        "A planner: before every step of another LLM's chain of thought it chooses one of the strategies below, whose prompt "
-        "is injected. Made with [rsim](https://arxiv.org/abs/2512.08300).",
-        "", "## Use", "", _USE.format(repo=repo),
-        "", "## Strategies", "", "| strategy | what for | prompts |", "|---|---|---|", rows,
-        "", "## Training", "",
-        f"Base `{config.models.planner}`, reasoner `{config.models.reasoner}`, data `{config.data.train}`; {stages}; "
-        f"{config.train.questions} questions x {config.train.group} episodes a step; seed {config.seed}. {versions}. "
-        f"Source commit {facts['git_commit'][:12]}.",
-        "", "## Results", "", *_results(run),
-        "", "## Limits", "", _LIMITS, "",
-    ])  # fmt: skip
+    rows = [f"| {s.name} | {s.description} | {' / '.join(s.prompts)} |" for s in strategies.strategies]
+    return _CARD.format(
+        licence=licence,
+        base=config.models.planner,
+        name=repo.rpartition("/")[2],
+        repo=repo,
+        strategies="\n".join(rows),
+        reasoner=config.models.reasoner,
+        data=config.data.train,
+        stages=", ".join(f"{s.steps} steps at lambda {s.lambda_:g}" for s in config.stages if s.steps),
+        questions=config.train.questions,
+        group=config.train.group,
+        seed=config.seed,
+        versions=", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        commit=facts["git_commit"][:12],
+        results="\n".join(_results(run)),
+    )
 
 
 def _results(run: Path) -> list[str]:
@@ -97,8 +128,8 @@ def _results(run: Path) -> list[str]:
         table = run / "eval" / "table.json"
     if table.is_file():
         shown: dict[str, Any] = json.loads(table.read_text(encoding="utf-8"))
-        rows = [f"| {r['name']} | {r['accuracy']:.1%} | {r['low']:.1%} to {r['high']:.1%} | {r['tokens_per_question']:.0f} |"
-                for r in shown["rows"]]  # fmt: skip
+        row = "| {name} | {accuracy:.1%} | {low:.1%} to {high:.1%} | {tokens_per_question:.0f} |"
+        rows = [row.format(**r) for r in shown["rows"]]
         return [shown["title"], "", "| | accuracy | 95% interval | tokens / question |", "|---|---|---|---|", *rows]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     evaluated = [r for r in records if "eval/accuracy" in r]

@@ -15,8 +15,8 @@ Kind = Literal["chat", "completion"]
 _CHOICES = 1024  # of one request
 
 # Passed on to the upstream as they are.
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty",
-             "logit_bias", "user")  # fmt: skip
+_PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", *_PENALTIES, "logit_bias", "user")
 # Requests with any of these pass through as they are.
 _NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix")
 
@@ -90,9 +90,9 @@ def read_request(
     if count * len(contexts) > _CHOICES:
         raise BadRequest(f"{count * len(contexts)} answers are asked for: {_CHOICES} at most", "n")
     asked = [replace(context, sampling=_seeded(sampling, i)) for context in contexts for i in range(count)]
-    options = body.get("stream_options") or {}
-    return Request(kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")),
-                   bool(isinstance(options, dict) and options.get("include_usage")))  # fmt: skip
+    options = body.get("stream_options")
+    usage = isinstance(options, dict) and bool(options.get("include_usage"))
+    return Request(kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")), usage)
 
 
 def _seeded(sampling: dict[str, Any], member: int) -> dict[str, Any]:
@@ -172,8 +172,8 @@ def whole(request: Request, choices: list[Choice], mode: str | None) -> dict[str
         stop = choice.finished.stop if choice.finished else None
         shown.append({"index": index, **said, "logprobs": None, "finish_reason": reason, "stop_reason": stop})
     kind = "chat.completion" if request.kind == "chat" else "text_completion"
-    response = {"id": request.id, "object": kind, "created": request.created, "model": request.model, "choices": shown,
-                "usage": usage_of([c.finished.usage for c in choices if c.finished])}  # fmt: skip
+    usage = usage_of([c.finished.usage for c in choices if c.finished])
+    response = _envelope(request, kind) | {"choices": shown, "usage": usage}
     if mode is not None:
         response["rsim"] = {"mode": mode, "approximate": mode != "exact", "choices": [{"steps": c.steps} for c in choices]}
     return response
@@ -203,18 +203,21 @@ def chunk(request: Request, index: int, event: Injected | TextDelta | Finished, 
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
     if isinstance(event, Finished):
         choice["stop_reason"] = event.stop  # the stop string that was met, as vLLM tells it
-    shown = _envelope(request) | {"choices": [choice]}
+    shown = _chunk_envelope(request) | {"choices": [choice]}
     if isinstance(event, Injected):
         shown["rsim"] = {"injected": True} | _step(event)
     return shown
 
 
 def usage_chunk(request: Request, parts: list[Usage]) -> dict[str, Any]:
-    return _envelope(request) | {"choices": [], "usage": usage_of(parts)}
+    return _chunk_envelope(request) | {"choices": [], "usage": usage_of(parts)}
 
 
-def _envelope(request: Request) -> dict[str, Any]:
-    kind = "chat.completion.chunk" if request.kind == "chat" else "text_completion"
+def _chunk_envelope(request: Request) -> dict[str, Any]:
+    return _envelope(request, "chat.completion.chunk" if request.kind == "chat" else "text_completion")
+
+
+def _envelope(request: Request, kind: str) -> dict[str, Any]:
     return {"id": request.id, "object": kind, "created": request.created, "model": request.model}
 
 

@@ -11,7 +11,7 @@ import hmac
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,21 +71,10 @@ def _lifespan(
         planning = PlannerBatcher(planner, config.slots)
         worker = asyncio.create_task(planning.run())
         metrics, slots = Metrics(CollectorRegistry()), asyncio.Semaphore(config.slots)
-        if reasoner is not None:
-            local = LocalUpstream(reasoner, config.slots)
-            app.state.rsim = State(config, planning, local, None, metrics, slots, local_model=name)
-            try:
-                yield
-            finally:
-                worker.cancel()
-                await asyncio.to_thread(local.close)
-            return
-        timeout = httpx.Timeout(config.upstream_seconds, connect=10.0)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * config.slots)
-        headers = {"Authorization": f"Bearer {config.upstream_key}"} if config.upstream_key else {}
-        base = config.upstream.rstrip("/") + "/"
-        async with httpx.AsyncClient(base_url=base, timeout=timeout, limits=limits, headers=headers) as client:
-            app.state.rsim = state = State(config, planning, None, client, metrics, slots)
+        local = LocalUpstream(reasoner, config.slots) if reasoner is not None else None
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(_client(config)) if local is None else None
+            app.state.rsim = state = State(config, planning, local, client, metrics, slots, local_model=name if local else "")
             try:
                 await upstream_of(state, "")
             except UpstreamError as error:  # it may come up later: every planned request asks again until then
@@ -94,8 +83,18 @@ def _lifespan(
                 yield
             finally:
                 worker.cancel()
+                if local is not None:
+                    await asyncio.to_thread(local.close)
 
     return lifespan
+
+
+def _client(config: ServeConfig) -> httpx.AsyncClient:
+    """Of the upstream; as many connections as there are requests."""
+    timeout = httpx.Timeout(config.upstream_seconds, connect=10.0)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * config.slots)
+    headers = {"Authorization": f"Bearer {config.upstream_key}"} if config.upstream_key else {}
+    return httpx.AsyncClient(base_url=config.upstream.rstrip("/") + "/", timeout=timeout, limits=limits, headers=headers)
 
 
 # --- a request ---
@@ -138,7 +137,7 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
 
 async def _pass_through(
     state: State, request: Request, kind: api.Kind, raw: bytes, body: dict[str, Any], named: str
-) -> Response:  # fmt: skip
+) -> Response:
     """Sends the request on and the answer back, byte for byte; only a suffix and the field ``rsim`` are taken off."""
     began = time.perf_counter()
     assert state.client is not None
@@ -210,14 +209,15 @@ async def _models(request: Request) -> Response:
 async def _health(request: Request) -> Response:
     state: State = request.app.state.rsim
     mode = state.upstream.mode if state.upstream else None
-    return JSONResponse({
+    told = {
         "status": "ok" if mode else "upstream not reached yet",
         "mode": mode,
         "approximate": mode != "exact",
         "strategies": list(state.planning.strategies.names),
         "gate": state.config.rules.gate,
         "active": state.active,
-    })  # fmt: skip
+    }
+    return JSONResponse(told)
 
 
 async def _metrics(request: Request) -> Response:

@@ -1,0 +1,27 @@
+"""``rsim config show``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rsim.cli.options import Json, Set, tell
+
+command = typer.Typer(no_args_is_help=True)
+
+
+@command.command()
+def show(
+    source: Annotated[str, typer.Argument(metavar="[PRESET|CONFIG.toml]")] = "",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Print a config with every default filled in; without an argument, list the presets."""
+    from rsim.config import load_config, presets, to_table, to_toml
+
+    if not source:
+        tell(presets(), "\n".join(presets()), as_json)
+        return
+    config = load_config(source, overrides or [])
+    tell(to_table(config), to_toml(config).removesuffix("\n"), as_json)

@@ -1,0 +1,34 @@
+"""``rsim export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rsim.cli.options import Json, tell
+from rsim.errors import UserError
+
+
+def command(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A run, a packaged model, a folder, a GGUF file or a hub id.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER")],
+    as_json: Json = False,
+) -> None:
+    """Write a reasoner as a folder for a vLLM server that is to sample while it is trained."""
+    from rsim.distributed.ray_cluster import export
+    from rsim.policies.loading import quiet_models
+    from rsim.runs.locate import locate
+
+    quiet_models()
+    if folder.exists():
+        raise UserError(f"{folder} exists already", "name a new folder")
+    if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").is_file():
+        config, checkpoint = locate(source, [])
+        trained = checkpoint / "reasoner" if checkpoint else None
+        source = str(trained) if trained and trained.is_dir() else config.models.reasoner
+    export(source, folder)
+    tell({"folder": str(folder)}, f"wrote {folder}", as_json)

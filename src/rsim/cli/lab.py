@@ -1,0 +1,32 @@
+"""``rsim lab pretrain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rsim.cli.options import Json, tell
+from rsim.errors import UserError
+
+command = typer.Typer(no_args_is_help=True)
+
+
+@command.command()
+def pretrain(
+    size: Annotated[str, typer.Option(help="nano-xs, nano-s, nano-m, nano-l, nano-llama, nano-x or nano-d")] = "nano-s",
+    out: Annotated[str, typer.Option(help="Default: where the size's name finds it, in the cache.")] = "",
+    seed: Annotated[int, typer.Option()] = 0,
+    steps: Annotated[int, typer.Option(help="0: the size's own number.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Pre-train a nano base from nothing on written lab solutions."""
+    from rsim.lab.pretrain import SIZES, PretrainConfig, pretrain
+    from rsim.models.weights import cache_folder
+
+    if size not in SIZES:
+        raise UserError(f"--size {size}", f"use one of {', '.join(SIZES)}")
+    folder = Path(out) if out else cache_folder() / size
+    result = pretrain(PretrainConfig(size=size, seed=seed, steps=steps or None), folder, quiet=as_json)
+    tell(result | {"folder": str(folder)}, f"saved {folder}", as_json)

@@ -1,0 +1,40 @@
+"""``rsim plan``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rsim.cli.options import Json, Set, Source, tell
+from rsim.errors import UserError
+
+
+def command(
+    source: Source,
+    device: Annotated[str, typer.Option(help="h100, h200, a100, l40s, rtx4090, or here: this machine's CPU, timed.")] = "h100",
+    workers: Annotated[list[int] | None, typer.Option("--workers", help="Processes, one a device; may be repeated.")] = None,
+    tokens: Annotated[int, typer.Option(help="Sampled tokens of an episode (default: as many as it may have).", min=0)] = 0,
+    question: Annotated[int, typer.Option(help="Tokens of a question with its prompt.", min=1)] = 128,
+    network: Annotated[float, typer.Option(help="Gbit/s that a machine sends to others.", min=0.1)] = 400.0,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Foretell time, memory and traffic of a run on other machines, one row for each number of processes."""
+    from dataclasses import asdict
+
+    from rsim.config import load_config
+    from rsim.policies.loading import quiet_models
+    from rsim.training import plan
+
+    quiet_models()
+    config = load_config(source, overrides or [])
+    counts = workers or [1, 8, 64]
+    for count in counts:
+        if count < 1:
+            raise UserError(f"--workers {count}", "must be at least 1")
+    plans = []
+    for count in counts:
+        with plan.find_device(device, count) as on:
+            plans.append(plan.plan(config, on, count, tokens=tokens, question=question, network=network * 1e9 / 8))
+    tell([asdict(p) for p in plans], "\n".join(plan.describe(plans, on.name)), as_json)

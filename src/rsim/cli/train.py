@@ -1,0 +1,70 @@
+"""``rsim train``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rsim.cli.options import DataDir, Json, Rewards, Set, Source, Strategies, merged, tell
+from rsim.errors import UserError
+
+if TYPE_CHECKING:
+    from rsim.config import Config
+
+
+def command(
+    source: Source,
+    overrides: Set = None,
+    strategies: Strategies = "",
+    reward: Rewards = None,
+    data_dir: DataDir = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run's folder.")] = False,
+    resume_from: Annotated[
+        str, typer.Option(metavar="CHECKPOINT", help="Go on from this one of the run's, e.g. step-000010.")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Resume although the config has changed.")] = False,
+    launcher: Annotated[str, typer.Option(help="ray: train on a Ray cluster (docs/scaling.md).")] = "",
+    workers: Annotated[str, typer.Option(metavar="N|MIN:MAX", help="Processes there.")] = "1",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate memory and time; exit 2 if it cannot fit.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a planner and a reasoner together, stage by stage."""
+    from rsim.config import load_config
+
+    config = load_config(source, merged(overrides, strategies=strategies, rewards=reward, data_dir=data_dir))
+    if dry_run:
+        _estimate(config, as_json)
+        return
+    if launcher and resume_from:
+        raise UserError("--resume-from with --launcher", "the cluster goes on from the newest checkpoint: use --resume")
+    if launcher not in ("", "ray"):
+        raise UserError(f"--launcher {launcher}", "use ray, or start the command by torchrun or accelerate launch")
+    if launcher:
+        from rsim.distributed.ray_launcher import parse_workers, train_with_ray
+        from rsim.training.trainer import train_quietly
+
+        result = train_with_ray(train_quietly, config, parse_workers(workers), resume=resume, force=force)
+    else:
+        from rsim.cli.progress import first_process, train_with_progress
+
+        result = train_with_progress(config, resume=resume, resume_from=resume_from, force=force, quiet=as_json)
+        if not first_process():
+            return
+    tell(result, f"run folder: {config.folder}", as_json)
+
+
+def _estimate(config: Config, as_json: bool) -> None:
+    """Prints what a run will need. Raises `UserError` if this machine cannot hold it."""
+    from rsim.policies.loading import quiet_models
+    from rsim.training import estimate
+
+    quiet_models()
+    if config.train.shard or config.train.deepspeed:
+        raise UserError(
+            "--dry-run with train.shard or train.deepspeed",
+            "what a process needs depends on their number: rsim plan --workers N",
+        )
+    found = estimate.estimate(config)
+    tell(estimate.to_json(found), "\n".join(estimate.describe(found)), as_json)
+    estimate.check_fits(found)
