@@ -1,42 +1,95 @@
-"""``python -m studies NAME``: repeat a study and write its page and its rows of the ledger."""
+"""``python -m studies NAME [options]`` repeats a study and prints its rows; without a name, it lists them.
+
+Two flags go with every study. ``--record`` writes the rows to ``results/NAME.json`` and the pages that are made from them.
+``--supersede`` is for a study whose own settings were changed after its results were known: older rows stay, marked so.
+"""
 
 from __future__ import annotations
 
-import json
+import functools
+import importlib
+import inspect
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 
-from rsim.cli.options import Json, Set
+from rsim.cli.options import Set
 from rsim.errors import UserError
-from studies.run import EXPERIMENTS, run_experiment
+from studies import ledger
 
 
-def experiment(
-    name: Annotated[str, typer.Argument(metavar="NAME")] = "",
-    seeds: Annotated[int, typer.Option(help="Runs of everything that is trained: seeds 0, 1, ...", min=1)] = 3,
-    questions: Annotated[int, typer.Option(help="Unseen problems in every evaluation.", min=10)] = 1000,
-    jobs: Annotated[int, typer.Option(help="Processes side by side.", min=1)] = 2,
-    out: Annotated[
-        str, typer.Option(help="Folder of all runs and evaluations; what is there is not done again.")
-    ] = "runs/experiments",
-    publish: Annotated[str, typer.Option(help="Folder under which docs/results and results are written.")] = ".",
-    overrides: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Repeat an experiment on the nano lab and write its page; without a name, list them."""
-    if not name:
-        print(json.dumps(EXPERIMENTS) if as_json else "\n".join(f"{n:<10} {what}" for n, what in EXPERIMENTS.items()))
+def main(arguments: list[str]) -> None:
+    """
+    Raises:
+        UserError: there is no such study.
+    """
+    said = ledger.titles()
+    if not arguments:
+        print("\n".join(f"{name:<16} {what}" for name, what in said.items()))
         return
-    page = run_experiment(name, range(seeds), questions, jobs, Path(out), Path(publish), overrides or [], quiet=as_json)
-    print(json.dumps({"page": str(page)}) if as_json else f"page: {page}")
+    name, *rest = arguments
+    if name not in said:
+        raise UserError(f"no study {name!r}", f"use one of {', '.join(said)}")
+    options = [a for a in rest if a not in ledger.FLAGS]
+    command_line(name, *(flag in rest for flag in ledger.FLAGS))(options, prog_name=f"python -m studies {name}")
+
+
+def command_line(name: str, recorded: bool = False, changed: bool = False) -> typer.Typer:
+    """A study's ``run`` as a command, with its arguments as options."""
+    module = importlib.import_module(f"studies.{name}")
+    run: Callable[..., Iterable[ledger.Row]] = module.run
+    if "page" in inspect.signature(run).parameters:
+        run = _on_a_bench(name, module, recorded)
+
+    @functools.wraps(run)
+    def command(**options: Any) -> None:
+        for row in run(**options):
+            met = "" if row.met is None else "met" if row.met else "MISSED"
+            print(f"{row.what:<78} {row.shown:<16} {row.between:<18} {row.goal:<14} {met}".rstrip(), flush=True)
+            if recorded:
+                ledger.record(name, module.ISSUE, [row], changed=changed)
+        if recorded:
+            ledger.write_page()
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(help=module.__doc__)(command)
+    return app
+
+
+def _on_a_bench(name: str, module: ModuleType, recorded: bool) -> Callable[..., Iterable[ledger.Row]]:
+    """A study of trainings and evaluations: it fills a page."""
+
+    def run(
+        seeds: Annotated[int, typer.Option(help="Runs of everything that is trained: seeds 0, 1, ...", min=1)] = 3,
+        questions: Annotated[int, typer.Option(help="Unseen problems in every evaluation.", min=10)] = 1000,
+        jobs: Annotated[int, typer.Option(help="Processes side by side.", min=1)] = 2,
+        out: Annotated[Path, typer.Option(help="All runs and evaluations; what is there is not done again.")] = Path(
+            "runs/studies"
+        ),
+        overrides: Set = None,
+    ) -> Iterable[ledger.Row]:
+        from rsim.policies.loading import quiet_models
+        from studies.page import Page
+        from studies.workbench import Workbench
+
+        quiet_models()
+        bench = Workbench(out.resolve(), tuple(range(seeds)), questions, jobs, tuple(overrides or []))
+        page = Page(name, bench)
+        module.run(bench, page)
+        if recorded:
+            page.write(ledger.titles()[name], module.LIMITS)
+        return page.rows
+
+    return run
 
 
 if __name__ == "__main__":
     try:
-        typer.run(experiment)
+        main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The runs that several experiments share."""
+"""The arms that studies of trainings share: runs, controls, and switches of the method one at a time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 
 from rsim.policies.strategies import Strategy, StrategySet, to_toml
 from rsim.runs.folder import sampled_tokens
+from studies.page import Page, gain
+from studies.stats import difference, estimate
 from studies.workbench import SEARCHED, Measured, Measurement, Training, Workbench, checkpoint
 
 # None of them takes a trained decision where it belongs.
@@ -67,9 +69,15 @@ def write_set(file: Path, strategies: Iterable[Strategy]) -> str:
 
 
 def controls_of(
-    bench: Workbench, runs: list[Path], reasoners: list[str], *, preset: str = "nano", data: str = "lab", problems: int = 0,
+    bench: Workbench,
+    runs: list[Path],
+    reasoners: list[str],
+    *,
+    preset: str = "nano",
+    data: str = "lab",
+    problems: int = 0,
     kinds: tuple[str, ...] = CONTROLS,
-) -> dict[str, list[Measurement]]:  # fmt: skip
+) -> dict[str, list[Measurement]]:
     """The controls for each run's planner and the reasoner beside it in ``reasoners``; picked on dev problems where there is
     something to pick: on ``problems`` of them, or as many as `SEARCHED` says."""
     searched = [kind for kind in kinds if kind in SEARCHED]
@@ -84,3 +92,27 @@ def controls_of(
         kind: [Measurement(preset, spec, reasoner, data) for spec, reasoner in zip(specs[kind], reasoners, strict=True)]
         for kind in kinds
     }
+
+
+def ablate(page: Page, bench: Workbench, arms: dict[str, tuple[str, ...]], against: str, *, which: str = "best") -> Arms:
+    """Trains the preset nano with each arm's changes and compares every arm with the one named ``against``.
+
+    ``which``: the checkpoint of each run that is measured, ``best`` or ``final``.
+    """
+    folders = iter(bench.train([Training("nano", changes, s) for changes in arms.values() for s in bench.seeds]))
+    runs = {name: [next(folders) for _ in bench.seeds] for name in arms}
+    done = measure_arms(bench, {name: [planned(r, which) for r in found] for name, found in runs.items()})
+    page.arms(done)
+    rows = []
+    for name, arm in done.items():
+        flags = [m.summary["flags"] for m in arm]
+        steps = [m.summary["steps"] for m in arm]
+        shares = [sum(f[key] for f in flags) / len(flags) for key in ("terminated", "forced")]
+        more = gain(arm, done[against]) if name != against else ""
+        rows.append([name, more, f"{sum(steps) / len(steps):.2f}", *(f"{s:.1%}" for s in shares)])
+    page.table(["", f"minus {against}, points", "steps / question", "ended by the planner", "forced to end"], rows)
+    for name, arm in done.items():
+        page.measured(name, estimate(arm))
+        if name != against:
+            page.measured(f"{name}, minus {against}", difference(arm, done[against]))
+    return done

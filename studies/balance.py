@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rsim.policies.strategies import load_strategies
-from studies.ablation import ablate
-from studies.arms import Arms, measure_arms, planned, used
+from studies.arms import Arms, ablate, measure_arms, planned, used
 from studies.page import Page, percent, points
 from studies.stats import difference, estimate
 from studies.workbench import Training, Workbench
 
+ISSUE = 8
+LIMITS = """On the nano lab some strategies have hardly a use, so even use is not what a good planner of this lab does; whether
+it helps where all nine are useful cannot be seen here. The weight of the pull, 0.03, was picked after a look
+at 0.02 and 0.05 with seed 0. An earlier estimate of the pull, at weights 0.05 and 0.2, left five strategies without use."""
+
 _PRESET, _LONG = "penalty on repeats (the preset)", "penalty on repeats, four times as long"
+_GOAL = "2% to 50% for all, at most 1 point of accuracy lost"
 _FREE = "rewards.penalty=0"
 _LONGER = "stages.stage1.steps=32", "stages.stage2.steps=24"
 _ARMS: dict[str, tuple[str, ...]] = {
@@ -23,32 +28,34 @@ _ARMS: dict[str, tuple[str, ...]] = {
 }
 
 
-def run(bench: Workbench) -> Page:
-    page = Page("balance", "Balanced exploration", bench, issue=8)
+def run(bench: Workbench, page: Page) -> None:
     taken = ablate(page, bench, _ARMS, _PRESET, which="final")
     runs = {name: bench.train([Training("nano", changes, s) for s in bench.seeds]) for name, changes in _ARMS.items()}
     drawn = measure_arms(
         bench, {name: [replace(planned(r, "final"), drawn=True) for r in found] for name, found in runs.items()}
     )
-    page.text("Runs are measured where they end: their best checkpoint by held-out accuracy is that of the fourth or eighth "
-              "step as a rule.")  # fmt: skip
-    page.text("Above, each decision is the planner's likeliest strategy. The pull towards even use acts on what the planner "
-              "would draw, so here are both: the likeliest strategy taken (*greedy*), and strategies drawn by their "
-              "probabilities, as in training (*drawn*); the reasoner is greedy in both. Points are those against the greedy "
-              "preset that was trained as long.")  # fmt: skip
+    page.text(
+        "Runs are measured where they end: their best checkpoint by held-out accuracy is that of the fourth or eighth "
+        "step as a rule."
+    )
+    page.text(
+        "Above, each decision is the planner's likeliest strategy. The pull towards even use acts on what the planner "
+        "would draw, so here are both: the likeliest strategy taken (*greedy*), and strategies drawn by their "
+        "probabilities, as in training (*drawn*); the reasoner is greedy in both. Points are those against the greedy "
+        "preset that was trained as long."
+    )
     rows = []
     for name in _ARMS:
         like = taken[_LONG if _LONGER[0] in _ARMS[name] else _PRESET]
         for how, arms in (("greedy", taken), ("drawn", drawn)):
-            shares, gain = _shares(arms, name), difference(arms[name], like)
+            shares, more = _shares(arms, name), difference(arms[name], like)
             least, most = min(shares.values()), max(shares.values())
-            lost = 0.0 if arms[name] is like else -gain.mean
-            rows.append([f"{name}, {how}", percent(estimate(arms[name]).mean), "" if arms[name] is like else points(gain),
-                         percent(least), percent(most)])  # fmt: skip
-            page.value(f"{name}, {how}: largest share of a strategy", round(most, 3), unit="share")
-            page.value(f"{name}, {how}: smallest share of a strategy", round(least, 3), unit="share",
-                       goal="2% to 50% for all, at most 1 point of accuracy lost",
-                       met=most <= 0.5 and least >= 0.02 and lost <= 0.01)  # fmt: skip
+            itself = arms[name] is like
+            shown = ["" if itself else points(more), percent(least), percent(most)]
+            rows.append([f"{name}, {how}", percent(estimate(arms[name]).mean), *shown])
+            page.value(f"{name}, {how}: largest share of a strategy", round(most, 3), "share")
+            met = most <= 0.5 and least >= 0.02 and (itself or more.mean >= -0.01)
+            page.value(f"{name}, {how}: smallest share of a strategy", round(least, 3), "share", _GOAL, met)
             if how == "drawn":
                 page.measured(f"{name}, drawn: accuracy", estimate(arms[name]))
     page.table(["", "accuracy", "minus the preset, points", "rarest strategy", "most used strategy"], rows)
@@ -64,14 +71,8 @@ def run(bench: Workbench) -> Page:
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_ylabel("share of steps, %")
     axes.legend(frameon=False, fontsize=7)
-    return page
 
 
 def _shares(arms: Arms, arm: str) -> dict[str, float]:
     """Each strategy's share of all steps."""
     return {name: used(arms[arm], name) for name in load_strategies("lab").names}
-
-
-LIMITS = """On the nano lab some strategies have hardly a use, so even use is not what a good planner of this lab does; whether
-it helps where all nine are useful cannot be seen here. The weight of the pull, 0.03, was picked after a look
-at 0.02 and 0.05 with seed 0. An earlier estimate of the pull, at weights 0.05 and 0.2, left five strategies without use."""

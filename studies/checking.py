@@ -1,43 +1,42 @@
-"""Measures the answer checker on real data: agreement, gold answers, reference programs, speed, hostile texts.
+"""The answer checker on real data: agreement, gold answers, reference programs, speed, hostile texts.
 
-RSIM_DATA=... python -m studies.checking [cases gold gym code speed hostile] [--record]
+Needs $RSIM_DATA and reasoning-gym.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rsim.data.load import gym_tasks, load_problems
 from rsim.data.sources import read_theoremqa
 from rsim.game.problem import Problem
 from rsim.rewards.grade import Verdict, check, grade
 from rsim.rewards.symbolic import shared_pool
-from studies.ledger import record, row
+from studies.ledger import Row
 
-_TITLE = "Answer checking"
+ISSUE = 2
+Part = Literal["cases", "gold", "gym", "code", "speed", "hostile"]
 
 
-def main() -> None:
-    parts = {"cases": cases, "gold": gold, "gym": gym, "code": code, "speed": speed, "hostile": hostile}
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="write results/checking.json and its page")
-    args = parser.parse_args()
-    os.environ.setdefault("RSIM_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
-    rows = [r for part in args.parts or parts for r in parts[part](args.seed)]
-    for r in rows:
-        print(f"{r['what']:<80} {r['value']!s:<10} {r['goal']}  {'' if r['met'] is None else 'met' if r['met'] else 'MISSED'}")
-    if args.record:
-        record("checking", 2, _TITLE, rows)
+def run(only: Part | None = None, seed: int = 0) -> Iterator[Row]:
+    parts: dict[Part, Callable[[int], list[Row]]] = {
+        "cases": cases,
+        "gold": gold,
+        "gym": gym,
+        "code": code,
+        "speed": speed,
+        "hostile": hostile,
+    }
+    for part in [only] if only else list(parts):
+        yield from parts[part](seed)
 
 
 def in_parallel(jobs: list[Any], work: Any) -> list[Any]:
@@ -45,7 +44,7 @@ def in_parallel(jobs: list[Any], work: Any) -> list[Any]:
         return list(threads.map(work, jobs))
 
 
-def cases(seed: int) -> list[dict[str, Any]]:
+def cases(seed: int) -> list[Row]:
     """Math-Verify's own test cases, each with the options that its test sets."""
     path = Path(os.environ["RSIM_DATA"]) / "verifier_math_verify_tests" / "cases.jsonl"
     known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -61,12 +60,10 @@ def cases(seed: int) -> list[dict[str, Any]]:
         return verdict.right == expected
 
     share = statistics.mean(in_parallel(known, agrees))
-    return [
-        row(f"agreement with Math-Verify's {len(known)} cases", share, unit="share", goal="at least 98%", met=share >= 0.98)
-    ]
+    return [Row(f"agreement with Math-Verify's {len(known)} cases", share, "share", "at least 98%", share >= 0.98)]
 
 
-def gold(seed: int) -> list[dict[str, Any]]:
+def gold(seed: int) -> list[Row]:
     """Every gold answer, given back in a boxed sentence."""
     rows = []
     for name in ("math", "gsm8k", "theoremqa", "svamp", "aqua"):
@@ -81,11 +78,11 @@ def gold(seed: int) -> list[dict[str, Any]]:
             return verdict.right
 
         count = sum(in_parallel(problems, accepted))
-        rows.append(row(f"{name}: gold answers accepted of {len(problems)}", count, goal="all", met=count == len(problems)))
+        rows.append(Row(f"{name}: gold answers accepted of {len(problems)}", count, goal="all", met=count == len(problems)))
     return rows
 
 
-def gym(seed: int) -> list[dict[str, Any]]:
+def gym(seed: int) -> list[Row]:
     """Every reasoning-gym task: it can be loaded, and its own gold answers, where it gives any, are accepted."""
 
     def works(task: str) -> bool:
@@ -98,11 +95,11 @@ def gym(seed: int) -> list[dict[str, Any]]:
 
     tasks = gym_tasks()
     count = sum(in_parallel(tasks, works))
-    return [row(f"reasoning-gym tasks that load and accept their gold answers of {len(tasks)}", count, goal="all",
-                met=count == len(tasks), seeds=[seed])]  # fmt: skip
+    what = f"reasoning-gym tasks that load and accept their gold answers of {len(tasks)}"
+    return [Row(what, count, goal="all", met=count == len(tasks), seeds=[seed])]
 
 
-def code(seed: int) -> list[dict[str, Any]]:
+def code(seed: int) -> list[Row]:
     """Reference programs must pass; the same task with an empty program must fail."""
     rows = []
     for name, splits in (("humaneval", ("test",)), ("mbpp", ("train", "dev", "test"))):
@@ -111,10 +108,9 @@ def code(seed: int) -> list[dict[str, Any]]:
         passed = sum(v.right for v in in_parallel(list(zip(problems, references, strict=True)), _run))
         bodies = [f"{p.meta['prefix']}    pass\n" if "prefix" in p.meta else "pass\n" for p in problems]
         empty = sum(v.right for v in in_parallel(list(zip(problems, bodies, strict=True)), _run))
-        rows.append(
-            row(f"{name}: reference programs that pass of {len(problems)}", passed, goal="all", met=passed == len(problems))
-        )
-        rows.append(row(f"{name}: empty programs that pass of {len(problems)}", empty, goal="0", met=empty == 0))
+        what = f"{name}: reference programs that pass of {len(problems)}"
+        rows.append(Row(what, passed, goal="all", met=passed == len(problems)))
+        rows.append(Row(f"{name}: empty programs that pass of {len(problems)}", empty, goal="0", met=empty == 0))
     return rows
 
 
@@ -122,7 +118,7 @@ def _run(job: tuple[Problem, str]) -> Verdict:
     return grade(*job)
 
 
-def speed(seed: int) -> list[dict[str, Any]]:
+def speed(seed: int) -> list[Row]:
     """Answers per second on one core, and the ratio to math-verify on the same answers, measured in turn."""
     import math_verify
 
@@ -144,12 +140,12 @@ def speed(seed: int) -> list[dict[str, Any]]:
     rate = 1 / statistics.median(ours)
     ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
     share = len(plain) / len(texts)
+    quick = "answers per second on one core, no symbolic algebra needed"
     return [
-        row("answers per second on one core, no symbolic algebra needed", round(rate), unit="1/s", goal="at least 2,000",
-            met=rate >= 2000, seeds=[seed]),
-        row("share of mixed GSM8K and MATH answers that need none", share, unit="share", seeds=[seed]),
-        row("times faster than math-verify on the same answers", round(ratio, 1), unit="x", seeds=[seed]),
-    ]  # fmt: skip
+        Row(quick, round(rate), "1/s", "at least 2,000", rate >= 2000, seeds=[seed]),
+        Row("share of mixed GSM8K and MATH answers that need none", share, "share", seeds=[seed]),
+        Row("times faster than math-verify on the same answers", round(ratio, 1), "x", seeds=[seed]),
+    ]
 
 
 def _seconds(work: Any) -> float:
@@ -163,7 +159,7 @@ def _math_verify(library: Any, problem: Problem, text: str) -> bool:
     return bool(library.verify(gold_answer, library.parse(text, parsing_timeout=None), timeout_seconds=None))
 
 
-def hostile(seed: int) -> list[dict[str, Any]]:
+def hostile(seed: int) -> list[Row]:
     """Texts that are made to crash, hang or fool a checker; none of them answers the question (gold 7)."""
     texts = hostile_texts(1000, seed)
     pool = shared_pool()
@@ -186,32 +182,38 @@ def hostile(seed: int) -> list[dict[str, Any]]:
     crashed = sum(outcome.startswith("crash") for outcome, _ in results)
     slowest = max(seconds for _, seconds in results)
     limit = 4 * pool.seconds + 5  # four checks, each under the pool's limit, and the start of a new worker
+    given_up = sum(pool.failures.values()) - before
+    goal = f"at most {limit:g}"
     return [
-        row(f"hostile texts scored as right of {len(texts)}", fooled, goal="0", met=fooled == 0, seeds=[seed]),
-        row("hostile texts that crash the checker", crashed, goal="0", met=crashed == 0, seeds=[seed]),
-        row("hostile texts: slowest, four checks", round(slowest, 1), unit="s", goal=f"at most {limit:g}", met=slowest <= limit,
-            seeds=[seed]),
-        row("hostile texts: checks given up by the pool, all counted wrong", sum(pool.failures.values()) - before, seeds=[seed]),
-    ]  # fmt: skip
+        Row(f"hostile texts scored as right of {len(texts)}", fooled, goal="0", met=fooled == 0, seeds=[seed]),
+        Row("hostile texts that crash the checker", crashed, goal="0", met=crashed == 0, seeds=[seed]),
+        Row("hostile texts: slowest, four checks", round(slowest, 1), "s", goal, slowest <= limit, seeds=[seed]),
+        Row("hostile texts: checks given up by the pool, all counted wrong", given_up, seeds=[seed]),
+    ]
+
+
+_HOSTILE = r"""
+\boxed{10^{1000000}} \boxed{9^{9^{9^{9}}}} \boxed{\boxed{8}} \boxed{\int_0^{8}\sin(x^{x^{x}})dx} \boxed{factorial(10^9)}
+\boxed{1000000000!} \boxed{__import__('os')} \boxed{8,} \boxed{,} \boxed{-} \boxed{8/0} \boxed{\frac{8}{0}} \boxed{inf}
+\boxed{nan} \boxed{7}\boxed{8} \boxed{{8} \boxed{\text{8} \boxed{\sum_{n=1}^{10^{9}}n} \boxed{\prod_{n=1}^{10^{7}}n}
+\boxed{8\%} \boxed{2^{2^{2^{2^{2^{2}}}}}}"""
+_PIECES = r"\boxed{ } { 8 9^ \frac $ \left( \sqrt x = , 10^{99} \text{ ! \infty é \ % - / 0"
 
 
 def hostile_texts(count: int, seed: int) -> list[str]:
-    rng = random.Random(seed)
+    rng, million = random.Random(seed), 10**6
+    pieces = [*_PIECES.split(), "\0", "\u202e", " ", "\n"]
     written = [
-        "\\boxed{10^{1000000}}", "\\boxed{9^{9^{9^{9}}}}", "\\boxed{" + "\\frac{1}{" * 500 + "7" + "}" * 501, "\\boxed{" * 10_000,
-        "\\boxed{\\boxed{8}}", "\\boxed{8\0}", "\0" * 1000, "8" * 10**6, "\\boxed{" + "8" * 10**6 + "}", "{" * 10**6, "}" * 10**6,
-        "\u202e\\boxed{8}\u202c", "\u200f8", "\\boxed{" + "(" * 5000 + "8" + ")" * 5000 + "}", "$" * 9999, "\\boxed{8}" * 5000,
-        "\\boxed{\\int_0^{8} \\sin(x^{x^{x}}) dx}", "\\boxed{factorial(10^9)}", "\\boxed{1000000000!}", "\\boxed{\\sqrt{" * 300,
-        "\\boxed{\\begin{pmatrix}" + "8&" * 3000 + "\\end{pmatrix}}", "\\boxed{x=" * 1000, "\\boxed{__import__('os')}",
-        "\\boxed{8,}", "\\boxed{,}", "\\boxed{-}", "\\boxed{8/0}", "\\boxed{\\frac{8}{0}}", "\\boxed{inf}", "\\boxed{nan}", "a" * 10**6,
-        "\\boxed{7 or 8}", "\\boxed{7, 8}", "\\boxed{7}\\boxed{8}", "\\boxed{8} \\boxed{}", "\\boxed{{8}", "\\boxed{\\text{8}",
-        "\\boxed{\\sum_{n=1}^{10^{9}} n}", "\\boxed{\\prod_{n=1}^{10^{7}} n}", "\\boxed{8\\%}", "\\boxed{2^{2^{2^{2^{2^{2}}}}}}",
-    ]  # fmt: skip
-    pieces = ["\\boxed{", "}", "{", "8", "9^", "\\frac", "$", "\\left(", "\\sqrt", "\0", "\u202e", "x", "=", ",", " ", "10^{99}", "\\text{",
-              "!", "\\infty", "é", "\\", "\n", "%", "-", "/", "0"]  # fmt: skip
+        *_HOSTILE.split(),
+        r"\boxed{7 or 8}",
+        r"\boxed{7, 8}",
+        r"\boxed{8} \boxed{}",
+        "\\boxed{8\0}",
+        "\u202e\\boxed{8}\u202c",
+    ]
+    written += ["\u200f8", "\0" * 1000, "$" * 9999, "8" * million, "{" * million, "}" * million, "a" * million]
+    written += [r"\boxed{" * 10_000, r"\boxed{8}" * 5000, r"\boxed{\sqrt{" * 300, r"\boxed{x=" * 1000]
+    written += [f"\\boxed{{{'8' * million}}}", f"\\boxed{{{'(' * 5000}8{')' * 5000}}}"]
+    written += [r"\boxed{\begin{pmatrix}" + "8&" * 3000 + r"\end{pmatrix}}", r"\boxed{" + r"\frac{1}{" * 500 + "7" + "}" * 501]
     made = ["".join(rng.choices(pieces, k=rng.randint(1, 60))) for _ in range(count - len(written))]
     return written + made
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,11 @@ from studies.page import Page
 from studies.stats import estimate
 from studies.workbench import Measurement, Training, Workbench
 
+ISSUE = 4
+LIMITS = """The reasoner is nano-s, the demo's, not nano-xs, the lab's smallest. Collapse depends on the learning rate, the
+length of the run and the task; here it was looked for at two rates and one budget. No KL term, entropy bonus or other
+remedy was tried for either side."""
+
 _BUDGET = 1_000_000
 _ARMS = {
     "GRPO alone, learning rate 1e-3": ("nano-grpo", ("train.reasoner_lr=1e-3",)),
@@ -19,8 +24,7 @@ _ARMS = {
 }
 
 
-def run(bench: Workbench) -> Page:
-    page = Page("collapse", "Collapse: long runs of GRPO alone and of rSIM", bench)
+def run(bench: Workbench, page: Page) -> None:
     common = (f"train.token_budget={_BUDGET}", "train.eval_every=8", "train.save_every=16")
     trainings = [Training(preset, (*changes, *common), s) for preset, changes in _ARMS.values() for s in bench.seeds]
     folders = iter(bench.train(trainings))
@@ -48,18 +52,11 @@ def run(bench: Workbench) -> Page:
     for name, found in runs.items():
         page.measured(f"{name}: accuracy of the last weights", estimate(done[name]))
         lost = [_fall(folder) for folder in found]
-        page.value(
-            f"{name}: largest fall of held-out accuracy below its best, by the end", round(100 * max(lost), 1), unit="points"
-        )
-    return page
+        what = f"{name}: largest fall of held-out accuracy below its best, by the end"
+        page.value(what, round(100 * max(lost), 1), "points")
 
 
 def _fall(folder: Path) -> float:
     """How far a run's last held-out accuracy lies below its best."""
     reached = [r["eval/accuracy"] for r in records(folder) if "eval/accuracy" in r]
     return float(max(reached) - reached[-1])
-
-
-LIMITS = """The reasoner is nano-s, the demo's, not nano-xs, the lab's smallest. Collapse depends on the learning rate, the
-length of the run and the task; here it was looked for at two rates and one budget. No KL term, entropy bonus or other
-remedy was tried for either side."""

@@ -1,31 +1,31 @@
 """Draws one planned episode of a run as an SVG, for the README.
 
-    python -m studies.episode_picture runs/nano [docs/episode.svg]
-
 Takes the right answer that used the most different strategies, the newest among equals.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from rsim.report.charts import colour
+from studies.ledger import Row
 
 _ROW, _TOP, _WIDTH = 46, 64, 860
 
 
-def main() -> None:
-    run = Path(sys.argv[1])
-    out = Path(sys.argv[2] if len(sys.argv) > 2 else "docs/episode.svg")
-    episodes = [json.loads(line) for line in (run / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
+ISSUE = 1
+
+
+def run(folder: Path, out: Path = Path("docs/episode.svg")) -> list[Row]:
+    """Draws an episode of the run in ``folder``; measures nothing."""
+    episodes = [json.loads(line) for line in (folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
     right = [e for e in episodes if e["correct"] and "forced" not in e["flags"]]
     chosen = max(enumerate(right), key=lambda pair: (len({s["strategy"] for s in pair[1]["steps"]}), pair[0]))[1]
     out.write_text(draw(chosen), encoding="utf-8")
-    print(f"wrote {out}")
+    return []
 
 
 def draw(episode: dict[str, Any]) -> str:
@@ -63,7 +63,3 @@ def _step(step: dict[str, Any], names: list[str], top: int) -> str:
 
 def _text(x: int, y: int, text: str, kind: str) -> str:
     return f'<text x="{x}" y="{y}" class="{kind}">{escape(text)}</text>'
-
-
-if __name__ == "__main__":
-    main()

@@ -1,109 +1,111 @@
-"""A run that is killed at random moments and goes on ends as one that was left alone; a damaged checkpoint is refused.
+"""Runs that are killed at random moments and go on end as one that was left alone; a damaged checkpoint is refused.
 
-    python -m studies.faults [--kills 30] [--steps 12] [--seed 0] [--record]
-
-The run (nano-s, 12 steps, a checkpoint after each) is started, killed with SIGKILL after a random time, resumed, killed again,
-and so on until it ends; then another is begun, until enough kills have hit. Every third kill waits, from its moment on, until a
-checkpoint is being written. After a kill before the first checkpoint it starts
-afresh, as rsim tells its user to.
+The run (nano-s, a checkpoint after each step) is started, killed with SIGKILL after a random time, resumed, killed again, and
+so on until it ends; then another is begun, until enough kills have hit. Every third kill waits, from its moment on, until a
+checkpoint is being written. After a kill before the first checkpoint it starts afresh, as rsim tells its user to.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studies.ledger import record, row
-from studies.workload import show
+from studies.ledger import Row
+from studies.workload import training
 
+ISSUE = 7
 _TIMED = {"seconds", "seconds_rollout", "tokens_per_second"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--record", action="store_true", help="write results/faults.json and its page")
-    args = parser.parse_args()
+def run(kills: int = 30, steps: int = 12, seed: int = 0) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), args.kills, args.steps, random.Random(args.seed))
-    show(rows)
-    if args.record:
-        record("faults", 7, "Runs that die and go on", rows)
+        return measure(Path(folder), kills, steps, random.Random(seed))
 
 
-def measure(place: Path, kills: int, steps: int, rng: random.Random) -> list[dict[str, Any]]:
-    whole = place / "whole"
-    began = time.monotonic()
-    _run(_command(whole, steps)).wait()
-    once = time.monotonic() - began
-    expected = _outcome(whole)
-    hits, in_save, runs, equal, apart = 0, 0, 0, 0, 0.0
-    while hits < kills:
+def measure(place: Path, kills: int, steps: int, rng: random.Random) -> list[Row]:
+    whole, began = place / "whole", time.monotonic()
+    _started(_command(whole, steps)).wait()
+    killer = _Killer(steps, kills, time.monotonic() - began, rng)
+    expected, weights = _metrics(whole), _weights(whole)
+    runs, equal, apart = 0, 0, 0.0
+    while killer.hits < kills:
         killed = place / f"killed-{runs}"
-        found = _kill_until_done(killed, steps, once, hits, kills, rng)
-        hits, in_save = hits + found["kills"], in_save + found["during_save"]
-        lines, *weights = _outcome(killed)
-        runs, equal = runs + 1, equal + (weights == [*expected[1:]])
-        apart = max(apart, _apart(lines, expected[0]))
+        killer.run(killed)
+        runs, equal = runs + 1, equal + (_weights(killed) == weights)
+        apart = max(apart, _apart(_metrics(killed), expected))
     refused = [_refused(whole, place / "damaged", damage) for damage in (_cut, _flip)]
+    hits, in_save = killer.hits, killer.during_save
+    random_kills = "kills with SIGKILL at random moments, every third while a checkpoint is written"
+    bit_for_bit = "of these, final weights of both agents bit for bit those of a run left alone"
+    far, damaged = (
+        "largest difference of a metric from that of a run left alone",
+        "damaged checkpoints (cut short, one bit flipped)",
+    )
     return [
-        row("kills with SIGKILL at random moments, every third while a checkpoint is written", hits, goal=f"{kills}",
-            met=hits >= kills),
-        row("of these, while a checkpoint was being written", in_save, goal="some", met=in_save > 0),
-        row("runs that were killed again and again", runs),
-        row("of these, final weights of both agents bit for bit those of a run left alone", equal, goal=f"all {runs}",
-            met=equal == runs),
-        row("largest difference of a metric from that of a run left alone", apart, goal="at most 1e-08", met=apart <= 1e-8),
-        row("damaged checkpoints (cut short, one bit flipped) refused by name", sum(refused), goal="2", met=all(refused)),
-    ]  # fmt: skip
+        Row(random_kills, hits, goal=f"{kills}", met=hits >= kills),
+        Row("of these, while a checkpoint was being written", in_save, goal="some", met=in_save > 0),
+        Row("runs that were killed again and again", runs),
+        Row(bit_for_bit, equal, goal=f"all {runs}", met=equal == runs),
+        Row(far, apart, goal="at most 1e-08", met=apart <= 1e-8),
+        Row(f"{damaged} refused by name", sum(refused), goal="2", met=all(refused)),
+    ]
 
 
 def _command(folder: Path, steps: int, *more: str) -> list[str]:
-    changes = [f"out={folder}", f"stages.stage1.steps={steps}", "stages.stage2.steps=0", "train.questions=16", "train.group=8",
-               "train.save_every=1", "train.eval_every=4", "data.eval_size=32", "train.trackers=[]"]  # fmt: skip
-    return [sys.executable, "-m", "rsim", "train", "nano", *(part for c in changes for part in ("--set", c)), *more]
+    length = ("train.questions=16", "train.group=8", f"stages.stage1.steps={steps}", "stages.stage2.steps=0")
+    saved = ("train.save_every=1", "train.eval_every=4", "data.eval_size=32", "train.trackers=[]")
+    return training("nano", (f"out={folder}", *length, *saved), *more)
 
 
-def _run(command: list[str]) -> subprocess.Popen[str]:
+def _started(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def _kill_until_done(folder: Path, steps: int, once: float, before: int, kills: int, rng: random.Random) -> dict[str, int]:
-    """Starts or resumes the run until it ends, and kills it until there were ``kills``, with those ``before`` this run."""
-    budget = kills - before
-    found = {"kills": 0, "during_save": 0}
-    while True:
-        resumed = any((folder / "checkpoints").glob("step-*"))
-        began = time.time()
-        process = _run(_command(folder, steps, *(["--resume"] if resumed else [])))
-        if found["kills"] < budget:
-            moment = time.monotonic() + rng.uniform(0, once)
-            in_save = (before + found["kills"]) % 3 == 2
-            while process.poll() is None and (time.monotonic() < moment or (in_save and not _drafts(folder, began))):
-                time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.02) if in_save else 0.0)
-        if process.poll() is None and found["kills"] < budget:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            found["kills"] += 1
-            found["during_save"] += bool(_drafts(folder, began))
-            continue
-        _, err = process.communicate()
-        if process.returncode != 0:
-            raise SystemExit(f"the run did not go on: {err}")
-        return found
+@dataclass
+class _Killer:
+    """Kills runs until there were ``kills``; a run that is left alone takes ``once`` seconds."""
+
+    steps: int
+    kills: int
+    once: float
+    rng: random.Random
+    hits: int = 0
+    during_save: int = 0
+
+    def run(self, folder: Path) -> None:
+        """Starts or resumes a run until it ends."""
+        while True:
+            resumed = any((folder / "checkpoints").glob("step-*"))
+            began = time.time()
+            process = _started(_command(folder, self.steps, *(["--resume"] if resumed else [])))
+            if self.hits < self.kills:
+                self._wait(process, folder, began)
+            if process.poll() is None and self.hits < self.kills:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                self.hits += 1
+                self.during_save += bool(_drafts(folder, began))
+                continue
+            _, err = process.communicate()
+            if process.returncode != 0:
+                raise SystemExit(f"the run did not go on: {err}")
+            return
+
+    def _wait(self, process: subprocess.Popen[str], folder: Path, began: float) -> None:
+        moment, in_save = time.monotonic() + self.rng.uniform(0, self.once), self.hits % 3 == 2
+        while process.poll() is None and (time.monotonic() < moment or (in_save and not _drafts(folder, began))):
+            time.sleep(0.001)
+        time.sleep(self.rng.uniform(0, 0.02) if in_save else 0.0)
 
 
 def _drafts(folder: Path, began: float) -> list[Path]:
@@ -119,12 +121,15 @@ def _drafts(folder: Path, began: float) -> list[Path]:
     return found
 
 
-def _outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes, bytes]:
-    """Metrics without times, and the weights of both agents."""
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    """What was recorded, without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in _TIMED} for r in lines]
+
+
+def _weights(folder: Path) -> list[bytes]:
     final = folder / "checkpoints" / "final"
-    weights = [(final / agent / "model.safetensors").read_bytes() for agent in ("reasoner", "planner")]
-    return [{k: v for k, v in r.items() if k not in _TIMED} for r in lines], weights[0], weights[1]
+    return [(final / agent / "model.safetensors").read_bytes() for agent in ("reasoner", "planner")]
 
 
 def _apart(lines: list[dict[str, Any]], others: list[dict[str, Any]]) -> float:
@@ -146,7 +151,7 @@ def _flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def _refused(run: Path, copy: Path, damage: Any) -> bool:
+def _refused(run: Path, copy: Path, damage: Callable[[Path], None]) -> bool:
     """Whether resuming from a damaged copy exits with 2 and one line that names the checkpoint."""
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy)
@@ -154,10 +159,5 @@ def _refused(run: Path, copy: Path, damage: Any) -> bool:
     damage(newest / "planner" / "model.safetensors")
     config = copy / "config.toml"
     config.write_text(config.read_text().replace(str(run), str(copy)))
-    done = subprocess.run([sys.executable, "-m", "rsim", "train", str(config), "--resume"], capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    done = subprocess.run(training(str(config), (), "--resume"), capture_output=True, text=True, check=False)
     return done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and f"{newest.name} is damaged" in done.stderr
-
-
-if __name__ == "__main__":
-    main()

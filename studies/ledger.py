@@ -1,10 +1,13 @@
-"""The ledger of measurements: ``results/<topic>.json``, one page each in ``docs/results/``, and ``make results``.
+"""The ledger of measurements: ``results/<topic>.json``, and the one page that shows all of it, ``docs/results.md``.
 
-A row is written by the command that measured it, never by hand, and a missed target stays in as ``"met": false``.
+A row is written by the study that measured it, never by hand, and a missed target stays in as ``"met": false``.
+
+    python -m studies.ledger        make docs/results.md from results/*.json
 """
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import json
 import os
@@ -12,63 +15,110 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from rsim.runs.folder import git_commit
 
-_COMMIT = git_commit()[:12]  # of the code that this process runs
-RESULTS, PAGES = Path("results"), Path("docs/results")  # of the working directory
+RESULTS, PAGE = Path("results"), Path("docs/results.md")  # of the working directory
+FLAGS = ("--record", "--supersede")  # of the runner: where rows go, not what is measured
+Value = float | int | str | None
 
 
-def row(
-    what: str, value: Any, *, unit: str = "", goal: str = "", met: bool | None = None, seeds: list[int] | None = None,
-    interval: tuple[float, float] | None = None, command: str = "",
-) -> dict[str, Any]:  # fmt: skip
-    """One measurement; ``met`` is None where there is no target. Machine, date and commit are filled in, and the command line
-    where none is given."""
-    module = (sys.modules["__main__"].__spec__ or sys.modules[__name__].__spec__).name.removesuffix(".__main__")  # type: ignore[union-attr]
-    return {
-        "what": what,
-        "value": value,
-        "unit": unit,
-        "goal": goal,
-        "met": met,
-        "command": command or f"python -m {module} {shlex.join(sys.argv[1:])}".strip(),
-        "seeds": seeds or [],
-        "interval": list(interval) if interval else None,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_memory_gib()} GiB, {_gpu()}",
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": _COMMIT,
-    }
+def _command() -> str:
+    """What was typed, without where its rows go."""
+    return f"python -m studies {shlex.join(a for a in sys.argv[1:] if a not in FLAGS)}".strip()
 
 
-def record(
-    topic: str,
-    issue: int,
-    title: str,
-    rows: list[dict[str, Any]],
-    lead: Callable[[list[dict[str, Any]]], list[str]] | None = None,
-) -> None:
-    """Puts ``rows`` into the topic's ledger, in place of older rows of the same name, and rewrites its page.
+@cache
+def _machine() -> str:
+    import torch  # reading the ledger needs none
 
-    ``lead`` makes the lines that come before the page's table, from all rows.
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    return f"{os.cpu_count()} cores, {platform.machine()}, {memory} GiB, {gpu}"
+
+
+@cache
+def _commit() -> str:
+    return git_commit()[:12]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. ``met`` is None where there is no goal; ``interval`` is a 95% interval in the value's unit.
+
+    A row is superseded when its question was asked again with other settings: it stays, and is no longer what is claimed.
     """
-    path = RESULTS / f"{topic}.json"
-    RESULTS.mkdir(exist_ok=True)
-    with _alone(RESULTS):  # measurements may run side by side
-        old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-        new = {r["what"] for r in rows}
-        ledger = write(topic, issue, title, [r for r in old if r["what"] not in new] + rows)
-        PAGES.mkdir(parents=True, exist_ok=True)
-        before = lead(ledger["rows"]) if lead else []
-        page = "\n".join([f"# {ledger['title']}", "", *before, *table(topic, ledger["rows"])])
-        (PAGES / f"{topic}.md").write_text(page, encoding="utf-8")
+
+    what: str
+    value: Value
+    unit: str = ""
+    goal: str = ""
+    met: bool | None = None
+    command: str = field(default_factory=_command)
+    seeds: list[int] = field(default_factory=list)
+    interval: list[float] | None = None
+    machine: str = field(default_factory=_machine)
+    date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+    commit: str = field(default_factory=_commit)
+    superseded: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The value with its unit."""
+        if self.unit == "share" and isinstance(self.value, int | float):
+            return f"{self.value:.1%}"
+        return (
+            f"{self.value:g} {self.unit}".strip()
+            if isinstance(self.value, int | float)
+            else f"{self.value} {self.unit}".strip()
+        )
+
+    @property
+    def verdict(self) -> str:
+        return "superseded" if self.superseded else "" if self.met is None else "yes" if self.met else "**no**"
+
+    @property
+    def source(self) -> str:
+        """What measured it."""
+        seeds = f"; seeds {', '.join(map(str, self.seeds))}" if self.seeds else ""
+        return f"`{self.command}`: {self.date}, commit {self.commit}{seeds}; {self.machine}"
+
+    @property
+    def between(self) -> str:
+        if self.interval is None:
+            return ""
+        low, high = self.interval
+        return f"{low:.1%} to {high:.1%}" if self.unit == "share" else f"{low:g} to {high:g}"
+
+
+def record(topic: str, issue: int, rows: Sequence[Row], root: Path = Path(), changed: bool = False) -> None:
+    """Puts ``rows`` into the topic's ledger, under ``root``.
+
+    An older row of the same name is replaced if the same command measured it on the same seeds; else, or where settings inside
+    the study were ``changed`` since, it stays, superseded.
+    """
+    folder = root / RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    file, new = folder / f"{topic}.json", {row.what: row for row in rows}
+    with _alone(folder):  # measurements may run side by side
+        kept = []
+        for old in read(file) if file.is_file() else []:
+            latest = new.get(old.what)
+            if latest is None or old.superseded:
+                kept.append(old)
+            elif changed or (old.command, old.seeds) != (latest.command, latest.seeds):
+                kept.append(replace(old, superseded=True))
+        ledger = {"issue": issue, "rows": [asdict(row) for row in (*kept, *rows)]}
+        file.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(file: Path) -> list[Row]:
+    return [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
 
 
 @contextmanager
@@ -82,69 +132,54 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write(topic: str, issue: int, title: str, rows: list[dict[str, Any]], root: Path = Path()) -> dict[str, Any]:
-    """The topic's ledger with these rows and no others, under ``root``."""
-    (root / RESULTS).mkdir(parents=True, exist_ok=True)
-    ledger = {"issue": issue, "title": title, "rows": rows}
-    (root / RESULTS / f"{topic}.json").write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return ledger
+def titles() -> dict[str, str]:
+    """Every study, a module of this package with a function ``run``, and the first line of what it says of itself."""
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
+            found[file.stem] = (ast.get_docstring(tree) or "").splitlines()[0]
+    return found
 
 
-def table(topic: str, rows: list[dict[str, Any]]) -> list[str]:
-    """The rows as lines of Markdown, and under them, numbered, what measured them."""
+_LEAD = """# Results
+
+Every measurement, made from `results/*.json` by `make results`. A study writes its rows itself (`python -m studies NAME
+--record`); a missed goal stays. *Issue* is the number of the piece of work, in this project's history, that a study was made
+for; *measured by* points to the command, date, commit, seeds and machine below each table. A superseded row was measured with
+settings that were changed later, when its result was known; it stays and is not claimed."""
+
+
+def page(root: Path = Path()) -> str:
+    """All ledgers under ``root`` as Markdown, a section for each topic."""
+    parts, said = [_LEAD], titles()
+    for file in sorted((root / RESULTS).glob("*.json")):
+        topic, issue = file.stem, json.loads(file.read_text(encoding="utf-8"))["issue"]
+        more = (
+            f" Tables, figures and limits: [{topic}](results/{topic}.md)."
+            if (root / f"docs/results/{topic}.md").is_file()
+            else ""
+        )
+        parts += [f"## {topic}", f"{said.get(topic, '')} (Issue {issue}.){more}", *table(read(file))]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(rows: list[Row]) -> tuple[str, str]:
+    """The rows as a table, and numbered, what measured them."""
     lines = ["| what | value | 95% interval | goal | met | measured by |", "|---|---:|---:|---|---|---:|"]
     sources: dict[str, int] = {}
-    for r in rows:
-        number = sources.setdefault(_source(r), len(sources) + 1)
-        cells = [r["what"], _value(r), _interval(r), r["goal"], _met(r), str(number)]
-        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-    return [*lines, "", *(f"{n}. {source}" for source, n in sources.items()), "", f"Made from `results/{topic}.json`.", ""]
+    for row in rows:
+        number = sources.setdefault(row.source, len(sources) + 1)
+        cells = (row.what, row.shown, row.between, row.goal, row.verdict, str(number))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines), "\n".join(f"{number}. {source}" for source, number in sources.items())
 
 
-def _source(r: dict[str, Any]) -> str:
-    seeds = f"; seeds {', '.join(map(str, r['seeds']))}" if r["seeds"] else ""
-    return f"`{r['command']}`: {r['date']}, commit {r['commit']}{seeds}; {r['machine']}"
-
-
-def _value(r: dict[str, Any]) -> str:
-    if r["unit"] == "share":
-        return f"{r['value']:.1%}"
-    return f"{r['value']:g} {r['unit']}".strip() if isinstance(r["value"], int | float) else f"{r['value']} {r['unit']}".strip()
-
-
-def _interval(r: dict[str, Any]) -> str:
-    if r["interval"] is None:
-        return ""
-    low, high = r["interval"]
-    return f"{low:.1%} to {high:.1%}" if r["unit"] == "share" else f"{low:g} to {high:g}"
-
-
-def _met(r: dict[str, Any]) -> str:
-    return "" if r["met"] is None else "yes" if r["met"] else "**no**"
-
-
-def _gpu() -> str:
-    import torch  # printing the ledger needs none
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-
-
-def _memory_gib() -> int:
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
-
-
-def main() -> None:
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    for path in sorted(RESULTS.glob("*.json")):
-        ledger = json.loads(path.read_text(encoding="utf-8"))
-        shown = Table(title=f"{ledger['title']} (issue {ledger['issue']})", title_justify="left", expand=True)
-        shown.add_column("what", ratio=1)
-        for name in ("value", "95% interval", "goal", "met", "date", "commit"):
-            shown.add_column(name, no_wrap=name in ("date", "commit", "met"))
-        for r in ledger["rows"]:
-            shown.add_row(r["what"], _value(r), _interval(r), r["goal"], _met(r).strip("*"), r["date"], r["commit"])
-        console.print(shown)
+def write_page(root: Path = Path()) -> Path:
+    (root / PAGE).parent.mkdir(parents=True, exist_ok=True)
+    (root / PAGE).write_text(page(root), encoding="utf-8")
+    return root / PAGE
 
 
 if __name__ == "__main__":
-    main()
+    print(f"wrote {write_page()}")

@@ -1,159 +1,119 @@
-"""Tasks that the nine strategies cannot solve, and what a tenth that pays brings."""
+"""A task that the nine strategies cannot solve, and a set that grows: a tenth strategy that pays stays, a decoy does not."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rsim.discovery.failures import failures
 from rsim.lab.problems import FAMILIES, OUTSIDE
 from rsim.policies.strategies import load_strategies
 from studies.arms import Arms, alone, measure_arms, used, write_set
-from studies.growth import DECOY, best_of, decoy_of, gain_text, trials_of
-from studies.page import Page, bars, percent, points
+from studies.page import Page, percent, points
 from studies.stats import difference, estimate
 from studies.workbench import Measurement, Training, Workbench, checkpoint, episodes
 
-_NINE, _LONGER, _GROWN, _ORACLE = "the nine", "the nine, trained on", "the grown set", "oracle with ten"
-
-
-@dataclass(frozen=True)
-class Outside:
-    """A base that knows a tenth kind of step, and the task that takes it.
-
-    ``data``: what is trained on and decides the paired tests, the lab's five families and the task; ``asked``: the task alone.
-    ``text``: what the page says of both. ``trial``: changes in the config of the trials, which are held without them as well.
-    ``train_size``: questions to train on (0: the preset's). ``oracle``: the lab knows what the best strategy is.
-    """
-
-    page: str
-    title: str
-    base: str
-    strategies: str
-    new: str
-    task: str
-    data: str
-    asked: str
-    text: str
-    trial: tuple[str, ...] = ()
-    train_size: int = 0
-    oracle: bool = False
-
-
-_CIPHER = Outside(
-    page="outside",
-    title="Tasks outside the nine",
-    base="nano-x",
-    strategies="lab-ten",
-    new="decoding",
-    task="cipher",
-    data=f"lab:{'+'.join((*FAMILIES, *OUTSIDE))}",
-    asked="lab:cipher",
-    text="decoding, which writes the digits of a cipher (`e*bh-di=?` is `4*17-38=?`); no other step can work on one. "
-    "The preset nano is trained with the nine on six families, the lab's five and cipher (13% of the questions)",
-    oracle=True,
-)
-
-
-def run(bench: Workbench) -> Page:
-    return try_tenth(bench, _CIPHER)
-
-
-def try_tenth(bench: Workbench, what: Outside) -> Page:
-    """Trains with the nine, lets the set grow, and measures both on the five families and on the task."""
-    page = Page(what.page, what.title, bench, issue=8)
-    bench.base(what.base)
-    nine = load_strategies("lab").strategies
-    ten = load_strategies(what.strategies)
-    file = bench.out / "sets" / f"candidates-{what.page}.toml"
-    candidates = write_set(file, (*nine, decoy_of(ten), ten[ten.index(what.new)]))
-    page.text(f"The base {what.base} knows ten kinds of step: the lab's nine, and {what.text}. `rsim strategies grow` then "
-              f"tries two candidates: {DECOY}, which has the prompts of self-reflection, and {what.new}. Each is trained for "
-              "20 steps, the reasoner frozen, and held against the nine trained as long, on 500 dev problems of all "
-              "six.")  # fmt: skip
-    changes = tuple(f'{key}="{value}"' for key, value in (
-        ("models.reasoner", what.base), ("models.planner", what.base), ("data.train", what.data), ("data.eval", what.data)
-    ))  # fmt: skip
-    if what.train_size:
-        changes += (f"data.train_size={what.train_size}",)
-    runs = bench.train([Training("nano", changes, seed) for seed in bench.seeds])
-    grown = bench.grow(runs, candidates, changes=what.trial)
-    plain = bench.grow(runs, candidates) if what.trial else []
-    asked = {"five": "lab", what.task: what.asked}
-    arms: dict[str, list[Measurement]] = {}
-    for where, data in asked.items():
-        arms[f"CoT, {where}"] = [alone(what.base, data)]
-        arms[f"{_NINE}, {where}"] = [Measurement(checkpoint(r), data=data) for r in runs]
-        arms[f"{_LONGER}, {where}"] = [Measurement(checkpoint(g / "as-it-was"), data=data) for g in grown]
-        arms[f"{_GROWN}, {where}"] = [Measurement(checkpoint(best_of(g)), data=data) for g in grown]
-        if what.oracle:
-            own = f'models.strategies="{what.strategies}"'
-            arms[f"{_ORACLE}, {where}"] = [
-                Measurement("nano", "oracle", checkpoint(r, "reasoner"), data, changes=(own,)) for r in runs
-            ]
-    done = measure_arms(bench, arms)
-    page.text("On unseen problems (five: the lab's five families):")
-    page.arms(done)
-    (axes,) = page.figure("bars", f"Accuracy on unseen problems of the five families and in {what.task}.")
-    names = ["CoT", _NINE, _LONGER, _GROWN, *([_ORACLE] if what.oracle else [])]
-    for place, where in enumerate(asked):
-        found = [estimate(done[f"{name}, {where}"]) for name in names]
-        bars(axes, [i + 0.38 * (place - 0.5) for i in range(len(names))], found, 0.36, where)
-    axes.set_xticks(range(len(names)), names, fontsize=8)
-    axes.set_ylabel("accuracy, %")
-    axes.legend(frameon=False)
-    _failures(page, done, what)
-    page.text(f"The paired tests on dev problems of all six, each seed{_with(what)}:")
-    _trials(page, grown, what)
-    if plain:
-        page.text("And without that:")
-        _trials(page, plain, what, note=", without the pull")
-    lost = estimate(done[f"{_NINE}, {what.task}"]).mean - estimate(done[f"{_NINE}, five"]).mean
-    page.value(f"the nine: {what.task} minus the five families", lost, unit="share")
-    for where in asked:
-        gain = difference(done[f"{_GROWN}, {where}"], done[f"{_LONGER}, {where}"])
-        page.text(f"{where}: the grown set minus the nine trained as long, {points(gain)} points; "
-                  f"{what.new} is {percent(used(done[f'{_GROWN}, {where}'], what.new))} of its steps.")  # fmt: skip
-        goal, least = ("at least 3 points", 0.03) if where == what.task else ("no loss over 1 point", -0.01)
-        page.measured(f"{where}: the grown set minus the nine, trained as long", gain, goal=goal, met=gain.mean >= least)
-    return page
-
-
-def _failures(page: Page, done: Arms, what: Outside) -> None:
-    failed, asked = Counter[str](), 0
-    for measured in done[f"{_LONGER}, {what.task}"]:
-        clusters, total = failures(measured.folder)
-        failed.update({c.title: c.count for c in clusters})
-        asked += total
-    page.text(f"What `rsim strategies discover` says of the nine in {what.task}:")
-    page.table(["how the episode failed", "share of all"], [[title, percent(n / asked)] for title, n in failed.most_common(4)])
-    tried = Counter(e["strategies"][0] for m in done[f"{_GROWN}, {what.task}"] for e in episodes(m.folder) if e["strategies"])
-    page.text(f"First strategies of the grown set's planner in {what.task}: "
-              f"{', '.join(f'{name} {percent(n / tried.total())}' for name, n in tried.most_common(3))}.")  # fmt: skip
-
-
-def _with(what: Outside) -> str:
-    return f", the trials with {', '.join(f'`{change}`' for change in what.trial)}" if what.trial else ""
-
-
-def _trials(page: Page, grown: list[Path], what: Outside, note: str = "") -> None:
-    trials = [trials_of(folder) for folder in grown]
-    rows = []
-    for number, name in enumerate((DECOY, what.new)):
-        mine = [trial[number] for trial in trials]
-        assert all(t["strategy"] == name for t in mine)
-        kept = sum(t["kept"] for t in mine)
-        rows.append([name, ", ".join(gain_text(t) for t in mine), ", ".join(percent(t["used"]) for t in mine),
-                     f"{kept} of {len(mine)}"])  # fmt: skip
-        if note:  # a comparison, not what is claimed
-            page.value(f"{name} kept, seeds{note}", kept, unit="seeds")
-        else:
-            page.value(f"{name} kept, seeds", kept, unit="seeds", goal="none" if name == DECOY else "all",
-                       met=kept == (0 if name == DECOY else len(mine)))  # fmt: skip
-    page.table(["candidate", "gain in points, and its interval", "of all steps", "kept"], rows)
-
-
+ISSUE = 8
 LIMITS = """The tenth kind of step was in the base's pre-training, wording and all, as the nine are: a grown planner can call
 for what its reasoner knows, and cannot teach it anything. The candidate was written by hand; that an LLM would write it is not
 shown. Without decoding nothing works on a cipher at all, which is harsher than tasks are where the nine help little."""
+
+_DECOY, _NEW = "second-look", "decoding"  # the decoy says what self-reflection says
+_BASE, _SIX = "nano-x", f"lab:{'+'.join((*FAMILIES, *OUTSIDE))}"
+_NINE, _LONGER, _GROWN, _ORACLE = "the nine", "the nine, trained on", "the grown set", "oracle with ten"
+_ASKED = {"five": "lab", "cipher": "lab:cipher"}
+_TASK = f"""The base {_BASE} knows ten kinds of step: the lab's nine, and decoding, which writes the digits of a cipher
+(`e*bh-di=?` is `4*17-38=?`); no other step can work on one. The preset nano is trained with the nine on six families, the
+lab's five and cipher (13% of the questions). `rsim strategies grow` then tries two candidates: {_DECOY}, which has the prompts
+of self-reflection, and {_NEW}. Each is trained for 20 steps, the reasoner frozen, and held against the nine trained as long, on
+500 dev problems of all six."""
+
+
+def run(bench: Workbench, page: Page) -> None:
+    """Trains with the nine, lets the set grow, and measures both on the five families and on the cipher."""
+    bench.base(_BASE)
+    page.text(_TASK)
+    models = (f'models.reasoner="{_BASE}"', f'models.planner="{_BASE}"')
+    changes = (*models, f'data.train="{_SIX}"', f'data.eval="{_SIX}"')
+    runs = bench.train([Training("nano", changes, seed) for seed in bench.seeds])
+    grown = bench.grow(runs, _candidates(bench.out / "sets" / "candidates-outside.toml"))
+    arms: dict[str, list[Measurement]] = {}
+    for where, data in _ASKED.items():
+        arms[f"CoT, {where}"] = [alone(_BASE, data)]
+        arms[f"{_NINE}, {where}"] = [Measurement(checkpoint(r), data=data) for r in runs]
+        arms[f"{_LONGER}, {where}"] = [Measurement(checkpoint(g / "as-it-was"), data=data) for g in grown]
+        arms[f"{_GROWN}, {where}"] = [Measurement(checkpoint(_best_of(g)), data=data) for g in grown]
+        arms[f"{_ORACLE}, {where}"] = [_oracle(r, data) for r in runs]
+    done = measure_arms(bench, arms)
+    page.text("On unseen problems (five: the lab's five families):")
+    page.arms(done)
+    names = ("CoT", _NINE, _LONGER, _GROWN, _ORACLE)
+    groups = {where: {name: done[f"{name}, {where}"] for name in names} for where in _ASKED}
+    page.bars("Accuracy on unseen problems of the five families and in cipher.", groups)
+    _failures(page, done)
+    _trials(page, grown)
+    lost = estimate(done[f"{_NINE}, cipher"]).mean - estimate(done[f"{_NINE}, five"]).mean
+    page.value("the nine: cipher minus the five families", lost, "share")
+    for where, goal, least in (("five", "no loss over 1 point", -0.01), ("cipher", "at least 3 points", 0.03)):
+        lead = difference(done[f"{_GROWN}, {where}"], done[f"{_LONGER}, {where}"])
+        share = percent(used(done[f"{_GROWN}, {where}"], _NEW))
+        page.text(
+            f"{where}: the grown set minus the nine trained as long, {points(lead)} points; {_NEW} is {share} of its steps."
+        )
+        page.measured(f"{where}: the grown set minus the nine, trained as long", lead, goal, met=lead.mean >= least)
+
+
+def _candidates(file: Path) -> str:
+    """The file of the nine and two candidates: self-reflection by another name, which can add nothing, and the new one."""
+    ten = load_strategies("lab-ten")
+    decoy = replace(ten[ten.index("self-reflection")], name=_DECOY)
+    return write_set(file, (*load_strategies("lab").strategies, decoy, ten[ten.index(_NEW)]))
+
+
+def _oracle(run: Path, data: str) -> Measurement:
+    return Measurement("nano", "oracle", checkpoint(run, "reasoner"), data, changes=('models.strategies="lab-ten"',))
+
+
+def _best_of(folder: Path) -> Path:
+    """The run of the last candidate that `grow` kept, or of the set as it was."""
+    kept = [number for number, trial in enumerate(_trials_of(folder), 1) if trial["kept"]]
+    return folder / (f"trial-{kept[-1]}" if kept else "as-it-was")
+
+
+def _trials_of(folder: Path) -> list[dict[str, Any]]:
+    """What came of each candidate, as `discovery.grow` wrote it."""
+    found: list[dict[str, Any]] = json.loads((folder / "trials.json").read_text())
+    return found
+
+
+def _failures(page: Page, done: Arms) -> None:
+    failed, asked = Counter[str](), 0
+    for measured in done[f"{_LONGER}, cipher"]:
+        clusters, total = failures(measured.folder)
+        failed.update({c.title: c.count for c in clusters})
+        asked += total
+    page.text("What `rsim strategies discover` says of the nine in cipher:")
+    page.table(["how the episode failed", "share of all"], [[title, percent(n / asked)] for title, n in failed.most_common(4)])
+    tried = Counter(e["strategies"][0] for m in done[f"{_GROWN}, cipher"] for e in episodes(m.folder) if e["strategies"])
+    most = ", ".join(f"{name} {percent(n / tried.total())}" for name, n in tried.most_common(3))
+    page.text(f"First strategies of the grown set's planner in cipher: {most}.")
+
+
+def _trials(page: Page, grown: list[Path]) -> None:
+    trials, rows = [_trials_of(folder) for folder in grown], []
+    for number, name in enumerate((_DECOY, _NEW)):
+        mine = [trial[number] for trial in trials]
+        assert all(t["strategy"] == name for t in mine)
+        kept, wanted = sum(t["kept"] for t in mine), 0 if name == _DECOY else len(mine)
+        gains = ", ".join(_gained(**t["result"]) for t in mine)
+        rows.append([name, gains, ", ".join(percent(t["used"]) for t in mine), f"{kept} of {len(mine)}"])
+        page.value(f"{name} kept, seeds", kept, "seeds", goal="all" if wanted else "none", met=kept == wanted)
+    page.text("The paired tests on dev problems of all six, each seed:")
+    page.table(["candidate", "gain in points, and its interval", "of all steps", "kept"], rows)
+
+
+def _gained(difference: float, low: float, high: float, **more: Any) -> str:
+    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

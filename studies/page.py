@@ -1,36 +1,47 @@
-"""One page of ``docs/results/`` for each experiment: what was done, tables, figures, targets, and what it does not show."""
+"""The page of a study of trainings, ``docs/results/NAME.md``: what was done, tables, figures, and what it does not show."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rsim.report.charts import COLOURS
-from studies import ledger
-from studies.stats import Estimate, estimate
+from studies.ledger import Row, Value
+from studies.stats import Estimate, difference, estimate
 from studies.workbench import Measured, Workbench
 
-mpl.use("svg")
-mpl.rcParams.update({"svg.hashsalt": "rsim", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
-                     "axes.spines.right": False, "axes.prop_cycle": cycler(color=COLOURS)})  # fmt: skip
+PAGES = Path("docs/results")
+_STYLE: Any = {
+    "svg.hashsalt": "rsim",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=COLOURS),
+}
 
 
+@dataclass
 class Page:
-    """Collects the page's parts; `publish` writes page, figures and ledger."""
+    """Collects a page's parts, its figures and its rows of the ledger."""
 
-    def __init__(self, name: str, title: str, bench: Workbench, *, issue: int = 4) -> None:
-        self.name, self.title, self.bench, self.issue = name, title, bench, issue
-        changes = "".join(f" --set {change}" for change in bench.changes)
-        self.command = f"python -m studies {name} --seeds {len(bench.seeds)} --questions {bench.questions}{changes}"
-        self.parts: list[str] = []
-        self.figures: dict[str, Figure] = {}
-        self.rows: list[dict[str, Any]] = []
+    name: str
+    bench: Workbench
+    parts: list[str] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def command(self) -> str:
+        """What makes this page: jobs and folders change nothing."""
+        changes = "".join(f" --set {change}" for change in self.bench.changes)
+        return f"python -m studies {self.name} --seeds {len(self.bench.seeds)} --questions {self.bench.questions}{changes}"
 
     def text(self, paragraph: str) -> None:
         self.parts.append(paragraph)
@@ -52,41 +63,47 @@ class Page:
         header = ["", "accuracy", "95% interval", "each seed", "tokens / question", "planner tokens", "GFLOPs / question"]
         self.table(header, rows)
 
-    def measured(self, what: str, e: Estimate, *, goal: str = "", met: bool | None = None) -> None:
-        """A row of the ledger."""
-        seeds = list(self.bench.seeds[: len(e.seeds)])
-        self.rows.append(ledger.row(what, e.mean, unit="share", goal=goal, met=met, seeds=seeds, interval=(e.low, e.high),
-                                    command=self.command))  # fmt: skip
+    def measured(self, what: str, e: Estimate, goal: str = "", met: bool | None = None) -> None:
+        """A row of the ledger, with its interval."""
+        seeds, between = list(self.bench.seeds[: len(e.seeds)]), [e.low, e.high]
+        self.rows.append(Row(what, e.mean, "share", goal, met, command=self.command, seeds=seeds, interval=between))
 
-    def value(self, what: str, value: Any, *, unit: str = "", goal: str = "", met: bool | None = None) -> None:
-        self.rows.append(ledger.row(what, value, unit=unit, goal=goal, met=met, seeds=list(self.bench.seeds),
-                                    command=self.command))  # fmt: skip
+    def value(self, what: str, value: Value, unit: str = "", goal: str = "", met: bool | None = None) -> None:
+        self.rows.append(Row(what, value, unit, goal, met, command=self.command, seeds=list(self.bench.seeds)))
 
-    def figure(self, name: str, caption: str, columns: int = 1, width: float = 6.4, height: float = 3.2) -> list[Axes]:
+    def figure(self, name: str, caption: str, columns: int = 1, width: float = 6.4) -> list[Axes]:
         """New axes, side by side, under ``name`` and ``caption``."""
-        figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
-        self.figures[name] = figure
+        figure = self.figures[name] = Figure((width, 3.2), layout="constrained")
+        with mpl.rc_context(_STYLE):
+            axes = figure.subplots(1, columns, squeeze=False)
         self.parts.append(f"![{caption}](figures/{self.name}-{name}.svg)\n\n*{caption}*")
         return list(axes[0])
 
-    def publish(self, root: Path, limits: str) -> Path:
-        """Writes ``results/NAME.json``, ``docs/results/NAME.md`` and its figures under ``root``."""
-        pages = root / ledger.PAGES
+    def bars(self, caption: str, groups: dict[str, dict[str, list[Measured]]], width: float = 7.2) -> None:
+        """A figure of accuracies with their intervals: for each arm a bar of each of ``groups``."""
+        axes = self.figure("bars", caption, width=width)[0]
+        names = list(next(iter(groups.values())))
+        for place, (label, arms) in enumerate(groups.items()):
+            xs = [i + 0.8 / len(groups) * (place - (len(groups) - 1) / 2) for i in range(len(names))]
+            bars(axes, xs, [estimate(arms[name]) for name in names], 0.72 / len(groups), label)
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_ylabel("accuracy, %")
+        if len(groups) > 1:
+            axes.legend(frameon=False)
+
+    def write(self, title: str, limits: str, root: Path = Path()) -> Path:
+        """Writes the page and its figures under ``root``."""
+        pages = root / PAGES
         (pages / "figures").mkdir(parents=True, exist_ok=True)
         for name, figure in self.figures.items():
-            figure.savefig(pages / "figures" / f"{self.name}-{name}.svg", metadata={"Date": None})
-            pyplot.close(figure)
-        ledger.write(self.name, self.issue, self.title, self.rows, root)
+            with mpl.rc_context(_STYLE):
+                figure.savefig(pages / "figures" / f"{self.name}-{name}.svg", metadata={"Date": None})
         seeds = ", ".join(map(str, self.bench.seeds))
         made = f"Made by `{self.command}` (seeds {seeds}; intervals resample seeds and questions)."
-        parts = [f"# {self.title}", made, *self.parts]
-        aims = [row for row in self.rows if row["goal"]]
-        if aims:
-            parts += ["## Targets", "\n".join(ledger.table(self.name, aims))]
-        parts += [f"## What this does not show\n\n{limits}", f"Every number: `results/{self.name}.json`."]
-        target = pages / f"{self.name}.md"
-        target.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
-        return target
+        end = f"## What this does not show\n\n{limits}", f"Every number, with its goal: [results](../results.md#{self.name})."
+        text = "\n\n".join(part.strip() for part in (f"# {title}", made, *self.parts, *end))
+        (pages / f"{self.name}.md").write_text(text + "\n", encoding="utf-8")
+        return pages / f"{self.name}.md"
 
 
 def bars(axes: Axes, xs: list[float], found: list[Estimate], width: float, label: str) -> None:
@@ -101,6 +118,11 @@ def percent(value: float) -> str:
 
 def points(e: Estimate) -> str:
     return f"{100 * e.mean:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}]"
+
+
+def gain(a: list[Measured], b: list[Measured]) -> str:
+    """``a`` minus ``b`` in points, with its interval."""
+    return points(difference(a, b))
 
 
 def interval(e: Estimate) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from rsim.lab.problems import FAMILIES
-from studies.arms import alone, measure_arms, plugged, rsim_runs
-from studies.page import Page, bars, percent, points
+from rsim.policies.strategies import load_strategies
+from studies.arms import alone, measure_arms, plugged, rsim_runs, used
+from studies.page import Page, bars, gain, percent
 from studies.stats import difference, estimate
 from studies.workbench import Measurement, Workbench
+
+ISSUE = 4
+LIMITS = """All tasks are sums, told in different words, and all reasoners were pre-trained on text by the same writer:
+transfer to reasoners with other habits, or to tasks that need other skills, is not tested here."""
 
 _REASONERS = ("nano-s", "nano-m", "nano-llama")
 _TRAINED_ON = ("story", "arithmetic")
 
 
-def run(bench: Workbench) -> Page:
-    page = Page("fig4", "Plug-in: a frozen planner with other reasoners and other tasks", bench)
+def run(bench: Workbench, page: Page) -> None:
     reasoners = [bench.base(name) for name in _REASONERS]
     runs = rsim_runs(bench)
     arms: dict[str, list[Measurement]] = {}
@@ -27,17 +31,18 @@ def run(bench: Workbench) -> Page:
             arms[f"from {source}, {family}"] = [plugged(r, "nano-s", f"lab:{family}") for r in trained]
     done = measure_arms(bench, arms)
     page.text("## Other reasoners, task by task")
-    page.text("The planners were trained with nano-s (Qwen2 architecture, words as tokens) on all tasks. nano-llama has "
-              "Llama's architecture and another tokenizer, which spells the strategies' prompts.")  # fmt: skip
+    page.text(
+        "The planners were trained with nano-s (Qwen2 architecture, words as tokens) on all tasks. nano-llama has "
+        "Llama's architecture and another tokenizer, which spells the strategies' prompts."
+    )
     rows = []
     for name in reasoners:
         for method in ("CoT", "planner"):
             cells = [estimate(done[f"{name}, {family}, {method}"]) for family in FAMILIES]
             rows.append([f"{name}, {method}", *(percent(e.mean) for e in cells)])
     page.table(["", *FAMILIES], rows)
-    axes = page.figure(
-        "families", "CoT (left bars) and the same frozen planners (right bars) on each task.", len(reasoners), 7.2
-    )
+    caption = "CoT (left bars) and the same frozen planners (right bars) on each task."
+    axes = page.figure("families", caption, len(reasoners), 7.2)
     for ax, name in zip(axes, reasoners, strict=True):
         for place, method in enumerate(("CoT", "planner")):
             found = [estimate(done[f"{name}, {family}, {method}"]) for family in FAMILIES]
@@ -53,25 +58,17 @@ def run(bench: Workbench) -> Page:
     rows += [[f"trained on {s}", *(percent(estimate(done[f"from {s}, {f}"]).mean) for f in FAMILIES)] for s in _TRAINED_ON]
     page.table(["", *FAMILIES], rows)
     page.text("What these planners choose on story problems, as shares of all steps (mean over seeds):")
-    used = {s: [m.summary["usage"] for m in done[f"from {s}, story"]] for s in _TRAINED_ON}
-    names = sorted(used["story"][0], key=lambda n: -sum(u[n] for u in used["story"]))
-    page.table(["", *names], [
-        [f"trained on {s}", *(percent(sum(u[n] for u in shares) / len(shares)) for n in names)] for s, shares in used.items()
-    ])  # fmt: skip
+    names = sorted(load_strategies("lab").names, key=lambda n: -used(done["from story, story"], n))
+    rows = [[f"trained on {s}", *(percent(used(done[f"from {s}, story"], n)) for n in names)] for s in _TRAINED_ON]
+    page.table(["", *names], rows)
     for name in reasoners[1:]:
         for family in FAMILIES:
             cot, ours = done[f"{name}, {family}, CoT"], done[f"{name}, {family}, planner"]
             page.measured(f"{name}, {family}: frozen planner minus CoT", difference(ours, cot))
     for source in _TRAINED_ON:
-        for family in FAMILIES:
-            if family != source:
-                cot, ours = done[f"nano-s, {family}, CoT"], done[f"from {source}, {family}"]
-                lift = estimate(ours).mean / max(estimate(cot).mean, 1e-9) - 1
-                page.text(f"{source} to {family}: {points(difference(ours, cot))} points, {100 * lift:+.0f}% relative.")
-                page.value(f"cross-task, {source} to {family}: relative lift over CoT", round(100 * lift, 1), unit="%",
-                           goal="at least 15%", met=lift >= 0.15)  # fmt: skip
-    return page
-
-
-LIMITS = """All tasks are sums, told in different words, and all reasoners were pre-trained on text by the same writer:
-transfer to reasoners with other habits, or to tasks that need other skills, is not tested here."""
+        for family in [f for f in FAMILIES if f != source]:
+            cot, ours = done[f"nano-s, {family}, CoT"], done[f"from {source}, {family}"]
+            lift = estimate(ours).mean / max(estimate(cot).mean, 1e-9) - 1
+            page.text(f"{source} to {family}: {gain(ours, cot)} points, {100 * lift:+.0f}% relative.")
+            what = f"cross-task, {source} to {family}: relative lift over CoT"
+            page.value(what, round(100 * lift, 1), "%", goal="at least 15%", met=lift >= 0.15)

@@ -1,7 +1,5 @@
 """The update alone (log-probs, gradient, AdamW) on recorded episodes, against TRL's loss on the same ones.
 
-    python -m studies.update [--model smollm2-135m] [--questions 2] [--group 8] [--rounds 5] [--record]
-
 *equal*: every episode has 64 tokens; *ragged*: 16 to 128. Both sides have optimiser and clipping in common and run in turn in
 one process; TRL gets a stock model and its own layout (left-padded prompts, right-padded completions), without gradient
 checkpointing.
@@ -9,11 +7,11 @@ checkpointing.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,32 +25,24 @@ from rsim.policies.reasoner import Reasoner
 from rsim.rewards.rewards import Score
 from rsim.training.agent import Agent
 from rsim.training.update import Update
-from studies.ledger import record, row
-from studies.workload import questions, show
+from studies.ledger import Row
+from studies.step import trl_settings
+from studies.workload import questions as made_up
+
+ISSUE = 3
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--questions", type=int, default=2)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--record", action="store_true", help="write results/update.json and its page")
-    args = parser.parse_args()
-    reasoner, stock = load_reasoner(args.model), load_reasoner(args.model)
-    rows = []
+def run(model: str = "smollm2-135m", questions: int = 2, group: int = 8, rounds: int = 5) -> Iterator[Row]:
+    reasoner, stock = load_reasoner(model), load_reasoner(model)
     for name, shortest, longest in (("equal", 64, 64), ("ragged", 16, 128)):
-        episodes = _episodes(reasoner, args.questions, args.group, shortest, longest)
-        rows += measure(name, reasoner, stock, episodes, args.rounds)
-    show(rows)
-    if args.record:
-        record("update", 3, f"The update: {args.model}, {args.questions} x {args.group} episodes", rows)
+        episodes = _episodes(reasoner, questions, group, shortest, longest)
+        yield from measure(name, reasoner, stock, episodes, rounds)
 
 
 def _episodes(reasoner: Reasoner, count: int, group: int, shortest: int, longest: int) -> list[Episode]:
     rng = random.Random(0)
     made = []
-    for number, question in enumerate(questions(count)):
+    for number, question in enumerate(made_up(count)):
         prompt = reasoner.prompt_ids(question)
         for _ in range(group):
             n = rng.randint(shortest, longest)
@@ -62,22 +52,14 @@ def _episodes(reasoner: Reasoner, count: int, group: int, shortest: int, longest
     return made
 
 
-def measure(name: str, reasoner: Reasoner, stock: Reasoner, episodes: list[Episode], rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, reasoner: Reasoner, stock: Reasoner, episodes: list[Episode], rounds: int) -> Iterator[Row]:
     returns = torch.sin(torch.arange(float(len(episodes))))
-    scores = [Score(None, False, planner=0.0, reasoner=float(r), parts={}) for r in returns]
-    agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=1.0, learning_rate=0.0, weight_decay=0.0,
-                  head_weight=reasoner.head_weight)  # fmt: skip
-    config = Config(train=TrainConfig(micro_tokens=1024))
     advantages, _ = group_advantages(returns, torch.tensor([e.group for e in episodes]))
-    theirs = _trl_step(stock, episodes, advantages)
-    sides = {
-        "trl": theirs,
-        "rsim": lambda: Update(config, config.stages[0], 0, alone=True).agent(agent, episodes, scores)["reasoner/loss"],
-    }
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    sides = {"trl": _trl_step(stock, episodes, advantages), "rsim": _rsim_step(reasoner, episodes, returns)}
     losses = {side: step() for side, step in sides.items()}  # warms up as well; learning rate 0 on both sides
     if abs(losses["trl"] - losses["rsim"]) > 1e-4:
         raise SystemExit(f"the two losses differ: {losses}")
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, step in sides.items():
             began = time.perf_counter()
@@ -85,23 +67,31 @@ def measure(name: str, reasoner: Reasoner, stock: Reasoner, episodes: list[Episo
             seconds[side].append(time.perf_counter() - began)
     faster = statistics.median(a / b for a, b in zip(seconds["trl"], seconds["rsim"], strict=True))
     tokens = sum(e.sampled_tokens for e in episodes)
-    return [
-        row(f"update, {name}: TRL's time / rsim's", round(faster, 2), unit="x"),
-        *(
-            row(
-                f"update, {name}: {side}, sampled tokens per second", round(tokens / statistics.median(values)), unit="tokens/s"
-            )
-            for side, values in seconds.items()
-        ),
-    ]
+    yield Row(f"update, {name}: TRL's time / rsim's", round(faster, 2), "x")
+    for side, values in seconds.items():
+        yield Row(f"update, {name}: {side}, sampled tokens per second", round(tokens / statistics.median(values)), "tokens/s")
 
 
-def _trl_step(reasoner: Reasoner, episodes: list[Episode], advantages: torch.Tensor) -> Any:
+def _rsim_step(reasoner: Reasoner, episodes: list[Episode], returns: torch.Tensor) -> Callable[[], float]:
+    scores = [Score(None, False, planner=0.0, reasoner=float(r), parts={}) for r in returns]
+    agent = Agent(
+        "reasoner",
+        reasoner.model,
+        reasoner.logits,
+        temperature=1.0,
+        learning_rate=0.0,
+        weight_decay=0.0,
+        head_weight=reasoner.head_weight,
+    )
+    config = Config(train=TrainConfig(micro_tokens=1024))
+    return lambda: Update(config, config.stages[0], 0, alone=True).agent(agent, episodes, scores)["reasoner/loss"]
+
+
+def _trl_step(reasoner: Reasoner, episodes: list[Episode], advantages: torch.Tensor) -> Callable[[], float]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    longest = max(e.prompt_length for e in episodes)
-    wide = max(e.sampled_tokens for e in episodes)
+    longest, wide = max(e.prompt_length for e in episodes), max(e.sampled_tokens for e in episodes)
     columns: dict[str, list[list[int]]] = {n: [] for n in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
     for e in episodes:
         left, right = longest - e.prompt_length, wide - e.sampled_tokens
@@ -111,17 +101,15 @@ def _trl_step(reasoner: Reasoner, episodes: list[Episode], advantages: torch.Ten
         columns["completion_mask"].append([1] * e.sampled_tokens + [0] * right)
     inputs: dict[str, Any] = {name: torch.tensor(rows) for name, rows in columns.items()}
     inputs |= {"advantages": advantages, "old_per_token_logps": None, "num_items_in_batch": inputs["completion_mask"].sum()}
+    size = {"per_device_train_batch_size": len(episodes), "num_generations": len(episodes), "max_completion_length": wide}
     with tempfile.TemporaryDirectory() as folder:
-        settings = GRPOConfig(
-            output_dir=folder, report_to=[], use_cpu=True, bf16=False, per_device_train_batch_size=len(episodes), beta=0.0,
-            num_generations=len(episodes), max_completion_length=wide, gradient_checkpointing=False, loss_type="bnpo",
-            temperature=1.0,
-        )  # fmt: skip
-        trainer = GRPOTrainer(
-            model=reasoner.model, args=settings, processing_class=reasoner.tokenizer,
+        trainer: Any = GRPOTrainer(
+            model=reasoner.model,
+            args=GRPOConfig(**trl_settings(folder), **size, gradient_checkpointing=False),
+            processing_class=reasoner.tokenizer,
             reward_funcs=lambda completions, **_: [0.0] * len(completions),
             train_dataset=Dataset.from_dict({"prompt": ["?"] * len(episodes)}),
-        )  # fmt: skip
+        )
     parameters = list(trainer.model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
 
@@ -134,7 +122,3 @@ def _trl_step(reasoner: Reasoner, episodes: list[Episode], advantages: torch.Ten
         return float(loss.detach())
 
     return step
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 #!/bin/sh
 # vLLM for CPU, in an environment of its own: its pins (transformers, numpy, setuptools) are not rsim's.
 #
-#   bench/vllm_env.sh                                       make the environment (once) and print where it is
-#   bench/vllm_env.sh serve MODEL_FOLDER PORT [args ...]    serve a model in the foreground, on this machine only
+#   studies/vllm_env.sh                                       make the environment (once) and print where it is
+#   studies/vllm_env.sh serve MODEL_FOLDER PORT [args ...]    serve a model in the foreground, on this machine only
 #
 # RSIM_VLLM_ENV moves the environment, PYTHON names the interpreter that makes it.
 set -eu

@@ -1,6 +1,6 @@
-"""What an experiment is made of: trainings, searches and evaluations, each done once and kept.
+"""What a study of trainings is made of: trainings, searches and evaluations, each done once and kept.
 
-Every piece of work lies in a folder whose name holds a hash of its settings. Asked for again, by the same experiment or by
+Every piece of work lies in a folder whose name holds a hash of its settings. Asked for again, by the same study or by
 another one, it is there already; stopped in the middle, it goes on. Pieces that do not depend on each other run side by side in
 processes of their own.
 """
@@ -136,14 +136,12 @@ class Workbench:
         self._all(_search, [(f, kind, r, preset, asked) for f, r in zip(files, reasoners, strict=True)], files)
         return [json.loads(f.read_text())["best"] for f in files]
 
-    def grow(
-        self, runs: list[Path], candidates: str, questions: int = 500, changes: tuple[str, ...] = ()
-    ) -> list[Path]:  # fmt: skip
+    def grow(self, runs: list[Path], candidates: str, questions: int = 500) -> list[Path]:
         """What `discovery.grow` leaves of each run with the candidates of a TOML file: the folder of its trials."""
-        text, changes = Path(candidates).read_text(encoding="utf-8"), (*changes, *self.changes)
-        folders = [self.out / "grown" / f"{run.name}-{_digest([text, questions, changes])}" for run in runs]
-        self._all(_grow, [(str(r), candidates, f, questions, changes) for r, f in zip(runs, folders, strict=True)],
-                  [f / "trials.json" for f in folders])  # fmt: skip
+        digest = _digest([Path(candidates).read_text(encoding="utf-8"), questions, self.changes])
+        folders = [self.out / "grown" / f"{run.name}-{digest}" for run in runs]
+        arguments = [(str(r), candidates, f, questions, self.changes) for r, f in zip(runs, folders, strict=True)]
+        self._all(_grow, arguments, [f / "trials.json" for f in folders])
         return folders
 
     def base(self, name: str) -> str:

@@ -1,27 +1,21 @@
-"""What the speed measurements share: questions made on the spot, runs in a process of their own, printing."""
+"""What the measurements share: questions made on the spot, training as a command, processes of their own."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from rsim.engine.vllm import save_untied
-from rsim.policies.loading import load_reasoner
-
 _NAMES = ("Tom", "Ann", "Mia", "Leo", "Zoe", "Max")
 _THINGS = ("hens", "boxes of pens", "rows of chairs", "bags of rice", "shelves of books")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# A short run of the preset nano that nothing else disturbs: 16 questions of 8 episodes a step.
+SHORT = ("train.questions=16", "train.group=8", "train.trackers=[]", "data.eval_size=8")
 
 
 def questions(count: int, seed: int = 0) -> list[str]:
@@ -39,52 +33,36 @@ def questions(count: int, seed: int = 0) -> list[str]:
 
 
 def in_child(module: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Runs ``python -m MODULE --child JSON`` and returns the JSON of its last line: its memory is its own."""
-    command = [sys.executable, "-m", module, "--child", json.dumps(settings)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    """Runs ``python -m MODULE JSON`` and returns the JSON of its last line: its memory is its own."""
+    done = subprocess.run([sys.executable, "-m", module, json.dumps(settings)], stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-@contextmanager
-def served_model(model: str, *arguments: str, timeout: float = 300) -> Iterator[httpx.Client]:
-    """A vLLM server for ``model`` in the environment of ``bench/vllm_env.sh`` (which makes it), and a client of it."""
-    script = Path(__file__).with_name("vllm_env.sh")
-    subprocess.run([str(script)], stdout=subprocess.DEVNULL, check=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
-        reasoner = load_reasoner(model)
-        save_untied(reasoner.model, Path(folder) / "model")
-        reasoner.tokenizer.save_pretrained(f"{folder}/model")
-        command = [str(script), "serve", f"{folder}/model", str(port), *arguments]
-        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as server:
-            try:
-                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=timeout) as client:
-                    _wait_for(client, server, timeout, Path(log.name))
-                    yield client
-            finally:
-                server.terminate()
+def training(preset: str, changes: tuple[str, ...], *more: str, processes: int = 1) -> list[str]:
+    """The command line of ``rsim train``, by torchrun where there are several processes."""
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"] if processes > 1 else []
+    flags = [part for change in changes for part in ("--set", change)]
+    return [sys.executable, *launch, "-m", "rsim", "train", preset, *flags, *more]
 
 
-def _wait_for(client: httpx.Client, server: subprocess.Popen[bytes], timeout: float, log: Path) -> None:
-    until = time.monotonic() + timeout
-    while time.monotonic() < until and server.poll() is None:
-        try:
-            if client.get("/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(1)
-    raise SystemExit("the vLLM server did not start; its log ends: " + log.read_text(errors="replace")[-2000:])
+def trained(command: list[str]) -> None:
+    """Runs a training to its end, one thread a process.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ONE_THREAD, check=False)
+    if done.returncode:
+        raise SystemExit(f"training failed: {done.stderr[-2000:]}")
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    """The records of a run's steps."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "seconds" in line]
 
 
 def peak_gib() -> float:
     """The largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    for r in rows:
-        value = f"{r['value']:g}" if isinstance(r["value"], int | float) else str(r["value"])
-        print(f"{r['what']:<78} {value:<10} {r['unit']:<9} {r['goal']:<14} {'' if r['met'] is None else r['met']}", flush=True)

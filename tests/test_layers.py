@@ -8,9 +8,9 @@ import pkgutil
 from pathlib import Path
 
 import pytest
-import studies
 
 import rsim
+import studies
 
 LAYERS = [
     "errors",

@@ -1,17 +1,39 @@
+"""The ledger: rows that say where they come from, none lost, none edited, and a page made of nothing else."""
+
+from __future__ import annotations
+
 import json
 import multiprocessing
-import os
+import re
+import shlex
 import sys
-from types import SimpleNamespace
+from dataclasses import fields
+from pathlib import Path
 
+import pytest
 import torch
+import typer.main
+
+from rsim.errors import UserError
 from studies import ledger
+from studies.__main__ import command_line, main
+from studies.ledger import Row
+
+ROOT = Path(__file__).parent.parent
+TOPICS = sorted((ROOT / "results").glob("*.json"))
+KEYS = ["what", "value", "unit", "goal", "met", "command", "seeds", "interval", "machine", "date", "commit", "superseded"]
 
 
-def _record(folder, number):
-    os.chdir(folder)
+def rows_of(folder: Path, topic: str = "topic") -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in ledger.read(folder / "results" / f"{topic}.json"):
+        found.setdefault(row.what, []).append(row)
+    return found
+
+
+def _record(folder: Path, number: int) -> None:
     for i in range(20):
-        ledger.record("topic", 1, "A topic", [ledger.row(f"{number}-{i}", i)])
+        ledger.record("topic", 1, [Row(f"{number}-{i}", i)], folder)
 
 
 def test_measurements_that_run_side_by_side_lose_no_row(tmp_path):
@@ -21,27 +43,143 @@ def test_measurements_that_run_side_by_side_lose_no_row(tmp_path):
         process.start()
     for process in processes:
         process.join()
-    rows = json.loads((tmp_path / "results" / "topic.json").read_text())["rows"]
-    assert {r["what"] for r in rows} == {f"{n}-{i}" for n in range(4) for i in range(20)}
-    assert (tmp_path / "docs" / "results" / "topic.md").read_text().count("\n| ") == 1 + 80
+    assert set(rows_of(tmp_path)) == {f"{n}-{i}" for n in range(4) for i in range(20)}
 
 
-def test_the_command_of_a_row_can_be_typed(monkeypatch):
-    main = SimpleNamespace(__spec__=SimpleNamespace(name="studies.gpu.__main__"))
-    monkeypatch.setitem(sys.modules, "__main__", main)
-    monkeypatch.setattr(sys, "argv", ["somewhere/bench/gpu/__main__.py", "--record"])
-    assert ledger.row("x", 1)["command"] == "python -m studies.gpu --record"
+def test_the_file_has_these_keys_and_no_others(tmp_path):
+    ledger.record("topic", 7, [Row("a", 1.5, "s", "at most 1 s", False, seeds=[0], interval=[1.0, 2.0])], tmp_path)
+    written = json.loads((tmp_path / "results" / "topic.json").read_text())
+    assert list(written) == ["issue", "rows"]
+    assert written["issue"] == 7
+    assert list(written["rows"][0]) == KEYS == [f.name for f in fields(Row)]
+    assert written["rows"][0] | {"machine": "", "date": "", "commit": "", "command": ""} == {
+        "what": "a",
+        "value": 1.5,
+        "unit": "s",
+        "goal": "at most 1 s",
+        "met": False,
+        "seeds": [0],
+        "interval": [1.0, 2.0],
+        "superseded": False,
+        "machine": "",
+        "date": "",
+        "commit": "",
+        "command": "",
+    }
+
+
+def test_measured_again_by_the_same_command_on_the_same_seeds_a_row_is_replaced(tmp_path):
+    for value in (1, 2):
+        ledger.record("topic", 1, [Row("a", value, command="one", seeds=[0]), Row("b", value, command="one")], tmp_path)
+    assert {what: [r.value for r in rows] for what, rows in rows_of(tmp_path).items()} == {"a": [2], "b": [2]}
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        (Row("a", 2, command="one --rate 3", seeds=[0]), False),
+        (Row("a", 2, command="one", seeds=[0, 1]), False),
+        (Row("a", 2, command="one", seeds=[0]), True),
+    ],
+    ids=["another command", "other seeds", "settings inside the study"],
+)
+def test_measured_again_with_other_settings_the_first_row_stays_superseded(tmp_path, later):
+    row, changed = later
+    ledger.record("topic", 1, [Row("a", 1, command="one", seeds=[0]), Row("b", 1, command="one")], tmp_path)
+    ledger.record("topic", 1, [row], tmp_path, changed=changed)
+    ledger.record("topic", 1, [row], tmp_path)
+    found = rows_of(tmp_path)
+    assert [(r.value, r.superseded) for r in found["a"]] == [(1, True), (2, False)]
+    assert [(r.value, r.superseded) for r in found["b"]] == [(1, False)]
+
+
+def test_the_command_of_a_row_is_what_measured_it_not_where_it_went(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["somewhere/studies/__main__.py", "gpu", "--only", "speed", "--record", "--supersede"])
+    assert Row("x", 1).command == "python -m studies gpu --only speed"
 
 
 def test_the_machine_of_a_row_names_its_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    assert ledger.row("x", 1)["machine"].endswith(", NVIDIA H200")
+    ledger._machine.cache_clear()
+    try:
+        assert Row("x", 1).machine.endswith(", NVIDIA H200")
+    finally:
+        ledger._machine.cache_clear()
 
 
-def test_a_page_names_each_command_once():
-    rows = [ledger.row("a", 0.5, unit="share", interval=(0.4, 0.6), command="one"), ledger.row("b", 2, command="two"),
-            ledger.row("c", 3, goal="4", met=False, command="one")]  # fmt: skip
-    lines = ledger.table("topic", rows)
-    assert lines[2:5] == ["| a | 50.0% | 40.0% to 60.0% |  |  | 1 |", "| b | 2 |  |  |  | 2 |", "| c | 3 |  | 4 | **no** | 1 |"]
-    assert [line.split(":")[0] for line in lines if line[:2] in ("1.", "2.")] == ["1. `one`", "2. `two`"]
+def test_a_table_names_each_command_once_and_what_is_superseded():
+    shown, sources = ledger.table(
+        [
+            Row("a", 0.5, "share", interval=[0.4, 0.6], command="one"),
+            Row("b", 2, command="two", superseded=True),
+            Row("c", 3, goal="4", met=False, command="one"),
+        ]
+    )
+    assert shown.splitlines()[2:] == [
+        "| a | 50.0% | 40.0% to 60.0% |  |  | 1 |",
+        "| b | 2 |  |  | superseded | 2 |",
+        "| c | 3 |  | 4 | **no** | 1 |",
+    ]
+    assert [line.split(":")[0] for line in sources.splitlines()] == ["1. `one`", "2. `two`"]
+
+
+@pytest.mark.parametrize("file", TOPICS, ids=lambda f: f.stem)
+def test_every_topic_has_its_study_and_every_row_its_goal_and_a_command_that_can_be_typed(file):
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert list(written) == ["issue", "rows"]
+    current = [r["what"] for r in written["rows"] if not r["superseded"]]
+    assert len(current) == len(set(current)), "one row a question; older ones are superseded"
+    app = typer.main.get_command(command_line(file.stem))
+    for typed in {r["command"] for r in written["rows"]}:
+        python, module, package, name, *options = shlex.split(typed)
+        assert (python, module, package, name) == ("python", "-m", "studies", file.stem)
+        app.make_context(name, options)  # raises where an option is not there, or has another type
+    for r in written["rows"]:
+        assert list(r) == KEYS
+        assert (r["met"] is None) == (not r["goal"]), r["what"]
+
+
+def test_the_page_of_results_is_made_of_the_ledger():
+    assert (ROOT / ledger.PAGE).read_text(encoding="utf-8") == ledger.page(ROOT), "run make results"
+
+
+def test_every_page_of_a_study_belongs_to_a_topic():
+    topics = {file.stem for file in TOPICS}
+    assert {file.stem for file in (ROOT / "docs" / "results").glob("*.md")} <= topics <= set(ledger.titles())
+
+
+def test_studies_are_listed_and_an_unknown_one_is_one_line(capsys):
+    main([])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(ledger.titles())
+    with pytest.raises(UserError, match="no study 'fig9'"):
+        main(["fig9"])
+
+
+def test_a_study_that_is_run_with_record_leaves_its_rows_and_the_page(tmp_path, monkeypatch, capsys):
+    import studies.demo
+
+    def measured(seed: int = 0):
+        yield Row("first", 1, "s", "at most 2 s", True, seeds=[seed])
+        assert rows_of(tmp_path, "demo"), "a row is kept as soon as it is there"
+        yield Row("second", 0.5, "share")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(studies.demo, "run", measured)
+    monkeypatch.setattr(sys, "argv", ["studies", "demo", "--seed", "3", "--record"])
+    with pytest.raises(SystemExit) as ended:
+        main(sys.argv[1:])
+    assert not ended.value.code
+    (first,), (second,) = rows_of(tmp_path, "demo").values()
+    assert (first.seeds, first.command, second.shown) == ([3], "python -m studies demo --seed 3", "50.0%")
+    assert "| first | 1 s |" in (tmp_path / "docs" / "results.md").read_text()
+    assert "met" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda f: f.name)
+def test_links_lead_to_files_and_topics_that_are_there(page):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        if anchor and file.name == "results.md":
+            assert f"\n## {anchor}\n" in file.read_text(encoding="utf-8"), anchor

@@ -12,7 +12,6 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from studies.workload import served_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rsim.config import load_config
@@ -25,6 +24,7 @@ from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import random_planner, sequence_planner
 from rsim.training.trainer import Trainer
 from standin_vllm import StandIn
+from studies.servers import vllm_server
 from tiny import RULES
 
 QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]
@@ -32,7 +32,7 @@ PROBLEMS = [Problem(q, "1") for q in QUESTIONS]
 ON_SERVER = replace(RULES, engine="vllm")
 ENVIRONMENT = Path(os.environ.get("RSIM_VLLM_ENV", Path.home() / ".cache" / "rsim" / "vllm-env"))
 needs_vllm = pytest.mark.skipif(
-    not list(ENVIRONMENT.glob(".ready-*")), reason="no vLLM environment; bench/vllm_env.sh makes one"
+    not list(ENVIRONMENT.glob(".ready-*")), reason="no vLLM environment; studies/vllm_env.sh makes one"
 )
 
 
@@ -244,7 +244,7 @@ def test_a_real_server(real_folder, lab_strategies, tmp_path):
     """Greedy equality, log-probs, a weight update with and without the cache's reset, and a joint run, on one real server."""
     from rsim.policies.loading import load_planner, load_reasoner
 
-    with served_model(str(real_folder), "--max-model-len", "512") as client:
+    with vllm_server(str(real_folder), "--max-model-len", "512") as client:
         rules = replace(ON_SERVER, vllm_url=str(client.base_url), temperature=0.7, max_tokens=96, step_tokens=24)
         reasoner = load_reasoner(str(real_folder))
         planner = load_planner(str(real_folder), lab_strategies, seed=0)
@@ -279,7 +279,7 @@ def test_joint_training_with_a_real_bfloat16_server(real_folder, tmp_path):
     """Sampling in bfloat16, masters in float32: the sampler stays near the trainer from update to update, and the gap is seen."""
     rewarding = tmp_path / "reward.py"
     rewarding.write_text("def share(episode):\n    return sum(episode.token_ids) % 7 / 7\n")
-    with served_model(str(real_folder), "--max-model-len", "512", "--dtype", "bfloat16") as client:
+    with vllm_server(str(real_folder), "--max-model-len", "512", "--dtype", "bfloat16") as client:
         config = config_for(tmp_path, real_folder, f'rollout.vllm_url="{client.base_url}"', "objective.importance_cap=2.0",
                             "train.reasoner_lr=1e-3", f'rewards.custom=["{rewarding}:share"]')  # fmt: skip
         trainer = Trainer(config)
@@ -295,7 +295,7 @@ def test_a_real_prefix_cache_is_stale_until_it_is_reset(real_folder, tmp_path):
     """Why `update_weights` resets: after new weights alone, a cached prompt still answers with old keys and values."""
     from rsim.policies.loading import load_reasoner
 
-    with served_model(str(real_folder), "--max-model-len", "512") as client:
+    with vllm_server(str(real_folder), "--max-model-len", "512") as client:
         server = vllm.VllmServer(str(client.base_url), 60)
         reasoner = load_reasoner(str(real_folder))
         prompt = reasoner.prompt_ids(QUESTIONS[2] * 4)

@@ -1,7 +1,7 @@
 """Faster layers where no gradient is asked for: sampling, and log-probs that bring their own backward pass.
 
 On a CPU, oneDNN multiplies few rows by a large float32 matrix up to twice as fast as the BLAS that
-``torch.nn.functional.linear`` calls (``python -m studies.rollout`` measures both), on the same tensors: nothing is copied.
+``torch.nn.functional.linear`` calls (``python -m studies rollout`` measures both), on the same tensors: nothing is copied.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a run will need, before it is started: parameters, memory and time, against this machine.
 
 Simplified: memory counts weights, gradients, Adam's two moments, the KV caches of the rollout and the activations of one
-micro-batch, with constants fitted to the peaks in docs/results/memory.md (SmolLM2-135M, CPU), and a margin. Time counts 2
+micro-batch, with constants fitted to the peaks in docs/results.md (SmolLM2-135M, CPU), and a margin. Time counts 2
 FLOPs per parameter and token read, three times that in training (arXiv 2001.08361, section 2.1), at the speed of two matrix
 products that are timed here. Episodes are taken to be as long as the rules allow, so time is an upper estimate: two presets on
 two cores took 3 to 5 s a step where 6.4 s were estimated (nano), and 24 to 29 s where 100 were (SmolLM2-135M, whose episodes

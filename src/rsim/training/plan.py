@@ -7,7 +7,7 @@ reach a fixed part of their peaks.
 
 Simplified: sampling and checkpointing to disk are not counted, evaluation neither; nothing overlaps; the longest episode has
 a fixed multiple of the mean length. With vLLM there is one server for all processes, whose own device and memory are not
-counted. What it foretells for one and two processes on a CPU is held against runs by ``python -m studies.plan``.
+counted. What it foretells for one and two processes on a CPU is held against runs by ``python -m studies plan``.
 """
 
 from __future__ import annotations
