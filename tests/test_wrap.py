@@ -212,7 +212,7 @@ def test_turn_mode_sends_strategies_as_messages_and_keeps_the_rest():
     assert reply.rsim["mode"] == "turn"
     assert reply.rsim["approximate"]
     final = as_message(PROMPTS[2])
-    assert reply.choices[0].message.content == text == f"{PROMPTS[0]}one two \n\n{PROMPTS[1]}three \n\n{final}so 5 "
+    assert reply.choices[0].message.content == text == f"{PROMPTS[0]}one two \n\n{PROMPTS[1]}three \n\n{final}so 5 \n\n"
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (30, 5)
     last = upstream.bodies[2]
     assert [m["role"] for m in last["messages"]] == ["system", "user", "assistant", "user", "assistant", "user"]

@@ -11,7 +11,7 @@ from rsim.policies.reasoner import Reasoner
 
 
 def connect(rollout: RolloutConfig) -> VllmServers | None:
-    """The sampling servers, asked whether they can be used; None where the reasoner in this process is sampled."""
+    """The sampling servers, once they can be used; None where the reasoner in this process is sampled."""
     if rollout.engine == "native":
         return None
     servers = VllmServers(rollout.vllm_url, rollout.vllm_timeout)
@@ -47,11 +47,11 @@ def open_engine(
 
 
 def check_context(reasoner: Reasoner, prompt_tokens: int, max_tokens: int) -> None:
-    """Raises `UserError` if a question of ``prompt_tokens`` and an episode do not fit into the reasoner's context."""
+    """Raises `UserError` if a question of ``prompt_tokens`` and an episode exceed the reasoner's context."""
     limit = reasoner.model.config.get_text_config().max_position_embeddings
     if prompt_tokens + max_tokens > limit:
         raise UserError(
-            f"a question of {prompt_tokens} tokens and rollout.max_tokens = {max_tokens} exceed the reasoner's context of "
-            f"{limit}",
+            f"a question of {prompt_tokens} tokens and rollout.max_tokens = {max_tokens} exceed the "
+            f"reasoner's context of {limit}",
             "lower rollout.max_tokens",
         )

@@ -19,9 +19,9 @@ FLAGS = ("forced", "truncated", "reasoner_ended", "terminated")  # of an episode
 class Step:
     """One step of the chain of thought, as spans of `Episode.token_ids`.
 
-    ``[start, body)`` is the injected prompt and ``[body, end)`` what was sampled; an injected delimiter that closes a
-    capped step lies after ``end``. ``strategy`` is the label index, or -1 where nobody chose (no planner).
-    ``answer_prefix`` is the end of the prompt where it opens a box or a code block for the answer.
+    ``[start, body)`` is the injected prompt and ``[body, end)`` what was sampled; an injected delimiter that
+    closes a capped step lies after ``end``. ``strategy`` is the label index, or -1 where nobody chose (no
+    planner). ``answer_prefix`` is the end of the prompt where it opens a box or a code block for the answer.
     """
 
     strategy: int
@@ -42,8 +42,8 @@ class Step:
 class Episode:
     """One trajectory. All three token arrays have the length of ``token_ids``.
 
-    ``reasoner_mask`` is 1 on sampled tokens and 0 on the question's and on injected tokens; ``logprobs`` holds the
-    sampler's log-probs (nats, at the sampling temperature) where the mask is 1, else 0.
+    ``reasoner_mask`` is 1 on sampled tokens and 0 on the question's and on injected tokens; ``logprobs`` holds
+    the sampler's log-probs (nats, at the sampling temperature) where the mask is 1, else 0.
     """
 
     problem: Problem
@@ -84,7 +84,7 @@ class Episode:
         self.logprobs += logprobs
 
     def to_json(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """A record for people and reports: text (`Step.answer`), strategies and probabilities, without the token arrays."""
+        """A record for people and reports: text (`Step.answer`), strategies, probabilities; no tokens."""
         probabilities = iter(self.decisions)
         steps = []
         for step in self.steps:

@@ -13,10 +13,10 @@ Kind = Literal["numeric", "latex", "choice", "text", "code", "gym"]
 class Problem:
     """A question and its gold answer as text.
 
-    ``kind`` says how an answer is checked (`rsim.rewards.grade`): *numeric* and *latex* by value, *choice* by letter, *text*
-    by words, *code* by running ``answer``, a Python program of tests, *gym* by the verifier of its reasoning-gym task.
-    ``meta`` keeps what the source says of the problem (level, subject, options, ...); ``meta["tolerance"]`` is the relative
-    error that a numeric answer may have.
+    ``kind`` says how an answer is checked (`rsim.rewards.grade`): *numeric* and *latex* by value, *choice* by
+    letter, *text* by words, *code* by running ``answer``, a Python program of tests, *gym* by the verifier of
+    its reasoning-gym task. ``meta`` keeps what the source says of the problem (level, subject, options, ...);
+    ``meta["tolerance"]`` is the relative error that a numeric answer may have.
     """
 
     question: str
