@@ -42,7 +42,7 @@ class Step:
 class Episode:
     """One trajectory. All three token arrays have the length of ``token_ids``.
 
-    ``reasoner_mask`` is 1 on sampled tokens and 0 on the question's and on injected tokens; ``logprobs`` holds
+    ``reasoner_mask`` is 1 on sampled tokens, 0 on the question's and on injected ones; ``logprobs`` holds
     the sampler's log-probs (nats, at the sampling temperature) where the mask is 1, else 0.
     """
 

@@ -59,6 +59,10 @@ class _Loop:
         self.worker = asyncio.create_task(planning.run())
         return planning
 
+    async def _stop(self) -> None:
+        self.worker.cancel()
+        await asyncio.gather(self.worker, return_exceptions=True)
+
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
@@ -87,7 +91,7 @@ class _Loop:
             await self.elsewhere(_close(events))
 
     def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.worker.cancel)
+        self.wait(self._stop())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
