@@ -24,17 +24,11 @@ from studies.ledger import Row
 
 ISSUE = 2
 Part = Literal["cases", "gold", "gym", "code", "speed", "hostile"]
+Check = Callable[[int], list[Row]]  # of a seed
 
 
 def run(only: Part | None = None, seed: int = 0) -> Iterator[Row]:
-    parts: dict[Part, Callable[[int], list[Row]]] = {
-        "cases": cases,
-        "gold": gold,
-        "gym": gym,
-        "code": code,
-        "speed": speed,
-        "hostile": hostile,
-    }
+    parts: dict[Part, Check] = {"cases": cases, "gold": gold, "gym": gym, "code": code, "speed": speed, "hostile": hostile}
     for part in [only] if only else list(parts):
         yield from parts[part](seed)
 

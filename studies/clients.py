@@ -22,31 +22,19 @@ ISSUE = 5
 _TASK = """\
 task: gsm8k_local
 dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
+dataset_kwargs: {{data_files: {{test: {file}}}}}
 output_type: generate_until
 test_split: test
 doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
 doc_to_target: "{{{{answer.split('#### ')[-1]}}}}"
-generation_kwargs:
-  until: ["Question:"]
-  do_sample: false
-  temperature: 0.0
-  max_gen_toks: 192
+generation_kwargs: {{until: ["Question:"], do_sample: false, temperature: 0.0, max_gen_toks: 192}}
 filter_list:
   - name: last-number
     filter:
-      - function: regex
-        regex_pattern: "(-?[0-9][0-9,.]*)"
-        group_select: -1
-      - function: take_first
+      - {{function: regex, regex_pattern: "(-?[0-9][0-9,.]*)", group_select: -1}}
+      - {{function: take_first}}
 metric_list:
-  - metric: exact_match
-    aggregation: mean
-    higher_is_better: true
-    ignore_case: true
-    regexes_to_ignore: [",", "\\\\.$"]
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_case: true, regexes_to_ignore: [",", "\\\\.$"]}}
 """
 
 

@@ -17,14 +17,8 @@ from studies.stats import Estimate, difference, estimate
 from studies.workbench import Measured, Workbench
 
 PAGES = Path("docs/results")
-_STYLE: Any = {
-    "svg.hashsalt": "rsim",
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.prop_cycle": cycler(color=COLOURS),
-}
+_SVG = {"svg.hashsalt": "rsim", "svg.fonttype": "none", "font.size": 9}
+_STYLE: Any = _SVG | {"axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": cycler(color=COLOURS)}
 
 
 @dataclass

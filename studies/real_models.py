@@ -32,13 +32,8 @@ _NATIVE = {  # on a CPU, on a GPU
     False: ("rollout.batch=64", 'models.dtype="float32"'),
     True: ("rollout.batch=256", 'models.dtype="bfloat16"'),
 }
-_CONTROLS = [
-    "random",
-    "wait:1",
-    "fixed:continuation",
-    "sequence:termination",
-    "sequence:sub-planning,validation,termination",
-]
+_THREE = "sequence:sub-planning,validation,termination"
+_CONTROLS = ["random", "wait:1", "fixed:continuation", "sequence:termination", _THREE]
 _DATA = ["gsm8k:100", "math500:50"]
 
 

@@ -65,23 +65,12 @@ def _rsim(model: str, count: int, group: int, tokens: int, checkpointing: bool =
     with tempfile.TemporaryDirectory() as folder, patch.object(Reasoner, "end_ids", frozenset()):
         data = Path(folder) / "questions.jsonl"
         data.write_text("".join(json.dumps({"question": q, "answer": "1"}) + "\n" for q in made_up(count * (_TIMED + 1))))
-        settings = {
-            "out": f"{folder}/run",
-            "models.reasoner": model,
-            "models.planner": "none",
-            "data.train": str(data),
-            "data.eval": str(data),
-            "rollout.max_tokens": tokens,
-            "rollout.answer_tokens": 1,
-            "rewards.custom": [f"{__file__}:reward"],
-            "train.questions": count,
-            "train.group": group,
-            "train.micro_tokens": 1024,
-            "train.reasoner_lr": 1e-6,
-            "train.gradient_checkpointing": checkpointing,
-            "train.trackers": [],
-            "train.samples_every": 0,
-        }
+        models = {"out": f"{folder}/run", "models.reasoner": model, "models.planner": "none"}
+        asked = {"data.train": str(data), "data.eval": str(data), "train.questions": count, "train.group": group}
+        length = {"rollout.max_tokens": tokens, "rollout.answer_tokens": 1, "rewards.custom": [f"{__file__}:reward"]}
+        memory = {"train.micro_tokens": 1024, "train.gradient_checkpointing": checkpointing}
+        other = {"train.reasoner_lr": 1e-6, "train.trackers": [], "train.samples_every": 0}
+        settings: dict[str, Any] = models | asked | length | memory | other
         trainer = Trainer(load_config(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()]))
         rollouts: list[float] = []
         play = trainer.game.play
@@ -123,20 +112,10 @@ def _trl(model: str, count: int, group: int, tokens: int, checkpointing: bool = 
         return [reward_of(ids) for ids in completion_ids]
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = GRPOConfig(
-            **trl_settings(folder),
-            per_device_train_batch_size=count * group,
-            num_generations=group,
-            max_completion_length=tokens,
-            generation_kwargs={"min_new_tokens": tokens},
-            learning_rate=1e-6,
-            max_steps=_TIMED + 1,
-            gradient_checkpointing=checkpointing,
-            save_strategy="no",
-            disable_tqdm=True,
-            scale_rewards="none",
-            shuffle_dataset=False,
-        )
+        size = {"per_device_train_batch_size": count * group, "num_generations": group, "max_completion_length": tokens}
+        length = {"generation_kwargs": {"min_new_tokens": tokens}, "learning_rate": 1e-6, "max_steps": _TIMED + 1}
+        quiet = {"save_strategy": "no", "disable_tqdm": True, "scale_rewards": "none", "shuffle_dataset": False}
+        settings = GRPOConfig(**trl_settings(folder), **size, **length, **quiet, gradient_checkpointing=checkpointing)
         trainer = GRPOTrainer(
             model=reasoner.model,
             args=settings,

@@ -74,15 +74,8 @@ def measure(name: str, reasoner: Reasoner, stock: Reasoner, episodes: list[Episo
 
 def _rsim_step(reasoner: Reasoner, episodes: list[Episode], returns: torch.Tensor) -> Callable[[], float]:
     scores = [Score(None, False, planner=0.0, reasoner=float(r), parts={}) for r in returns]
-    agent = Agent(
-        "reasoner",
-        reasoner.model,
-        reasoner.logits,
-        temperature=1.0,
-        learning_rate=0.0,
-        weight_decay=0.0,
-        head_weight=reasoner.head_weight,
-    )
+    model, logits, head = reasoner.model, reasoner.logits, reasoner.head_weight
+    agent = Agent("reasoner", model, logits, temperature=1.0, learning_rate=0.0, weight_decay=0.0, head_weight=head)
     config = Config(train=TrainConfig(micro_tokens=1024))
     return lambda: Update(config, config.stages[0], 0, alone=True).agent(agent, episodes, scores)["reasoner/loss"]
 

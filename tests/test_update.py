@@ -80,7 +80,7 @@ def action_logprobs(model, name, episode, temperature):
 
 
 def reference_loss(model, old_model, name, episodes, scores, config, lam):
-    """The agent's share of -J in float64, written from SPEC 5 with loops over single actions."""
+    """The agent's share of -J in float64, written from the definition with loops over single actions."""
     temperature = 1.2 if name == "planner" else 0.9
     returns = [getattr(s, name) for s in scores]
     parts, total_actions, used = [], 0, 0
