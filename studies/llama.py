@@ -1,8 +1,8 @@
-"""Measures llama.cpp's server: ``python -m studies.llama [MODEL] [--core N] [--slots 8 32 64] [--tokens 64]``.
+"""Measures llama.cpp's server: ``python -m studies.llama [MODEL] [--core N] [--slots 8 32 64]``.
 
 MODEL is a packaged GGUF model. One server of one thread, pinned to a core, reads a question of GSM8K in each
-slot, then samples the same number of tokens in all slots at once; then arms of one question follow each other in
-a slot. Rates are per second of the server's own CPU time, so that other processes on the core do not count.
+slot, then samples the same number of tokens in all slots at once; then arms of one question follow each other
+in a slot. Rates are per second of the server's own CPU time, so that other processes on the core do not count.
 """
 
 from __future__ import annotations
@@ -30,24 +30,18 @@ _OPENINGS = (
 )
 
 
-def together(
-    server: LlamaServer, prompts: list[list[int]], **settings: Any
-) -> tuple[float, list[dict[str, Any]]]:
+def together(server: LlamaServer, prompts: list[list[int]], **settings: Any) -> tuple[float, list[dict[str, Any]]]:
     """Seconds of the server's CPU time, and the replies to one request in each slot."""
     began = cpu_seconds()
     with ThreadPoolExecutor(len(prompts)) as threads:
-        replies = list(
-            threads.map(
-                lambda i: server.complete(prompts[i], i, stop=[], seed=i, **settings), range(len(prompts))
-            )
-        )
+        replies = list(threads.map(lambda i: server.complete(prompts[i], i, stop=[], seed=i, **settings), range(len(prompts))))
     return cpu_seconds() - began, replies
 
 
 def cpu_seconds() -> float:
     """Of the processes below this one."""
     times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
-    return sum(t.user + t.system for t in times)
+    return float(sum(t.user + t.system for t in times))
 
 
 def main() -> None:
@@ -57,9 +51,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, nargs="+", default=[8, 32, 64])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument(
-        "--server", nargs=argparse.REMAINDER, default=[], help="further arguments of the server"
-    )
+    parser.add_argument("--server", nargs=argparse.REMAINDER, default=[], help="further arguments of the server")
     chosen = parser.parse_args()
     reasoner = load_reasoner(chosen.model, weights=False)
     questions = load_problems("gsm8k", "train", limit=max(chosen.slots))
@@ -69,17 +61,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for slots in chosen.slots:
             how: dict[str, Any] = {"slots": slots, "context": chosen.context, "cores": (chosen.core,)}
-            with llama_servers(
-                package_file(chosen.model), Path(folder) / "log", **how, more=tuple(chosen.server)
-            ) as url:
+            with llama_servers(package_file(chosen.model), Path(folder) / "log", **how, more=tuple(chosen.server)) as url:
                 server = LlamaServer(url, 3600)
                 prompts = every[:slots]
                 seconds, replies = together(server, prompts, n_predict=1, **sampling(0.0, logprobs=False))
                 read = sum(reply["timings"]["prompt_n"] for reply in replies)
                 print(f"{slots} slots: {read} prompt tokens, {read / seconds:.1f} a second", flush=True)
-                for name, (temperature, logprobs) in (
-                    kinds.items() if slots == 32 else list(kinds.items())[:1]
-                ):
+                for name, (temperature, logprobs) in kinds.items() if slots == 32 else list(kinds.items())[:1]:
                     how = sampling(temperature, logprobs=logprobs) | {
                         "n_predict": chosen.tokens,
                         "ignore_eos": True,
@@ -94,9 +82,7 @@ def main() -> None:
                 if slots == chosen.slots[0]:
                     for opening in _OPENINGS:
                         ids = prompts[0] + reasoner.injected_ids(opening)
-                        times = server.complete(ids, 0, n_predict=8, **sampling(0.0, logprobs=False))[
-                            "timings"
-                        ]
+                        times = server.complete(ids, 0, n_predict=8, **sampling(0.0, logprobs=False))["timings"]
                         print(
                             f"  arm {opening!r}: {times['prompt_n']} tokens read, {times['cache_n']} were there",
                             flush=True,

@@ -1,5 +1,5 @@
-"""A stand-in for llama.cpp's server, in process: the routes that rsim uses, over a real (tiny) model, with slots that remember what
-they have read."""
+"""A stand-in for llama.cpp's server, in process: the routes that rsim uses, over a real (tiny) model, with slots
+that remember what they have read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class StandIn(httpx.MockTransport):
-    """``eog``: what the server takes for an end of turn, which may be more than the model's own; ``read``: prompt tokens that
-    were not in the slot's cache, request by request."""
+    """``eog``: what the server takes for an end of turn, which may be more than the model's own; ``read``: prompt
+    tokens that were not in the slot's cache, request by request."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, slots: int = 64, context: int = 512, eog: set[int]
-    ) -> None:  # fmt: skip
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        slots: int = 64,
+        context: int = 512,
+        eog: set[int],
+    ) -> None:
         super().__init__(self.answer)
         self.model, self.tokenizer, self.context, self.eog = model, tokenizer, context, eog
         self.caches: list[list[int]] = [[] for _ in range(slots)]
@@ -58,9 +64,7 @@ class StandIn(httpx.MockTransport):
         assert body["return_tokens"]
         assert 0 <= seed < 2**32 - 1
         same = 0
-        while (
-            same < min(len(prompt), len(self.caches[id_slot])) and prompt[same] == self.caches[id_slot][same]
-        ):
+        while same < min(len(prompt), len(self.caches[id_slot])) and prompt[same] == self.caches[id_slot][same]:
             same += 1
         self.read.append(len(prompt) - min(same, len(prompt) - 1))
         generator = torch.Generator().manual_seed(seed)

@@ -1,13 +1,13 @@
-"""llama.cpp's server as an engine, over HTTP: token ids in, token ids out, for a reasoner that is not trained.
+"""llama.cpp's server as an engine, over HTTP: token ids in and out, for a reasoner that is not trained.
 
 ``studies/llama_server.sh`` builds the server, `rsim.engine.llama_process.llama_servers` starts it. A sequence
-keeps one of its slots, whose cache holds what was read before, so that a step costs its new tokens alone; a new
-sequence takes the slot that already holds its whole prompt, if one is free (several continuations of one
+keeps one of its slots, whose cache holds what was read before, so that a step costs its new tokens alone; a
+new sequence takes the slot that already holds its whole prompt, if one is free (several continuations of one
 question, one after the other).
 
 Where a step ends is decided here, token by token, by the same rule as in the native engine; the server's own
-stop string and end of turn only keep it from sampling on. Log-probs are the server's, at the sampling temperature
-(at temperature 1 for greedy sampling); it gives none for the tokens of a stop string and for parts of a
+stop string and end of turn only keep it from sampling on. Log-probs are the server's, at the sampling
+temperature (at temperature 1 for greedy sampling); it gives none for the tokens of a stop string and for parts of a
 character, which are ``nan``. What is sampled depends on the seed and the sequence's key, by llama.cpp's
 generator, and, as its sums are ordered by the batch, in rare near-ties on what is sampled beside it.
 """
@@ -85,22 +85,22 @@ class LlamaServer:
         return reply
 
     def check(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
-        """Raises `UserError` unless the server's model has a vocabulary of that size, and ids mean the same to both."""
+        """Raises `UserError` unless the server's vocabulary has that size and ids mean the same to both."""
         remedy = "models.reasoner and the server's GGUF file must be the same model"
         meta = self._call("GET", "/v1/models")["data"][0]["meta"]
         if meta["n_vocab"] != vocabulary:
             raise UserError(
-                f"the server at {self.url} has {meta['n_vocab']} tokens in its vocabulary, the reasoner {vocabulary}",
+                f"the server at {self.url} knows {meta['n_vocab']} tokens, the reasoner {vocabulary}",
                 remedy,
             )
-        # How a text is best cut into ids may differ (around ², say): that is the reasoner's tokenizer's business alone.
+        # How a text is best cut into ids may differ (around ², say): that is the tokenizer's business.
         for text in (*_TEXTS, str(tokenizer.eos_token)):
             ids = tokenizer.encode(text, add_special_tokens=False)
             theirs = self._call("POST", "/detokenize", {"tokens": ids})["content"]
             own = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             if theirs.split() != own.split():
                 raise UserError(
-                    f"the server at {self.url} has another tokenizer than the reasoner: {own!r} is {theirs!r}",
+                    f"the server at {self.url} has another tokenizer: the reasoner's {own!r} is {theirs!r}",
                     remedy,
                 )
 
@@ -108,18 +108,14 @@ class LlamaServer:
         try:
             answer = self.client.request(method, path, json=body)
         except httpx.TransportError as error:
-            raise UserError(
-                f"no llama.cpp server at {self.url}", str(error) or type(error).__name__
-            ) from error
+            raise UserError(f"no llama.cpp server at {self.url}", str(error) or type(error).__name__) from error
         if answer.status_code == 400 and "exceed_context_size" in answer.text:
             raise UserError(
                 f"a prompt exceeds a slot's context at {self.url}",
                 "raise --ctx-size (it is shared by the slots)",
             )
         if answer.status_code != 200:
-            raise UserError(
-                f"the server at {self.url} answered {answer.status_code} to {path}", answer.text[:300]
-            )
+            raise UserError(f"the server at {self.url} answered {answer.status_code} to {path}", answer.text[:300])
         result: dict[str, Any] = answer.json()
         return result
 
@@ -141,7 +137,7 @@ class LlamaServers:
             server.check(tokenizer, vocabulary)
 
     def take(self, prompt: list[int]) -> Seat:
-        """A free slot: one that holds the whole prompt, else, on the server with most of them free, the best there is."""
+        """A free slot: one that holds the whole prompt, else the best of the server with most of them free."""
 
         def worth(seat: Seat) -> tuple[bool, int, int]:
             shared = seat.shares(prompt)
@@ -232,9 +228,7 @@ class LlamaEngine:
                 if len(tokens) == max_new_tokens:
                     return SampledStep(slot, tokens, logprobs, "cap")
 
-    def _request(
-        self, slot: int, written: list[int], max_new_tokens: int, stop: Stop | None
-    ) -> tuple[list[int], list[float]]:
+    def _request(self, slot: int, written: list[int], max_new_tokens: int, stop: Stop | None) -> tuple[list[int], list[float]]:
         ids = self.sequences[slot] + written
         digest = hashlib.sha256(f"{self.seed}:{self.keys[slot]}:{len(ids)}".encode()).digest()
         seat = self.seats[slot]
@@ -260,7 +254,7 @@ def sampling(temperature: float, *, logprobs: bool) -> dict[str, Any]:
         "samplers": ["temperature"] if temperature else ["top_k"],
     }
     settings |= {"top_k": 0 if temperature else 1, "n_probs": int(logprobs)}
-    # The server knows a chosen token's probability behind the sampler, at the temperature, or before it, at 1.
+    # A chosen token's probability is known behind the sampler, at the temperature, or before it, at 1.
     return settings | {"post_sampling_probs": temperature not in (0, 1)}
 
 

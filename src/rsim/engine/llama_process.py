@@ -1,4 +1,4 @@
-"""Starts llama.cpp's server, which ``studies/llama_server.sh`` builds: a process of one thread for each core."""
+"""Starts llama.cpp's server, built by ``studies/llama_server.sh``: a process of one thread for each core."""
 
 from __future__ import annotations
 

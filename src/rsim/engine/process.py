@@ -15,10 +15,7 @@ import httpx
 from rsim.errors import UserError
 
 # The server ends with its parent, however that ends: the kernel is asked for a signal (PR_SET_PDEATHSIG).
-_GUARD = (
-    f"import ctypes, os, sys; ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)}); "
-    "os.execvp(sys.argv[1], sys.argv[1:])"
-)
+_GUARD = f"import ctypes, os, sys; ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)}); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 def start_server(
@@ -30,7 +27,7 @@ def start_server(
     seconds: float,
     environment: dict[str, str] | None = None,
 ) -> tuple[subprocess.Popen[bytes], str]:
-    """Runs a command that serves HTTP and waits until ``/health`` is well; its output goes to the file ``log``.
+    """Runs a command that serves HTTP and waits until ``/health`` is well; its output goes to ``log``.
 
     Args:
         name: of the server, for errors.
@@ -61,9 +58,7 @@ def start_server(
             raise UserError(f"the {name} server ended with {process.returncode}", f"its output is in {log}")
         if time.monotonic() > deadline:
             stop_server(process)
-            raise UserError(
-                f"the {name} server did not answer within {seconds:.0f} s", f"its output is in {log}"
-            )
+            raise UserError(f"the {name} server did not answer within {seconds:.0f} s", f"its output is in {log}")
         time.sleep(0.5)
     return process, address
 
