@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from gguf import GGUFWriter
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 import rsim.models.weights
 from rsim.engine import packed
@@ -106,6 +113,22 @@ def test_gguf_is_converted_once_into_the_cache(tmp_path, monkeypatch):
         resolve(str(tmp_path / "broken.gguf"))
 
 
+def test_of_a_model_that_a_server_runs_gguf_gives_configuration_and_tokenizer_alone(tmp_path, monkeypatch):
+    file = tmp_path / "tiny.gguf"
+    write_tiny_gguf(file)
+    monkeypatch.setenv("RSIM_CACHE", str(tmp_path / "cache"))
+    shape = Path(resolve(str(file), weights=False))
+    assert not list(shape.glob("*.safetensors"))
+    whole = Path(resolve(str(file)))
+    assert whole != shape
+    assert AutoConfig.from_pretrained(shape).vocab_size == AutoConfig.from_pretrained(whole).vocab_size
+    ends = [GenerationConfig.from_pretrained(folder).eos_token_id for folder in (shape, whole)]
+    assert ends[0] == ends[1]
+    text = "the answer is 4"
+    assert AutoTokenizer.from_pretrained(shape).encode(text) == AutoTokenizer.from_pretrained(whole).encode(text)
+    assert Path(resolve(str(file), weights=False)) == whole, "the whole will do"
+
+
 def test_a_model_that_comes_in_parts_is_joined_once(tmp_path, monkeypatch):
     whole = tmp_path / "whole.gguf"
     tensors = write_tiny_gguf(whole)
@@ -129,6 +152,10 @@ def test_a_model_that_comes_in_parts_is_joined_once(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="tiny-parts-"):
         rsim.models.weights.package_file("tiny")
+    monkeypatch.setitem(
+        rsim.models.weights._GGUF_PACKAGES, "tiny", rsim.models.weights.Package("gone_", "tiny-parts-{1..3}", 3)
+    )
+    assert rsim.models.weights.package_file("tiny").read_bytes() == data, "joined, it needs its parts no more"
 
 
 def write_tiny_gguf(path) -> dict[str, object]:

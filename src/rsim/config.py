@@ -61,11 +61,13 @@ class RolloutConfig(PlayRules):
     temperature: float = 1.0
     planner_temperature: float = 1.0
     batch: int = 256  # episodes in flight
-    engine: Literal["native", "vllm"] = "native"
+    engine: Literal["native", "vllm", "llama"] = "native"
     cuda_graphs: bool = True  # native engine on a GPU: forward passes of one token per sequence are recorded and replayed
     vllm_url: str = "http://127.0.0.1:8000"  # or several, with commas between them; ray:N: Ray starts N of them
     vllm_command: str = "vllm serve {folder} --host {host} --port {port} --logprobs-mode processed_logprobs"  # what Ray starts
     vllm_timeout: float = 600.0  # seconds that one step may take
+    llama_url: str = "http://127.0.0.1:8080"  # llama.cpp's server, or several with commas between them
+    llama_timeout: float = 3600.0  # seconds that one step may take; on a CPU a step of many at a time is slow
 
 
 @dataclass(frozen=True)
@@ -368,9 +370,13 @@ def _validate_adapters(config: Config) -> None:
         raise UserError("models.quantised", f"4-bit weights cannot be trained: set models.{whole[0]}_lora, e.g. to 16")
     if models.quantised and config.rollout.engine == "vllm":
         raise UserError("models.quantised", "4-bit weights cannot be handed to a vLLM server: use rollout.engine = native")
-    if models.shared_base and config.rollout.engine == "vllm" and not config.trains_reasoner:
+    if models.shared_base and config.rollout.engine != "native" and not config.trains_reasoner:
+        raise UserError("models.shared_base", "a frozen reasoner's weights are on the server alone: there is nothing to share")
+    if config.rollout.engine == "llama" and config.trains_reasoner:
         raise UserError(
-            "models.shared_base", "a frozen reasoner's weights are on the vLLM server alone: there is nothing to share"
+            "rollout.engine = llama",
+            "its server takes no new weights: train the planner alone (stages.*.train_reasoner = false, "
+            "cold_start.episodes = 0), or use another engine",
         )
     if models.shared_base and (models.planner != models.reasoner or whole or not models.planner_lora):
         raise UserError("models.shared_base", "needs the same base for both agents, and an adapter for each that is trained "

@@ -1,5 +1,5 @@
 """What the game asks of an engine: to go on with a sequence until its step ends. The engines are `NativeEngine` (weights in
-this process) and `VllmEngine` (vLLM servers). An engine knows tokens, not strategies."""
+this process), `VllmEngine` (vLLM servers) and `LlamaEngine` (llama.cpp's servers). An engine knows tokens, not strategies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rsim.rules import End
 
 @dataclass
 class SampledStep:
-    """A finished step of the sequence in ``slot``: token ids, their log-probs (nats, at the sampling temperature), why it
-    ended."""
+    """A finished step of the sequence in ``slot``: token ids, their log-probs (nats, at the sampling temperature; ``nan`` where
+    a server gives none), why it ended."""
 
     slot: int
     tokens: list[int]

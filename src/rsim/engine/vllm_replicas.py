@@ -6,28 +6,21 @@ samples asks the actors for their servers' addresses (`urls`), and hands its wei
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-
+from rsim.engine.process import start_server, stop_server
 from rsim.errors import UserError, first_line
 
 SCHEME = "ray:"
 _NAME = "rsim-vllm-{}"
 _RESTARTS = 3
 _SECONDS = 900.0  # until a server answers: it loads the model and compiles
-# The server ends with its actor, however that ends: the kernel is asked for a signal (prctl, PR_SET_PDEATHSIG).
-_GUARD = f"import ctypes, os, sys; ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)}); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 def replica_count(url: str) -> int:
@@ -71,34 +64,19 @@ class Server:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.terminate()
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+            stop_server(self.process)
 
     def _start(self) -> None:
-        host = self.host or _node_address()
-        with socket.socket() as free:
-            free.bind((host, 0))
-            port = free.getsockname()[1]
-        words = [word.format(folder=self.model, host=host, port=port) for word in shlex.split(self.command)]
-        with Path(self.log).open("ab") as log:
-            how: dict[str, Any] = {
-                "stdout": log,
-                "stderr": subprocess.STDOUT,
-                "env": os.environ | {"VLLM_SERVER_DEV_MODE": "1"},
-            }
-            self.process = subprocess.Popen([sys.executable, "-c", _GUARD, *words], **how)
-        self.address = f"http://{host}:{port}"
-        deadline = time.monotonic() + self.seconds
-        while not _answers(self.address):
-            if self.process.poll() is not None:
-                raise UserError(f"the vLLM server ended with {self.process.returncode}", f"its output is in {self.log}")
-            if time.monotonic() > deadline:
-                self.stop()
-                raise UserError(f"the vLLM server did not answer within {self.seconds:.0f} s", f"its output is in {self.log}")
-            time.sleep(0.5)
+        blanks = {"folder": self.model, "host": "{host}", "port": "{port}"}  # the last two are filled in when it starts
+        words = [word.format(**blanks) for word in shlex.split(self.command)]
+        self.process, self.address = start_server(
+            "vLLM",
+            words,
+            self.host or _node_address(),
+            Path(self.log),
+            seconds=self.seconds,
+            environment={"VLLM_SERVER_DEV_MODE": "1"},
+        )
 
 
 @contextmanager
@@ -170,10 +148,3 @@ def _node_address() -> str:
 
     address: str = ray.util.get_node_ip_address()
     return address
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/health", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False

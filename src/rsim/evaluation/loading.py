@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsim.config import Config
+from rsim.engine.vllm import VllmServers
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record, episode_record, play_scored
 from rsim.evaluation.obeyed import rules_for
@@ -58,8 +59,9 @@ def load_game(
     trained = part_of(checkpoint, "reasoner")  # there is none where only the planner was trained
     source = reasoner or (str(trained) if trained else models.reasoner)
     strategies = load_strategies(models.strategies)
-    served = config.rollout.engine == "vllm"
-    handed_over = served and (bool(reasoner) or source != models.reasoner)  # else the server has the model that is meant
+    served = config.rollout.engine != "native"
+    # Else the server has the model that is meant; llama.cpp's takes no other.
+    handed_over = config.rollout.engine == "vllm" and (bool(reasoner) or source != models.reasoner)
     loaded = load_reasoner(
         source,
         device=device.name,
@@ -75,7 +77,7 @@ def load_game(
     elif own:
         chosen = load_planner(str(own), strategies, device=device.name, dtype=device.dtype, seed=0, quantised=models.quantised)
     game = Game(loaded, chosen, rules_for(config.rollout, chosen, overrides))
-    if game.servers is not None and handed_over:
+    if isinstance(game.servers, VllmServers) and handed_over:
         with tempfile.TemporaryDirectory() as folder:
             game.servers.check_updates(loaded.model, Path(folder) / "reasoner")
     return game

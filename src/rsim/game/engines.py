@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rsim.config import RolloutConfig
+from rsim.engine.llama import LlamaEngine, LlamaServers
 from rsim.engine.native import NativeEngine
 from rsim.engine.protocol import Engine
 from rsim.engine.vllm import VllmEngine, VllmServers
@@ -10,10 +11,14 @@ from rsim.errors import UserError
 from rsim.policies.reasoner import Reasoner
 
 
-def connect(rollout: RolloutConfig) -> VllmServers | None:
+def connect(reasoner: Reasoner, rollout: RolloutConfig) -> VllmServers | LlamaServers | None:
     """The sampling servers, once they can be used; None where the reasoner in this process is sampled."""
     if rollout.engine == "native":
         return None
+    if rollout.engine == "llama":
+        llama = LlamaServers(rollout.llama_url, rollout.llama_timeout)
+        llama.check(reasoner.tokenizer, reasoner.vocabulary_size)
+        return llama
     servers = VllmServers(rollout.vllm_url, rollout.vllm_timeout)
     servers.check(rollout.temperature)
     return servers
@@ -22,7 +27,7 @@ def connect(rollout: RolloutConfig) -> VllmServers | None:
 def open_engine(
     reasoner: Reasoner,
     rollout: RolloutConfig,
-    servers: VllmServers | None,
+    servers: VllmServers | LlamaServers | None,
     *,
     slots: int,
     seed: int,
@@ -31,6 +36,15 @@ def open_engine(
 ) -> Engine:
     """An engine for one rollout: its cache belongs to the weights as they are now."""
     temperature = 0.0 if greedy else rollout.temperature
+    if isinstance(servers, LlamaServers):
+        return LlamaEngine(
+            servers,
+            slots,
+            seed=seed,
+            temperature=temperature,
+            end_ids=reasoner.end_ids,
+            logprobs=temperature in (0, 1),  # at others they cost a third of the speed; nothing reads them
+        )
     if servers is not None:
         return VllmEngine(
             servers.servers, slots, seed=seed, temperature=temperature, end_ids=reasoner.end_ids

@@ -52,7 +52,7 @@ class Game:
 
     def __post_init__(self) -> None:
         self.seconds = {"planner": 0.0, "all": 0.0}  # spent in `play` so far
-        self.servers = connect(self.rules)
+        self.servers = connect(self.reasoner, self.rules)
         self.delimiter_ids = self.reasoner.injected_ids(self.rules.delimiter)
         self.prompts: list[list[list[int]]] = []
         self.rulebook: Rulebook | None = None
@@ -75,9 +75,7 @@ class Game:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(
-            self.reasoner.tokenizer, self.reasoner.model.get_output_embeddings().weight.shape[0]
-        )
+        return Vocabulary(self.reasoner.tokenizer, self.reasoner.vocabulary_size)
 
     @property
     def parameters(self) -> dict[str, int]:

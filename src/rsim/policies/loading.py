@@ -57,9 +57,9 @@ def load_reasoner(
     Raises:
         UserError: nothing is found under ``source``, or it is no causal LM.
     """
-    path = resolve(source)
+    path = resolve(source, weights=weights)
     saved = adapters.base_of(path)
-    base = resolve(saved) if saved else path
+    base = resolve(saved, weights=weights) if saved else path
     try:
         model = AutoModelForCausalLM.from_pretrained(base, **_how(device, dtype, quantised)) if weights else _shape_alone(base)
         tokenizer = AutoTokenizer.from_pretrained(path)

@@ -38,6 +38,12 @@ class Reasoner:
         return ids
 
     @property
+    def vocabulary_size(self) -> int:
+        """How many tokens the output head knows; the tokenizer may have fewer."""
+        rows: int = self.model.get_output_embeddings().weight.shape[0]
+        return rows
+
+    @property
     def end_ids(self) -> set[int]:
         """Every token that ends a turn. Padding plays no part: an episode's length is recorded, not inferred."""
         configured = self.model.generation_config.eos_token_id if self.model.generation_config else None

@@ -123,7 +123,7 @@ def needs_of(config: Config, name: str, model: PreTrainedModel, rank: int, width
     kept = layers * text.hidden_size + per_layer if train.gradient_checkpointing else layers * per_layer
     _, kv_heads, size = heads_of(model.config)
     cached = 2 * layers * kv_heads * size * width  # bytes of a token in the KV cache
-    if name == "reasoner" and rollout.engine == "vllm":  # sampled elsewhere: here are its weights while it is trained
+    if name == "reasoner" and rollout.engine != "native":  # sampled elsewhere: here are its weights while it is trained
         cached, weights = 0, weights if trained else 0.0
     tokens = min(train.micro_tokens, train.questions * train.group * longest)
     return AgentNeeds(

@@ -217,8 +217,8 @@ def plan(
         name: device.timed.training(model, load.question, load.sampled) if device.timed
         else 6 * needs[name].parameters / (peak * device.reached) for name, model in shapes.items()
     }  # fmt: skip
-    # All processes ask one vLLM server, on a device of its own; each of the native ones samples for itself.
-    served = config.rollout.engine == "vllm"
+    # All processes ask one server, on a device of its own; each of the native ones samples for itself.
+    served = config.rollout.engine != "native"
     sampling = _sampling(
         config, shapes["reasoner"], device, peak, width, _load(config, 1, tokens, question) if served else load
     )

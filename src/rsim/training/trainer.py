@@ -18,6 +18,7 @@ from rsim.data.load import load_problems, with_replay
 from rsim.distributed.deepspeed import read_settings
 from rsim.distributed.shards import ShardedModel, full_state_dict, unsharded
 from rsim.distributed.world import join
+from rsim.engine.vllm import VllmServers
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, episode_record, play_scored, summarise
 from rsim.game.episode import Episode
@@ -119,7 +120,7 @@ class Trainer:
         self.world.barrier()  # all have looked at the folder before it is written to
         if self.world.is_main:
             self.folder.begin(self.step, checkpoint)
-        if self.game.servers is not None and self.reasoner_changes:
+        if isinstance(self.game.servers, VllmServers) and self.reasoner_changes:
             if self.world.is_main:
                 self.game.servers.check_updates(self.reasoner.model, self._handover)
             self.world.barrier()
@@ -338,7 +339,7 @@ class Trainer:
 
     def _sync(self) -> None:
         """Gives a sampling server the reasoner's new weights; the native engine samples from the weights themselves."""
-        if self.game.servers is not None and self.reasoner_changes:
+        if isinstance(self.game.servers, VllmServers) and self.reasoner_changes:
             if self.world.is_main:
                 self.game.servers.update_weights(self.reasoner.model, self._handover)
             self.world.barrier()

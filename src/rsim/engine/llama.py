@@ -1,0 +1,276 @@
+"""llama.cpp's server as an engine, over HTTP: token ids in and out, for a reasoner that is not trained.
+
+``studies/llama_server.sh`` builds the server, `rsim.engine.llama_process.llama_servers` starts it. A sequence
+keeps one of its slots, whose cache holds what was read before, so that a step costs its new tokens alone; a
+new sequence takes the slot that already holds its whole prompt, if one is free (several continuations of one
+question, one after the other).
+
+Where a step ends is decided here, token by token, by the same rule as in the native engine; the server's own
+stop string and end of turn only keep it from sampling on. Log-probs are the server's, at the sampling
+temperature (at temperature 1 for greedy sampling); it gives none for the tokens of a stop string and for parts of a
+character, which are ``nan``. What is sampled depends on the seed and the sequence's key, by llama.cpp's
+generator, and, as its sums are ordered by the batch, in rare near-ties on what is sampled beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from transformers import PreTrainedTokenizerBase
+
+from rsim.engine.protocol import SampledStep, Stop
+from rsim.errors import UserError, check_url
+
+_NONE = float("nan")  # a log-prob that the server does not give
+_SEEDS = 2**32 - 1  # the last one means: a random seed
+_TEXTS = (
+    "The answer is \\boxed{1234.5}.\n\n",
+    "```python\ndef f(x):\n    return x**2  # ²\n```\n",
+    " Ünïcode — 中文 🙂",
+)
+
+
+@dataclass
+class Seat:
+    """One slot of a server, and the token ids that its cache was left with."""
+
+    server: LlamaServer
+    index: int
+    held: list[int] = field(default_factory=list)
+    taken: bool = False
+
+    def shares(self, prompt: list[int]) -> int:
+        """How many tokens of ``prompt`` need not be read again."""
+        pairs = zip(self.held, prompt, strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(self.held), len(prompt)))
+
+
+class LlamaServer:
+    """A running server and its slots."""
+
+    def __init__(self, url: str, timeout: float, *, transport: httpx.BaseTransport | None = None) -> None:
+        check_url("rollout.llama_url", url)
+        key = os.environ.get("LLAMA_API_KEY")
+        # A connection a request: the server drops idle ones at its own time.
+        self.client = httpx.Client(
+            base_url=url,
+            timeout=httpx.Timeout(timeout, connect=30.0),
+            transport=transport,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+        )
+        self.url = url
+        slots = self._call("GET", "/props")["total_slots"]
+        self.seats = [Seat(self, index) for index in range(slots)]
+
+    def complete(self, prompt: list[int], seat: int, **settings: Any) -> dict[str, Any]:
+        """The server's answer to a prompt of token ids that is read and continued in its slot ``seat``.
+
+        Raises:
+            UserError: the server is out of reach, refuses, or does not return token ids.
+        """
+        body = {"prompt": prompt, "id_slot": seat, "cache_prompt": True, "return_tokens": True} | settings
+        reply = self._call("POST", "/completion", body)
+        if not reply.get("tokens"):
+            raise UserError(
+                f"the server at {self.url} returns no token ids",
+                "rsim needs llama.cpp's own server, of 2025 or later",
+            )
+        return reply
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+        """Raises `UserError` unless the server's vocabulary has that size and ids mean the same to both."""
+        remedy = "models.reasoner and the server's GGUF file must be the same model"
+        meta = self._call("GET", "/v1/models")["data"][0]["meta"]
+        if meta["n_vocab"] != vocabulary:
+            raise UserError(
+                f"the server at {self.url} knows {meta['n_vocab']} tokens, the reasoner {vocabulary}",
+                remedy,
+            )
+        # How a text is best cut into ids may differ (around ², say): that is the tokenizer's business.
+        for text in (*_TEXTS, str(tokenizer.eos_token)):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            theirs = self._call("POST", "/detokenize", {"tokens": ids})["content"]
+            own = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            if theirs.split() != own.split():
+                raise UserError(
+                    f"the server at {self.url} has another tokenizer: the reasoner's {own!r} is {theirs!r}",
+                    remedy,
+                )
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            answer = self.client.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise UserError(f"no llama.cpp server at {self.url}", str(error) or type(error).__name__) from error
+        if answer.status_code == 400 and "exceed_context_size" in answer.text:
+            raise UserError(
+                f"a prompt exceeds a slot's context at {self.url}",
+                "raise --ctx-size (it is shared by the slots)",
+            )
+        if answer.status_code != 200:
+            raise UserError(f"the server at {self.url} answered {answer.status_code} to {path}", answer.text[:300])
+        result: dict[str, Any] = answer.json()
+        return result
+
+
+class LlamaServers:
+    """One or more servers of the same model; sequences are spread over their slots."""
+
+    def __init__(self, urls: str, timeout: float) -> None:
+        """``urls``: one or more, with commas between them."""
+        self.servers = [LlamaServer(url.strip(), timeout) for url in urls.split(",")]
+
+    @property
+    def slots(self) -> int:
+        return sum(len(server.seats) for server in self.servers)
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+        """`LlamaServer.check` of each."""
+        for server in self.servers:
+            server.check(tokenizer, vocabulary)
+
+    def take(self, prompt: list[int]) -> Seat:
+        """A free slot: one that holds the whole prompt, else the best of the server with most of them free."""
+
+        def worth(seat: Seat) -> tuple[bool, int, int]:
+            shared = seat.shares(prompt)
+            return shared == len(prompt), sum(not other.taken for other in seat.server.seats), shared
+
+        seat = max((seat for server in self.servers for seat in server.seats if not seat.taken), key=worth)
+        seat.taken = True
+        return seat
+
+
+class LlamaEngine:
+    """Sequences of one rollout; each running step is a request of its own, all in flight together."""
+
+    def __init__(
+        self,
+        servers: LlamaServers,
+        slots: int,
+        *,
+        seed: int,
+        temperature: float,
+        end_ids: set[int],
+        logprobs: bool = True,
+    ) -> None:
+        """``logprobs``: ask for them; without, all are ``nan``.
+
+        Raises:
+            UserError: the servers have fewer slots than ``slots``.
+        """
+        if slots > servers.slots:
+            raise UserError(
+                f"{slots} episodes at a time on {servers.slots} slots of llama.cpp",
+                f"set rollout.batch = {servers.slots}, or start the servers with a larger --parallel",
+            )
+        self.servers, self.seed, self.end_ids = servers, seed, end_ids
+        self.settings = sampling(temperature, logprobs=logprobs)
+        self.threads = ThreadPoolExecutor(slots)
+        self.sequences: dict[int, list[int]] = {}
+        self.keys: dict[int, str] = {}
+        self.seats: dict[int, Seat] = {}
+        self.futures: dict[Future[SampledStep], int] = {}
+
+    @property
+    def running(self) -> int:
+        return len(self.futures)
+
+    def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
+        for slot, prompt, key in zip(slots, prompts, keys, strict=True):
+            self.sequences[slot], self.keys[slot] = list(prompt), key
+            self.seats[slot] = self.servers.take(prompt)
+
+    def submit(self, slot: int, injected: list[int], max_new_tokens: int, stop: Stop | None) -> None:
+        self.sequences[slot] += injected
+        self.futures[self.threads.submit(self._step, slot, max_new_tokens, stop)] = slot
+
+    def advance(self) -> list[SampledStep]:
+        """Waits for the next steps to end."""
+        done, _ = wait(self.futures, return_when=FIRST_COMPLETED)
+        finished = sorted((future.result() for future in done), key=lambda step: step.slot)
+        for future in done:
+            del self.futures[future]
+        for step in finished:
+            self.sequences[step.slot] += step.tokens
+        return finished
+
+    def release(self, slot: int) -> None:
+        seat = self.seats.pop(slot)
+        seat.held, seat.taken = self.sequences.pop(slot), False
+        del self.keys[slot]
+
+    def close(self) -> None:
+        self.threads.shutdown(cancel_futures=True)
+        for seat in self.seats.values():
+            seat.taken = False
+
+    def _step(self, slot: int, max_new_tokens: int, stop: Stop | None) -> SampledStep:
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        while True:
+            # Again, where the server stopped and the step did not: at a delimiter inside a code block, say.
+            more, values = self._request(slot, tokens, max_new_tokens - len(tokens), stop)
+            for token, value in zip(more, values, strict=True):
+                tokens.append(token)
+                logprobs.append(value)
+                if token in self.end_ids:
+                    return SampledStep(slot, tokens, logprobs, "end_of_turn")
+                if stop is not None and stop.ended(tokens):
+                    return SampledStep(slot, tokens, logprobs, "delimiter")
+                if len(tokens) == max_new_tokens:
+                    return SampledStep(slot, tokens, logprobs, "cap")
+
+    def _request(self, slot: int, written: list[int], max_new_tokens: int, stop: Stop | None) -> tuple[list[int], list[float]]:
+        ids = self.sequences[slot] + written
+        digest = hashlib.sha256(f"{self.seed}:{self.keys[slot]}:{len(ids)}".encode()).digest()
+        seat = self.seats[slot]
+        asked = self.settings | {
+            "n_predict": max_new_tokens,
+            "seed": int.from_bytes(digest[:8], "big") % _SEEDS,
+            "stop": list(stop.strings) if stop is not None else [],
+        }
+        reply = seat.server.complete(ids, seat.index, **asked)
+        tokens: list[int] = reply["tokens"]
+        if reply["stop_type"] == "limit" and len(tokens) < max_new_tokens:
+            raise UserError(
+                f"the server at {seat.server.url} cut a step short: a slot's context is full",
+                "raise --ctx-size (it is shared by the slots)",
+            )
+        return tokens, aligned(tokens, reply.get("completion_probabilities", []))
+
+
+def sampling(temperature: float, *, logprobs: bool) -> dict[str, Any]:
+    """The sampler: temperature alone; greedy is the likeliest token. Nothing that bends the distribution."""
+    settings: dict[str, Any] = {
+        "temperature": temperature or 1.0,
+        "samplers": ["temperature"] if temperature else ["top_k"],
+    }
+    settings |= {"top_k": 0 if temperature else 1, "n_probs": int(logprobs)}
+    # A chosen token's probability is known behind the sampler, at the temperature, or before it, at 1.
+    return settings | {"post_sampling_probs": temperature not in (0, 1)}
+
+
+def aligned(tokens: list[int], given: list[dict[str, Any]]) -> list[float]:
+    """Log-probs of ``tokens``, from entries the server gave for some of them, in order; ``nan`` for the rest.
+
+    >>> aligned([5, 7, 9], [{"id": 5, "logprob": -0.5}, {"id": 9, "prob": 1.0}])
+    [-0.5, nan, 0.0]
+    """
+    values = []
+    entries = iter(given)
+    entry = next(entries, None)
+    for token in tokens:
+        if entry is None or entry["id"] != token:
+            values.append(_NONE)
+            continue
+        values.append(entry["logprob"] if "logprob" in entry else math.log(entry["prob"]))
+        entry = next(entries, None)
+    return values
