@@ -111,7 +111,7 @@ def test_a_hanging_comparison_is_killed_counted_logged_and_wrong(pool, caplog):
     began = time.monotonic()
     outcome = pool.same("$1$", HARD)
     assert (outcome.same, outcome.failure) == (False, "timeout")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60  # two seconds of processor time
     assert pool.failures["timeout"] >= 1
     assert "gave up (timeout)" in caplog.text
     assert pool.same("$x+1$", "$1+x$").same, "the next comparison gets a new worker"

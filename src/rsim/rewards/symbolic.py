@@ -45,9 +45,10 @@ main(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), float(sy
 """
 # LaTeX that is no code to any reader: numbers, signs, names of at most two letters, known commands, words in \text{...}.
 _COMMANDS = (
-    "frac dfrac tfrac cfrac sqrt pi left right text mathrm mathbf mbox boxed cdot times div pm infty cup cap in circ degree angle "
-    "le leq ge geq ne neq sin cos tan cot sec csc arcsin arccos arctan log ln exp binom begin end pmatrix bmatrix vmatrix "
-    "matrix overline mathbb alpha beta gamma theta omega phi sigma mu quad ldots cdots dots approx and or"
+    "frac dfrac tfrac cfrac sqrt pi left right text mathrm mathbf mbox boxed cdot times div pm infty cup "
+    "cap in circ degree angle le leq ge geq ne neq sin cos tan cot sec csc arcsin arccos arctan log ln "
+    "exp binom begin end pmatrix bmatrix vmatrix matrix overline mathbb alpha beta gamma theta omega phi "
+    "sigma mu quad ldots cdots dots approx and or"
 )
 _NO_CODE = re.compile(
     r"(?:[\d\s+\-*/^=<>()\[\]{}|,!%&$°:~]|\\[\\{}!,;: %$]|\.(?![A-Za-z_])|_(?!_)"
@@ -84,9 +85,7 @@ class SymbolicPool:
     def _reset(self) -> None:
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._idle: dict[str, queue.LifoQueue[_Worker | None]] = {
-            name: queue.LifoQueue() for name in _LIBRARIES
-        }
+        self._idle: dict[str, queue.LifoQueue[_Worker | None]] = {name: queue.LifoQueue() for name in _LIBRARIES}
         for places in self._idle.values():
             for _ in range(self.workers):
                 places.put(None)  # a place without a process yet
@@ -191,17 +190,13 @@ class _Worker:
                 self.kill()
                 errors.seek(0)
                 said = errors.read()[-500:].decode("utf-8", "replace").strip().splitlines()
-                raise UserError(
-                    f"the answer checker cannot load {library}", "; ".join(said[-1:]) or "it took too long"
-                )
+                raise UserError(f"the answer checker cannot load {library}", "; ".join(said[-1:]) or "it took too long")
 
     def ask(self, request: dict[str, Any], seconds: float) -> str | None:
         """The verdict, or None when there was none in time or the worker is dead."""
         nonce = secrets.token_hex(16)
         job = pickle.dumps(request)
-        shared = all(
-            request[key] is not None and _NO_CODE.fullmatch(request[key]) for key in ("gold", "answer")
-        )
+        shared = all(request[key] is not None and _NO_CODE.fullmatch(request[key]) for key in ("gold", "answer"))
         unsent = f"{nonce} {shared:d} {len(job)}\n".encode() + job
         try:
             while unsent:

@@ -35,7 +35,7 @@ _MAKERS = {
     "Float",
     "Rational",
 }  # what sympy's parser itself writes; they take texts
-_HELPERS = set("sqrt cbrt root real_root factorial binomial abs Abs max min Max Min".split())
+_HELPERS = {"sqrt", "cbrt", "root", "real_root", "factorial", "binomial", "abs", "Abs", "max", "min", "Max", "Min"}
 
 
 class NotPlainError(ValueError):
@@ -87,7 +87,7 @@ def _name(node: ast.expr) -> str:
 
 def _may_be_called(function: ast.expr) -> bool:
     """A name, or ``Function('f')``."""
-    return bool(_name(function)) or isinstance(function, ast.Call) and _name(function.func) == "Function"
+    return bool(_name(function)) or (isinstance(function, ast.Call) and _name(function.func) == "Function")
 
 
 def _is_function(name: str, meaning: Any) -> bool:
