@@ -272,3 +272,67 @@ def test_without_namespaces_gym_answers_are_refused_and_latex_is_not(problems, m
     assert pool.same("$x+1$", "$1+x$").same
     assert pool.gym_mark("chain_sum", problems["chain_sum"].meta["entry"], problems["chain_sum"].answer, unsafe=True).same
     pool.close()
+
+
+# --- code that forges the verdict ---
+
+FORGE = """
+import sys
+frame = sys._getframe()
+while frame and "link" not in frame.f_locals:
+    frame = frame.f_back
+link = frame.f_locals["link"]
+PAYLOAD = "__import__('os').write(int(__import__('sys').argv[6]), b'passed') and __import__('os')._exit(0)"
+pack = link.pack
+"""
+TESTS = 'assert decode(encode("abc")) == "abc"\nassert encode("abc") == "bcd"\n'
+CODE_ANSWERS = {
+    "eval by name": FORGE + """
+link.pack = lambda v: {"dict": [["decode", {"NAME": "eval"}], ["encode", pack(v["encode"])]]} if isinstance(v, dict) and "decode" in v else pack(v)
+def encode(s): return PAYLOAD
+def decode(s): return s
+""",
+    "an error that is eval": FORGE + """
+link.send = lambda m: (link.out.write('["error", "eval"]\\n'), link.out.flush())
+def encode(s): return PAYLOAD
+def decode(s): return s
+""",
+    "a message of its own": FORGE + """
+link.send = lambda m: (link.out.write('{"passed": true}\\n' * 9), link.out.flush())
+def encode(s): return s
+decode = encode
+""",
+    "names that nobody asked for": "def encode(s): return s\ndecode = encode\nassert_ = check = len = str = link = None\n",
+    "equal to all": "class A(str):\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\ndef encode(s): return A(s)\ndef decode(s): return A(s)\n",
+    "an exit with 0": "import os\ndef encode(s): os._exit(0)\ndecode = encode\n",
+    "every file": "import os\nfor i in range(3, 64):\n    try:\n        os.write(i, b'passed\\n')\n    except OSError:\n        pass\ndef encode(s): return s\ndecode = encode\n",
+    "the tests' memory": "import os\nfor p in os.listdir('/proc'):\n    if p.isdigit() and int(p) != os.getpid():\n        open(f'/proc/{p}/mem', 'r+b').write(b'passed')\ndef encode(s): return s\ndecode = encode\n",
+    "a host's file": "open('PATH', 'w').write('x')\ndef encode(s): return s\ndecode = encode\n",
+}  # fmt: skip
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", CODE_ANSWERS)
+@pytest.mark.parametrize("word", ["builtin", "type"])
+def test_code_attacks(name, word, tmp_path):
+    answer = CODE_ANSWERS[name].replace("PATH", str(tmp_path / "touched")).replace("NAME", word)
+    assert not grade(Problem("", TESTS, kind="code"), answer).right
+    assert not (tmp_path / "touched").exists()
+
+
+needs_data = pytest.mark.skipif(not Path(os.environ.get("RSIM_DATA", "../shared/data")).is_dir(), reason="needs the data sets")
+
+
+@needs_sandbox
+@needs_data
+def test_helpers_and_modules_of_the_tests_are_their_own(monkeypatch):
+    monkeypatch.setenv("RSIM_DATA", os.environ.get("RSIM_DATA", "../shared/data"))
+    human, mbpp = ({p.id: p for p in load_problems(name, split)} for name, split in (("humaneval", "test"), ("mbpp", "dev")))
+    for problem, answer in (
+        (human["HumanEval/32"], "def poly(xs, x): return 0.0\ndef find_zero(xs): return 1.0\n"),
+        (human["HumanEval/38"], "def encode_cyclic(s): return s\ndef decode_cyclic(s): return s\n"),
+        (human["HumanEval/50"], "def encode_shift(s): return s\ndef decode_shift(s): return s\n"),
+        (mbpp["mbpp-596"], "class sys:\n    def getsizeof(v): return 1\ndef tuple_size(t): return 1\n"),
+    ):  # fmt: skip
+        assert not grade(problem, answer).right, problem.id
+        assert grade(problem, problem.meta["reference"]).right, problem.id
