@@ -29,29 +29,87 @@ OPEN = "open('PATH','w')"
 WRITE = r"[__import__('os').write(i, b'same\n') for i in range(64)]"
 # The task and the answer; PATH becomes a file that must not come into being.
 GYM = [
-    ("n_queens", TOUCH), ("string_insertion", TOUCH), ("binary_matrix", TOUCH), ("spiral_matrix", TOUCH), ("simple_integration", TOUCH),
-    ("intermediate_integration", TOUCH), ("polynomial_multiplication", TOUCH), ("countdown", TOUCH), ("puzzle24", TOUCH),
-    ("n_queens", WRITE), ("spiral_matrix", WRITE), ("countdown", WRITE), ("puzzle24", f"24 + 0*len({WRITE})"),
-    ("n_queens", "__import__('os')._exit(0)"), ("string_insertion", "oracle_answer"), ("string_insertion", "entry['answer']"),
-    ("spiral_matrix", "[oracle_answer]"), ("n_queens", "valid_solutions[0]"), ("binary_matrix", "[[c for c in r] for r in oracle_answer]"),
-    ("spiral_matrix", "[setattr(__import__('reasoning_gym').algorithmic.spiral_matrix.SpiralMatrixDataset, 'score_answer', lambda *a: 1.0)]"),
-    ("polynomial_multiplication", "setattr(Basic, '__eq__', lambda a, b: True)"), ("polynomial_multiplication", f"sympify(\"{TOUCH}\")"),
-    ("polynomial_multiplication", f"lambdify(x, \"{TOUCH}\")(1)"), ("polynomial_multiplication", OPEN), ("polynomial_multiplication", f"eval(\"{TOUCH}\")"),
-    ("polynomial_multiplication", f"exec(\"{OPEN}\")"), ("polynomial_multiplication", f"sin(\"{TOUCH}\")"), ("polynomial_multiplication", f"Max(1, \"{TOUCH}\")"),
-    ("polynomial_multiplication", "Symbol('x').__class__.__init__.__globals__"), ("polynomial_multiplication", f"Function('f')(\"{TOUCH}\")"),
-    ("countdown", "().__class__.__base__.__subclasses__()"), ("countdown", "(lambda: 24)()"), ("puzzle24", f"S(\"{TOUCH}\")"), ("puzzle24", "9**9**9**9"),
-    ("simple_integration", "Integral(INTEGRAND, VARIABLE)"), ("simple_integration", "integrate(INTEGRAND, VARIABLE)"),
-    ("intermediate_integration", "Integral(INTEGRAND, VARIABLE) + C"), ("simple_integration", "Symbol('VARIABLE', integer=True).subs(1, 2)"),
-    ("n_queens", f"f\"{{{TOUCH}}}\""), ("binary_matrix", f"[0, {OPEN}]"), ("string_insertion", f"(y := {OPEN})"), ("spiral_matrix", f"{{1: {OPEN}}}"),
-    ("string_insertion", f"*{OPEN},"), ("binary_matrix", f"0 if {OPEN} else 1"), ("n_queens", "(" * 3000 + ")" * 3000), ("chain_sum", TOUCH),
-    ("number_sorting", f"[{OPEN}]"), ("jugs", f"[{OPEN}]"), ("prime_factorization", TOUCH), ("rubiks_cube", TOUCH),
-]  # fmt: skip
+    ("n_queens", TOUCH),
+    ("string_insertion", TOUCH),
+    ("binary_matrix", TOUCH),
+    ("spiral_matrix", TOUCH),
+    ("simple_integration", TOUCH),
+    ("intermediate_integration", TOUCH),
+    ("polynomial_multiplication", TOUCH),
+    ("countdown", TOUCH),
+    ("puzzle24", TOUCH),
+    ("n_queens", WRITE),
+    ("spiral_matrix", WRITE),
+    ("countdown", WRITE),
+    ("puzzle24", f"24 + 0*len({WRITE})"),
+    ("n_queens", "__import__('os')._exit(0)"),
+    ("string_insertion", "oracle_answer"),
+    ("string_insertion", "entry['answer']"),
+    ("spiral_matrix", "[oracle_answer]"),
+    ("n_queens", "valid_solutions[0]"),
+    ("binary_matrix", "[[c for c in r] for r in oracle_answer]"),
+    (
+        "spiral_matrix",
+        "[setattr(__import__('reasoning_gym').algorithmic.spiral_matrix.SpiralMatrixDataset, 'score_answer', lambda *a: 1.0)]",
+    ),
+    ("polynomial_multiplication", "setattr(Basic, '__eq__', lambda a, b: True)"),
+    ("polynomial_multiplication", f'sympify("{TOUCH}")'),
+    ("polynomial_multiplication", f'lambdify(x, "{TOUCH}")(1)'),
+    ("polynomial_multiplication", OPEN),
+    ("polynomial_multiplication", f'eval("{TOUCH}")'),
+    ("polynomial_multiplication", f'exec("{OPEN}")'),
+    ("polynomial_multiplication", f'sin("{TOUCH}")'),
+    ("polynomial_multiplication", f'Max(1, "{TOUCH}")'),
+    ("polynomial_multiplication", "Symbol('x').__class__.__init__.__globals__"),
+    ("polynomial_multiplication", f"Function('f')(\"{TOUCH}\")"),
+    ("countdown", "().__class__.__base__.__subclasses__()"),
+    ("countdown", "(lambda: 24)()"),
+    ("puzzle24", f'S("{TOUCH}")'),
+    ("puzzle24", "9**9**9**9"),
+    ("simple_integration", "Integral(INTEGRAND, VARIABLE)"),
+    ("simple_integration", "integrate(INTEGRAND, VARIABLE)"),
+    ("intermediate_integration", "Integral(INTEGRAND, VARIABLE) + C"),
+    ("simple_integration", "Symbol('VARIABLE', integer=True).subs(1, 2)"),
+    ("n_queens", f'f"{{{TOUCH}}}"'),
+    ("binary_matrix", f"[0, {OPEN}]"),
+    ("string_insertion", f"(y := {OPEN})"),
+    ("spiral_matrix", f"{{1: {OPEN}}}"),
+    ("string_insertion", f"*{OPEN},"),
+    ("binary_matrix", f"0 if {OPEN} else 1"),
+    ("n_queens", "(" * 3000 + ")" * 3000),
+    ("chain_sum", TOUCH),
+    ("number_sorting", f"[{OPEN}]"),
+    ("jugs", f"[{OPEN}]"),
+    ("prime_factorization", TOUCH),
+    ("rubiks_cube", TOUCH),
+]
 MATH = [
-    TOUCH, f"${TOUCH}$", f"$\\text{{{TOUCH}}}$", f"\\operatorname{{{TOUCH}}}", f"x_{{{TOUCH}}}", f"\\mathrm{{eval}}({OPEN})", "\\write18{touch PATH}",
-    "\\input{/etc/passwd}", "\\immediate\\openout5=PATH", f"1 + {TOUCH}", f"(lambda: {OPEN})()", "{\"same\": true}", "same", "0 same\nsame\n",
-    f"sympify(\"{TOUCH}\")", f"\\frac{{{TOUCH}}}{{1}}", f"$f({OPEN})$", "x.__class__", "$x.\\_\\_class\\_\\_$", WRITE, "\\begin{verbatim}same\\end{verbatim}",
-    "10^{10^{10^{10}}}", "$" + "(" * 5000 + "1" + ")" * 5000 + "$", "\0same\n", "\udcff",
-]  # fmt: skip
+    TOUCH,
+    f"${TOUCH}$",
+    f"$\\text{{{TOUCH}}}$",
+    f"\\operatorname{{{TOUCH}}}",
+    f"x_{{{TOUCH}}}",
+    f"\\mathrm{{eval}}({OPEN})",
+    "\\write18{touch PATH}",
+    "\\input{/etc/passwd}",
+    "\\immediate\\openout5=PATH",
+    f"1 + {TOUCH}",
+    f"(lambda: {OPEN})()",
+    '{"same": true}',
+    "same",
+    "0 same\nsame\n",
+    f'sympify("{TOUCH}")',
+    f"\\frac{{{TOUCH}}}{{1}}",
+    f"$f({OPEN})$",
+    "x.__class__",
+    "$x.\\_\\_class\\_\\_$",
+    WRITE,
+    "\\begin{verbatim}same\\end{verbatim}",
+    "10^{10^{10^{10}}}",
+    "$" + "(" * 5000 + "1" + ")" * 5000 + "$",
+    "\0same\n",
+    "\udcff",
+]
 
 
 @pytest.fixture(scope="module")
@@ -163,11 +221,41 @@ def test_formulas_reach_sympy(formula):
     check_formula(*as_code(formula), {})
 
 
-@pytest.mark.parametrize("formula", [
-    "x.y", "x[0]", "integrate(x)", "Integral(x, x)", "eval(x)", "S(1)", "sin('x')", "sympify('x')", "Symbol('x', real=True)", "f(g='x')", "exec",
-    "x.__class__", "(lambda: 1)()", "[i for i in x]", "Lambda(x, x)", "print(1)", "Symbol", "sin(cos)", "__import__", "__import__('os')", "sin(*x)", "(sin)(x)(1)",
-    "x if y else z", "'a' + 'b'", "open(x)", "Function('f').x", "Float(f('1'))", "preview(x)", "plot(x)", "Symbol(f'{x}')",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "x.y",
+        "x[0]",
+        "integrate(x)",
+        "Integral(x, x)",
+        "eval(x)",
+        "S(1)",
+        "sin('x')",
+        "sympify('x')",
+        "Symbol('x', real=True)",
+        "f(g='x')",
+        "exec",
+        "x.__class__",
+        "(lambda: 1)()",
+        "[i for i in x]",
+        "Lambda(x, x)",
+        "print(1)",
+        "Symbol",
+        "sin(cos)",
+        "__import__",
+        "__import__('os')",
+        "sin(*x)",
+        "(sin)(x)(1)",
+        "x if y else z",
+        "'a' + 'b'",
+        "open(x)",
+        "Function('f').x",
+        "Float(f('1'))",
+        "preview(x)",
+        "plot(x)",
+        "Symbol(f'{x}')",
+    ],
+)
 def test_nothing_else_reaches_sympy(formula):
     with pytest.raises(NotPlainError):
         check_formula(*as_code(formula), {})
@@ -196,14 +284,25 @@ verifier.main(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]),
 """
 # Each raises an error that tells what it was denied, or harms only itself.
 CODE = {
-    "a host's file": "open('PATH', 'w')", "a file of the sandbox": "open('/tmp/x', 'w')", "a shell": "import os\nassert os.system('true') == 0",
-    "a fork": "import os\nos.fork()", "a program": "import os\nos.execv('/bin/true', ['true'])", "the host's password file": "open('/etc/passwd')",
-    "a network connection": "import socket\nsocket.create_connection(('127.0.0.1', PORT), 1)", "a socket of any kind": "import socket\nsocket.socket(40, 1)",
-    "another process": "import os, signal\nos.kill(1, signal.SIGKILL)", "its parent's memory": "open('/proc/1/mem', 'rb')", "the project": "open('REPOSITORY')",
-    "tracing": "import ctypes\nassert ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0", "mounting": "import ctypes\nassert ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0",
-    "a name space": "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0", "memory without a limit": "x = bytearray(8 << 30)",
-    "a file in memory": "import os\nos.memfd_create('x')", "more rights": "import os\nos.setuid(0)", "a lifted limit": "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (-1, -1))",
-}  # fmt: skip
+    "a host's file": "open('PATH', 'w')",
+    "a file of the sandbox": "open('/tmp/x', 'w')",
+    "a shell": "import os\nassert os.system('true') == 0",
+    "a fork": "import os\nos.fork()",
+    "a program": "import os\nos.execv('/bin/true', ['true'])",
+    "the host's password file": "open('/etc/passwd')",
+    "a network connection": "import socket\nsocket.create_connection(('127.0.0.1', PORT), 1)",
+    "a socket of any kind": "import socket\nsocket.socket(40, 1)",
+    "another process": "import os, signal\nos.kill(1, signal.SIGKILL)",
+    "its parent's memory": "open('/proc/1/mem', 'rb')",
+    "the project": "open('REPOSITORY')",
+    "tracing": "import ctypes\nassert ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0",
+    "mounting": "import ctypes\nassert ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0",
+    "a name space": "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0",
+    "memory without a limit": "x = bytearray(8 << 30)",
+    "a file in memory": "import os\nos.memfd_create('x')",
+    "more rights": "import os\nos.setuid(0)",
+    "a lifted limit": "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (-1, -1))",
+}
 
 
 @pytest.fixture
@@ -234,11 +333,16 @@ def test_code_that_did_run_would_not_change_the_next_verdict(runs_answers):
     assert first.failure == ""
     worker = idle_worker(runs_answers)
     for attack in (
-        "verifier._math_verify = verifier._JUDGES['math_verify'] = lambda r: True", "judge.__code__ = (lambda request: True).__code__",
-        "import os\nfor i in range(64):\n    try:\n        os.write(i, b'same\\n' * 40)\n    except OSError:\n        pass", "import os\nos._exit(0)",
-        "import os\nfor i in range(64):\n    try:\n        os.close(i)\n    except OSError:\n        pass", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
-        "import builtins\nbuiltins.exec = lambda *a: None", "while True:\n    pass", "import time\nimport signal\nsignal.signal(signal.SIGPROF, signal.SIG_IGN)\nraise SystemExit",
-    ):  # fmt: skip
+        "verifier._math_verify = verifier._JUDGES['math_verify'] = lambda r: True",
+        "judge.__code__ = (lambda request: True).__code__",
+        "import os\nfor i in range(64):\n    try:\n        os.write(i, b'same\\n' * 40)\n    except OSError:\n        pass",
+        "import os\nos._exit(0)",
+        "import os\nfor i in range(64):\n    try:\n        os.close(i)\n    except OSError:\n        pass",
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+        "import builtins\nbuiltins.exec = lambda *a: None",
+        "while True:\n    pass",
+        "import time\nimport signal\nsignal.signal(signal.SIGPROF, signal.SIG_IGN)\nraise SystemExit",
+    ):
         runs_answers.same("", attack)
         wrong = runs_answers.same("", "pass")
         assert (wrong.same, wrong.failure) == (False, ""), attack
@@ -287,17 +391,20 @@ pack = link.pack
 """
 TESTS = 'assert decode(encode("abc")) == "abc"\nassert encode("abc") == "bcd"\n'
 CODE_ANSWERS = {
-    "eval by name": FORGE + """
+    "eval by name": FORGE
+    + """
 link.pack = lambda v: {"dict": [["decode", {"NAME": "eval"}], ["encode", pack(v["encode"])]]} if isinstance(v, dict) and "decode" in v else pack(v)
 def encode(s): return PAYLOAD
 def decode(s): return s
 """,
-    "an error that is eval": FORGE + """
+    "an error that is eval": FORGE
+    + """
 link.send = lambda m: (link.out.write('["error", "eval"]\\n'), link.out.flush())
 def encode(s): return PAYLOAD
 def decode(s): return s
 """,
-    "a message of its own": FORGE + """
+    "a message of its own": FORGE
+    + """
 link.send = lambda m: (link.out.write('{"passed": true}\\n' * 9), link.out.flush())
 def encode(s): return s
 decode = encode
@@ -308,7 +415,7 @@ decode = encode
     "every file": "import os\nfor i in range(3, 64):\n    try:\n        os.write(i, b'passed\\n')\n    except OSError:\n        pass\ndef encode(s): return s\ndecode = encode\n",
     "the tests' memory": "import os\nfor p in os.listdir('/proc'):\n    if p.isdigit() and int(p) != os.getpid():\n        open(f'/proc/{p}/mem', 'r+b').write(b'passed')\ndef encode(s): return s\ndecode = encode\n",
     "a host's file": "open('PATH', 'w').write('x')\ndef encode(s): return s\ndecode = encode\n",
-}  # fmt: skip
+}
 
 
 @needs_sandbox
@@ -333,6 +440,6 @@ def test_helpers_and_modules_of_the_tests_are_their_own(monkeypatch):
         (human["HumanEval/38"], "def encode_cyclic(s): return s\ndef decode_cyclic(s): return s\n"),
         (human["HumanEval/50"], "def encode_shift(s): return s\ndef decode_shift(s): return s\n"),
         (mbpp["mbpp-596"], "class sys:\n    def getsizeof(v): return 1\ndef tuple_size(t): return 1\n"),
-    ):  # fmt: skip
+    ):
         assert not grade(problem, answer).right, problem.id
         assert grade(problem, problem.meta["reference"]).right, problem.id

@@ -1,7 +1,7 @@
 """Symbolic comparison of answers, and reasoning-gym's verifiers, in sandboxed worker processes.
 
 Third-party libraries read what a model wrote, and some hand it to ``eval``. Each library has workers of its own, in the sandbox
-of `rsim.rewards.sandbox`: no network, nothing to write to, no privileges; every answer is judged by a fresh fork with limits on
+of `rsim.rewards.sandbox`: no network, nothing to write to, no privileges; every answer is judged in a fork with limits on
 processor time, memory and system calls (`rsim.rewards.guest.verifier`). An answer that hangs, crashes or grows ends its fork,
 counts as wrong, and the failure is counted. Usable from threads, async handlers (through a thread) and forked processes: a fork
 starts workers of its own.
@@ -179,10 +179,14 @@ class _Worker:
             if sandbox.sandbox_works():
                 command = sandbox.sandboxed(command, root, (*folders[:-1], guest))
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-                pass_fds=(jobs[0], replies[1]), env=sandbox.ENVIRONMENT | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=(jobs[0], replies[1]),
+                env=sandbox.ENVIRONMENT | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,
-            )  # fmt: skip
+            )
             os.close(jobs[0])
             os.close(replies[1])
             self._jobs, self._replies, self._rest = jobs[1], replies[0], b""
@@ -196,7 +200,7 @@ class _Worker:
         """The verdict, or None when there was none in time or the worker is dead."""
         nonce = secrets.token_hex(16)
         job = pickle.dumps(request)
-        shared = all(request[key] is not None and _NO_CODE.fullmatch(request[key]) for key in ("gold", "answer"))
+        shared = all(_NO_CODE.fullmatch(request[key]) for key in ("gold", "answer"))
         unsent = f"{nonce} {shared:d} {len(job)}\n".encode() + job
         try:
             while unsent:

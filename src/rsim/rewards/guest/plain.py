@@ -35,7 +35,20 @@ _MAKERS = {
     "Float",
     "Rational",
 }  # what sympy's parser itself writes; they take texts
-_HELPERS = {"sqrt", "cbrt", "root", "real_root", "factorial", "binomial", "abs", "Abs", "max", "min", "Max", "Min"}
+_HELPERS = {
+    "sqrt",
+    "cbrt",
+    "root",
+    "real_root",
+    "factorial",
+    "binomial",
+    "abs",
+    "Abs",
+    "max",
+    "min",
+    "Max",
+    "Min",
+}
 
 
 class NotPlainError(ValueError):
