@@ -32,6 +32,18 @@ def pool():
     pool.close()
 
 
+def idle_worker(pool):
+    worker = pool._idle["math_verify"].get()
+    pool._idle["math_verify"].put(worker)
+    return worker
+
+
+def fork_of(pid: int) -> int:
+    """The last descendant of a process: of a worker, the fork that waits for an answer."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return fork_of(int(children[-1])) if children else pid
+
+
 @pytest.mark.parametrize(("gold", "answer", "right"), [
     (r"\frac{1}{2}", "0.5", True), (r"\frac{\pi}{4}", r"\pi/4", True), ("2x+1", "1+2x", True), ("x^2-1", "(x-1)(x+1)", True),
     (r"\{1,2\}", r"\{2,1\}", True), ("(1,2)", "(2,1)", False), (r"\sqrt{8}", r"2\sqrt{2}", True), ("7", "8", False), ("x", "y", False),
@@ -99,7 +111,7 @@ def test_a_hanging_comparison_is_killed_counted_logged_and_wrong(pool, caplog):
     began = time.monotonic()
     outcome = pool.same("$1$", HARD)
     assert (outcome.same, outcome.failure) == (False, "timeout")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60  # two seconds of processor time
     assert pool.failures["timeout"] >= 1
     assert "gave up (timeout)" in caplog.text
     assert pool.same("$x+1$", "$1+x$").same, "the next comparison gets a new worker"
@@ -107,18 +119,16 @@ def test_a_hanging_comparison_is_killed_counted_logged_and_wrong(pool, caplog):
 
 def test_a_crashed_worker_is_replaced(pool):
     pool.same("$x$", "$x$")
-    worker = pool._idle.get()
+    worker = idle_worker(pool)
     os.kill(worker.process.pid, signal.SIGKILL)
     worker.process.wait()
-    pool._idle.put(worker)
     assert pool.same("$x+1$", "$1+x$").same
 
 
 def test_a_worker_that_dies_in_the_middle_counts_as_a_crash():
     pool = SymbolicPool(workers=1, seconds=20.0)
     pool.same("$x$", "$x$")
-    worker = pool._idle.get()
-    pool._idle.put(worker)
+    worker = idle_worker(pool)
     threading.Timer(0.5, lambda: os.kill(worker.process.pid, signal.SIGKILL)).start()
     assert pool.same("$1$", HARD).failure == "crash"
     pool.close()
@@ -127,9 +137,8 @@ def test_a_worker_that_dies_in_the_middle_counts_as_a_crash():
 def test_a_workers_memory_is_limited():
     pool = SymbolicPool(workers=1, memory_mb=1234)
     assert pool.same("$x+1$", "$1+x$").same
-    worker = pool._idle.get()
-    pool._idle.put(worker)
-    limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
+    worker = idle_worker(pool)
+    limits = Path(f"/proc/{fork_of(worker.process.pid)}/limits").read_text()
     assert re.search(rf"Max address space\s+{1234 << 20}\s+{1234 << 20}", limits)
     assert re.search(r"Max core file size\s+0\s+0", limits)
     pool.close()
@@ -172,8 +181,7 @@ def test_a_forked_process_gets_workers_of_its_own(pool):
 def test_closing_ends_the_processes():
     pool = SymbolicPool(workers=1)
     pool.same("$x$", "$x$")
-    worker = pool._idle.get()
-    pool._idle.put(worker)
+    worker = idle_worker(pool)
     pool.close()
     assert worker.process.poll() is not None
     assert pool.same("$x+1$", "$1+x$").same, "and it can be used again"

@@ -283,3 +283,13 @@ def test_lab_families_and_replay():
     assert mixed == with_replay(story, [equation, calendar], 0.25, seed=0)
     with pytest.raises(UserError, match="replay_share"):
         with_replay(story, [equation[:3]], 0.5, seed=0)
+
+
+def test_gym_tasks_that_seed_numpy_load_at_any_seed():
+    for seed in range(5):
+        assert load_problems("gym:pool_matrix", "dev", limit=2, seed=seed)[0].answer
+
+
+def test_integrals_that_the_library_cannot_solve_are_left_out():
+    problems = load_problems("gym:intermediate_integration", "dev", limit=40)
+    assert not any("Integral(" in problem.answer for problem in problems)

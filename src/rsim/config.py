@@ -83,7 +83,7 @@ class RewardsConfig:
     repeat_allowance: int = 2
     token_price: float = 0.0  # taken from the planner's return for every 100 tokens, sampled or injected
     checker: Literal["auto", "numeric", "latex", "choice", "text", "code"] = "auto"  # auto: as each problem says
-    unsafe_code: bool = False  # run model-written code without a sandbox where none can be built
+    unsafe_code: bool = False  # run code and judge gym answers without a sandbox where none can be built
     custom: tuple[str, ...] = ()  # "file.py:function"
 
 

@@ -6,6 +6,7 @@ Nothing is fetched from anywhere; `rsim.data.load` finds the folder.
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import re
@@ -138,8 +139,11 @@ def _tatqa_problem(page: dict[str, Any], question: dict[str, Any]) -> Problem:
 
 
 def read_humaneval(folder: Path) -> Splits:
+    """The tests of three tasks call a helper that the prompt defines: they have that definition, whatever the answer says."""
+
     def problem(record: dict[str, Any], name: str) -> Problem:
-        tests = f"{record['test']}\ncheck({record['entry_point']})\n"
+        given = _statements(record["prompt"], lambda s: getattr(s, "name", "") != record["entry_point"])
+        tests = f"{given}\n{record['test']}\ncheck({record['entry_point']})\n"
         meta = {"prefix": record["prompt"], "reference": record["canonical_solution"], "entry_point": record["entry_point"]}
         asked = f"Complete this Python function. Give the whole function in one code block.\n\n{record['prompt']}"
         return Problem(asked, tests, record["task_id"], meta, "code")
@@ -148,10 +152,14 @@ def read_humaneval(folder: Path) -> Splits:
 
 
 def read_mbpp(folder: Path) -> Splits:
-    """The splits of the MBPP paper by task number; the first ten, its prompt examples, are left out."""
+    """The splits of the MBPP paper by task number; the first ten, its prompt examples, are left out.
+
+    The tests of one task need a module that only the reference imports: what it imports, the tests import themselves.
+    """
 
     def problem(record: dict[str, Any], name: str) -> Problem:
-        tests = "\n".join([record["test_setup_code"], *record["test_list"]])
+        imports = _statements(record["code"], lambda s: isinstance(s, ast.Import))
+        tests = "\n".join([imports, record["test_setup_code"], *record["test_list"]])
         asked = f"{record['text']}\nThe function must pass, for example: {record['test_list'][0]}\nGive it in one code block."
         shadowed = re.findall(r"^def (\w+)", record["code"], re.MULTILINE)  # one task defines a function named ``sum``
         meta = {"reference": record["code"], "number": record["task_id"], "shadowed": tuple(shadowed)}
@@ -160,6 +168,11 @@ def read_mbpp(folder: Path) -> Splits:
     everything = _numbered(_lines(folder / "mbpp.jsonl"), "", problem)
     bounds = {"test": range(11, 511), "dev": range(511, 601), "train": range(601, 975)}
     return {split: [p for p in everything if p.meta["number"] in numbers] for split, numbers in bounds.items()}
+
+
+def _statements(program: str, wanted: Callable[[ast.stmt], bool]) -> str:
+    """Those of its top-level statements that are ``wanted``, as a program."""
+    return "\n".join(ast.unparse(statement) for statement in ast.parse(program).body if wanted(statement))
 
 
 SOURCES = {

@@ -82,7 +82,7 @@ def grade(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
     if kind == "choice":
         return _grade_choice(problem, answer)
     if kind == "gym":
-        outcome = shared_pool().gym_mark(problem.meta["task"], problem.meta["entry"], answer)
+        outcome = shared_pool().gym_mark(problem.meta["task"], problem.meta["entry"], answer, unsafe=unsafe)
         return Verdict(outcome.same, "gym", outcome.failure)
     if plain_text(answer) == plain_text(problem.answer) != "":
         return Verdict(True, "text")

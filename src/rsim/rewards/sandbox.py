@@ -26,19 +26,24 @@ from pathlib import Path
 from rsim.errors import UserError
 
 _GUEST = Path(__file__).with_name("sandbox_guest.py")
+ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}  # of what runs in a sandbox
 _BOUND = ("/usr", "/lib", "/lib64", "/bin")  # read-only, where they exist, beside Python's own prefix
 
-# Builds a new root in memory, moves into it and gives up every capability. Arguments: root, Python's prefix, user, command.
+# Builds a new root in memory, moves into it and gives up every capability. Arguments: root, user ("" for the present one),
+# "proc" or "", read-only folders, "--", command.
 _ENTER = """
 set -e
-root=$1; prefix=$2; user=$3; shift 3
+root=$1; user=$2; proc=$3; shift 3
 mount -t tmpfs -o size=32m,mode=755,nosuid,nodev tmpfs "$root"
-for place in BOUND "$prefix"; do
-  [ -e "$place" ] || continue
-  mkdir -p "$root$place"
-  mount --bind "$place" "$root$place"
-  mount -o remount,bind,ro,nosuid,nodev "$root$place"
+while [ "$1" != -- ]; do
+  if [ -e "$1" ]; then
+    mkdir -p "$root$1"
+    mount --bind "$1" "$root$1"
+    mount -o remount,bind,ro,nosuid,nodev "$root$1"
+  fi
+  shift
 done
+shift
 mkdir -p "$root/tmp" "$root/dev" "$root/proc" "$root/old"
 mount -t proc proc "$root/proc"
 chmod 1777 "$root/tmp"
@@ -50,9 +55,10 @@ cd "$root"
 pivot_root . old
 cd /
 umount -l /old
+[ -n "$proc" ] || umount -l /proc
 cd /tmp
 exec setpriv $user --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
-""".replace("BOUND", " ".join(_BOUND))
+"""
 
 
 @dataclass(frozen=True)
@@ -135,16 +141,25 @@ def _start(role: list[str], folder: str, limits: Limits, unsafe: bool, fds: list
     else:
         root = os.path.join(folder, role[0])
         os.mkdir(root)
-        command = [*_unshare(), "sh", "-c", _ENTER, "sh", root, sys.base_prefix, _user(), *command]
+        command = sandboxed(command, root, proc=True)
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=fds, cwd=folder,
-        env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}, start_new_session=True,
+        env=ENVIRONMENT, start_new_session=True,
     )  # fmt: skip
 
 
-def _unshare() -> list[str]:
+def sandboxed(command: list[str], root: str, places: tuple[str, ...] = (), *, proc: bool = False) -> list[str]:
+    """``command``, to be run in a sandbox.
+
+    Args:
+        root: an empty folder; it can be deleted once the command runs.
+        places: folders that the command may read, beside the system's and Python's own.
+        proc: whether it sees ``/proc``, with its own processes alone.
+    """
     own_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return ["unshare", *own_user, "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+    unshare = ["unshare", *own_user, "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+    seen = [*_BOUND, sys.base_prefix, *places]
+    return [*unshare, "sh", "-c", _ENTER, "sh", root, _user(), "proc" if proc else "", *seen, "--", *command]
 
 
 _users = itertools.count()
@@ -164,7 +179,7 @@ def sandbox_works() -> bool:
     if any(shutil.which(tool) is None for tool in ("unshare", "setpriv", "pivot_root", "prlimit", "mount")):
         return False
     with tempfile.TemporaryDirectory(prefix="rsim-") as root:
-        command = [*_unshare(), "sh", "-c", _ENTER, "sh", root, sys.base_prefix, _user(), "true"]
+        command = sandboxed(["true"], root, proc=True)
         return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
 
 
