@@ -3,7 +3,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint results clean
+.PHONY: setup demo test test-full lint results clean
 
 setup: .venv/.ready
 
@@ -22,6 +22,13 @@ demo: setup
 # two workers of one thread each: faster on two cores than one worker with two
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# what takes a server that is built first, or packages of several GB: llama.cpp's server, Ray, DeepSpeed
+test-full: setup
+	$(BIN)/pip install -q --disable-pip-version-check 'ray[train]>=2.50'
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation 'deepspeed>=0.18'
+	studies/llama_server.sh
+	RSIM_REAL_SERVERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
