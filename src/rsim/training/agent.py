@@ -68,7 +68,7 @@ class Agent:
                     module.compile(dynamic=True)
         self.sharded: ShardedModel | None = shard(model, world) if settings.shard else None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.value_head = _value_head(model) if settings.with_values else None
+        self.value_head = _value_head(model, self.precision) if settings.with_values else None
         self.optimizer = self._optimizer(layers, settings)
         self.passes_left = 0  # of this rank's turns
         self.reference: PreTrainedModel | None = None
@@ -84,6 +84,11 @@ class Agent:
         if self.value_head:
             groups.append({"params": list(self.value_head.parameters()), "weight_decay": 0.0})
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of log-probs, advantages and values: float32, or the weights' own float64."""
+        return torch.promote_types(self.model.dtype, torch.float32)
 
     @cached_property
     def zero(self) -> Zero | None:
@@ -245,8 +250,7 @@ class Agent:
             group["weight_decay"] = decay  # as configured now
 
 
-def _value_head(model: PreTrainedModel) -> torch.nn.Linear:
-    precision = torch.promote_types(model.dtype, torch.float32)
+def _value_head(model: PreTrainedModel, precision: torch.dtype) -> torch.nn.Linear:
     head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=precision).to(model.device)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)

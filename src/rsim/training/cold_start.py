@@ -170,7 +170,8 @@ def _fine_tune(config: Config, agent: Agent, episodes: list[Episode]) -> list[fl
         order = list(range(len(episodes)))
         random.Random(f"cold:{config.seed}:{epoch}").shuffle(order)
         for first in range(0, len(order), size):
-            batch = reasoner_batch([episodes[i] for i in order[first : first + size]], agent.model.device)
+            chosen = [episodes[i] for i in order[first : first + size]]
+            batch = reasoner_batch(chosen, agent.model.device, agent.precision)
             total, actions = 0.0, float(batch.mask.sum())
             for rows, counts in agent.turns(batch, train.micro_tokens):
                 micro = batch.rows(rows)

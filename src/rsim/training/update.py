@@ -61,8 +61,7 @@ class Update:
         if not kept:
             return metrics
         build = planner_batch if agent.name == "planner" else reasoner_batch
-        precision = torch.promote_types(agent.model.dtype, torch.float32)
-        batch = build([episodes[i] for i in kept], agent.model.device, precision)
+        batch = build([episodes[i] for i in kept], agent.model.device, agent.precision)
         batch.advantages = advantages[kept].to(batch.mask)[:, None] * batch.mask
         lesson = Lesson(agent, batch, returns[kept].to(batch.mask), groups[kept].tolist())
         if agent.name == "planner":
