@@ -25,7 +25,7 @@ _ARMS = {
 
 
 def run(bench: Workbench, page: Page) -> None:
-    common = (f"train.token_budget={_BUDGET}", "train.eval_every=8", "train.save_every=16")
+    common = (f"train.token_budget={_BUDGET}", "train.eval_every=8", "checkpoint.save_every=16")
     trainings = [Training(preset, (*changes, *common), s) for preset, changes in _ARMS.values() for s in bench.seeds]
     folders = iter(bench.train(trainings))
     runs = {name: [next(folders) for _ in bench.seeds] for name in _ARMS}

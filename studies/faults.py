@@ -63,7 +63,7 @@ def measure(place: Path, kills: int, steps: int, rng: random.Random) -> list[Row
 
 def _command(folder: Path, steps: int, *more: str) -> list[str]:
     length = ("train.questions=16", "train.group=8", f"stages.stage1.steps={steps}", "stages.stage2.steps=0")
-    saved = ("train.save_every=1", "train.eval_every=4", "data.eval_size=32", "train.trackers=[]")
+    saved = ("checkpoint.save_every=1", "train.eval_every=4", "data.eval_size=32", "train.trackers=[]")
     return training("nano", (f"out={folder}", *length, *saved), *more)
 
 

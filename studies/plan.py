@@ -20,7 +20,7 @@ import torch
 
 from rsim.config import Config, load_config, to_toml
 from rsim.policies.loading import quiet_models
-from rsim.training.plan import Plan, plan, this_machine
+from rsim.training.cost import Cost, find_device, plan
 from studies.ledger import Row
 from studies.workload import ONE_THREAD, SHORT, steps_of, training
 
@@ -47,11 +47,11 @@ def run(ranks: tuple[int, int] = (1, 2), steps: int = 12, seed: int = 0) -> Iter
 
 
 def measure(place: Path, counts: tuple[int, int], steps: int, seed: int) -> Iterator[Row]:
-    foretold: dict[int, Plan] = {}
+    foretold: dict[int, Cost] = {}
     found: dict[int, Found] = {}
     for count in counts:
         short, long = (_train(_config(place / f"{count}-{n}", n, seed), count) for n in (1, steps + 1))
-        with this_machine(count, threads=1) as device:
+        with find_device("here", count, threads=1) as device:
             said = plan(_config(place, steps, seed), device, count, tokens=round(long.tokens), question=_QUESTION)
         foretold[count], found[count] = said, long
         label = f"{count} process{'es' if count > 1 else ''}"
@@ -74,7 +74,7 @@ def _rows(what: str, foretold: float, measured: float, unit: str, within: float,
 
 def _config(folder: Path, steps: int, seed: int) -> Config:
     stages = (f"stages.stage1.steps={steps}", "stages.stage2.steps=0", "cold_start.episodes=0", f"seed={seed}")
-    return load_config("nano", [f"out={folder}", *stages, *SHORT, "train.eval_every=0", "train.save_every=1000"])
+    return load_config("nano", [f"out={folder}", *stages, *SHORT, "train.eval_every=0", "checkpoint.save_every=1000"])
 
 
 def _train(config: Config, ranks: int) -> Found:

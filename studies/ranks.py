@@ -29,11 +29,11 @@ def run(ranks: int = 2, steps: int = 20, seed: int = 0) -> Iterator[Row]:
 def measure(place: Path, count: int, steps: int, seed: int) -> Iterator[Row]:
     alone, together, cut = place / "alone", place / "together", place / "cut"
     once = _train(alone, 1, steps, seed)
-    several: list[tuple[Path, str, tuple[str, ...]]] = [(together, "", ()), (cut, ", layers cut", ("train.shard=true",))]
+    several: list[tuple[Path, str, tuple[str, ...]]] = [(together, "", ()), (cut, ", layers cut", ("parallel.shard=true",))]
     for stage in (1, 2):
         config = place / f"zero-{stage}.json"
         config.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-        several.append((place / f"zero-{stage}", f", ZeRO {stage}", (f"train.deepspeed={config}",)))
+        several.append((place / f"zero-{stage}", f", ZeRO {stage}", (f"parallel.deepspeed={config}",)))
     for folder, what, more in several:
         seconds = _train(folder, count, steps, seed, *more)
         label = f"{count} processes{what} against 1, {steps} steps"

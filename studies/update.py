@@ -23,7 +23,7 @@ from rsim.objective.advantages import group_advantages
 from rsim.policies.loading import load_reasoner
 from rsim.policies.reasoner import Reasoner
 from rsim.rewards.rewards import Score
-from rsim.training.agent import Agent
+from rsim.training.agent import Agent, AgentSettings
 from rsim.training.update import Update
 from studies.ledger import Row
 from studies.step import trl_settings
@@ -74,8 +74,8 @@ def measure(name: str, reasoner: Reasoner, stock: Reasoner, episodes: list[Episo
 
 def _rsim_step(reasoner: Reasoner, episodes: list[Episode], returns: torch.Tensor) -> Callable[[], float]:
     scores = [Score(None, False, planner=0.0, reasoner=float(r), parts={}) for r in returns]
-    model, logits, head = reasoner.model, reasoner.logits, reasoner.head_weight
-    agent = Agent("reasoner", model, logits, temperature=1.0, learning_rate=0.0, weight_decay=0.0, head_weight=head)
+    settings = AgentSettings(temperature=1.0, learning_rate=0.0)
+    agent = Agent("reasoner", reasoner.model, reasoner.logits, settings, head_weight=reasoner.head_weight)
     config = Config(train=TrainConfig(micro_tokens=1024))
     return lambda: Update(config, config.stages[0], 0, alone=True).agent(agent, episodes, scores)["reasoner/loss"]
 

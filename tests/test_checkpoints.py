@@ -109,7 +109,7 @@ def test_what_was_made_for_another_model_or_loss_is_refused_even_when_forced(sma
 
 
 def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_behind(small):
-    config = small("run", "train.keep_checkpoints=9")
+    config = small("run", "checkpoint.keep=9")
     rsim.train(config)
     forced = Trainer(replace(config, seed=7), resume_from="step-000001", force=True)
     names = sorted(p.name for p in (config.folder / "checkpoints").iterdir())
@@ -167,7 +167,7 @@ def test_a_failure_in_the_background_is_raised_by_the_next_call(folder):
 @pytest.mark.parametrize("extra", [[], ["models.reasoner_lora=2", "models.planner_lora=2", "models.shared_base=true"]])
 def test_checkpoints_written_in_the_background_are_the_same(small, extra):
     """Also when training has changed the weights before they are written."""
-    plain, background = small("plain", *extra), small("background", *extra, "train.save_in_background=true")
+    plain, background = small("plain", *extra), small("background", *extra, "checkpoint.save_in_background=true")
     rsim.train(plain)
     slow = Trainer(background)
     write_now, waiting = slow.checkpoints._write, []

@@ -16,7 +16,7 @@ from rsim.cli.main import main
 from rsim.policies.planner import Planner
 from rsim.policies.strategies import load_strategies
 
-SMALL = ["train.questions=2", "train.group=2", "train.eval_every=2", "train.save_every=1", "data.eval_size=4", "data.train_size=20",
+SMALL = ["train.questions=2", "train.group=2", "train.eval_every=2", "checkpoint.save_every=1", "data.eval_size=4", "data.train_size=20",
          "cold_start.episodes=0", "rollout.max_steps=2", "rollout.step_tokens=8", "rollout.max_tokens=40", "rollout.answer_tokens=6",
          "train.trackers=[]"]  # fmt: skip
 

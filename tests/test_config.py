@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 
 import pytest
@@ -59,6 +60,52 @@ def test_overrides():
 def test_bad_overrides_are_named(override, message):
     with pytest.raises(UserError, match=message):
         load_config("nano", [override])
+
+
+def test_every_key_says_what_it_means_and_explaining_changes_nothing(tmp_path):
+    def check(table, where):
+        for f in dataclasses.fields(table):
+            value = getattr(table, f.name)
+            if dataclasses.is_dataclass(value):
+                check(value, f"{where}{f.name}.")
+            elif f.name != "stages":
+                assert f.metadata["help"], where + f.name
+
+    config = load_config("nano")
+    check(config, "")
+    check(config.stages[0], "stages.")
+    explained = to_toml(config, explain=True)
+    assert "# episodes per question\ngroup = 8\n" in explained
+    (tmp_path / "explained.toml").write_text(explained)
+    assert load_config(str(tmp_path / "explained.toml")) == config
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("train.reopen", "train.entropy_reset"), ("train.shard", "parallel.shard"), ("train.deepspeed", "parallel.deepspeed"),
+    ("train.save_every", "checkpoint.save_every"), ("train.keep_checkpoints", "checkpoint.keep"),
+    ("train.save_in_background", "checkpoint.save_in_background"),
+])  # fmt: skip
+def test_an_old_key_is_refused_with_the_new_one(tmp_path, old, new):
+    with pytest.raises(UserError, match=old) as refused:
+        load_config("nano", [f"{old}=1"])
+    assert new in refused.value.remedy
+    section, key = old.split(".")
+    (tmp_path / "old.toml").write_text(f"[{section}]\n{key} = 1\n")
+    with pytest.raises(UserError, match=old):
+        load_config(str(tmp_path / "old.toml"))
+
+
+@pytest.mark.parametrize(("override", "remedy"), [
+    ("train.group=1", "must be at least 2"), ("data.replay_share=1", "must lie between 0 and 1"),
+    ("rollout.gate=1.5", "is a probability: from 0 (off) to 1"), ("objective.clip_low=1", "must lie between 0 and 1"),
+    ("train.grad_clip=0", "must be above 0; inf turns clipping off"), ("models.planner_lora=-1", "is a rank: 0 (no adapter) or more"),
+    ("stages.stage2.steps=-1", "must be at least 0"), ("train.planner_lr=nan", "must be at least 0"),
+])  # fmt: skip
+def test_a_value_out_of_its_bounds_is_told_them(override, remedy):
+    with pytest.raises(UserError) as refused:
+        load_config("nano", [override])
+    assert override.split("=")[0] in str(refused.value)
+    assert refused.value.remedy == remedy
 
 
 def test_bad_sources(tmp_path):

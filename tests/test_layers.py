@@ -14,6 +14,7 @@ import studies
 
 LAYERS = [
     "errors",
+    "settings",  # fields with help and bounds
     "rules",  # the rulebook
     "config",
     "answers",  # text to answer
@@ -38,6 +39,20 @@ LAYERS = [
 DOORS = {("policies/planner.py", "rsim.serving.wrap")}
 
 SOURCE = Path(rsim.__file__).parent
+# What a step of training consists of: the part of the source that a reader of the method reads.
+CORE = (
+    "rules.py",
+    "game/rollout.py",
+    "game/episode.py",
+    "rewards/rewards.py",
+    "objective/advantages.py",
+    "objective/losses.py",
+    "objective/joint.py",
+    "training/batch.py",
+    "training/update.py",
+    "training/trainer.py",
+)
+CORE_LINES, CORE_WIDTH = 1700, 110
 
 
 def imported(file: Path) -> set[str]:
@@ -89,6 +104,15 @@ def test_modules_of_a_room_do_not_import_in_a_circle():
     for name in graph:
         if name != "rsim":
             visit(name, ())
+
+
+def test_the_core_path_stays_short():
+    files = {name: (SOURCE / name).read_text(encoding="utf-8") for name in CORE}
+    for name, text in files.items():
+        assert "fmt: skip" not in text, f"{name}: its lines are not those that ruff would write"
+        assert all(len(line) <= CORE_WIDTH for line in text.splitlines()), f"{name} has a line over {CORE_WIDTH}"
+    lines = {name: len(text.splitlines()) for name, text in files.items()}
+    assert sum(lines.values()) <= CORE_LINES, lines
 
 
 @pytest.mark.parametrize("module", sorted(m.name for m in pkgutil.walk_packages(studies.__path__, "studies.")))

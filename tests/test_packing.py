@@ -15,7 +15,7 @@ from rsim.lab.tokenizer import build_tokenizer
 from rsim.objective.logprobs import token_logprobs
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import random_planner
-from rsim.training.agent import Agent
+from rsim.training.agent import Agent, AgentSettings
 from rsim.training.batch import reasoner_batch
 from rsim.training.packing import pack
 from tiny import RULES, tiny_model
@@ -33,8 +33,8 @@ def test_packed_stream_has_zero_gradient_where_no_sampled_token_is_predicted(rea
     """In the packed stream the final hidden states that get a gradient are those before a sampled token, no others; a group's
     first sampled tokens all hang on the one state of their shared prompt."""
     weight = reasoner.head_weight if head_weight else None
-    agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=0.9, learning_rate=1e-3, weight_decay=0.0,
-                  head_weight=weight)  # fmt: skip
+    settings = AgentSettings(temperature=0.9, learning_rate=1e-3)
+    agent = Agent("reasoner", reasoner.model, reasoner.logits, settings, head_weight=weight)
     batch = reasoner_batch(episodes, torch.device("cpu"))
     stream = pack(batch, reasoner.model.config)
     seen: list[torch.Tensor] = []
@@ -68,8 +68,8 @@ def test_packed_shared_forward_equals_plain_ones(architecture, checkpointing, la
     )
     episodes = [episodes[i] for i in (0, 1, 2, 4, 8, 9, 11)]
     plain = copy.deepcopy(reasoner.model)
-    agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=0.9, learning_rate=1e-3, weight_decay=0.0,
-                  head_weight=reasoner.head_weight, checkpointing=checkpointing)  # fmt: skip
+    settings = AgentSettings(temperature=0.9, learning_rate=1e-3, checkpointing=checkpointing)
+    agent = Agent("reasoner", reasoner.model, reasoner.logits, settings, head_weight=reasoner.head_weight)
     batch = reasoner_batch(episodes, torch.device("cpu"))
     now = agent.evaluate(batch)
     (now.logprobs**2).sum().backward()

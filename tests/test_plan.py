@@ -12,7 +12,7 @@ import pytest
 from rsim.cli.main import main
 from rsim.config import load_config
 from rsim.errors import UserError
-from rsim.training.plan import DEVICES, find_device, plan, shape_of
+from rsim.training.cost import DEVICES, find_device, plan, shape_of
 from rsim.training.timed import among, pass_seconds
 
 PAIR = ("models.reasoner=qwen2.5-7b", "models.planner=qwen2.5-0.5b")
@@ -60,7 +60,7 @@ def test_what_a_step_does_more_costs_more():
 
 
 def test_cutting_layers_saves_gradients_and_moments_and_costs_traffic():
-    kept, cut = planned(8), planned(8, "train.shard=true")
+    kept, cut = planned(8), planned(8, "parallel.shard=true")
     assert cut.memory < kept.memory - 60e9
     assert cut.sent > kept.sent
 
@@ -97,7 +97,7 @@ def test_other_processes_compute_while_this_one_is_timed():
 
 def test_what_cannot_be_is_said():
     assert planned(1, device="rtx4090").why == "too little memory"
-    assert "several processes" in planned(1, "train.shard=true").why
+    assert "several processes" in planned(1, "parallel.shard=true").why
     assert "train.questions = 32" in planned(64).why
     with pytest.raises(UserError, match="use here, or one of h200"), find_device("abacus"):
         pass

@@ -123,7 +123,7 @@ def test_a_run_over_a_replica_equals_one_over_a_server_also_when_the_replica_die
     def config(out: str, *more: str) -> rsim.Config:
         return load_config("nano", [
             f'out="{out}"', f'models.reasoner="{base_folder}"', f'models.planner="{base_folder}"', "cold_start.episodes=0",
-            'rollout.engine="vllm"', "train.questions=2", "train.group=4", "train.eval_every=4", "train.save_every=1",
+            'rollout.engine="vllm"', "train.questions=2", "train.group=4", "train.eval_every=4", "checkpoint.save_every=1",
             "train.trackers=[]", "train.steps=4", "rollout.max_steps=3", "rollout.step_tokens=10", "rollout.max_tokens=64",
             "rollout.answer_tokens=6", "data.eval_size=4", "train.reasoner_lr=3e-3",
             'rewards.custom=["deadly.py:share", "deadly.py:die_once"]', *more,

@@ -135,7 +135,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small, extra):
 
 
 def test_resume_drops_what_came_after_the_checkpoint(small):
-    whole, torn = small("whole", "train.save_every=2"), small("torn", "train.save_every=2")
+    whole, torn = small("whole", "checkpoint.save_every=2"), small("torn", "checkpoint.save_every=2")
     rsim.train(whole)
     trainer = Trainer(torn)
     trainer._start()

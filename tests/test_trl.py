@@ -17,7 +17,7 @@ from rsim.objective.advantages import group_advantages
 from rsim.objective.joint import Evaluated, agent_objective
 from rsim.objective.losses import action_weights
 from rsim.rewards.rewards import Score
-from rsim.training.agent import Agent
+from rsim.training.agent import Agent, AgentSettings
 from rsim.training.batch import reasoner_batch
 from rsim.training.update import Update
 from tiny import RULES
@@ -85,7 +85,7 @@ def test_loss_and_gradient_equal_trl(reasoner, episodes, tmp_path, loss, normali
     expected = trainer._compute_loss(trainer.model, trl_inputs(episodes, advantages, old))
     expected.backward()
 
-    agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=0.9, learning_rate=0.0, weight_decay=0.0)
+    agent = Agent("reasoner", reasoner.model, reasoner.logits, AgentSettings(temperature=0.9, learning_rate=0.0))
     now: Evaluated = agent.evaluate(batch)
     preset = {"dapo": "token", "dr_grpo": "constant", "cispo": "token", "gspo": "sequence"}
     weights = action_weights(
@@ -113,7 +113,7 @@ def test_one_training_step_without_planner_is_trl_grpo(reasoner, episodes, tmp_p
     expected = trainer._compute_loss(trainer.model, inputs).item()
 
     scores = [Score(None, False, planner=0.0, reasoner=float(r), parts={}) for r in returns]
-    agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=0.9, learning_rate=0.0, weight_decay=0.0)
+    agent = Agent("reasoner", reasoner.model, reasoner.logits, AgentSettings(temperature=0.9, learning_rate=0.0))
     rules = replace(RULES, max_tokens=WIDTH)
     config = Config(rollout=rules, train=TrainConfig(micro_tokens=90))
     metrics = Update(config, StageConfig("grpo", 1, 0.0), 0, alone=True).agent(agent, episodes, scores)

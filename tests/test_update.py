@@ -16,7 +16,7 @@ from rsim.game.rollout import Game
 from rsim.objective.advantages import group_advantages
 from rsim.policies.reasoner import Reasoner
 from rsim.rewards.rewards import Score
-from rsim.training.agent import Agent
+from rsim.training.agent import Agent, AgentSettings
 from rsim.training.batch import planner_batch, reasoner_batch
 from rsim.training.update import Update
 from tiny import RULES
@@ -37,10 +37,10 @@ def played(reasoner, planner):
 
 
 def agents_of(reasoner, planner, loss: str) -> dict[str, Agent]:
-    common = {"learning_rate": 1e-3, "weight_decay": 0.0, "with_values": loss == "ppo"}
+    common = {"learning_rate": 1e-3, "with_values": loss == "ppo"}
     return {
-        "planner": Agent("planner", planner.model, planner.logits, temperature=1.2, **common),
-        "reasoner": Agent("reasoner", reasoner.model, reasoner.logits, temperature=0.9, **common),
+        "planner": Agent("planner", planner.model, planner.logits, AgentSettings(temperature=1.2, **common)),
+        "reasoner": Agent("reasoner", reasoner.model, reasoner.logits, AgentSettings(temperature=0.9, **common)),
     }
 
 
@@ -259,8 +259,8 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches_or_padding(reasoner, p
     for micro_tokens, padding in ((100_000, 0), (60, 0), (1, 0), (100_000, 17)):
         model, head = copy.deepcopy(reasoner.model), None
         copied = Reasoner(model, reasoner.tokenizer)
-        agent = Agent("reasoner", model, copied.logits if head is None else head, temperature=0.9, learning_rate=1e-3,
-                      weight_decay=0.0)  # fmt: skip
+        settings = AgentSettings(temperature=0.9, learning_rate=1e-3)
+        agent = Agent("reasoner", model, copied.logits if head is None else head, settings)
         gradients = capture(agent)
         longer = [replace(e, token_ids=e.token_ids + [5] * padding, reasoner_mask=e.reasoner_mask + [0] * padding,
                           logprobs=e.logprobs + [0.0] * padding) for e in episodes]  # fmt: skip
@@ -293,9 +293,8 @@ def test_loss_mode_scales_the_gradient_by_lambda(reasoner, planner, played):
     episodes, scores = played
     norms = {}
     for lam in (0.7, 0.35):
-        agent = Agent(
-            "planner", copy.deepcopy(planner.model), planner.logits, temperature=1.2, learning_rate=0.0, weight_decay=0.0
-        )
+        settings = AgentSettings(temperature=1.2, learning_rate=0.0)
+        agent = Agent("planner", copy.deepcopy(planner.model), planner.logits, settings)
         agent.head = agent.model.score
         gradients = capture(agent)
         Update(config_of(), StageConfig("stage", 1, lam), 0, alone=False).agent(agent, episodes, scores)

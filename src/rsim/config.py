@@ -1,6 +1,7 @@
 """One typed tree for everything that a run can be told: TOML files, presets and ``--set key=value`` on top.
 
-Unknown keys are errors, and an error names the field and the remedy. Nothing here imports torch.
+Every field carries its help and its bounds. Unknown keys are errors, and an error names the field and the remedy. Nothing here
+imports torch.
 """
 
 from __future__ import annotations
@@ -15,109 +16,114 @@ from typing import Any, Literal
 
 from rsim.errors import UserError
 from rsim.rules import PlayRules
+from rsim.settings import check_setting, setting
 
 PRESETS = Path(__file__).with_name("presets")
+_RANK = "is a rank: 0 (no adapter) or more"
+_WARM = "must be above 0 for training; evaluation has its own"
 
 
 @dataclass(frozen=True)
 class ModelsConfig:
-    """Where the two policies come from: a packaged name (``nano-s``, ``smollm2-135m``), a local folder or a hub id."""
+    """The two policies."""
 
-    reasoner: str = "nano-s"
-    planner: str = "nano-s"  # "none" trains the reasoner alone (plain GRPO)
-    planner_head: Literal["random", "names"] = "random"  # of a new planner (`models.new_planner`)
-    strategies: str = "default"  # "default", "instruct", "sentences", "tables", "code", "lab" or a TOML file
-    system_prompt: str = ""  # put before the question by the reasoner's chat template
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = (
-        "auto"  # auto: see `rsim.models.device.choose_device`; float64: comparisons
+    reasoner: str = setting("nano-s", "a packaged name (nano-s, smollm2-135m), a local folder or a hub id")
+    planner: str = setting("nano-s", 'as reasoner; "none" trains the reasoner alone (plain GRPO)')
+    planner_head: Literal["random", "names"] = setting("random", "of a new planner; names: the base's own rows")
+    strategies: str = setting("default", "default, instruct, sentences, tables, code, lab or a TOML file")
+    system_prompt: str = setting("", "put before the question by the reasoner's chat template")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting(
+        "auto", "auto: bfloat16 for adapters on a GPU, else float32"
     )
-    reasoner_lora: int = 0  # rank of its LoRA adapter; 0: all its weights are trained
-    planner_lora: int = 0
-    shared_base: bool = False  # both agents read one copy of the same frozen weights
-    quantised: bool = False  # frozen weights in 4 bits (QLoRA)
+    reasoner_lora: int = setting(0, "rank of its LoRA adapter; 0: it is trained whole", at_least=0, remedy=_RANK)
+    planner_lora: int = setting(0, "as reasoner_lora", at_least=0, remedy=_RANK)
+    shared_base: bool = setting(False, "both agents read one copy of the same frozen weights")
+    quantised: bool = setting(False, "frozen weights in 4 bits (QLoRA)")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Training and held-out questions: ``lab``, a known set such as ``gsm8k``, or a JSONL file."""
+    """Training and held-out questions."""
 
-    train: str = "lab"
-    eval: str = "lab"
-    eval_split: str = "dev"
-    eval_size: int = 200
-    train_size: int = 0  # 0: all
-    max_question_tokens: int = 0  # training questions that the reasoner's tokenizer makes longer are left out; 0: none
-    replay: tuple[str, ...] = ()  # earlier tasks, mixed into the training questions
-    replay_share: float = 0.25  # of the training questions, where there are earlier tasks
-    data_dir: str = ""  # default: $RSIM_DATA
-    columns: tuple[str, ...] = ()  # of files and hub sets that name them differently: "question=problem"
+    train: str = setting("lab", "lab, a known set such as gsm8k, or a JSONL file")
+    eval: str = setting("lab", "as train")
+    eval_split: str = setting("dev", "the split of the held-out questions")
+    eval_size: int = setting(200, "held-out questions", at_least=1)
+    train_size: int = setting(0, "training questions; 0: all", at_least=0)
+    max_question_tokens: int = setting(0, "training questions of more reasoner tokens are left out; 0: none are", at_least=0)
+    replay: tuple[str, ...] = setting((), "earlier tasks, mixed into the training questions")
+    replay_share: float = setting(0.25, "of the training questions, where there are earlier tasks", at_least=0, below=1)
+    data_dir: str = setting("", "where data sets lie; default: $RSIM_DATA")
+    columns: tuple[str, ...] = setting((), 'of files and hub sets that name them differently: "question=problem"')
 
 
 @dataclass(frozen=True)
 class RolloutConfig(PlayRules):
     """The rules of the game (`rsim.rules.PlayRules`), and how episodes are sampled."""
 
-    temperature: float = 1.0
-    planner_temperature: float = 1.0
-    batch: int = 256  # episodes in flight
-    engine: Literal["native", "vllm", "llama"] = "native"
-    cuda_graphs: bool = True  # native engine on a GPU: forward passes of one token per sequence are recorded and replayed
-    vllm_url: str = "http://127.0.0.1:8000"  # or several, with commas between them; ray:N: Ray starts N of them
-    vllm_command: str = "vllm serve {folder} --host {host} --port {port} --logprobs-mode processed_logprobs"  # what Ray starts
-    vllm_timeout: float = 600.0  # seconds that one step may take
-    llama_url: str = "http://127.0.0.1:8080"  # llama.cpp's server, or several with commas between them
-    llama_timeout: float = 3600.0  # seconds that one step may take; on a CPU a step of many at a time is slow
+    temperature: float = setting(1.0, "of the reasoner's sampling", above=0, remedy=_WARM)
+    planner_temperature: float = setting(1.0, "of the planner's sampling", above=0, remedy=_WARM)
+    batch: int = setting(256, "episodes in flight", at_least=1)
+    engine: Literal["native", "vllm", "llama"] = setting("native", "what samples")
+    cuda_graphs: bool = setting(True, "native engine on a GPU: passes of one token per sequence are recorded and replayed")
+    vllm_url: str = setting("http://127.0.0.1:8000", "or several, with commas between them; ray:N: Ray starts N of them")
+    vllm_command: str = setting(
+        "vllm serve {folder} --host {host} --port {port} --logprobs-mode processed_logprobs", "what Ray starts"
+    )
+    vllm_timeout: float = setting(600.0, "seconds that one step may take")
+    llama_url: str = setting("http://127.0.0.1:8080", "llama.cpp's server, or several with commas between them")
+    llama_timeout: float = setting(3600.0, "seconds that one step may take; on a CPU a step of many at a time is slow")
 
 
 @dataclass(frozen=True)
 class RewardsConfig:
     """Weights of the reward parts; 0 removes a part."""
 
-    accuracy: float = 1.0
-    format: float = 0.1
-    follow: float = 0.1
-    terminal: float = 0.1
-    penalty: float = 0.05
-    penalty_cap: float = 0.2
-    repeat_allowance: int = 2
-    token_price: float = 0.0  # taken from the planner's return for every 100 tokens, sampled or injected
-    checker: Literal["auto", "numeric", "latex", "choice", "text", "code"] = "auto"  # auto: as each problem says
-    unsafe_code: bool = False  # run code and judge gym answers without a sandbox where none can be built
-    custom: tuple[str, ...] = ()  # "file.py:function"
+    accuracy: float = setting(1.0, "both agents: a right answer")
+    format: float = setting(0.1, "reasoner: every step says something, one box closes the last one")
+    follow: float = setting(0.1, "reasoner: the share of steps that show evidence of their strategy")
+    terminal: float = setting(0.1, "planner: it ended the episode itself, with an answer")
+    penalty: float = setting(0.05, "planner: taken for each use of a strategy beyond repeat_allowance")
+    penalty_cap: float = setting(0.2, "planner: at most this is taken")
+    repeat_allowance: int = setting(2, "uses of a strategy in an episode that cost nothing")
+    token_price: float = setting(0.0, "planner: taken for every 100 tokens, sampled or injected", at_least=0)
+    checker: Literal["auto", "numeric", "latex", "choice", "text", "code"] = setting("auto", "auto: as each problem says")
+    unsafe_code: bool = setting(False, "run code and judge gym answers without a sandbox where none can be built")
+    custom: tuple[str, ...] = setting((), 'functions of your own, each "file.py:function"')
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """The joint objective."""
 
-    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo"] = "grpo"
-    normaliser: Literal["preset", "token", "sequence", "constant", "paper"] = "preset"
-    lambda_mode: Literal["lr", "loss"] = "lr"
-    update_order: Literal["joint", "leader_first"] = "joint"
-    clip_low: float = 0.2
-    clip_high: float = 0.0  # 0: the loss's own (0.28 for dapo, else clip_low)
-    scale_by_std: bool = False
-    beta: float = 0.0  # KL of the reasoner to its starting model
-    kl: Literal["k1", "k2", "k3"] = "k3"
-    planner_entropy: float = 0.0  # entropy bonus
-    entropy_target: float = 0.0  # nats: the bonus fades as the planner's entropy comes up to it; 0: it never does
-    usage_weight: float = 0.0  # pulls the planner's use of the strategies, averaged over all states, towards equal use
-    importance_cap: float = 0.0  # truncated sampler/trainer correction; 0: off
-    mask_truncated: bool = False
-    gae_lambda: float = 0.95
-    value_coefficient: float = 0.5
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo"] = setting("grpo", "the surrogate of each action")
+    normaliser: Literal["preset", "token", "sequence", "constant", "paper"] = setting("preset", "preset: the loss's own")
+    lambda_mode: Literal["lr", "loss"] = setting("lr", "what a stage's lambda scales: learning rates or losses")
+    update_order: Literal["joint", "leader_first"] = setting("joint", "leader_first: the planner, then new episodes")
+    clip_low: float = setting(0.2, "a probability ratio is clipped below 1 minus this", above=0, below=1)
+    clip_high: float = setting(0.0, "and above 1 plus this; 0: the loss's own (0.28 for dapo, else clip_low)")
+    scale_by_std: bool = setting(False, "divide advantages by their group's deviation")
+    beta: float = setting(0.0, "weight of the reasoner's KL to its starting model")
+    kl: Literal["k1", "k2", "k3"] = setting("k3", "the estimate of that KL")
+    planner_entropy: float = setting(0.0, "weight of the planner's entropy bonus")
+    entropy_target: float = setting(0.0, "nats at which the bonus has faded; 0: it never fades", at_least=0)
+    usage_weight: float = setting(0.0, "pulls the planner's mean policy towards equal use", at_least=0)
+    importance_cap: float = setting(0.0, "truncated correction of the sampler's to the trainer's numerics; 0: off")
+    mask_truncated: bool = setting(False, "leave truncated episodes out of the update")
+    gae_lambda: float = setting(0.95, "ppo: bias (0) against variance (1)")
+    value_coefficient: float = setting(0.5, "ppo: weight of the value loss")
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training. ``lambda_`` weighs the planner (written ``lambda`` in TOML)."""
+    """One stage of training."""
 
-    name: str = "stage"
-    steps: int = 0
-    lambda_: float = 0.5
-    train_planner: bool = True
-    train_reasoner: bool = True
+    name: str = setting("stage", "its own, for --set stages.NAME.steps")
+    steps: int = setting(0, "optimisation steps", at_least=0)
+    lambda_: float = setting(0.5, "weighs the planner against the reasoner (1 - lambda)", at_least=0, at_most=1)
+    train_planner: bool = setting(True, "the planner learns")
+    train_reasoner: bool = setting(True, "the reasoner learns")
 
 
 @dataclass(frozen=True)
@@ -129,60 +135,75 @@ class ColdStartConfig:
     ``teach = "strategies"`` is a control: like ``prompts``, with right episodes.
     """
 
-    teach: Literal["format", "prompts", "strategies"] = "format"
-    episodes: int = 0  # sampled; 0 skips the cold start
-    keep: int = 1000
-    minimum: int = 16  # fewer than this is an error
-    epochs: int = 1
-    learning_rate: float = 1e-5
-    few_shot: str = ""  # worked examples put before the question while sampling, and removed before fine-tuning
+    teach: Literal["format", "prompts", "strategies"] = setting("format", "wrong episodes, these with prompts, right ones")
+    episodes: int = setting(0, "sampled; 0 skips the cold start", at_least=0)
+    keep: int = setting(1000, "at most, learned from", at_least=1)
+    minimum: int = setting(16, "fewer than this is an error")
+    epochs: int = setting(1, "passes over the kept episodes", at_least=1)
+    learning_rate: float = setting(1e-5, "of the fine-tuning", at_least=0)
+    few_shot: str = setting("", "worked examples put before the question while sampling, and removed before fine-tuning")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 0  # 0: every stage's own; else an upper bound over all stages
-    token_budget: int = 0  # stop once so many reasoner tokens were sampled, cold start included; 0: no budget
-    questions: int = 32  # per step
-    group: int = 8  # episodes per question
-    entropy_reset: float = 0.0  # nats: a planner that was trained before and is surer begins with this entropy; 0: as it comes
-    planner_lr: float = 1e-3
-    reasoner_lr: float = 3e-4
-    warmup: int = 0
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0  # per agent
-    num_iterations: int = 1  # updates on one batch of episodes
-    minibatches: int = 1  # optimiser steps per iteration
-    micro_tokens: int = 16384  # tokens per forward; gradients are accumulated
-    gradient_checkpointing: bool = False  # make activations again in the backward pass: less memory, a third more time
-    shard: bool = False  # several processes: each keeps a piece of every layer's weights, gradients and moments (FSDP2)
-    deepspeed: str = ""  # several processes: a file with DeepSpeed's config, ZeRO stage 1 or 2
-    compile: bool = False  # torch.compile each layer's norms and MLP; minutes at the start
-    eval_every: int = 10
-    save_every: int = 10
-    keep_checkpoints: int = 2  # the newest ones to resume from, beside the best and the final one
-    save_in_background: bool = False  # checkpoints are written while training goes on; takes a copy of weights and optimisers
-    samples_every: int = 5
-    trackers: tuple[str, ...] = ("tensorboard",)
+    """The updates, and what is logged of them."""
+
+    steps: int = setting(0, "0: every stage's own; else an upper bound over all stages", at_least=0)
+    token_budget: int = setting(0, "sampled reasoner tokens, cold start included, after which to stop; 0: none", at_least=0)
+    questions: int = setting(32, "per step", at_least=1)
+    group: int = setting(8, "episodes per question", at_least=2)
+    entropy_reset: float = setting(0.0, "nats that a surer planner begins with; 0: as it comes", at_least=0)
+    planner_lr: float = setting(1e-3, "the planner's learning rate", at_least=0)
+    reasoner_lr: float = setting(3e-4, "the reasoner's learning rate", at_least=0)
+    warmup: int = setting(0, "steps in which learning rates rise to their own", at_least=0)
+    weight_decay: float = setting(0.0, "AdamW's", at_least=0)
+    grad_clip: float = setting(
+        1.0, "an agent's gradient norm, at most", above=0, remedy="must be above 0; inf turns clipping off"
+    )
+    num_iterations: int = setting(1, "updates on one batch of episodes", at_least=1)
+    minibatches: int = setting(1, "optimiser steps per iteration", at_least=1)
+    micro_tokens: int = setting(16384, "tokens per forward pass; gradients are accumulated", at_least=1)
+    gradient_checkpointing: bool = setting(False, "less memory for a third more time")
+    compile: bool = setting(False, "torch.compile each layer's norms and MLP; minutes at the start")
+    eval_every: int = setting(10, "steps between held-out evaluations; 0: at the end alone", at_least=0)
+    samples_every: int = setting(5, "steps between logged episodes; 0: none are logged")
+    trackers: tuple[str, ...] = setting(("tensorboard",), "tensorboard, wandb, trackio")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """What several processes share beside the episodes (none of it: each holds both models, as torchrun starts them)."""
+
+    shard: bool = setting(False, "each process keeps a shard of every layer's weights, gradients and moments (FSDP2)")
+    deepspeed: str = setting("", "a file with DeepSpeed's config, ZeRO stage 1 or 2")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What a run can be resumed from."""
+
+    save_every: int = setting(10, "steps between checkpoints", at_least=1)
+    keep: int = setting(2, "the newest ones to resume from, beside the best and the final one", at_least=1)
+    save_in_background: bool = setting(False, "while training goes on, from a copy in memory")
 
 
 @dataclass(frozen=True)
 class Config:
     """A whole run."""
 
-    name: str = "run"
-    seed: int = 0
-    out: str = ""  # default: runs/<name>
+    name: str = setting("run", "its name in trackers")
+    seed: int = setting(0, "of everything that is drawn")
+    out: str = setting("", "its folder; default: runs/NAME")
     models: ModelsConfig = field(default_factory=ModelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
-    stages: tuple[StageConfig, ...] = (
-        StageConfig("stage1", 100, 0.7),
-        StageConfig("stage2", 100, 0.3),
-    )
+    stages: tuple[StageConfig, ...] = (StageConfig("stage1", 100, 0.7), StageConfig("stage2", 100, 0.3))
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     @property
     def folder(self) -> Path:
@@ -193,15 +214,41 @@ class Config:
         return bool(self.cold_start.episodes) or any(stage.train_reasoner for stage in self.stages)
 
     @property
+    def holds_reasoner(self) -> bool:
+        """Whether the reasoner's weights are needed here, and not on a server alone."""
+        return self.trains_reasoner or self.rollout.engine == "native"
+
+    @property
+    def total_steps(self) -> int:
+        planned = sum(stage.steps for stage in self.stages)
+        return min(planned, self.train.steps) if self.train.steps else planned
+
+    def stage_at(self, step: int) -> StageConfig:
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
+
+    @property
     def trained_whole(self) -> list[str]:
         """The agents that train all their weights, not an adapter."""
         models = self.models
-        agents = (("reasoner", self.trains_reasoner, models.reasoner_lora),
-                  ("planner", models.planner != "none", models.planner_lora))  # fmt: skip
-        return [name for name, trained, rank in agents if trained and not rank]
+        whole = {
+            "reasoner": self.trains_reasoner and not models.reasoner_lora,
+            "planner": models.planner != "none" and not models.planner_lora,
+        }
+        return [name for name, holds in whole.items() if holds]
 
 
-_RENAMED = {"train.reopen": "train.entropy_reset"}  # keys of older configs
+_RENAMED = {  # keys of older configs
+    "train.reopen": "train.entropy_reset",
+    "train.shard": "parallel.shard",
+    "train.deepspeed": "parallel.deepspeed",
+    "train.save_every": "checkpoint.save_every",
+    "train.keep_checkpoints": "checkpoint.keep",
+    "train.save_in_background": "checkpoint.save_in_background",
+}
 
 
 def presets() -> list[str]:
@@ -296,53 +343,29 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
 
 
 def validate(config: Config) -> None:
-    """Ranges and combinations that types cannot say."""
+    """The fields' bounds, and combinations.
+
+    Raises:
+        UserError: a value out of its range; values that do not go together.
+    """
+    _check_bounds(config, "")
     train, rollout, objective = config.train, config.rollout, config.objective
-    at_least = {
-        "train.questions": (train.questions, 1), "train.group": (train.group, 2), "train.steps": (train.steps, 0),
-        "train.num_iterations": (train.num_iterations, 1), "train.minibatches": (train.minibatches, 1),
-        "train.micro_tokens": (train.micro_tokens, 1), "train.eval_every": (train.eval_every, 0),
-        "train.save_every": (train.save_every, 1), "train.keep_checkpoints": (train.keep_checkpoints, 1),
-        "data.eval_size": (config.data.eval_size, 1), "data.max_question_tokens": (config.data.max_question_tokens, 0),
-        "rollout.max_steps": (rollout.max_steps, 1), "rollout.step_tokens": (rollout.step_tokens, 1),
-        "rollout.answer_tokens": (rollout.answer_tokens, 1), "rollout.batch": (rollout.batch, 1),
-        "rewards.token_price": (config.rewards.token_price, 0),
-        "objective.usage_weight": (config.objective.usage_weight, 0),
-        "objective.entropy_target": (config.objective.entropy_target, 0),
-        "train.entropy_reset": (config.train.entropy_reset, 0), "train.warmup": (train.warmup, 0),
-        "train.planner_lr": (train.planner_lr, 0), "train.reasoner_lr": (train.reasoner_lr, 0),
-        "train.weight_decay": (train.weight_decay, 0), "train.token_budget": (train.token_budget, 0),
-        "data.train_size": (config.data.train_size, 0), "cold_start.episodes": (config.cold_start.episodes, 0),
-        "cold_start.keep": (config.cold_start.keep, 1), "cold_start.epochs": (config.cold_start.epochs, 1),
-        "cold_start.learning_rate": (config.cold_start.learning_rate, 0),
-    }  # fmt: skip
-    for name, (value, low) in at_least.items():
-        if value < low:
-            raise UserError(f"{name} = {value}", f"must be at least {low}")
-    if train.grad_clip <= 0:
-        raise UserError(f"train.grad_clip = {train.grad_clip}", "must be above 0; inf turns clipping off")
-    if not 0 <= config.data.replay_share < 1:
-        raise UserError(f"data.replay_share = {config.data.replay_share}", "must lie between 0 and 1")
     if train.minibatches > train.questions:
         raise UserError(f"train.minibatches = {train.minibatches}", f"cannot exceed train.questions = {train.questions}")
     if rollout.max_tokens <= rollout.answer_tokens:
-        raise UserError(f"rollout.max_tokens = {rollout.max_tokens}",
-                        f"must exceed rollout.answer_tokens = {rollout.answer_tokens}")  # fmt: skip
-    _validate_planner_terms(config)
-    if rollout.temperature <= 0 or rollout.planner_temperature <= 0:
-        raise UserError("rollout.temperature", "must be above 0 for training; evaluation has its own")
-    if not 0 <= rollout.gate <= 1:
-        raise UserError(f"rollout.gate = {rollout.gate}", "is a probability: from 0 (off) to 1")
+        raise UserError(
+            f"rollout.max_tokens = {rollout.max_tokens}", f"must exceed rollout.answer_tokens = {rollout.answer_tokens}"
+        )
+    if train.entropy_reset and config.models.planner == "none":
+        raise UserError("train.entropy_reset", "is the entropy that the planner begins with, and there is no planner: set 0")
+    if objective.entropy_target and not objective.planner_entropy:
+        raise UserError(
+            "objective.entropy_target", "is what objective.planner_entropy leads to: set that one too, e.g. to 0.05"
+        )
     if not rollout.delimiter:
         raise UserError("rollout.delimiter is empty", 'use e.g. "\\n\\n"')
-    if not 0 < objective.clip_low < 1:
-        raise UserError(f"objective.clip_low = {objective.clip_low}", "must lie between 0 and 1")
-    _validate_adapters(config)
+    _check_adapters(config)
     for stage in config.stages:
-        if not 0 <= stage.lambda_ <= 1:
-            raise UserError(f"stages.{stage.name}.lambda = {stage.lambda_}", "must lie between 0 and 1")
-        if stage.steps < 0:
-            raise UserError(f"stages.{stage.name}.steps = {stage.steps}", "must be at least 0")
         if not (stage.train_planner or stage.train_reasoner):
             raise UserError(f"stages.{stage.name} trains nothing", "set train_planner or train_reasoner")
     names = [s.name for s in config.stages]
@@ -350,25 +373,24 @@ def validate(config: Config) -> None:
         raise UserError("stages share a name", "give each stage its own")
 
 
-def _validate_planner_terms(config: Config) -> None:
-    objective, train = config.objective, config.train
-    if train.entropy_reset and config.models.planner == "none":
-        raise UserError("train.entropy_reset", "is the entropy that the planner begins with, and there is no planner: set 0")
-    if objective.entropy_target and not objective.planner_entropy:
-        raise UserError(
-            "objective.entropy_target", "is what objective.planner_entropy leads to: set that one too, e.g. to 0.05"
-        )
+def _check_bounds(table: Any, where: str) -> None:
+    for f in dataclasses.fields(table):
+        value, path = getattr(table, f.name), where + f.name.rstrip("_")
+        if path == "stages":
+            for stage in value:
+                _check_bounds(stage, f"stages.{stage.name}.")
+        elif dataclasses.is_dataclass(value):
+            _check_bounds(value, f"{path}.")
+        else:
+            check_setting(f, value, path)
 
 
-def _validate_adapters(config: Config) -> None:
-    models = config.models
-    for name, rank in (("reasoner_lora", models.reasoner_lora), ("planner_lora", models.planner_lora)):
-        if rank < 0:
-            raise UserError(f"models.{name} = {rank}", "is a rank: 0 (no adapter) or more")
+def _check_adapters(config: Config) -> None:
+    models, vllm = config.models, config.rollout.engine == "vllm"
     whole = config.trained_whole
     if models.quantised and whole:
         raise UserError("models.quantised", f"4-bit weights cannot be trained: set models.{whole[0]}_lora, e.g. to 16")
-    if models.quantised and config.rollout.engine == "vllm":
+    if models.quantised and vllm:
         raise UserError("models.quantised", "4-bit weights cannot be handed to a vLLM server: use rollout.engine = native")
     if models.shared_base and config.rollout.engine != "native" and not config.trains_reasoner:
         raise UserError("models.shared_base", "a frozen reasoner's weights are on the server alone: there is nothing to share")
@@ -379,12 +401,17 @@ def _validate_adapters(config: Config) -> None:
             "cold_start.episodes = 0), or use another engine",
         )
     if models.shared_base and (models.planner != models.reasoner or whole or not models.planner_lora):
-        raise UserError("models.shared_base", "needs the same base for both agents, and an adapter for each that is trained "
-                        "(models.planner_lora, models.reasoner_lora)")  # fmt: skip
-    if config.train.shard and config.train.deepspeed:
-        raise UserError("train.deepspeed", "either DeepSpeed cuts or train.shard does")
-    if config.train.shard and (models.quantised or models.shared_base or config.rollout.engine == "vllm"):
-        raise UserError("train.shard", "layers are not cut with models.quantised, models.shared_base or rollout.engine = vllm")
+        raise UserError(
+            "models.shared_base",
+            "needs the same base for both agents, and an adapter for each that is trained "
+            "(models.planner_lora, models.reasoner_lora)",
+        )
+    if config.parallel.shard and config.parallel.deepspeed:
+        raise UserError("parallel.deepspeed", "either DeepSpeed shards or parallel.shard does")
+    if config.parallel.shard and (models.quantised or models.shared_base or vllm):
+        raise UserError(
+            "parallel.shard", "layers are not sharded with models.quantised, models.shared_base or rollout.engine = vllm"
+        )
 
 
 def to_table(config: Any) -> dict[str, Any]:
@@ -402,16 +429,26 @@ def to_table(config: Any) -> dict[str, Any]:
     return table
 
 
-def to_toml(config: Config) -> str:
-    """The resolved config as TOML that `load_config` reads back."""
-    table = to_table(config)
-    lines = [f"{k} = {_literal(v)}" for k, v in table.items() if not isinstance(v, dict) and k != "stages"]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{key}]", *(f"{k} = {_literal(v)}" for k, v in value.items())]
-    for stage in table["stages"]:
-        lines += ["", "[[stages]]", *(f"{k} = {_literal(v)}" for k, v in stage.items())]
+def to_toml(config: Config, *, explain: bool = False) -> str:
+    """The resolved config as TOML that `load_config` reads back; ``explain``: the help of every key above it."""
+    lines = _lines(config, explain)
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            lines += ["", f"[{f.name}]", *_lines(value, explain)]
+    for stage in config.stages:
+        lines += ["", "[[stages]]", *_lines(stage, explain)]
     return "\n".join(lines) + "\n"
+
+
+def _lines(table: Any, explain: bool) -> list[str]:
+    """The keys of one table that are no tables themselves."""
+    lines, values = [], to_table(table)
+    for f in dataclasses.fields(table):
+        if "help" in f.metadata:
+            lines += [f"# {f.metadata['help']}"] if explain else []
+            lines.append(f"{f.name.rstrip('_')} = {_literal(values[f.name.rstrip('_')])}")
+    return lines
 
 
 def _literal(value: Any) -> str:

@@ -18,22 +18,24 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rsim.errors import UserError
+from rsim.settings import check_setting, setting
 
 End = Literal["end_of_turn", "delimiter", "cap"]  # why a step's sampling ended
+_GATE = "is a probability: from 0 (off) to 1"
 
 
 @dataclass(frozen=True)
 class PlayRules:
     """The limits of an episode and of its steps."""
 
-    max_steps: int = 8  # planner decisions before termination is forced
-    step_tokens: int = 128  # the most that one step may sample
-    max_tokens: int = 1024  # sampled and injected tokens of an episode
-    answer_tokens: int = 64  # kept back for the answer of a forced termination
-    delimiter: str = "\n\n"  # ends a step, outside code blocks
-    answer_to_end: bool = False  # the final step goes on over delimiters, to the end of the turn: programs have blank lines
-    gate: float = 0.0  # where the planner's best strategy is less likely than this, nothing is injected
-    paraphrase: Literal["random", "first"] = "random"  # which of a strategy's prompts is injected; greedy play: the first
+    max_steps: int = setting(8, "planner decisions before termination is forced", at_least=1)
+    step_tokens: int = setting(128, "the most that one step may sample", at_least=1)
+    max_tokens: int = setting(1024, "sampled and injected tokens of an episode", at_least=1)
+    answer_tokens: int = setting(64, "kept back for the answer of a forced termination", at_least=1)
+    delimiter: str = setting("\n\n", "ends a step, outside code blocks")
+    answer_to_end: bool = setting(False, "the final step goes on over delimiters (programs have blank lines)")
+    gate: float = setting(0.0, "a planner that is less sure injects nothing", at_least=0, at_most=1, remedy=_GATE)
+    paraphrase: Literal["random", "first"] = setting("random", "of a strategy's prompts; greedy play: the first")
 
     def within(self, limit: int) -> PlayRules:
         """The same rules for at most ``limit`` tokens, of which a quarter at most is kept back for a forced end."""
@@ -52,7 +54,6 @@ class PlayRules:
 
 
 RULE_FIELDS = tuple(f.name for f in dataclasses.fields(PlayRules))
-_POSITIVE = ("max_steps", "step_tokens", "max_tokens", "answer_tokens")
 
 
 def from_table(table: dict[str, object], where: str) -> PlayRules:
@@ -64,10 +65,7 @@ def from_table(table: dict[str, object], where: str) -> PlayRules:
         fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
         if not fits:
             raise UserError(f"{where}: {name} = {value!r}", f"must be of type {type(default).__name__}")
-        if name in _POSITIVE and isinstance(value, int) and value < 1:
-            raise UserError(f"{where}: {name} = {value}", "must be at least 1")
-        if name == "gate" and isinstance(value, int | float) and not 0 <= value <= 1:
-            raise UserError(f"{where}: gate = {value}", "is a probability: from 0 (off) to 1")
+        check_setting(PlayRules.__dataclass_fields__[name], value, f"{where}: {name}")
         if name == "paraphrase" and value not in ("random", "first"):
             raise UserError(f"{where}: paraphrase = {value!r}", "use random or first")
     if table.get("delimiter") == "":

@@ -15,6 +15,7 @@ command = typer.Typer(no_args_is_help=True)
 def show(
     source: Annotated[str, typer.Argument(metavar="[PRESET|CONFIG.toml]")] = "",
     overrides: Set = None,
+    explain: Annotated[bool, typer.Option("--explain", help="What each key means, above it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print a config with every default filled in; without an argument, list the presets."""
@@ -24,4 +25,4 @@ def show(
         tell(presets(), "\n".join(presets()), as_json)
         return
     config = load_config(source, overrides or [])
-    tell(to_table(config), to_toml(config).removesuffix("\n"), as_json)
+    tell(to_table(config), to_toml(config, explain=explain).removesuffix("\n"), as_json)

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error))
     if status == 130:  # Ctrl-C, as typer reports it
         print("rsim: stopped; a training run goes on with --resume", file=sys.stderr)
-    sys.exit(status)
+    sys.exit(status or 0)
 
 
 def _fail(message: str) -> None:

@@ -21,11 +21,9 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Foretell time, memory and traffic of a run on other machines, one row for each number of processes."""
-    from dataclasses import asdict
-
     from rsim.config import load_config
     from rsim.policies.loading import quiet_models
-    from rsim.training import plan
+    from rsim.training import cost
 
     quiet_models()
     config = load_config(source, overrides or [])
@@ -35,6 +33,6 @@ def command(
             raise UserError(f"--workers {count}", "must be at least 1")
     plans = []
     for count in counts:
-        with plan.find_device(device, count) as on:
-            plans.append(plan.plan(config, on, count, tokens=tokens, question=question, network=network * 1e9 / 8))
-    tell([asdict(p) for p in plans], "\n".join(plan.describe(plans, on.name)), as_json)
+        with cost.find_device(device, count) as on:
+            plans.append(cost.plan(config, on, count, tokens=tokens, question=question, network=network * 1e9 / 8))
+    tell([p.to_json() for p in plans], "\n".join(cost.describe_plans(plans)), as_json)

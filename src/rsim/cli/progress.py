@@ -28,7 +28,7 @@ def train_with_progress(
     bar = BarColumn(bar_width=12), MofNCompleteColumn(), TextColumn("{task.fields[shown]}")
     left = TextColumn("ETA"), TimeRemainingColumn(compact=True)
     with Progress(TextColumn("{task.description}"), *bar, *left, console=console, transient=True) as progress:
-        task = progress.add_task(config.name, total=trainer.total_steps, completed=trainer.step, shown="")
+        task = progress.add_task(config.name, total=config.total_steps, completed=trainer.step, shown="")
 
         def on_metrics(record: dict[str, Any]) -> None:
             if introduction:

@@ -57,14 +57,14 @@ def command(
 def _estimate(config: Config, as_json: bool) -> None:
     """Prints what a run will need. Raises `UserError` if this machine cannot hold it."""
     from rsim.policies.loading import quiet_models
-    from rsim.training import estimate
+    from rsim.training import cost
 
     quiet_models()
-    if config.train.shard or config.train.deepspeed:
+    if config.parallel.shard or config.parallel.deepspeed:
         raise UserError(
-            "--dry-run with train.shard or train.deepspeed",
+            "--dry-run with parallel.shard or parallel.deepspeed",
             "what a process needs depends on their number: rsim plan --workers N",
         )
-    found = estimate.estimate(config)
-    tell(estimate.to_json(found), "\n".join(estimate.describe(found)), as_json)
-    estimate.check_fits(found)
+    found = cost.estimate(config)
+    tell(found.to_json(), "\n".join(cost.describe_estimate(found)), as_json)
+    cost.check_fits(found)

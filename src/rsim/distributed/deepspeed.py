@@ -1,6 +1,6 @@
-"""Gradients and moments cut over the ranks by DeepSpeed: ZeRO stages 1 and 2 (arXiv 1910.02054), by DeepSpeed's own config.
+"""Gradients and moments sharded over the ranks by DeepSpeed: ZeRO stages 1 and 2 (arXiv 1910.02054), by its own config.
 
-Weights stay whole on every rank, as a rollout needs them. Stage 1 cuts the optimiser's moments, stage 2 the gradients as well;
+Every rank keeps all weights, as a rollout needs them. Stage 1 shards the optimiser's moments, stage 2 the gradients as well;
 either may keep them in the CPU's memory (``offload_optimizer``). What stage 3 adds, `rsim.distributed.shards` does.
 """
 
@@ -32,19 +32,21 @@ def read_settings(file: str) -> dict[str, Any]:
         settings: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
         zero = dict(settings["zero_optimization"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"train.deepspeed = {file!r}: {first_line(error)}",
-                        'give a JSON file with {"zero_optimization": {"stage": 2}}') from error  # fmt: skip
+        remedy = 'give a JSON file with {"zero_optimization": {"stage": 2}}'
+        raise UserError(f"parallel.deepspeed = {file!r}: {first_line(error)}", remedy) from error
     if zero.get("stage") not in _STAGES:
-        raise UserError(f"train.deepspeed = {file!r}: stage {zero.get('stage')}",
-                        "use stage 1 or 2; train.shard = true cuts the weights as well")  # fmt: skip
+        remedy = "use stage 1 or 2; parallel.shard = true shards the weights as well"
+        raise UserError(f"parallel.deepspeed = {file!r}: stage {zero.get('stage')}", remedy)
     for half in ("fp16", "bf16"):
         if settings.get(half, {}).get("enabled"):
-            raise UserError(f"train.deepspeed = {file!r}: {half}", "leave it out: models.dtype says how precise weights are")
-    fixed = {
-        "train_batch_size": None, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
-        "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-    }  # fmt: skip
-    return {key: value for key, value in (settings | fixed).items() if value is not None}
+            raise UserError(f"parallel.deepspeed = {file!r}: {half}", "leave it out: models.dtype says how precise weights are")
+    settings.pop("train_batch_size", None)
+    return settings | {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
 
 
 class Zero:
@@ -62,19 +64,17 @@ class Zero:
             try:
                 deepspeed: Any = importlib.import_module("deepspeed")
             except ImportError as error:
-                raise UserError("train.deepspeed: DeepSpeed is not installed",
-                                "pip install --no-build-isolation deepspeed") from error  # fmt: skip
+                remedy = "pip install --no-build-isolation deepspeed"
+                raise UserError("parallel.deepspeed: DeepSpeed is not installed", remedy) from error
             logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
             backend = torch.distributed.get_backend()
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
             try:
-                self.engine, *_ = deepspeed.initialize(
-                    model=model, optimizer=optimizer, config=settings, dist_init_required=False
-                )  # fmt: skip
+                told = {"model": model, "optimizer": optimizer, "config": settings, "dist_init_required": False}
+                self.engine, *_ = deepspeed.initialize(**told)
             except (ValueError, AssertionError) as error:  # pydantic's, of unknown keys, is a ValueError
-                raise UserError(
-                    f"train.deepspeed = {file!r}: {first_line(error)}", "see DeepSpeed's own documentation"
-                ) from error
+                problem = f"parallel.deepspeed = {file!r}: {first_line(error)}"
+                raise UserError(problem, "see DeepSpeed's own documentation") from error
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Adds a micro-batch's gradient; ``last``: of an optimiser step. Gradients are sums over the ranks, not means: the
@@ -91,12 +91,12 @@ class Zero:
         return float(self.engine.get_global_grad_norm())
 
     def state(self) -> list[dict[str, Any]]:
-        """Every rank's piece of the moments; all ranks must come here."""
+        """Every rank's shard of the moments; all ranks must come here."""
         return self.world.all_gather([self.engine.optimizer.optimizer.state_dict()])
 
-    def load_state(self, pieces: list[dict[str, Any]]) -> None:
-        """Raises `UserError` where there are not as many ranks as pieces."""
-        if len(pieces) != self.world.size:
-            raise UserError(f"the checkpoint's optimiser was cut into {len(pieces)} pieces by DeepSpeed",
-                            f"go on with {len(pieces)} processes")  # fmt: skip
-        self.engine.optimizer.optimizer.load_state_dict(pieces[self.world.rank])
+    def load_state(self, shards: list[dict[str, Any]]) -> None:
+        """Raises `UserError` where there are not as many ranks as shards."""
+        count = len(shards)
+        if count != self.world.size:
+            raise UserError(f"DeepSpeed made {count} shards of the checkpoint's optimiser", f"go on with {count} processes")
+        self.engine.optimizer.optimizer.load_state_dict(shards[self.world.rank])

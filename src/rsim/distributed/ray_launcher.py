@@ -34,8 +34,14 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 def train_with_ray(
-    train: Train, config: Config, workers: tuple[int, int], *, resume: bool = False, force: bool = False, restarts: int = 3
-) -> dict[str, Any]:  # fmt: skip
+    train: Train,
+    config: Config,
+    workers: tuple[int, int],
+    *,
+    resume: bool = False,
+    force: bool = False,
+    restarts: int = 3,
+) -> dict[str, Any]:
     """Runs ``train`` in every worker, on the cluster that ``RAY_ADDRESS`` names, or on this machine alone.
 
     Every worker gets a GPU where the cluster has some, else a CPU. All of them must see the run's folder under the same path.
@@ -55,13 +61,13 @@ def train_with_ray(
 
     low, high = workers
     has_gpus = ray.cluster_resources().get("GPU", 0) >= low
+    failures = FailureConfig(max_failures=restarts)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"train": train, "config": to_table(config), "force": force, "folder": str(Path.cwd())},
         scaling_config=ScalingConfig(num_workers=low if low == high else workers, use_gpu=has_gpus),
-        run_config=RunConfig(name="ray", storage_path=str(config.folder.resolve()),
-                             failure_config=FailureConfig(max_failures=restarts)),
-    )  # fmt: skip
+        run_config=RunConfig(name="ray", storage_path=str(config.folder.resolve()), failure_config=failures),
+    )
     try:
         with served(config, config.folder / "replicas", others=low):
             trainer.fit()

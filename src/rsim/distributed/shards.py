@@ -1,10 +1,10 @@
-"""Models too large for one device: the weights of each layer, their gradients and moments cut into one piece per rank (FSDP2).
+"""Models too large for one device: the weights of each layer, their gradients and moments are sharded over the ranks (FSDP2).
 
-The layers are those of transformers; embeddings, the last norm, output heads and trained adapters stay whole on every rank,
-and so do their gradients, which `Agent.step` sums. (ZeRO stage 3, arXiv 1910.02054, as PyTorch's ``fully_shard`` does it.)
+The layers are those of transformers; embeddings, the last norm, output heads and trained adapters are not sharded, and their
+gradients neither, which `Agent.step` sums. (ZeRO stage 3, arXiv 1910.02054, as PyTorch's ``fully_shard`` does it.)
 
 In training a layer's weights are put together for its own forward and backward pass alone. Sampling would do so for every
-token: while a rollout lasts, all layers are whole (`whole`), so a rank must hold the weights of both models once, but never
+token: while a rollout lasts, no layer is sharded (`unsharded`), so a rank must hold the weights of both models once, but never
 their gradients and moments. Simplified: no offloading, no tensor parallelism.
 """
 
@@ -27,16 +27,16 @@ from rsim.distributed.world import World
 
 @dataclass(frozen=True)
 class ShardedModel:
-    """A model's cut layers, and the module around them, which prefetches the next layer."""
+    """A model's sharded layers, and the module around them, which prefetches the next layer."""
 
     layers: list[FSDPModule]
     root: FSDPModule
 
 
 def shard(model: PreTrainedModel, world: World) -> ShardedModel:
-    """Cuts the layers of ``model`` over the ranks, in place; layers that are cut already stay as they are.
+    """Shards the layers of ``model`` over the ranks, in place; layers that are sharded already stay as they are.
 
-    Where adapters are trained only what is frozen is cut. Gradients of the pieces come out summed over the ranks.
+    Where adapters are trained only what is frozen is sharded. Gradients of the shards come out summed over the ranks.
     """
     mesh = init_device_mesh(model.device.type, (world.size,))
     parameters = list(model.parameters())
@@ -47,8 +47,8 @@ def shard(model: PreTrainedModel, world: World) -> ShardedModel:
         if not isinstance(layer, FSDPModule):
             _add_up(fully_shard(layer, mesh=mesh, ignored_params=kept))
     if not isinstance(model.base_model, FSDPModule):
-        pieces = {p for layer in layers for p in layer.parameters()}
-        _add_up(fully_shard(model.base_model, mesh=mesh, ignored_params=set(model.parameters()) - pieces))
+        inside = {p for layer in layers for p in layer.parameters()}
+        _add_up(fully_shard(model.base_model, mesh=mesh, ignored_params=set(model.parameters()) - inside))
     return ShardedModel([layer for layer in layers if isinstance(layer, FSDPModule)], cast(FSDPModule, model.base_model))
 
 
@@ -77,10 +77,10 @@ def unsharded(models: Iterable[ShardedModel]) -> Iterator[None]:
 
 
 def full_state_dict(value: Any, *, keep: bool) -> Any:
-    """A state dict, however nested, with every cut tensor put together, in the CPU's memory; all ranks must come here.
+    """A state dict, however nested, with every sharded tensor gathered into the CPU's memory; all ranks must come here.
 
     Args:
-        keep: False: this rank takes part, and gets something without the cut tensors.
+        keep: False: this rank takes part, and gets something without the sharded tensors.
     """
     if isinstance(value, DTensor):
         together = value.full_tensor()
@@ -93,7 +93,7 @@ def full_state_dict(value: Any, *, keep: bool) -> Any:
 
 
 def shard_like(state: dict[str, Any], parameters: list[torch.Tensor]) -> dict[str, Any]:
-    """An optimiser's state dict with its tensors cut as the parameters are that they belong to, one after the other."""
+    """An optimiser's state dict with its tensors sharded as the parameters are that they belong to."""
 
     def moments(parameter: torch.Tensor, values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(parameter, DTensor):
@@ -105,16 +105,15 @@ def shard_like(state: dict[str, Any], parameters: list[torch.Tensor]) -> dict[st
 
 
 def clip_gradients(parameters: list[torch.Tensor], limit: float, world: World) -> float:
-    """As ``torch.nn.utils.clip_grad_norm_``, for gradients of which some are cut; returns the norm before clipping."""
+    """As ``torch.nn.utils.clip_grad_norm_``, for gradients of which some are sharded; returns the norm before clipping."""
     squares = torch.zeros(2, dtype=torch.float64)
-    mine = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in parameters]
-    for parameter, gradient in zip(parameters, mine, strict=True):
-        assert gradient is not None
-        squares[int(isinstance(parameter, DTensor))] += float(gradient.square().sum())
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    mine = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    for gradient, local in zip(gradients, mine, strict=True):
+        squares[int(isinstance(gradient, DTensor))] += float(local.square().sum())
     ours = squares[1:].to(parameters[0].device)
     world.all_reduce([ours])
     norm = math.sqrt(float(squares[0] + ours.cpu()[0]))
     for gradient in mine:
-        assert gradient is not None
         gradient.mul_(min(1.0, limit / (norm + 1e-6)))
     return norm

@@ -41,7 +41,7 @@ class World:
         return items[self.rank :: self.size]
 
     def block(self, length: int) -> range:
-        """The numbers below ``length`` that this rank does, in one piece; the ranks' pieces follow each other.
+        """The numbers below ``length`` that this rank does: a contiguous block, after that of the rank before.
 
         >>> [list(World(i, 2).block(5)) for i in range(2)]
         [[0, 1, 2], [3, 4]]
@@ -93,8 +93,8 @@ def join(*, cpu: bool) -> World:
     Raises:
         UserError: accelerate's config asks for DeepSpeed or for FSDP, which are asked for in rsim's config.
     """
-    for engine, remedy in (("DEEPSPEED", "train.deepspeed = FILE takes DeepSpeed's config"),
-                           ("FSDP", "train.shard = true cuts the layers")):  # fmt: skip
+    instead = {"DEEPSPEED": "parallel.deepspeed = FILE takes its config", "FSDP": "parallel.shard = true shards the layers"}
+    for engine, remedy in instead.items():
         if os.environ.get(f"ACCELERATE_USE_{engine}") == "true":
             raise UserError(f"accelerate launch was told to use {engine}", f"launch without it; {remedy}")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -57,7 +57,8 @@ class Linear(torch.nn.Linear):
 @cache
 def _faster_norm(kind: Any) -> Any:
     def forward(self: Any, hidden_states: torch.Tensor) -> Any:
-        if torch.is_grad_enabled() or hidden_states.dtype != torch.float32:
+        exact = hidden_states.dtype == torch.float64  # transformers' own norms would round to float32
+        if not exact and (torch.is_grad_enabled() or hidden_states.dtype != torch.float32):
             return kind.forward(self, hidden_states)
         return rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
 

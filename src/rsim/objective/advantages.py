@@ -1,4 +1,4 @@
-"""Group-relative advantages (GRPO, arXiv 2402.03300, section 4.1.2) and GAE (arXiv 1506.02438, equation 16)."""
+"""Group-relative advantages (GRPO, arXiv 2402.03300, 4.1.2) and GAE (arXiv 1506.02438, eq. 16)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def group_advantages(
     Args:
         returns: ``[B]``, one scalar per episode.
         groups: ``[B]`` integers; episodes with the same number answer the same question.
-        scale_by_std: also divide by the group's sample deviation plus ``eps``. Off by default: it would blow a
-            difference of 0.05 of shaping up to the size of a right answer.
+        scale_by_std: also divide by the group's sample deviation plus ``eps``. Off by default: it would blow
+            a difference of 0.05 of shaping up to the size of a right answer.
 
     Returns:
-        advantages ``[B]`` and ``informative`` ``[B]`` (bool): False where the group's returns are all alike, so that the
-        episode teaches this agent nothing and is skipped.
+        advantages ``[B]`` and ``informative`` ``[B]`` (bool): False where the group's returns are all alike,
+        so that the episode teaches this agent nothing and is skipped.
 
     >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]))
     (tensor([ 0.5000, -0.5000,  0.0000,  0.0000]), tensor([ True,  True, False, False]))

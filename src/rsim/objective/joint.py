@@ -12,8 +12,7 @@ from rsim.objective.losses import clip_range, clipped_share, kl_estimate, surrog
 
 @dataclass
 class Evaluated:
-    """What the current weights say of recorded actions; all ``[B, K]``. ``pull`` is `usage_pull`'s; the last three may be
-    absent."""
+    """What the current weights say of recorded actions, ``[B, K]``; ``pull`` is `usage_pull`'s."""
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
@@ -37,19 +36,20 @@ def agent_objective(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """One agent's objective on a (micro-)batch, to be maximised, and sums for the metrics.
 
-    ``J = sum w * (surrogate - beta * KL + bonus * entropy + pull) - value_coefficient * sum w * (V - target)^2`` with the
-    weights of `rsim.objective.losses.action_weights`.
+    ``J = sum w * (surrogate - beta * KL + bonus * entropy + pull - value_coefficient * (V - target)^2)`` with
+    the weights of `rsim.objective.losses.action_weights`.
 
     Args:
         old_logprobs: ``[B, K]`` under the weights that the batch was taken with.
         sampler_logprobs: ``[B, K]`` as the engine reported them, for the truncated importance correction.
     """
-    low, high = clip_range(config.loss, config.clip_low, config.clip_high)
-    gain = surrogate(config.loss, now.logprobs, old_logprobs, advantages, mask, low, high)
+    clip = clip_range(config.loss, config.clip_low, config.clip_high)
+    gain = surrogate(config.loss, now.logprobs, old_logprobs, advantages, mask, clip)
     if config.importance_cap > 0 and sampler_logprobs is not None:
         gain = gain * truncated_importance(old_logprobs, sampler_logprobs, config.importance_cap)
+    clipped = clipped_share(config.loss, now.logprobs, old_logprobs, advantages, clip)
     sums = {
-        "clipped": (clipped_share(config.loss, now.logprobs, old_logprobs, advantages, low, high) * mask).sum().detach(),
+        "clipped": (clipped * mask).sum().detach(),
         "entropy": (now.entropy * mask).sum().detach(),
         "actions": mask.sum(),
     }
@@ -72,14 +72,15 @@ def agent_objective(
 def usage_pull(policies: torch.Tensor, mean: torch.Tensor, weight: float) -> torch.Tensor:
     """What draws the planner towards strategies that it rarely uses, whatever the state, ``[N]``.
 
-    ``weight / S * sum_a p_a / m_a`` with the mean policy ``m`` over all decisions of the batch, held constant: averaged over
-    these decisions, its gradient is that of ``-weight * KL(uniform || m)``. What is rare is pulled up whether it was sampled or
-    not; and, unlike with an entropy bonus, the planner stays free to be sure in each state.
+    ``weight / S * sum_a p_a / m_a`` with the mean policy ``m`` over all decisions of the batch, held
+    constant: averaged over these decisions, its gradient is that of ``-weight * KL(uniform || m)``. What is
+    rare is pulled up whether it was sampled or not; and, unlike with an entropy bonus, the planner stays free
+    to be sure in each state.
 
     Args:
         policies: ``[N, S]`` probabilities of the strategies, as they are now.
-        mean: ``[S]``, as sampled from. What is below a thousandth counts as a thousandth, so that no state is pulled at
-            without bound; the pull on a strategy that is rarer fades with its probability.
+        mean: ``[S]``, as sampled from. What is below a thousandth counts as a thousandth, so that no state is
+            pulled at without bound; the pull on a strategy that is rarer fades with its probability.
 
     >>> usage_pull(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.75, 0.25]), 0.3)
     tensor([0.2000, 0.6000])
@@ -97,8 +98,8 @@ def objective_factor(agent: str, lam: float, mode: str, *, alone: bool) -> float
 def learning_rate_factor(agent: str, lam: float, mode: str, *, alone: bool) -> float:
     """The factor on an agent's learning rate: ``2 lambda`` and ``2 (1 - lambda)`` in mode ``lr``.
 
-    Adam and per-agent gradient clipping cancel a constant factor on a loss, so this is the mode in which lambda acts. A
-    reasoner trained without planner keeps its plain rate.
+    Adam and per-agent gradient clipping cancel a constant factor on a loss, so this is the mode in which
+    lambda acts. A reasoner trained without planner keeps its plain rate.
 
     >>> round(learning_rate_factor("planner", 0.7, "lr", alone=False), 3)
     1.4

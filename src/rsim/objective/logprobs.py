@@ -18,8 +18,8 @@ def token_logprobs(
     """Log-probs of ``tokens`` and entropies of their distributions, both ``[N]`` (nats), in float32 or
     in the float64 of ``hidden``.
 
-    Equal to ``log_softmax(hidden @ weight.T / temperature)`` gathered at ``tokens``. The logits are made a chunk of rows at a
-    time and made again in the backward pass, so that memory does not grow with ``N * V``.
+    Equal to ``log_softmax(hidden @ weight.T / temperature)`` gathered at ``tokens``. The logits are made a
+    chunk of rows at a time and made again in the backward pass, so that memory does not grow with ``N * V``.
 
     Args:
         hidden: ``[N, h]`` final hidden states.
@@ -54,7 +54,9 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+    def backward(
+        ctx: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         hidden, weight, tokens, totals = ctx.saved_tensors
         scaled = gradients[0] / ctx.temperature
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None

@@ -1,7 +1,7 @@
 """Policy-gradient surrogates and normalisers as free functions on tensors and masks.
 
-A loss is the pair of a surrogate (what is averaged) and a normaliser (how). Both agents use the same functions: an
-*action* is a sampled token for the reasoner and a strategy for the planner. Shapes: ``B`` episodes, ``K`` actions.
+A loss is a surrogate (what is averaged) and a normaliser (how). Both agents use the same functions: an
+*action* is a sampled token for the reasoner and a strategy for the planner. ``B`` episodes, ``K`` actions.
 
 =========  =========  ==========  =====================================================
 loss       surrogate  normaliser  source
@@ -41,40 +41,46 @@ def surrogate(
     old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
     mask: torch.Tensor,
-    clip_low: float,
-    clip_high: float,
+    clip: tuple[float, float],
 ) -> torch.Tensor:
-    """The objective of each action (to be maximised), ``[B, K]``; what lies outside the mask is to be ignored.
+    """The objective of each action (to be maximised), ``[B, K]``; ignore what lies outside the mask.
 
     Args:
         logprobs, old_logprobs: ``[B, K]`` under the trained and the sampling policy.
         advantages: ``[B, K]`` (a scalar return's advantage broadcast over its actions).
         mask: ``[B, K]`` of 0 and 1.
 
-    Worked example: ratio ``exp(logprob - old) = 1.5`` with advantage 1 and clip 0.2 gives ``min(1.5, 1.2) = 1.2`` for
-    *clip*; *cispo* gives ``1.2 * logprob`` with the 1.2 held constant, so the gradient does not vanish.
+    Worked example: ratio ``exp(logprob - old) = 1.5`` with advantage 1 and clip 0.2 gives 1.2 for *clip*;
+    *cispo* gives ``1.2 * logprob`` with the 1.2 held constant, so the gradient does not vanish.
     """
+    low, high = clip
     difference = (logprobs - old_logprobs) * mask
     if loss == "gspo":
         # One ratio per episode: the geometric mean of its actions' ratios.
         difference = (difference.sum(1) / mask.sum(1).clamp(min=1))[:, None].expand_as(logprobs)
     ratio = difference.exp()
     if loss == "cispo":
-        return ratio.clamp(max=1 + clip_high).detach() * advantages * logprobs
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+        return ratio.clamp(max=1 + high).detach() * advantages * logprobs
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
 
 def action_weights(
-    normaliser: str, mask: torch.Tensor, *, actions: int, episodes: int, constant: int, joint_lengths: torch.Tensor
+    normaliser: str,
+    mask: torch.Tensor,
+    *,
+    actions: int,
+    episodes: int,
+    constant: int,
+    joint_lengths: torch.Tensor,
 ) -> torch.Tensor:
     """The weight of every action, ``[B, K]``, such that the objective is ``(weights * surrogate).sum()``.
 
-    The totals are those of the whole batch, over all micro-batches and ranks, so that sums of parts equal the whole.
+    The totals are the whole batch's, over all micro-batches and ranks, so that sums of parts equal the whole.
 
     Args:
-        normaliser: ``token`` (mean over all actions), ``sequence`` (mean over an episode's actions, then over episodes),
-            ``constant`` (divide by a fixed number of actions per episode) or ``paper`` (1 / (decisions + sampled tokens)
-            of each episode, for both agents alike).
+        normaliser: ``token`` (mean over all actions), ``sequence`` (mean over an episode's actions, then over
+            episodes), ``constant`` (divide by a fixed number of actions per episode) or ``paper`` (1 /
+            (decisions + sampled tokens) of each episode, for both agents alike).
         mask: ``[B, K]`` of 0 and 1.
         actions: of this agent in the whole batch.
         episodes: in the whole batch.
@@ -115,15 +121,19 @@ def kl_estimate(kind: str, logprobs: torch.Tensor, reference: torch.Tensor) -> t
 
 
 def clipped_share(
-    loss: str, logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
+    loss: str,
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    clip: tuple[float, float],
 ) -> torch.Tensor:
     """1 where the clip is active (the action's gradient is cut), ``[B, K]``."""
     ratio = (logprobs - old_logprobs).exp()
-    above = (ratio > 1 + clip_high) & (advantages > 0)
-    below = (ratio < 1 - clip_low) & (advantages < 0)
+    above = (ratio > 1 + clip[1]) & (advantages > 0)
+    below = (ratio < 1 - clip[0]) & (advantages < 0)
     return (above if loss == "cispo" else above | below).to(ratio.dtype)
 
 
 def truncated_importance(trainer: torch.Tensor, sampler: torch.Tensor, cap: float) -> torch.Tensor:
-    """``min(exp(trainer - sampler), cap)``, held constant: corrects for a sampler whose numerics differ, ``[B, K]``."""
+    """``min(exp(trainer - sampler), cap)`` ``[B, K]``, held constant: for a sampler whose numerics differ."""
     return (trainer - sampler).exp().clamp(max=cap).detach()

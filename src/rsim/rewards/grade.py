@@ -1,8 +1,10 @@
-"""One checker for every kind of answer: reads it strictly and flexibly, compares it with gold, and says why when it gave up.
+"""One checker for every kind of answer: reads it strictly and flexibly, compares it with gold, and says why
+when it gave up.
 
-*strict* wants the answer in exactly one ``\\boxed{...}`` (code: in exactly one code block); *flexible* takes the last answer
-that can be found. Comparison goes from cheap to dear: normalised text, exact numbers, and only then symbolic algebra, in a
-worker process. Model-written code runs in a sandbox. Whatever fails counts as wrong.
+*strict* wants the answer in exactly one ``\\boxed{...}`` (code: in exactly one code block); *flexible* takes
+the last answer that can be found. Comparison goes from cheap to dear: normalised text, exact numbers, and
+only then symbolic algebra, in a worker process. Model-written code runs in a sandbox. Whatever fails counts
+as wrong.
 """
 
 from __future__ import annotations
@@ -10,7 +12,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rsim.answers.extract import Mode, boxed, close_numbers, extract, parse_number, plain_latex, plain_text, same_amount
+from rsim.answers.extract import (
+    Mode,
+    boxed,
+    close_numbers,
+    extract,
+    parse_number,
+    plain_latex,
+    plain_text,
+    same_amount,
+)
 from rsim.errors import UserError
 from rsim.game.problem import Kind, Problem
 from rsim.rewards.sandbox import run_tests
@@ -23,15 +34,17 @@ _NAMED_LETTER = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?:?\s*\(?([A-J])
 
 @dataclass(frozen=True)
 class Verdict:
-    """``right`` and how it was found: ``text``, ``number``, ``symbolic``, ``choice``, ``code`` or ``gym``; ``failure`` says why
-    the checker gave up, if it did."""
+    """``right`` and how it was found: ``text``, ``number``, ``symbolic``, ``choice``, ``code`` or ``gym``;
+    ``failure`` says why the checker gave up, if it did."""
 
     right: bool
     how: str = ""
     failure: str = ""
 
 
-def check(problem: Problem, text: str, mode: Mode = "strict", *, unsafe: bool = False) -> tuple[str | None, Verdict]:
+def check(
+    problem: Problem, text: str, mode: Mode = "strict", *, unsafe: bool = False
+) -> tuple[str | None, Verdict]:
     """Reads the answer out of ``text``, a model's final words, and judges it.
 
     Returns:
@@ -42,7 +55,12 @@ def check(problem: Problem, text: str, mode: Mode = "strict", *, unsafe: bool = 
     ('42.0', Verdict(right=True, how='number', failure=''))
     """
     answer = read_answer(text, mode, problem.kind)
-    if mode == "flexible" and problem.kind == "gym" and not boxed(text) and parse_number(problem.answer) is not None:
+    if (
+        mode == "flexible"
+        and problem.kind == "gym"
+        and not boxed(text)
+        and parse_number(problem.answer) is not None
+    ):
         answer = extract(text, "flexible") or answer  # the task's verifier would take the whole text
     if answer is None:
         return None, Verdict(False)
@@ -91,7 +109,9 @@ def grade(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
     gold, given = parse_number(problem.answer), parse_number(answer)
     if gold is not None and (given is not None or kind == "numeric"):
         tolerance = problem.meta.get("tolerance", 0.0)
-        return Verdict(given is not None and close_numbers(given, gold, answer, problem.answer, tolerance), "number")
+        return Verdict(
+            given is not None and close_numbers(given, gold, answer, problem.answer, tolerance), "number"
+        )
     if plain_latex(answer) == plain_latex(problem.answer) != "":
         return Verdict(True, "text")
     options = {name: problem.meta[name] for name in ("decimals", "set_relations") if name in problem.meta}
@@ -106,7 +126,9 @@ def _grade_choice(problem: Problem, answer: str) -> Verdict:
         UserError: the gold answer is no letter.
     """
     if not re.fullmatch("[A-J]", problem.answer):
-        raise UserError(f"the gold answer {problem.answer!r}", "that of a choice must be a letter from A to J")
+        raise UserError(
+            f"the gold answer {problem.answer!r}", "that of a choice must be a letter from A to J"
+        )
     letter = _LETTER.fullmatch(plain_latex(answer).upper())
     if letter:
         return Verdict(letter[1] == problem.answer, "choice")

@@ -24,8 +24,8 @@ RewardFunction = Callable[[Episode], float]
 
 @dataclass(frozen=True)
 class Score:
-    """The returns of one episode. ``parts`` holds each weighted part; ``correct`` is strict (one box, final step);
-    ``failure`` says why the checker gave up on the answer, if it did."""
+    """The returns of one episode. ``parts`` holds each weighted part; ``correct`` is strict (one box, final
+    step); ``failure`` says why the checker gave up on the answer, if it did."""
 
     predicted: str | None
     correct: bool
@@ -35,7 +35,8 @@ class Score:
     failure: str = ""
 
 
-PARTS = ("accuracy", "format", "follow", "terminal", "penalty", "cost")  # of a reward, beside functions of the user's own
+# Of a reward, beside functions of the user's own.
+PARTS = ("accuracy", "format", "follow", "terminal", "penalty", "cost")
 
 
 def score(
@@ -46,9 +47,10 @@ def score(
 ) -> Score:
     """Scores a finished episode.
 
-    Reasoner: ``accuracy + format + follow``; planner: ``accuracy + terminal - penalty - cost``; a custom part is added to both.
-    Answers and evidence come from sampled tokens only; a prompt may have opened the box or code block that the answer is
-    written into (`Step.answer`). Without an answer, ``format``, ``follow`` and ``terminal`` are 0.
+    Reasoner: ``accuracy + format + follow``; planner: ``accuracy + terminal - penalty - cost``; a custom part
+    is added to both. Answers and evidence come from sampled tokens only; a prompt may have opened the box or
+    code block that the answer is written into (`Step.answer`). Without an answer, ``format``, ``follow`` and
+    ``terminal`` are 0.
     """
     problem = checked_as(episode.problem, config.checker)
     episode = replace(episode, problem=problem)
@@ -56,14 +58,13 @@ def score(
     verdict = Verdict(False) if predicted is None else grade(problem, predicted, unsafe=config.unsafe_code)
     correct = verdict.right
     answered = predicted is not None
+    repeated = repeats(episode, strategies, config.repeat_allowance) if strategies else 0
     parts = {
         "accuracy": config.accuracy * correct,
         "format": config.format * (answered and well_formatted(episode)),
         "follow": config.follow * follow_share(episode, strategies) * answered if strategies else 0.0,
         "terminal": config.terminal * (episode.terminated and answered),
-        "penalty": -min(config.penalty * repeats(episode, strategies, config.repeat_allowance), config.penalty_cap)
-        if strategies
-        else 0.0,
+        "penalty": -min(config.penalty * repeated, config.penalty_cap) if strategies else 0.0,
         "cost": -config.token_price * (len(episode.token_ids) - episode.prompt_length) / 100,
     }
     extra = {name: float(function(episode)) for name, function in (custom or {}).items()}
@@ -114,8 +115,10 @@ def follow_share(episode: Episode, strategies: StrategySet) -> float:
         if step.strategy < 0 or strategies[step.strategy].repeat_free:
             continue
         strategy = strategies[step.strategy]
-        answered = strategy.name == TERMINATION and read_answer(step.answer, "strict", episode.problem.kind) is not None
-        seen.append(answered if strategy.name == TERMINATION else strategy.shows_evidence(step.text))
+        if strategy.name == TERMINATION:
+            seen.append(read_answer(step.answer, "strict", episode.problem.kind) is not None)
+        else:
+            seen.append(strategy.shows_evidence(step.text))
     return sum(seen) / len(seen) if seen else 0.0
 
 

@@ -1,11 +1,13 @@
 """Running model-written Python against tests, where it can do no harm.
 
-Each program runs in its own namespaces (mount, network, process, IPC; user, unless root starts it). It sees a read-only
-Python, an empty ``/tmp`` in memory and nothing else, has no network, is alone among its processes, and has limits on processor
-time, memory, processes and file size. When it is over, or out of time, everything in it is killed at once. Where the kernel
-does not allow this, the answer is a clear refusal, unless ``unsafe`` says to go on with limits alone.
+Each program runs in its own namespaces (mount, network, process, IPC; user, unless root starts it). It sees a
+read-only Python, an empty ``/tmp`` in memory and nothing else, has no network, is alone among its processes,
+and has limits on processor time, memory, processes and file size. When it is over, or out of time, everything
+in it is killed at once. Where the kernel does not allow this, the answer is a clear refusal, unless
+``unsafe`` says to go on with limits alone.
 
-The model's program and the tests are two processes in two sandboxes; see `rsim.rewards.sandbox_guest` for why.
+The model's program and the tests are two processes in two sandboxes; see `rsim.rewards.sandbox_guest` for
+why.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _GUEST = Path(__file__).with_name("sandbox_guest.py")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}  # of what runs in a sandbox
 _BOUND = ("/usr", "/lib", "/lib64", "/bin")  # read-only, where they exist, beside Python's own prefix
 
-# Builds a new root in memory, moves into it and gives up every capability. Arguments: root, user ("" for the present one),
-# "proc" or "", read-only folders, "--", command.
+# Builds a new root in memory, moves into it and gives up every capability. Arguments: root, user ("" for the
+# present one), "proc" or "", read-only folders, "--", command.
 _ENTER = """
 set -e
 root=$1; user=$2; proc=$3; shift 3
@@ -78,7 +80,12 @@ class Result:
 
 
 def run_tests(
-    candidate: str, tests: str, *, shadowed: tuple[str, ...] = (), limits: Limits | None = None, unsafe: bool = False
+    candidate: str,
+    tests: str,
+    *,
+    shadowed: tuple[str, ...] = (),
+    limits: Limits | None = None,
+    unsafe: bool = False,
 ) -> Result:
     """Runs ``tests`` against the names that ``candidate`` defines.
 
@@ -91,20 +98,29 @@ def run_tests(
     limits = limits or Limits()
     if not unsafe and not sandbox_works():
         raise UserError(
-            "model-written code cannot be sandboxed here", "allow user namespaces, or pass --unsafe to run it anyway"
+            "model-written code cannot be sandboxed here",
+            "allow user namespaces, or pass --unsafe to run it anyway",
         )
     for program in (candidate, tests):
         if "\0" in program or _encode(program) is None:
             return Result(False, "not a text")
     to_candidate, to_tests, verdict = os.pipe(), os.pipe(), os.pipe()
-    with tempfile.TemporaryDirectory(prefix="rsim-") as folder, tempfile.TemporaryFile() as a, tempfile.TemporaryFile() as b:
+    with (
+        tempfile.TemporaryDirectory(prefix="rsim-") as folder,
+        tempfile.TemporaryFile() as a,
+        tempfile.TemporaryFile() as b,
+    ):
         for file, program in ((a, candidate), (b, tests)):
             file.write(program.encode())
             file.seek(0)
         guests = [
             _start(["candidate", ""], folder, limits, unsafe, [a.fileno(), to_candidate[0], to_tests[1]]),
             _start(
-                ["tests", ",".join(shadowed)], folder, limits, unsafe, [b.fileno(), to_tests[0], to_candidate[1], verdict[1]]
+                ["tests", ",".join(shadowed)],
+                folder,
+                limits,
+                unsafe,
+                [b.fileno(), to_tests[0], to_candidate[1], verdict[1]],
             ),
         ]
         try:
@@ -114,7 +130,9 @@ def run_tests(
         finally:
             os.close(verdict[0])
             for guest in guests:
-                os.killpg(guest.pid, signal.SIGKILL)  # not waited for yet, so the group is there even if all in it have ended
+                os.killpg(
+                    guest.pid, signal.SIGKILL
+                )  # not waited for yet, so the group is there even if all in it have ended
                 guest.wait()
     if said is None:
         return Result(False, "timeout")
@@ -128,27 +146,37 @@ def _encode(text: str) -> bytes | None:
         return None
 
 
-def _start(role: list[str], folder: str, limits: Limits, unsafe: bool, fds: list[int]) -> subprocess.Popen[bytes]:
+def _start(
+    role: list[str], folder: str, limits: Limits, unsafe: bool, fds: list[int]
+) -> subprocess.Popen[bytes]:
     python = os.path.realpath(sys.executable)
     seconds = int(limits.seconds) + 1
-    command = [
-        "prlimit", f"--cpu={seconds}", f"--as={limits.memory_mb << 20}", f"--fsize={limits.file_mb << 20}", "--core=0",
-        f"--nproc={limits.processes}", "--nofile=64", python, "-I", "-c", _GUEST.read_text(encoding="utf-8"), *role,
-        *map(str, fds),
-    ]  # fmt: skip
+    sizes = f"--as={limits.memory_mb << 20}", f"--fsize={limits.file_mb << 20}", "--core=0"
+    counts = f"--nproc={limits.processes}", "--nofile=64"
+    guest = python, "-I", "-c", _GUEST.read_text(encoding="utf-8"), *role, *map(str, fds)
+    command = ["prlimit", f"--cpu={seconds}", *sizes, *counts, *guest]
     if unsafe:
         command.remove(f"--nproc={limits.processes}")  # would count all of the user's processes
     else:
         root = os.path.join(folder, role[0])
         os.mkdir(root)
         command = sandboxed(command, root, proc=True)
+    null = subprocess.DEVNULL
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=fds, cwd=folder,
-        env=ENVIRONMENT, start_new_session=True,
-    )  # fmt: skip
+        command,
+        stdin=null,
+        stdout=null,
+        stderr=null,
+        pass_fds=fds,
+        cwd=folder,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
 
 
-def sandboxed(command: list[str], root: str, places: tuple[str, ...] = (), *, proc: bool = False) -> list[str]:
+def sandboxed(
+    command: list[str], root: str, places: tuple[str, ...] = (), *, proc: bool = False
+) -> list[str]:
     """``command``, to be run in a sandbox.
 
     Args:
@@ -166,7 +194,8 @@ _users = itertools.count()
 
 
 def _user() -> str:
-    """Limits on processes do not bind root: started by root, each sandbox gets a user number that nobody else has."""
+    """Limits on processes do not bind root: started by root, each sandbox gets a user number that nobody else
+    has."""
     if os.geteuid() != 0:
         return ""
     number = 1_000_000 + os.getpid() % 50_000 * 20_000 + next(_users) % 20_000

@@ -1,13 +1,15 @@
-"""What runs inside the sandbox, from its own text alone: ``python -I -c TEXT ROLE SHADOWED SOURCE IN OUT [VERDICT]``.
+"""What runs inside the sandbox, from its own text alone: ``python -I -c TEXT ROLE SHADOWED SOURCE IN OUT
+[VERDICT]``.
 
-SOURCE, IN, OUT and VERDICT are file descriptors; SHADOWED names, separated by commas, are the candidate's even where Python
-has a built-in of that name.
+SOURCE, IN, OUT and VERDICT are file descriptors; SHADOWED names, separated by commas, are the candidate's
+even where Python has a built-in of that name.
 
-Two processes, each in a sandbox of its own, talk by lines. *candidate* runs the model's program and then serves calls into it.
-*tests* runs the test program, in which the names that it does not define itself are the candidate's, or stand-ins for them; it
-alone holds the verdict's pipe. So a candidate can return wrong values, hang or die, but it can neither touch the tests nor
-speak for them: leaving with status 0, patching ``assert`` or overriding ``==`` gain nothing. Values cross as plain data; other
-objects stay where they are and cross as handles.
+Two processes, each in a sandbox of its own, talk by lines. *candidate* runs the model's program and then
+serves calls into it. *tests* runs the test program, in which the names that it does not define itself are the
+candidate's, or stand-ins for them; it alone holds the verdict's pipe. So a candidate can return wrong values,
+hang or die, but it can neither touch the tests nor speak for them: leaving with status 0, patching ``assert``
+or overriding ``==`` gain nothing. Values cross as plain data; other objects stay where they are and cross as
+handles.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import os
 import sys
 from typing import Any
 
-# The types that cross by name. A function of Python's that crossed into the tests would be called there: no eval for them.
+# The types that cross by name. A function of Python's that crossed into the tests would be called there: no
+# eval for them.
 _TYPES = (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict)
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
@@ -153,7 +156,9 @@ def main() -> None:
         code = compile(source, "tests.py", "exec")
         wanted = _used_names(code) - _bound_names(code) - (set(vars(builtins)) - shadowed)
         given = link.ask("names", 0, sorted(wanted))
-        tests |= {name: given[name] for name in wanted if name in given}  # and nothing else that it may have sent
+        tests |= {
+            name: given[name] for name in wanted if name in given
+        }  # and nothing else that it may have sent
         exec(code, tests)
         verdict = "passed"
     except BaseException as error:

@@ -1,10 +1,10 @@
 """Symbolic comparison of answers, and reasoning-gym's verifiers, in sandboxed worker processes.
 
-Third-party libraries read what a model wrote, and some hand it to ``eval``. Each library has workers of its own, in the sandbox
-of `rsim.rewards.sandbox`: no network, nothing to write to, no privileges; every answer is judged in a fork with limits on
-processor time, memory and system calls (`rsim.rewards.guest.verifier`). An answer that hangs, crashes or grows ends its fork,
-counts as wrong, and the failure is counted. Usable from threads, async handlers (through a thread) and forked processes: a fork
-starts workers of its own.
+Third-party libraries read what a model wrote, and some hand it to ``eval``. Each library has workers of its
+own, in the sandbox of `rsim.rewards.sandbox`: no network, nothing to write to, no privileges; every answer is
+judged in a fork with limits on processor time, memory and system calls (`rsim.rewards.guest.verifier`). An
+answer that hangs, crashes or grows ends its fork, counts as wrong, and the failure is counted. Usable from
+threads, async handlers (through a thread) and forked processes: a fork starts workers of its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ sys.path += sys.argv[1].split(":")
 from rsim.rewards.guest.verifier import main
 main(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), float(sys.argv[6]))
 """
-# LaTeX that is no code to any reader: numbers, signs, names of at most two letters, known commands, words in \text{...}.
+# LaTeX that is no code to any reader: numbers, signs, names of at most two letters, known commands, words in
+# \text{...}.
 _COMMANDS = (
     "frac dfrac tfrac cfrac sqrt pi left right text mathrm mathbf mbox boxed cdot times div pm infty cup "
     "cap in circ degree angle le leq ge geq ne neq sin cos tan cot sec csc arcsin arccos arctan log ln "
@@ -85,13 +86,16 @@ class SymbolicPool:
     def _reset(self) -> None:
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._idle: dict[str, queue.LifoQueue[_Worker | None]] = {name: queue.LifoQueue() for name in _LIBRARIES}
+        self._idle: dict[str, queue.LifoQueue[_Worker | None]] = {
+            name: queue.LifoQueue() for name in _LIBRARIES
+        }
         for places in self._idle.values():
             for _ in range(self.workers):
                 places.put(None)  # a place without a process yet
 
     def same(self, gold: str, answer: str, *, decimals: int = 6, set_relations: bool = False) -> Outcome:
-        """Whether ``answer`` (a bare answer or a whole text) says the same as ``gold``; never raises on any text.
+        """Whether ``answer`` (a bare answer or a whole text) says the same as ``gold``; never raises on any
+        text.
 
         Args:
             decimals: floats are compared when rounded so.
@@ -194,7 +198,9 @@ class _Worker:
                 self.kill()
                 errors.seek(0)
                 said = errors.read()[-500:].decode("utf-8", "replace").strip().splitlines()
-                raise UserError(f"the answer checker cannot load {library}", "; ".join(said[-1:]) or "it took too long")
+                raise UserError(
+                    f"the answer checker cannot load {library}", "; ".join(said[-1:]) or "it took too long"
+                )
 
     def ask(self, request: dict[str, Any], seconds: float) -> str | None:
         """The verdict, or None when there was none in time or the worker is dead."""

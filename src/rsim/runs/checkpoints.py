@@ -49,6 +49,18 @@ class Checkpoints:
             raise UserError(f"no checkpoint {name!r} in {self.path}", f"there are {', '.join(found) or 'none'}")
         return self.path / name
 
+    def intact(self, name: str = "") -> Path:
+        """The newest checkpoint to resume from, or the one of that name.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        found = self.latest()
+        if name or not found:
+            found = self.named(name)
+        verify(found)
+        return found
+
     def save(self, name: str, models: dict[str, Save], state: dict[str, Any] | None, *, wait: bool = True) -> Path:
         """Writes ``{name}/{agent}`` for every model, ``state.pt`` and the manifest.
 

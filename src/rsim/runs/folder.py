@@ -29,7 +29,7 @@ class RunFolder:
     def __init__(self, path: Path, config: Config) -> None:
         self.path, self.config = path, config
         self.changed: list[str] = []  # keys of the config, since the run was last begun or gone on with
-        self.checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
+        self.checkpoints = Checkpoints(path / "checkpoints", config.checkpoint.keep)
 
     @classmethod
     def open(cls, config: Config, *, resume: bool, force: bool = False) -> RunFolder:
@@ -128,8 +128,10 @@ def sampled_tokens(run: Path) -> int:
 
 
 # What the weights and optimisers of a checkpoint are made for.
-_FIXED = ("models.reasoner", "models.planner", "models.shared_base", "models.quantised", "models.strategies", "objective.loss",
-          "objective.beta: 0.0")  # fmt: skip
+_FIXED = (
+    *("models.reasoner", "models.planner", "models.shared_base", "models.quantised", "models.strategies"),
+    *("objective.loss", "objective.beta: 0.0"),
+)
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,66 +23,77 @@ from rsim.training.batch import ActionBatch
 from rsim.training.packing import Stream, pack
 
 
+@dataclass(frozen=True)
+class AgentSettings:
+    """How an agent is trained."""
+
+    temperature: float  # it was sampled at
+    learning_rate: float
+    weight_decay: float = 0.0
+    with_values: bool = False  # a value head, for PPO
+    checkpointing: bool = False  # activations are made again in the backward pass
+    compiled: bool = False  # the layers' norms and MLPs go through torch.compile
+    shard: bool = False  # each rank holds a shard of the layers
+    deepspeed: str = ""  # the file with the config of `Zero`
+
+
 class Agent:
-    """Planner or reasoner, as training sees it: a model without its head, and a head from hidden states to logits."""
+    """Planner or reasoner, as training sees it: a model without its head, and a head from hidden states to
+    logits."""
 
     def __init__(
         self,
         name: str,
         model: PreTrainedModel,
         head: Callable[[torch.Tensor], torch.Tensor],
+        settings: AgentSettings,
         *,
-        temperature: float,
-        learning_rate: float,
-        weight_decay: float,
-        with_values: bool = False,
         head_weight: torch.Tensor | None = None,
-        checkpointing: bool = False,
-        compiled: bool = False,
         world: World = ALONE,
-        shard_layers: bool = False,
-        deepspeed: str = "",
     ) -> None:
-        """``head_weight`` ``[V, hidden]``: what ``head`` multiplies by, if it does nothing else; log-probs then take little
-        memory, and entropies carry no gradient. ``checkpointing``: activations are made again in the backward pass.
-        ``compiled``: the layers' norms and MLPs go through torch.compile. The ranks of ``world`` hold the same agent or, with
-        ``shard_layers``, a shard of it each. ``deepspeed``: the file with the config of `Zero`."""
-        self.world = world
-        self.name, self.model, self.head, self.head_weight = name, model, head, head_weight
+        """``head_weight`` ``[V, hidden]``: what ``head`` multiplies by, if it does nothing else; log-probs
+        then take little memory, and entropies carry no gradient. The ranks of ``world`` hold the same
+        agent."""
+        self.name, self.model, self.head, self.head_weight, self.world = name, model, head, head_weight, world
+        self.temperature, self.learning_rate = settings.temperature, settings.learning_rate
+        self.deepspeed = settings.deepspeed
         packed.prepare(model)
-        self.checkpointed: list[torch.nn.Module] = []
-        if checkpointing:
+        layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self.checkpointed = layers if settings.checkpointing else []
+        if settings.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-            self.checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        if compiled:
+        if settings.compiled:
             for module in model.modules():
                 if type(module).__name__.endswith(("RMSNorm", "MLP")):
                     module.compile(dynamic=True)
-        self.temperature, self.learning_rate = temperature, learning_rate
-        self.sharded: ShardedModel | None = shard(model, world) if shard_layers else None
-        in_layers = {p for m in model.modules() if isinstance(m, GradientCheckpointingLayer) for p in m.parameters()}
+        self.sharded: ShardedModel | None = shard(model, world) if settings.shard else None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.value_head: torch.nn.Linear | None = None
-        groups: list[dict[str, Any]] = [  # an optimiser cannot mix cut and whole parameters in one group
-            {"params": part, "weight_decay": weight_decay}
-            for part in ([p for p in self.parameters if p in in_layers], [p for p in self.parameters if p not in in_layers])
-            if part
-        ]
-        if with_values:
-            hidden = model.config.get_text_config().hidden_size
-            self.value_head = torch.nn.Linear(hidden, 1, dtype=torch.promote_types(model.dtype, torch.float32)).to(model.device)
-            torch.nn.init.zeros_(self.value_head.weight)
-            torch.nn.init.zeros_(self.value_head.bias)
-            groups.append({"params": list(self.value_head.parameters()), "weight_decay": 0.0})
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-        self.deepspeed = deepspeed
+        self.value_head = _value_head(model, self.precision) if settings.with_values else None
+        self.optimizer = self._optimizer(layers, settings)
         self.passes_left = 0  # of this rank's turns
         self.reference: PreTrainedModel | None = None
 
+    def _optimizer(self, layers: list[torch.nn.Module], settings: AgentSettings) -> torch.optim.AdamW:
+        """An optimiser cannot mix sharded and other parameters in one group."""
+        in_layers = {p for layer in layers for p in layer.parameters()}
+        inside = [p for p in self.parameters if p in in_layers]
+        outside = [p for p in self.parameters if p not in in_layers]
+        groups: list[dict[str, Any]] = [
+            {"params": part, "weight_decay": settings.weight_decay} for part in (inside, outside) if part
+        ]
+        if self.value_head:
+            groups.append({"params": list(self.value_head.parameters()), "weight_decay": 0.0})
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of log-probs, advantages and values: float32, or the weights' own float64."""
+        return torch.promote_types(self.model.dtype, torch.float32)
+
     @cached_property
     def zero(self) -> Zero | None:
-        """Made when it is first asked for, by all ranks: from then on every backward pass through the model is one of its own,
-        and the cold start's, before that, is not."""
+        """Made when it is first asked for, by all ranks: from then on every backward pass through the model
+        is one of its own, and the cold start's, before that, is not."""
         if not self.deepspeed:
             return None
         trained = [self.model, self.value_head] if self.value_head else [self.model]
@@ -93,11 +105,18 @@ class Agent:
         packed.prepare(self.reference)
 
     def evaluate(
-        self, batch: ActionBatch, *, with_reference: bool = False, usage: torch.Tensor | None = None, usage_weight: float = 0.0
-    ) -> Evaluated:  # fmt: skip
-        """Log-probs (at the sampling temperature), entropies and values of a batch's actions, each ``[B, K]``.
+        self,
+        batch: ActionBatch,
+        *,
+        with_reference: bool = False,
+        usage: torch.Tensor | None = None,
+        usage_weight: float = 0.0,
+    ) -> Evaluated:
+        """Log-probs (at the sampling temperature), entropies and values of a batch's actions, each ``[B,
+        K]``.
 
-        ``usage`` ``[strategies]``, the mean policy of the whole batch: also `usage_pull`, of an agent without ``head_weight``.
+        ``usage`` ``[strategies]``, the mean policy of the whole batch: also `usage_pull`, of an agent without
+        ``head_weight``.
         """
         stream = pack(batch, self.model.config)
         chosen = batch.mask.bool()
@@ -106,31 +125,31 @@ class Agent:
         logprobs, entropy = self._score(self.head, hidden, actions, self.head_weight)
         values = None
         if self.value_head is not None:
-            rows = hidden.detach().to(self.value_head.weight.dtype)  # the policy's trunk is not trained on values
+            rows = hidden.detach().to(
+                self.value_head.weight.dtype
+            )  # the policy's trunk is not trained on values
             values = _fill(batch.mask, self.value_head(rows)[:, 0])
         reference = None
         if with_reference and self.reference is not None:
             with torch.no_grad():
                 frozen = self._hidden(self.reference, stream, chosen)
-                weight = None if self.head_weight is None else self.reference.get_output_embeddings().weight
-                reference = _fill(batch.mask, self._score(self._reference_head, frozen, actions, weight)[0])
+                head = self.reference.get_output_embeddings()
+                weight = None if self.head_weight is None else head.weight
+                reference = _fill(batch.mask, self._score(head, frozen, actions, weight)[0])
         pull = None
         if usage is not None:
             policies = torch.softmax(precise(self.head(hidden)) / self.temperature, -1)
             pull = _fill(batch.mask, usage_pull(policies, usage, usage_weight))
         return Evaluated(_fill(batch.mask, logprobs), _fill(batch.mask, entropy), values, reference, pull)
 
-    def _reference_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        assert self.reference is not None
-        logits: torch.Tensor = self.reference.get_output_embeddings()(hidden)
-        return logits
-
     def _hidden(self, model: PreTrainedModel, stream: Stream, chosen: torch.Tensor) -> torch.Tensor:
         """Final hidden states at the positions of the actions, ``[N, hidden]``."""
-        for layer in self.checkpointed:  # transformers checkpoints layers in training mode; dropout stays off inside them
+        # transformers checkpoints layers in training mode; dropout stays off inside them. Checkpointing asks
+        # for the RNG's state, which a recorded pass of a rollout may not.
+        for layer in self.checkpointed:
             layer.training = torch.is_grad_enabled()
         hidden = packed.forward(model, stream.ids, stream.positions, stream.layout)
-        for layer in self.checkpointed:  # checkpointing asks for the RNG's state, which a recorded pass of a rollout may not
+        for layer in self.checkpointed:
             layer.training = False
         return hidden.index_select(0, stream.index[chosen])
 
@@ -147,15 +166,16 @@ class Agent:
         logprobs = torch.log_softmax(precise(head(hidden)) / self.temperature, -1)
         return logprobs.gather(-1, actions[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
-    def turns(self, micro: list[torch.Tensor]) -> list[tuple[torch.Tensor, bool]]:
-        """This rank's micro-batches, and whether they count.
+    def turns(self, batch: ActionBatch, max_tokens: int) -> list[tuple[torch.Tensor, bool]]:
+        """This rank's micro-batches of at most ``max_tokens``, as row numbers, and whether they count.
 
-        Where layers or gradients are cut, all ranks must do as many passes: a rank that has one less does one more that counts
-        for nothing.
+        Where layers or gradients are sharded, all ranks must do as many passes: a rank that has one less does
+        one more that counts for nothing.
         """
+        micro = batch.micro_rows(max_tokens, self.world.size)
         mine = [(rows, True) for rows in self.world.share(micro)]
-        most = -(-len(micro) // self.world.size)
         if self.sharded or self.zero:
+            most = -(-len(micro) // self.world.size)
             mine += [(micro[0], False)] * (most - len(mine))
         self.passes_left = len(mine)
         return mine
@@ -166,7 +186,7 @@ class Agent:
         if self.zero:
             self.zero.backward(loss, last=self.passes_left == 0)
         else:
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
 
     def step(self, learning_rate: float, grad_clip: float) -> float:
         """One optimiser step with the gradient of all ranks; returns its norm before clipping."""
@@ -177,7 +197,8 @@ class Agent:
             for parameter in trained:
                 if parameter.grad is None:  # this rank had no share of the batch
                     parameter.grad = torch.zeros_like(parameter)
-            self.world.all_reduce([p.grad for p in trained if not isinstance(p, DTensor)])  # those of pieces are summed
+            # Those of shards are summed already.
+            self.world.all_reduce([p.grad for p in trained if not isinstance(p, DTensor)])
         if self.sharded:
             norm = clip_gradients(trained, grad_clip, self.world)
         else:
@@ -189,9 +210,11 @@ class Agent:
         return norm
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the weights, whole on the main rank, whatever is cut; all ranks must come here."""
+        """What a checkpoint keeps beside the weights, unsharded on the main rank; all ranks must come
+        here."""
+        moments: dict[str, Any]
         if self.zero:
-            moments: Any = {"pieces": self.zero.state()}
+            moments = {"pieces": self.zero.state()}
         else:
             moments = self.optimizer.state_dict()
             moments = full_state_dict(moments, keep=self.world.is_main) if self.sharded else moments
@@ -201,21 +224,37 @@ class Agent:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`.
+
+        Raises:
+            UserError: it is of another ``parallel.deepspeed``, or of an earlier version.
+        """
+        saved = state["optimizer"]
         if self.value_head is not None:
             self.value_head.load_state_dict(state["value_head"])
-        if bool(self.zero) != ("pieces" in state["optimizer"]):
-            raise UserError(f"the checkpoint's optimiser of the {self.name} was saved with another train.deepspeed",
-                            "go on with the one it had")  # fmt: skip
+        if bool(self.zero) != ("pieces" in saved):
+            problem = (
+                f"the checkpoint's optimiser of the {self.name} was saved with another parallel.deepspeed"
+            )
+            raise UserError(problem, "go on with the one it had")
         if self.zero:
-            self.zero.load_state(state["optimizer"]["pieces"])
+            self.zero.load_state(saved["pieces"])
             return
-        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
-        if len(state["optimizer"]["param_groups"]) != len(decays):
-            raise UserError(f"the checkpoint's optimiser of the {self.name} is of an earlier version", "start the run again")
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.optimizer.load_state_dict(shard_like(state["optimizer"], trained))
+        groups = self.optimizer.param_groups
+        decays = [group["weight_decay"] for group in groups]
+        if len(saved["param_groups"]) != len(decays):
+            problem = f"the checkpoint's optimiser of the {self.name} is of an earlier version"
+            raise UserError(problem, "start the run again")
+        self.optimizer.load_state_dict(shard_like(saved, [p for group in groups for p in group["params"]]))
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay  # as configured now
+
+
+def _value_head(model: PreTrainedModel, precision: torch.dtype) -> torch.nn.Linear:
+    head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=precision).to(model.device)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return head
 
 
 def _fill(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,17 @@
 """Cold start: the reasoner learns the step format from its own wrong but well-formatted episodes.
 
-Answers are not taught: only wrong episodes are kept. Injected tokens are read but carry no loss; worked examples that helped
-while sampling are removed before fine-tuning.
+Answers are not taught: only wrong episodes are kept. Injected tokens are read but carry no loss; worked
+examples that helped while sampling are removed before fine-tuning.
 
-``teach = "prompts"`` has the injected prompts and the end of the turn learned as well: the start of a reasoner that will have
-no planner. The control ``teach = "strategies"`` (fine-tuning on strategy-labelled steps) does so with right episodes.
+``teach = "prompts"`` has the injected prompts and the end of the turn learned as well: the start of a
+reasoner that will have no planner. The control ``teach = "strategies"`` (fine-tuning on strategy-labelled
+steps) does so with right episodes.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 from rsim.config import Config
@@ -23,20 +25,27 @@ from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import random_planner
 from rsim.policies.strategies import load_strategies
 from rsim.rewards.rewards import RewardFunction, checked_as, score_all, well_formatted
-from rsim.training.agent import Agent
+from rsim.training.agent import Agent, AgentSettings
 from rsim.training.batch import reasoner_batch
 
 _PROBED = 32  # episodes from which a rate of well-formatted ones is told
 
 
 def cold_start(
-    config: Config, reasoner: Reasoner, problems: list[Problem], custom: dict[str, RewardFunction], world: World = ALONE
+    config: Config,
+    reasoner: Reasoner,
+    problems: list[Problem],
+    custom: dict[str, RewardFunction],
+    world: World = ALONE,
+    sync: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], int]:
     """Samples under the random planner, keeps well-formatted episodes, fine-tunes ``reasoner`` in place.
 
+    ``sync`` gives a sampling server the new weights.
+
     Returns:
-        the report (``cold_start/sampled``, ``kept``, ``format_rate``, ``loss_before``, ``loss_after``) and the number of
-        tokens sampled.
+        the report (``cold_start/sampled``, ``kept``, ``format_rate``, ``loss_before``, ``loss_after`` and, as
+        `format_rate` has them, ``format_rate_before``, ``_after``) and the number of tokens sampled.
 
     Raises:
         UserError: fewer than ``cold_start.minimum`` episodes could be kept.
@@ -45,14 +54,25 @@ def cold_start(
     strategies = load_strategies(config.models.strategies)
     rng = random.Random(f"cold:{config.seed}")
     asked = [rng.choice(problems) for _ in range(settings.episodes)]
-    shown = [replace(p, question=f"{settings.few_shot}\n\n{p.question}") for p in asked] if settings.few_shot else asked
-    train = config.train
-    agent = Agent("reasoner", reasoner.model, reasoner.logits, temperature=1.0,
-                  learning_rate=settings.learning_rate, weight_decay=0.0, head_weight=reasoner.head_weight,
-                  checkpointing=train.gradient_checkpointing, world=world, shard_layers=train.shard)  # fmt: skip
+    shown = (
+        [replace(p, question=f"{settings.few_shot}\n\n{p.question}") for p in asked]
+        if settings.few_shot
+        else asked
+    )
+    training = AgentSettings(
+        temperature=1.0,
+        learning_rate=settings.learning_rate,
+        checkpointing=config.train.gradient_checkpointing,
+        shard=config.parallel.shard,
+    )
+    head = reasoner.head_weight
+    agent = Agent("reasoner", reasoner.model, reasoner.logits, training, head_weight=head, world=world)
+    sharded = [agent.sharded] if agent.sharded else []
+    with unsharded(sharded):
+        before = format_rate(config, reasoner, problems, world)
     game = Game(reasoner, random_planner(strategies), config.rollout)
     mine = world.block(len(shown))
-    with unsharded([agent.sharded] if agent.sharded else []):
+    with unsharded(sharded):
         episodes = game.play([shown[i] for i in mine], seed=config.seed, keys=[f"cold:{i}" for i in mine])
     for episode in episodes:
         episode.group += mine.start
@@ -60,12 +80,15 @@ def cold_start(
     episodes = world.all_gather(episodes)
     formatted = _formatted(config, episodes)
     wants_right = settings.teach == "strategies"
-    kept = [e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and s.correct == wants_right]
+    kept = [
+        e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and s.correct == wants_right
+    ]
     if len(kept) < settings.minimum:
         wanted = "right and" if wants_right else "wrong but"
         raise UserError(
             f"cold start: only {len(kept)} of {len(episodes)} episodes were {wanted} well formatted",
-            f"at least cold_start.minimum = {settings.minimum} are needed: raise cold_start.episodes or give few_shot",
+            f"at least cold_start.minimum = {settings.minimum} are needed: raise cold_start.episodes "
+            "or give few_shot",
         )
     kept = kept[: settings.keep]
     if settings.few_shot:
@@ -74,18 +97,24 @@ def cold_start(
     if settings.teach != "format":
         kept = [_with_prompts_learned(e, reasoner) for e in kept]
     losses = _fine_tune(config, agent, kept)
+    sync()
+    with unsharded(sharded):
+        after = format_rate(config, reasoner, problems, world)
     report = {
         "cold_start/sampled": float(len(episodes)),
         "cold_start/kept": float(len(kept)),
         "cold_start/format_rate": sum(formatted) / len(formatted),
         "cold_start/loss_before": losses[0],
         "cold_start/loss_after": losses[-1],
+        "cold_start/format_rate_before": before,
+        "cold_start/format_rate_after": after,
     }
     return report, sum(e.sampled_tokens for e in episodes)
 
 
 def format_rate(config: Config, reasoner: Reasoner, problems: list[Problem], world: World = ALONE) -> float:
-    """The share of well-formatted episodes under the random planner, without worked examples: what the cold start is to raise.
+    """The share of well-formatted episodes under the random planner, without worked examples: what the cold
+    start is to raise.
 
     The questions are the first ones that `cold_start` samples for; all ranks come out alike.
     """
@@ -99,7 +128,9 @@ def format_rate(config: Config, reasoner: Reasoner, problems: list[Problem], wor
 
 
 def _formatted(config: Config, episodes: list[Episode]) -> list[bool]:
-    return [well_formatted(replace(e, problem=checked_as(e.problem, config.rewards.checker))) for e in episodes]
+    return [
+        well_formatted(replace(e, problem=checked_as(e.problem, config.rewards.checker))) for e in episodes
+    ]
 
 
 def _without_examples(episode: Episode, problem: Problem, reasoner: Reasoner) -> Episode:
@@ -131,16 +162,18 @@ def _with_prompts_learned(episode: Episode, reasoner: Reasoner) -> Episode:
 
 
 def _fine_tune(config: Config, agent: Agent, episodes: list[Episode]) -> list[float]:
-    """Cross-entropy on sampled tokens, one optimiser step per ``train.questions * group`` episodes; loss of each step."""
+    """Cross-entropy on sampled tokens, one optimiser step per ``train.questions * group`` episodes; loss of
+    each step."""
     settings, train = config.cold_start, config.train
     size, losses = train.questions * train.group, []
     for epoch in range(settings.epochs):
         order = list(range(len(episodes)))
         random.Random(f"cold:{config.seed}:{epoch}").shuffle(order)
         for first in range(0, len(order), size):
-            batch = reasoner_batch([episodes[i] for i in order[first : first + size]], agent.model.device)
+            chosen = [episodes[i] for i in order[first : first + size]]
+            batch = reasoner_batch(chosen, agent.model.device, agent.precision)
             total, actions = 0.0, float(batch.mask.sum())
-            for rows, counts in agent.turns(batch.micro_rows(train.micro_tokens, agent.world.size)):
+            for rows, counts in agent.turns(batch, train.micro_tokens):
                 micro = batch.rows(rows)
                 loss = -(agent.evaluate(micro).logprobs * micro.mask).sum() / actions * counts
                 agent.backward(loss)

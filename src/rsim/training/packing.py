@@ -1,7 +1,8 @@
 """A batch of recorded sequences as one packed stream in which the episodes of a question share its tokens.
 
-Every token goes through the model once: no padding, and the beginning that a group's episodes have in common is read once for
-all of them, forward and backward. Attention works on two padded batches, the beginnings and the continuations.
+Every token goes through the model once: no padding, and the beginning that a group's episodes have in common
+is read once for all of them, forward and backward. Attention works on two padded batches, the beginnings and
+the continuations.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from rsim.training.batch import ActionBatch
 
 @dataclass
 class Stream:
-    """``ids`` and ``positions`` ``[N]``; ``index [B, K]``: where in the stream the hidden state of each action lies."""
+    """``ids`` and ``positions`` ``[N]``; ``index [B, K]``: where in the stream the hidden state of each
+    action lies."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -35,7 +37,9 @@ def pack(batch: ActionBatch, config: object) -> Stream:
     own = _Padded.of(lengths - skipped, int(begins.sum()), device)
     columns = skipped[:, None] + torch.arange(own.width, device=device)
     ids = torch.cat([batch.ids[shared][:, : prefix.width][prefix.real], _take(batch.ids, columns)[own.real]])
-    positions = torch.cat([torch.arange(prefix.width, device=device).expand_as(prefix.real)[prefix.real], columns[own.real]])
+    positions = torch.cat(
+        [torch.arange(prefix.width, device=device).expand_as(prefix.real)[prefix.real], columns[own.real]]
+    )
     inside = batch.positions < skipped[:, None]
     at_prefix = (prefix.first[owner.clamp(min=0)][:, None] if len(shared) else 0) + batch.positions
     index = torch.where(inside, at_prefix, own.first[:, None] + batch.positions - skipped[:, None])
@@ -44,7 +48,8 @@ def pack(batch: ActionBatch, config: object) -> Stream:
 
 
 def _shared_beginnings(batch: ActionBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """``owner [B]``, the number of the beginning that a row shares (-1: its own), and a row that has each, ``[n]``.
+    """``owner [B]``, the number of the beginning that a row shares (-1: its own), and a row that has each,
+    ``[n]``.
 
     Raises:
         ValueError: rows of a group that are said to begin alike do not.
@@ -72,7 +77,8 @@ def _shared_beginnings(batch: ActionBatch) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass
 class _Padded:
-    """Sequences of the stream as a right-padded batch: ``index`` and ``real`` ``[rows, width]``, ``first [rows]``."""
+    """Sequences of the stream as a right-padded batch: ``index`` and ``real`` ``[rows, width]``, ``first
+    [rows]``."""
 
     index: torch.Tensor
     real: torch.Tensor
@@ -90,27 +96,41 @@ class _Padded:
     def take(self, tokens: torch.Tensor) -> torch.Tensor:
         """``tokens [heads, N, d]`` as ``[rows, heads, width, d]``."""
         heads, _, size = tokens.shape
-        return tokens.index_select(1, self.index.flatten()).view(heads, *self.index.shape, size).transpose(0, 1)
+        return (
+            tokens.index_select(1, self.index.flatten()).view(heads, *self.index.shape, size).transpose(0, 1)
+        )
 
 
 class SharedLayout:
     """Beginnings see themselves; a continuation sees its beginning and itself, causally."""
 
-    def __init__(self, prefix: _Padded, own: _Padded, owner: torch.Tensor, columns: torch.Tensor, group: int) -> None:
+    def __init__(
+        self, prefix: _Padded, own: _Padded, owner: torch.Tensor, columns: torch.Tensor, group: int
+    ) -> None:
         self.prefix, self.own, self.owner, self.columns, self.group = prefix, own, owner, columns, group
         # Where each token of the stream lies in the two padded batches, laid end to end.
         self.back = torch.cat([prefix.real.flatten(), own.real.flatten()]).nonzero()[:, 0]
         self._masks: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
     ) -> torch.Tensor:
         among_prefixes, among_own = self._mask(window, query.dtype)
         queries, keys, values = (self.own.take(t) for t in (query, key, value))
         parts = []
         if self.prefix.width:
             first_queries, first_keys, first_values = (self.prefix.take(t) for t in (query, key, value))
-            parts.append(grouped_attention(first_queries, first_keys, first_values, among_prefixes, scaling).flatten(0, 1))
+            parts.append(
+                grouped_attention(first_queries, first_keys, first_values, among_prefixes, scaling).flatten(
+                    0, 1
+                )
+            )
             at = self.owner.clamp(min=0)
             keys = torch.cat([first_keys.index_select(0, at), keys], 2)
             values = torch.cat([first_values.index_select(0, at), values], 2)
@@ -124,12 +144,19 @@ class SharedLayout:
             own = torch.arange(self.own.width, device=device)
             among_prefixes = _near(steps[None, :, None] - steps, window)
             owned = (
-                self.prefix.real[self.owner.clamp(min=0)] if len(self.prefix.real) else steps.new_zeros((len(self.owner), 0))
+                self.prefix.real[self.owner.clamp(min=0)]
+                if len(self.prefix.real)
+                else steps.new_zeros((len(self.owner), 0))
             )
-            of_prefix = (owned.bool() & (self.owner >= 0)[:, None])[:, None] & _near(self.columns[:, :, None] - steps, window)
+            of_prefix = (owned.bool() & (self.owner >= 0)[:, None])[:, None] & _near(
+                self.columns[:, :, None] - steps, window
+            )
             of_own = _near(own[None, :, None] - own, window).expand(len(self.owner), -1, -1)
             among_own = torch.cat([of_prefix, of_own], 2)
-            self._masks[window] = additive_mask(among_prefixes, self.group, dtype), additive_mask(among_own, self.group, dtype)
+            self._masks[window] = (
+                additive_mask(among_prefixes, self.group, dtype),
+                additive_mask(among_own, self.group, dtype),
+            )
         return self._masks[window]
 
 

@@ -1,1 +1,2 @@
-"""What runs inside the verifiers' sandbox: third-party libraries that read answers (see `rsim.rewards.symbolic`)."""
+"""What runs inside the verifiers' sandbox: third-party libraries that read answers (see
+`rsim.rewards.symbolic`)."""

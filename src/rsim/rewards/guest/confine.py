@@ -1,4 +1,5 @@
-"""Limits that a process puts on itself, for good: no new privileges, no memory shown to others, few system calls."""
+"""Limits that a process puts on itself, for good: no new privileges, no memory shown to others, few system
+calls."""
 
 from __future__ import annotations
 
@@ -62,8 +63,8 @@ def _prctl(what: int, *arguments: int) -> int:
 
 
 def for_good(memory_mb: int) -> None:
-    """For the process that waits for answers: no new privileges, an end when its parent ends, memory that others may
-    not look into, and so much address space of it."""
+    """For the process that waits for answers: no new privileges, an end when its parent ends, memory that
+    others may not look into, and so much address space of it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         _prctl(_NO_NEW_PRIVS, 1)
@@ -88,5 +89,6 @@ def for_answers(seconds: float, count: int) -> None:
 
 
 def next_answer(seconds: float) -> None:
-    """``seconds`` of processor time from now; then the kernel ends the process, as nothing handles the signal."""
+    """``seconds`` of processor time from now; then the kernel ends the process, as nothing handles the
+    signal."""
     signal.setitimer(signal.ITIMER_PROF, seconds)

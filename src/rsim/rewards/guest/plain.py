@@ -1,7 +1,8 @@
-"""Third-party verifiers hand answers to ``eval`` and to sympy's parser; here both take plain data and formulas only.
+"""Third-party verifiers hand answers to ``eval`` and to sympy's parser; here both take plain data and
+formulas only.
 
-No text of an answer ever runs as code in the process that judges it. Code that did could say "right" for itself, whatever
-walls stand around the process.
+No text of an answer ever runs as code in the process that judges it. Code that did could say "right" for
+itself, whatever walls stand around the process.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class NotPlainError(ValueError):
 
 
 def data(text: Any, *_: Any) -> Any:
-    """Stands in for ``eval``: numbers, texts, their lists, tuples, sets and dicts, and arithmetic on them; no names.
+    """Stands in for ``eval``: numbers, texts, their lists, tuples, sets and dicts, and arithmetic on them; no
+    names.
 
     Raises:
         NotPlainError: anything else.
@@ -69,13 +71,15 @@ def data(text: Any, *_: Any) -> Any:
 
 
 def check_formula(code: str, names: dict[str, Any], more_names: dict[str, Any]) -> None:
-    """What sympy's parser is about to evaluate may call mathematical functions on numbers, symbols and formulas.
+    """What sympy's parser is about to evaluate may call mathematical functions on numbers, symbols and
+    formulas.
 
     Args:
         names: what a name means to the parser; ``more_names`` is asked first.
 
     Raises:
-        NotPlainError: an attribute, an index, a text outside ``Symbol('x')``, another function, a keyword argument, ...
+        NotPlainError: an attribute, an index, a text outside ``Symbol('x')``, another function, a keyword
+            argument, ...
     """
     tree = _parsed(code)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -126,7 +130,8 @@ def _parsed(text: Any) -> ast.Expression:
 
 
 def guard_sympy() -> None:
-    """Every text that sympy parses (``parse_expr``, ``sympify`` and all that call them) passes `check_formula` first."""
+    """Every text that sympy parses (``parse_expr``, ``sympify`` and all that call them) passes
+    `check_formula` first."""
     from sympy.parsing import sympy_parser  # type: ignore[import-untyped,unused-ignore]
 
     write_code = sympy_parser.stringify_expr
@@ -140,7 +145,8 @@ def guard_sympy() -> None:
 
 
 def guard_evaluation(packages: tuple[str, ...]) -> None:
-    """In all modules of ``packages`` ``eval`` is `data`; if they find another way to run a text, it is refused."""
+    """In all modules of ``packages`` ``eval`` is `data`; if they find another way to run a text, it is
+    refused."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in packages:
             vars(module)["eval"] = data

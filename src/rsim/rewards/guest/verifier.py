@@ -1,12 +1,13 @@
 """The process behind `rsim.rewards.symbolic`: one third-party library, and forks that judge.
 
-The waiting process imports and warms up the library, reads jobs and passes them on; it never looks into an answer. A fork
-of it, ready before its job arrives, closes every file but its own two pipes, takes limits on (`confine`) and judges; what an
-answer changes in it dies with it. It knows neither the job's nonce nor the pipe that replies go to. Answers that can be no code
-whatever reads them (the host decides) share a fork, which saves most of the time; any other gets a fork of its own.
+The waiting process imports and warms up the library, reads jobs and passes them on; it never looks into an
+answer. A fork of it, ready before its job arrives, closes every file but its own two pipes, takes limits on
+(`confine`) and judges; what an answer changes in it dies with it. It knows neither the job's nonce nor the
+pipe that replies go to. Answers that can be no code whatever reads them (the host decides) share a fork,
+which saves most of the time; any other gets a fork of its own.
 
-A job is a line, ``NONCE SHARED LENGTH``, and LENGTH bytes, a pickle of ours; SHARED is 0 or 1. A reply is a line,
-``NONCE VERDICT``; a verdict is ``same``, ``different`` or why there is none.
+A job is a line, ``NONCE SHARED LENGTH``, and LENGTH bytes, a pickle of ours; SHARED is 0 or 1. A reply is a
+line, ``NONCE VERDICT``; a verdict is ``same``, ``different`` or why there is none.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ class _Fork:
             part = os.read(self.said, 200)
             if not part:
                 status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-                return "timeout" if status and status.si_status in (signal.SIGPROF, signal.SIGXCPU) else "crash"
+                return (
+                    "timeout" if status and status.si_status in (signal.SIGPROF, signal.SIGXCPU) else "crash"
+                )
             said += part
         text = said.decode("utf-8", "replace").removesuffix("\n")
         return text if _VERDICT.fullmatch(text) else "crash"
@@ -121,7 +124,9 @@ def _judge_all(judge: Judge, jobs: int, verdicts: int, seconds: float) -> None:
                 said = "same" if judge(request) else "different"
             except MemoryError:
                 said = "memory"
-            except BaseException as error:  # they raise nearly anything on malformed answers: fail closed, say so
+            except (
+                BaseException
+            ) as error:  # they raise nearly anything on malformed answers: fail closed, say so
                 said = f"error: {type(error).__name__}"
             os.write(verdicts, said.encode() + b"\n")
     os._exit(0)
@@ -135,7 +140,9 @@ def _math_verify(request: dict[str, Any]) -> bool:
         math_verify.parse(request[key], extraction_config=both, parsing_timeout=None, raise_on_error=True)
         for key in ("gold", "answer")
     )
-    same: bool = math_verify.verify(gold, given, timeout_seconds=None, raise_on_error=True, **request["options"])
+    same: bool = math_verify.verify(
+        gold, given, timeout_seconds=None, raise_on_error=True, **request["options"]
+    )
     return same
 
 
@@ -150,7 +157,8 @@ def _gym(request: dict[str, Any]) -> bool:
 _JUDGES: dict[str, Judge] = {"math_verify": _math_verify, "reasoning_gym": _gym}
 _PACKAGES = {"math_verify": ("math_verify", "latex2sympy2_extended"), "reasoning_gym": ("reasoning_gym",)}
 
-# What is parsed and compared once before the first fork need not be learnt again in each: parser tables, caches, imports.
+# What is parsed and compared once before the first fork need not be learnt again in each: parser tables,
+# caches, imports.
 _LATEX = r"""
 $x+1$ ; $1+x$
 $\frac{1}{2}$ ; $0.5$
@@ -191,5 +199,7 @@ _WARM_UP: dict[str, list[dict[str, Any]]] = {
         {"gold": gold, "answer": answer, "options": {"float_rounding": 6}}
         for gold, _, answer in (line.partition(" ; ") for line in _LATEX.strip().splitlines())
     ],
-    "reasoning_gym": [{"task": "polynomial_multiplication", "entry": {"answer": "2*x**2 - 1"}, "answer": "2*x**2 + sqrt(x)"}],
+    "reasoning_gym": [
+        {"task": "polynomial_multiplication", "entry": {"answer": "2*x**2 - 1"}, "answer": "2*x**2 + sqrt(x)"}
+    ],
 }

@@ -1,0 +1,40 @@
+"""Fields of dataclasses that say what they mean and which values they may have."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from rsim.errors import UserError
+
+T = TypeVar("T")
+_HOLDS: dict[str, Callable[[float, float], bool]] = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
+
+
+def setting(default: T, help: str, **limits: float | str) -> T:
+    """A field with its help and, in ``limits``, what `check_setting` holds it to: ``at_least``, ``above``, ``at_most``,
+    ``below``, and a ``remedy`` in place of the usual one."""
+    kept: Any = dataclasses.field(default=default, metadata={"help": help, **limits})
+    return typing.cast(T, kept)
+
+
+def check_setting(field: dataclasses.Field[Any], value: Any, path: str) -> None:
+    """Raises `UserError`, naming ``path``, where ``value`` is out of the field's range."""
+    limits = field.metadata
+    if any(name in limits and not holds(value, limits[name]) for name, holds in _HOLDS.items()):
+        raise UserError(f"{path} = {value}", limits.get("remedy") or _range(limits))
+
+
+def _range(limits: Mapping[str, Any]) -> str:
+    low, high = limits.get("at_least", limits.get("above")), limits.get("at_most", limits.get("below"))
+    if low is not None and high is not None:
+        return f"must lie between {low} and {high}"
+    return f"must be above {low}" if "above" in limits else f"must be at least {low}"

@@ -1,0 +1,70 @@
+"""Which questions a run trains on, and in which order."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+
+from rsim.config import Config
+from rsim.data.load import load_problems, with_replay
+from rsim.errors import UserError
+from rsim.game.problem import Problem
+from rsim.policies.reasoner import Reasoner
+
+
+def load_questions(config: Config) -> tuple[list[Problem], list[Problem]]:
+    """Training and held-out questions.
+
+    Raises:
+        UserError: a data set is not there, or smaller than a step.
+    """
+    data, seed = config.data, config.seed
+
+    def load(source: str, split: str, limit: int, seed: int) -> list[Problem]:
+        return load_problems(
+            source, split, data_dir=data.data_dir, limit=limit, seed=seed, columns=data.columns
+        )
+
+    training = load(data.train, "train", data.train_size, seed)
+    earlier = [load(source, "train", data.train_size, seed) for source in data.replay]
+    training = with_replay(training, earlier, data.replay_share, seed) if earlier else training
+    check_enough(config, training)
+    return training, load(data.eval, data.eval_split, data.eval_size, 0)
+
+
+def check_enough(config: Config, problems: list[Problem]) -> None:
+    """Raises `UserError` where there are fewer than a step's questions."""
+    if len(problems) < config.train.questions:
+        remedy = f"the data has {len(problems)} questions to train on"
+        raise UserError(f"train.questions = {config.train.questions}", remedy)
+
+
+def without_long(config: Config, reasoner: Reasoner, problems: list[Problem]) -> list[Problem]:
+    """The training questions that ``data.max_question_tokens`` allows.
+
+    Raises:
+        UserError: fewer than a step's are left.
+    """
+    longest, encode = config.data.max_question_tokens, reasoner.tokenizer.encode
+    if not longest:
+        return problems
+    kept = [p for p in problems if len(encode(p.question, add_special_tokens=False)) <= longest]
+    check_enough(config, kept)
+    return kept
+
+
+def questions_of_step(problems: list[Problem], seed: int, step: int, count: int) -> list[Problem]:
+    """The questions of one step: a walk through a permutation that is new in every epoch, a function of its
+    arguments. An epoch's last, incomplete batch is filled from the next epoch."""
+    picked = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, place = divmod(position, len(problems))
+        picked.append(problems[_permutation(len(problems), seed, epoch)[place]])
+    return picked
+
+
+@lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(size))
+    random.Random(f"epoch:{seed}:{epoch}").shuffle(order)
+    return order

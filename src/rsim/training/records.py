@@ -1,0 +1,70 @@
+"""What a run records: the numbers of its steps and evaluations, and sampled episodes."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+from rsim.distributed.world import World
+from rsim.evaluation.evaluate import Evaluation, episode_record
+from rsim.game.episode import FLAGS, Episode
+from rsim.rewards.rewards import Score
+from rsim.runs.folder import RunFolder, Trackers
+
+_SAMPLED = 4  # episodes of a step
+
+
+class Records:
+    """Writes into a run's folder and its trackers, on the main rank; others write nothing.
+
+    ``names`` are the strategies'; what was logged after ``step`` is logged again.
+    """
+
+    def __init__(self, folder: RunFolder, world: World, names: tuple[str, ...], step: int) -> None:
+        self.folder, self.world, self.names = folder, world, names
+        trackers = folder.config.train.trackers if world.is_main else ()
+        self.trackers = Trackers(trackers, folder.path, folder.config, step)
+
+    def log(self, record: dict[str, Any]) -> None:
+        if self.world.is_main:
+            self.folder.append("metrics.jsonl", record)
+            self.trackers.log(record)
+
+    def sample(self, step: int, episodes: list[Episode], scores: list[Score]) -> None:
+        """Writes down a few of a step's episodes."""
+        if self.world.is_main:
+            played = list(zip(episodes, scores, strict=True))
+            for episode, score in random.Random(step).sample(played, min(_SAMPLED, len(played))):
+                record = {"step": step} | episode_record(episode, score, self.names)
+                self.folder.append("episodes.jsonl", record)
+
+    def close(self) -> None:
+        self.trackers.close()
+
+
+def held_out_metrics(result: Evaluation) -> dict[str, float]:
+    return {
+        "eval/accuracy": result.accuracy,
+        "eval/accuracy_low": result.low,
+        "eval/accuracy_high": result.high,
+        "eval/flexible": result.flexible,
+        "eval/tokens": result.tokens_per_question,
+    }
+
+
+def rollout_metrics(episodes: list[Episode], scores: list[Score], names: tuple[str, ...]) -> dict[str, float]:
+    """Means over a batch of episodes: reward parts, lengths, flags and strategy shares."""
+    count = len(episodes)
+    used = Counter(s.strategy for e in episodes for s in e.steps if s.strategy >= 0)
+    total = max(sum(used.values()), 1)
+    return {
+        "accuracy": sum(s.correct for s in scores) / count,
+        "checker_failures": float(sum(bool(s.failure) for s in scores)),
+        **{f"reward/{part}": sum(s.parts[part] for s in scores) / count for part in scores[0].parts},
+        "length/sampled": sum(e.sampled_tokens for e in episodes) / count,
+        "length/injected": sum(e.injected_tokens for e in episodes) / count,
+        "length/steps": sum(len(e.steps) for e in episodes) / count,
+        **{f"flags/{f}": sum(getattr(e, f) for e in episodes) / count for f in FLAGS},
+        **{f"strategy/{name}": used[i] / total for i, name in enumerate(names)},
+    }

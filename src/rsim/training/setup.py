@@ -1,0 +1,124 @@
+"""What a run needs before its first step: processes that suit the config, the two policies, their agents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from rsim.config import Config
+from rsim.distributed.deepspeed import read_settings
+from rsim.distributed.world import World
+from rsim.errors import UserError
+from rsim.models.adapters import share_frozen
+from rsim.models.device import Device
+from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.planner import Planner
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.strategies import load_strategies
+from rsim.rules import RULE_FIELDS, PlayRules
+from rsim.training.agent import Agent, AgentSettings
+
+
+def check_world(config: Config, world: World, held_out: int) -> None:
+    """Every rank needs a question to play; shards need ranks.
+
+    Raises:
+        UserError: it is not so, or DeepSpeed's config is none.
+    """
+    parallel = config.parallel
+    for name, asked in (("parallel.shard", parallel.shard), ("parallel.deepspeed", parallel.deepspeed)):
+        if asked and world.size == 1:
+            remedy = (
+                "there is one process, nothing to shard for: start several with torchrun, or leave it out"
+            )
+            raise UserError(name, remedy)
+    if parallel.deepspeed:
+        read_settings(parallel.deepspeed)
+    sizes = {"train.questions": config.train.questions, "data.eval_size": held_out}
+    if config.cold_start.episodes:
+        sizes["cold_start.episodes"] = config.cold_start.episodes
+    for name, size in sizes.items():
+        if size < world.size:
+            remedy = f"there are {world.size} processes, and each plays questions of its own"
+            raise UserError(f"{name} = {size}", remedy)
+
+
+def load_policies(config: Config, device: Device, checkpoint: Path | None) -> tuple[Reasoner, Planner | None]:
+    """Both policies, as ``checkpoint`` has them or as they begin.
+
+    Raises:
+        UserError: a model cannot be loaded.
+    """
+    models = config.models
+    how: dict[str, Any] = {
+        "seed": config.seed,
+        "device": device.name,
+        "dtype": device.dtype,
+        "quantised": models.quantised,
+    }
+    saved = checkpoint / "reasoner" if checkpoint else None
+    reasoner = load_reasoner(
+        str(saved) if saved and saved.is_dir() else models.reasoner,
+        system_prompt=models.system_prompt,
+        weights=config.holds_reasoner,
+        lora=models.reasoner_lora,
+        **how,
+    )
+    if models.planner == "none":
+        return reasoner, None
+    planner = load_planner(
+        str(checkpoint / "planner") if checkpoint else models.planner,
+        load_strategies(models.strategies),
+        head=models.planner_head,
+        lora=models.planner_lora,
+        **how,
+    )
+    planner.rules = PlayRules().with_(**{name: getattr(config.rollout, name) for name in RULE_FIELDS})
+    if models.shared_base:
+        share_frozen(planner.model, reasoner.model)
+    return reasoner, planner
+
+
+def make_agents(
+    config: Config, reasoner: Reasoner, planner: Planner | None, world: World
+) -> dict[str, Agent]:
+    """The policies that are trained: a reasoner that never changes needs no optimiser."""
+    train, rollout = config.train, config.rollout
+    common: dict[str, Any] = {
+        "weight_decay": train.weight_decay,
+        "with_values": config.objective.loss == "ppo",
+        "checkpointing": train.gradient_checkpointing,
+        "compiled": train.compile,
+        "shard": config.parallel.shard,
+        "deepspeed": config.parallel.deepspeed,
+    }
+    agents = {}
+    if config.trains_reasoner:
+        _realign(reasoner.model)
+        settings = AgentSettings(temperature=rollout.temperature, learning_rate=train.reasoner_lr, **common)
+        agents["reasoner"] = Agent(
+            "reasoner",
+            reasoner.model,
+            reasoner.logits,
+            settings,
+            head_weight=reasoner.head_weight,
+            world=world,
+        )
+    if planner is not None:
+        _realign(planner.model)
+        settings = AgentSettings(
+            temperature=rollout.planner_temperature, learning_rate=train.planner_lr, **common
+        )
+        agents["planner"] = Agent("planner", planner.model, planner.logits, settings, world=world)
+    return agents
+
+
+def _realign(model: PreTrainedModel) -> None:
+    """Gives what is trained memory of its own. Weights lie as their file has them, and products of matrices
+    that are aligned otherwise round otherwise: a resumed run would differ from an uninterrupted one in the
+    last bit."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
