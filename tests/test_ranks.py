@@ -25,7 +25,6 @@ from rsim.training import trainer as module
 from rsim.training.trainer import Trainer
 from tiny import metrics_of, stopped_after
 
-
 CLOSE = 1e-9  # what is left of differences in the order of sums, in float64, after a run of tests
 
 
