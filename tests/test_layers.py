@@ -16,6 +16,7 @@ LAYERS = [
     "errors",
     "settings",  # fields with help and bounds
     "rules",  # the rulebook
+    "rules_file",
     "config",
     "answers",  # text to answer
     "models",  # where weights come from

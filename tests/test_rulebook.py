@@ -21,7 +21,8 @@ from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.policies.scripted import ScriptedPlanner, one_hot
 from rsim.policies.strategies import Strategy, StrategySet
-from rsim.rules import ALONE, Ending, Lengths, Move, PlayRules, Progress, Rulebook, from_toml, to_toml
+from rsim.rules import ALONE, Ending, Lengths, Move, PlayRules, Progress, Rulebook
+from rsim.rules_file import from_toml, to_toml
 from rsim.serving.http_upstream import HttpUpstream
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked, Finished, Injected, StepEnd, TextDelta, Usage, play

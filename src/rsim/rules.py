@@ -1,27 +1,24 @@
-"""The rulebook: what comes next in an episode, and when a step and an episode are over. Pure Python, no tensors.
+"""The rulebook: what comes next in an episode, and when a step and an episode are over. No tensors.
 
-Everyone who plays asks here: the rollout of training and evaluation, whatever its engine, and the plug-in, in process,
-as a server and before an upstream that takes text only. A planner is saved with the `PlayRules` that it was trained under.
+Everyone who plays asks here: the rollout of training and evaluation, whatever its engine, and the plug-in, in
+process, as a server and before an upstream that takes text only. A planner is saved with its `PlayRules`.
 
-An episode is a question and then steps. Before each step the planner chooses a strategy, unless the episode must end; the
-strategy's prompt is injected; the reasoner samples the step. All lengths are tokens of the reasoner. The budget,
-``max_tokens``, counts what was sampled and what was injected, and always keeps enough for a forced termination.
+An episode is a question and then steps. Before each step the planner chooses a strategy, unless the episode
+must end; the strategy's prompt is injected; the reasoner samples the step. All lengths are tokens of the
+reasoner. The budget, ``max_tokens``, counts what was sampled and what was injected, and always keeps enough
+for a forced termination.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rsim.errors import UserError
-from rsim.settings import check_setting, setting
+from rsim.settings import setting
 
 End = Literal["end_of_turn", "delimiter", "cap"]  # why a step's sampling ended
-_GATE = "is a probability: from 0 (off) to 1"
+_SHARE = "is a probability: from 0 (off) to 1"
 
 
 @dataclass(frozen=True)
@@ -34,62 +31,19 @@ class PlayRules:
     answer_tokens: int = setting(64, "kept back for the answer of a forced termination", at_least=1)
     delimiter: str = setting("\n\n", "ends a step, outside code blocks")
     answer_to_end: bool = setting(False, "the final step goes on over delimiters (programs have blank lines)")
-    gate: float = setting(0.0, "a planner that is less sure injects nothing", at_least=0, at_most=1, remedy=_GATE)
-    paraphrase: Literal["random", "first"] = setting("random", "of a strategy's prompts; greedy play: the first")
+    gate: float = setting(0.0, "a planner less sure says nothing", at_least=0, at_most=1, remedy=_SHARE)
+    paraphrase: Literal["random", "first"] = setting("random", "of a strategy's prompts; greedy: the first")
 
     def within(self, limit: int) -> PlayRules:
-        """The same rules for at most ``limit`` tokens, of which a quarter at most is kept back for a forced end."""
+        """The same rules for at most ``limit`` tokens; a quarter at most is kept back for a forced end."""
         if limit >= self.max_tokens:
             return self
         return replace(self, max_tokens=limit, answer_tokens=min(self.answer_tokens, max(1, limit // 4)))
 
-    def with_(self, **changes: object) -> PlayRules:
-        """The same rules but for ``changes``, by name; what is None stays.
-
-        Raises:
-            UserError: there is no such rule, or its value is of the wrong type or out of range.
-        """
-        stated = {name: value for name, value in changes.items() if value is not None}
-        return from_table({name: getattr(self, name) for name in RULE_FIELDS} | stated, "rules")
-
-
-RULE_FIELDS = tuple(f.name for f in dataclasses.fields(PlayRules))
-
-
-def from_table(table: dict[str, object], where: str) -> PlayRules:
-    """Rules from plain values; those that are not there are the defaults. Errors, `UserError`, name ``where``."""
-    for name, value in table.items():
-        if name not in RULE_FIELDS:
-            raise UserError(f"{where}: there is no rule {name!r}", f"known: {', '.join(RULE_FIELDS)}")
-        default = getattr(PlayRules, name)
-        fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
-        if not fits:
-            raise UserError(f"{where}: {name} = {value!r}", f"must be of type {type(default).__name__}")
-        check_setting(PlayRules.__dataclass_fields__[name], value, f"{where}: {name}")
-        if name == "paraphrase" and value not in ("random", "first"):
-            raise UserError(f"{where}: paraphrase = {value!r}", "use random or first")
-    if table.get("delimiter") == "":
-        raise UserError(f"{where}: delimiter is empty", 'use e.g. "\\n\\n"')
-    return PlayRules(**table)  # type: ignore[arg-type]
-
-
-def from_toml(text: str, where: str) -> PlayRules:
-    """The rules that `to_toml` wrote. Raises `UserError` as `from_table` does, or for text that is no TOML."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where}: not valid TOML", str(error)) from error
-    return from_table(table, where)
-
-
-def to_toml(rules: PlayRules) -> str:
-    """The rules as a file, saved beside a planner. JSON's strings, numbers and booleans are TOML's too."""
-    return "".join(f"{name} = {json.dumps(getattr(rules, name))}\n" for name in RULE_FIELDS)
-
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of what may be injected: the longest prompt of any strategy, the longest of *termination*, a delimiter."""
+    """Tokens of what may be injected: the longest prompt, the longest of *termination*, a delimiter."""
 
     prompt: int
     termination: int
@@ -138,8 +92,8 @@ ALONE = Move(-1, injects=False, final=True, unlimited=True)  # the one step of a
 class Rulebook:
     """`PlayRules` for one strategy set and one reasoner's tokenizer.
 
-    ``termination`` and ``neutral`` are label indices (``neutral`` is what a step without intervention is called);
-    ``unlimited`` are those of null actions.
+    ``termination`` and ``neutral`` are label indices (``neutral`` is what a step without intervention is
+    called); ``unlimited`` are those of null actions.
     """
 
     rules: PlayRules
@@ -169,7 +123,8 @@ class Rulebook:
         """The next step: what the planner chose, or nothing where it is less sure than the gate asks.
 
         Args:
-            action: a label index; None: no decision (`must_end`, or a planner whose context is full), so the episode is ended.
+            action: a label index; None: no decision (`must_end`, or a planner whose context is full), so that
+                the episode is ended.
             confidence: the probability of the planner's best strategy.
         """
         if action is None:
@@ -181,7 +136,7 @@ class Rulebook:
         return Move(action, final=action == self.termination)
 
     def max_new_tokens(self, move: Move, progress: Progress, prompt_tokens: int) -> int:
-        """The most that the step may sample; ``progress`` is that before its prompt of ``prompt_tokens`` is injected."""
+        """The most that the step may sample; ``progress``: before its prompt of ``prompt_tokens``."""
         left = self.left(progress) - prompt_tokens
         if move.unlimited:
             return max(1, left)

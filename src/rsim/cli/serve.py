@@ -15,6 +15,7 @@ from rsim.policies.planner import Planner
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
+from rsim.rules_file import overridden
 from rsim.serving.connections import PatientProtocol
 from rsim.serving.http_upstream import check_address
 from rsim.serving.server import SUFFIX, create_app
@@ -64,7 +65,7 @@ def run_server(options: ServeOptions) -> None:
         api_key=os.environ.get("RSIM_API_KEY", ""),
         model=options.model if options.upstream else "",
         mode=options.mode or None,  # type: ignore[arg-type]
-        rules=(planner.rules or PlayRules()).with_(**vars(options.rules)),
+        rules=overridden(planner.rules or PlayRules(), **vars(options.rules)),
         slots=options.slots,
         waiting=options.waiting,
         request_seconds=options.request_seconds,

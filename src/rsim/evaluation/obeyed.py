@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rsim.config import RolloutConfig
 from rsim.policies.protocol import AnyPlanner
-from rsim.rules import RULE_FIELDS
+from rsim.rules_file import RULE_FIELDS
 
 
 def rules_for(rollout: RolloutConfig, planner: AnyPlanner | None, overrides: Sequence[str] = ()) -> RolloutConfig:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from rsim import rules
+from rsim import rules_file
 from rsim.engine.decoder import Decoder
 from rsim.engine.sampling import choose
 from rsim.errors import UserError, first_line
@@ -89,7 +89,7 @@ class Planner:
         self.tokenizer.save_pretrained(folder)
         (Path(folder) / _STRATEGIES).write_text(to_toml(self.strategies), encoding="utf-8")
         if self.rules is not None:
-            (Path(folder) / _RULES).write_text(rules.to_toml(self.rules), encoding="utf-8")
+            (Path(folder) / _RULES).write_text(rules_file.to_toml(self.rules), encoding="utf-8")
 
     def chunk(self, text: str) -> list[int]:
         """The ids of one chunk of the stream, tokenised alone and remembered."""
@@ -193,14 +193,14 @@ def saved_rules(source: str | Path) -> PlayRules | None:
     """The rules that a planner was saved with. One from before rules were saved has none: a warning says what is assumed.
 
     Raises:
-        UserError: the file is not what `rsim.rules.to_toml` writes.
+        UserError: the file is not what `rsim.rules_file.to_toml` writes.
     """
     file = cached_file(str(source), _RULES, _raise_exceptions_for_missing_entries=False)
     if file is None:
-        assumed = ", ".join(f"{name} = {getattr(PlayRules, name)!r}" for name in rules.RULE_FIELDS)
+        assumed = ", ".join(f"{name} = {getattr(PlayRules, name)!r}" for name in rules_file.RULE_FIELDS)
         log.warning("%s holds no %s: unless other rules are given it plays by the defaults (%s)", source, _RULES, assumed)
         return None
-    return rules.from_toml(Path(file).read_text(encoding="utf-8"), str(file))
+    return rules_file.from_toml(Path(file).read_text(encoding="utf-8"), str(file))
 
 
 def planner_config(source: str | Path) -> Any:

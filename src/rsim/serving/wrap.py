@@ -25,6 +25,7 @@ from rsim.errors import UserError
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.rules import PlayRules
+from rsim.rules_file import overridden
 from rsim.serving import openai_api as api
 from rsim.serving.http_upstream import HttpUpstream, probe
 from rsim.serving.local_upstream import LocalUpstream
@@ -327,7 +328,7 @@ def wrap(
     Raises:
         UserError: ``target`` is neither; there is no such rule.
     """
-    rules = (rules or planner.rules or PlayRules()).with_(**changes)
+    rules = overridden(rules or planner.rules or PlayRules(), **changes)
     if isinstance(target, PreTrainedModel):
         if tokenizer is None:
             raise UserError("a transformers model needs its tokenizer", "planner.wrap(model, tokenizer)")

@@ -17,7 +17,7 @@ from rsim.policies.loading import load_planner, load_reasoner
 from rsim.policies.planner import Planner
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.strategies import load_strategies
-from rsim.rules import RULE_FIELDS, PlayRules
+from rsim.rules_file import overridden
 from rsim.training.agent import Agent, AgentSettings
 
 
@@ -75,7 +75,7 @@ def load_policies(config: Config, device: Device, checkpoint: Path | None) -> tu
         lora=models.planner_lora,
         **how,
     )
-    planner.rules = PlayRules().with_(**{name: getattr(config.rollout, name) for name in RULE_FIELDS})
+    planner.rules = overridden(config.rollout)
     if models.shared_base:
         share_frozen(planner.model, reasoner.model)
     return reasoner, planner
