@@ -110,6 +110,15 @@ def planner_of(case: Case) -> ScriptedPlanner:
 
     def counting(slots: int):
         session = begin(slots)
+        decide = session.decide
+
+        def as_scripted(slots: list[int], uniforms: list[float], temperature: float):
+            """Uniform numbers that fall on the script's action, whatever the planner's probabilities."""
+            number = len(session.steps[slots[0]])
+            rest = (1 - case.sure[number]) / (len(STRATEGIES) - 1) if case.sure else 0.0
+            return decide(slots, [rest * case.actions[number] + 1e-3], temperature)
+
+        session.decide = as_scripted  # type: ignore[method-assign]
         session.length = lambda slot: len(session.steps[slot]) + 1  # type: ignore[method-assign]
         return session
 
