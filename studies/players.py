@@ -1,8 +1,4 @@
-"""One planner, one reasoner, the same lab questions, greedy: every way to play must give the same answers, step by step.
-
-`rsim eval`, ``planner.wrap(model)``, `rsim serve --model`, `rsim serve --upstream` and `rsim eval --upstream` (rsim's own
-server as upstream), and the planner pushed to a folder and loaded from there.
-"""
+"""One planner, one reasoner, the same lab questions, greedy: every way to play must give the same answers, step by step."""
 
 from __future__ import annotations
 
@@ -30,14 +26,11 @@ ISSUE = 9
 
 @dataclass(frozen=True)
 class Answer:
-    """Steps as (strategy, text, forced), and sampled tokens."""
-
-    steps: list[tuple[str, str, bool]]
+    steps: list[tuple[str, str, bool]]  # strategy, text, forced
     sampled_tokens: int
 
 
 def run(questions: int = 200, seed: int = 0, steps: int = 4) -> list[Row]:
-    """Trains the nano pair for some ``steps``, then plays."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder) / "run"
         trained(training("nano", (*SHORT, f"seed={seed}", f"train.steps={steps}", f'out="{here}"')))

