@@ -148,9 +148,9 @@ class Update:
 
     def _weigh(self, agent: Agent, batch: ActionBatch) -> None:
         objective, rules = self.config.objective, self.config.rollout
-        preset = objective.normaliser == "preset"
+        preset = PRESET_NORMALISER[objective.loss]
         batch.weights = action_weights(
-            PRESET_NORMALISER[objective.loss] if preset else objective.normaliser,
+            preset if objective.normaliser == "preset" else objective.normaliser,
             batch.mask,
             actions=int(batch.mask.sum()),
             episodes=len(batch),
@@ -212,8 +212,5 @@ class Update:
             return [torch.arange(len(groups))]
         names = sorted(set(groups))
         random.Random(f"{self.config.seed}:{self.step}:{iteration}").shuffle(names)
-        part_of = {name: i % count for i, name in enumerate(names)}
-        parts: list[list[int]] = [[] for _ in range(count)]
-        for row, group in enumerate(groups):
-            parts[part_of[group]].append(row)
-        return [torch.tensor(part) for part in parts]
+        parts = [set(names[i::count]) for i in range(count)]
+        return [torch.tensor([row for row, group in enumerate(groups) if group in part]) for part in parts]
