@@ -114,6 +114,8 @@ def test_the_core_path_stays_short():
         assert all(len(line) <= CORE_WIDTH for line in text.splitlines()), f"{name} has a line over {CORE_WIDTH}"
     lines = {name: len(text.splitlines()) for name, text in files.items()}
     assert sum(lines.values()) <= CORE_LINES, lines
+    readme = (SOURCE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"{sum(lines.values()):,} lines" in readme, "the README states the count"
 
 
 @pytest.mark.parametrize("module", sorted(m.name for m in pkgutil.walk_packages(studies.__path__, "studies.")))
