@@ -27,15 +27,18 @@ from rsim.serving.http_upstream import HttpUpstream
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked, Finished, Injected, StepEnd, TextDelta, Usage, play
 
-THINK, FREE, NULL, END = range(4)
+THINK, FREE, NULL, END, RUN, CHECK = range(6)
 STRATEGIES = StrategySet(
     (
         Strategy("think", "", ("[think]", "[ponder it]"), ()),
         Strategy("continuation", "", ("",), (), repeat_free=True),
         Strategy("alone", "", ("",), (), unlimited=True),
         Strategy("termination", "", ("[end]",), ()),
+        Strategy("program", "", ("[run]```\n",), (), tool="python"),
+        Strategy("calculator", "", ("[sums]",), (), tool="calculator"),
     )
 )
+WITHOUT_TOOLS = StrategySet(STRATEGIES.strategies[:RUN])
 TURN = "\x00"  # the end of the reasoner's turn
 RULES = PlayRules(max_steps=3, step_tokens=12, max_tokens=120, answer_tokens=8, delimiter="\n\n", paraphrase="first")
 
@@ -50,6 +53,8 @@ class Case:
     rules: PlayRules = RULES
     sure: list[float] = field(default_factory=list)  # of the planner, at each decision
     context: int = 10**9  # of the planner, in steps that it can read
+    strategies: StrategySet = WITHOUT_TOOLS
+    outputs: tuple[str, ...] = ()  # what tools must have written, step by step
 
 
 def many(action: int, count: int = 25) -> list[int]:
@@ -97,16 +102,69 @@ CASES = [
 ]  # fmt: skip
 
 
+ROOM = replace(RULES, step_tokens=30, max_tokens=300, tool_tokens=60, tool_chars=20)
+
+
+def acting(name: str, actions: list[int], said: list[str], outputs: list[str], rules: PlayRules = ROOM, **other) -> Case:
+    """``said`` has an entry for each time that the reasoner goes on: twice in a step whose program is run. Programs echo."""
+    return Case(name, actions, said, rules, strategies=STRATEGIES, outputs=tuple(outputs), **other)
+
+
+def framed(printed: str, opening: str = "") -> str:
+    return f"{opening}```output\n{printed}\n```\n"
+
+
+CASES += [
+    acting("a program and what it printed", [RUN, END], ["7\n```", "so 7\n\n", "7\n\n"], [framed("7", "\n"), ""]),
+    acting("a program in the middle", [THINK, RUN, END], ["a\n\n", "7\n```", "so\n\n", "7\n\n"], ["", framed("7", "\n"), ""]),
+    acting("the turn ends behind an output", [RUN], ["7\n```", f"so 7{TURN}"], [framed("7", "\n")]),
+    acting("the turn ends in a program", [RUN], [f"7\n{TURN}"], [""]),
+    acting("a program that the cap ends is not run", [RUN, END], ["x" * 50, "7\n\n"], ["", ""]),
+    acting("the cap ends the step behind an output", [RUN, END], ["7\n```", "x" * 50, "7\n\n"], [framed("7", "\n"), ""]),
+    acting("a program that ends at the cap", [RUN, END], ["x" * 27 + "```", "7\n\n"], [framed("x" * 20 + " ...", "\n"), ""]),
+    acting("a program one token too long", [RUN, END], ["x" * 28 + "```", "7\n\n"], ["", ""]),
+    acting("blank lines in a program", [RUN, END], ["a\n\nb\n```", "so\n\n", "7\n\n"], [framed("a\n\nb", "\n"), ""]),
+    acting("a program that prints nothing", [RUN, END], ["\n```", "so\n\n", "7\n\n"], [framed("(it printed nothing)", "\n"), ""]),
+    acting("a second block in a step is not run", [RUN, END], ["7\n```", "```\n\n8```\n\n", "7\n\n"], [framed("7", "\n"), ""]),
+    acting("an output is cut to its tokens", [RUN, END], ["x" * 18 + "\n```", "so\n\n", "7\n\n"], [framed("x" * 8 + " ...", "\n"), ""],
+           replace(ROOM, tool_tokens=28)),
+    acting("no room for an output", [RUN, END], ["7\n```", "so\n\n", "7\n\n"], ["", ""], replace(ROOM, tool_tokens=9)),
+    acting("outputs use the budget up", many(RUN), ["7\n```", "so\n\n"] * 2 + ["7\n\n"], [framed("7", "\n")] * 2 + [""],
+           replace(ROOM, max_tokens=150, max_steps=9)),
+    acting("room is kept for an output, whatever is chosen", many(THINK), ["a\n\n"] * 9, [""] * 3,
+           replace(ROOM, max_tokens=100, max_steps=9)),
+    acting("the steps are used up by programs", many(RUN), ["7\n```", "so\n\n"] * 3 + ["7\n\n"], [framed("7", "\n")] * 3 + [""]),
+    acting("below the gate no program is written", [RUN, END], ["a\n\n", "b\n\n"], ["", ""],
+           replace(ROOM, gate=0.8), sure=[0.7, 0.9]),
+    acting("a calculator has nothing to check", [CHECK, END], ["so\n\n", "7\n\n"], [" there is no calculation to check.\n", ""]),
+    acting("a calculator finds an error", [THINK, CHECK, END], ["2*3 = 7\n\n", "so 6\n\n", "7\n\n"], ["", " 2*3 = 6, not 7.\n", ""],
+           replace(ROOM, tool_chars=40)),
+    acting("a calculator finds none", [THINK, CHECK, END], ["2*3 = 6\n\n", "so 6\n\n", "7\n\n"], ["", " all calculations check.\n", ""],
+           replace(ROOM, tool_chars=40)),
+    acting("a calculator reads the last step alone", [THINK, THINK, CHECK, END], ["2*3 = 7\n\n", "1+1 = 2\n\n", "so\n\n", "7\n\n"],
+           ["", "", " all calculations check.\n", ""], replace(ROOM, tool_chars=40)),
+    acting("a calculator reads no output", [RUN, CHECK, END], ["2+2 = 5\n```", "so\n\n", "a\n\n", "7\n\n"],
+           [framed("2+2 = 5", "\n"), " 2+2 = 4, not 5.\n", ""], replace(ROOM, tool_chars=40)),
+]  # fmt: skip
+
+
+def echo(program: str, seconds: float) -> str:
+    """Stands for what runs programs."""
+    assert seconds == ROOM.tool_seconds
+    return program
+
+
 def planner_of(case: Case) -> ScriptedPlanner:
     def rule(question: str, steps: list[tuple[str, str]], uniform: float) -> list[float]:
         number = len(steps)
-        probabilities = one_hot(case.actions[number], len(STRATEGIES))
+        probabilities = one_hot(case.actions[number], len(case.strategies))
         sure = case.sure[number] if case.sure else 1.0
-        rest = (1 - sure) / (len(STRATEGIES) - 1)
+        rest = (1 - sure) / (len(case.strategies) - 1)
         return [sure if p else rest for p in probabilities]
 
-    planner = ScriptedPlanner(STRATEGIES, rule, context=case.context)
+    planner = ScriptedPlanner(case.strategies, rule, context=case.context)
     begin = planner.begin
+    planner.sessions = []
 
     def counting(slots: int):
         session = begin(slots)
@@ -115,11 +173,12 @@ def planner_of(case: Case) -> ScriptedPlanner:
         def as_scripted(slots: list[int], uniforms: list[float], temperature: float):
             """Uniform numbers that fall on the script's action, whatever the planner's probabilities."""
             number = len(session.steps[slots[0]])
-            rest = (1 - case.sure[number]) / (len(STRATEGIES) - 1) if case.sure else 0.0
+            rest = (1 - case.sure[number]) / (len(case.strategies) - 1) if case.sure else 0.0
             return decide(slots, [rest * case.actions[number] + 1e-3], temperature)
 
         session.decide = as_scripted  # type: ignore[method-assign]
         session.length = lambda slot: len(session.steps[slot]) + 1  # type: ignore[method-assign]
+        planner.sessions.append(session)
         return session
 
     planner.begin = counting  # type: ignore[method-assign]
@@ -130,10 +189,11 @@ def planner_of(case: Case) -> ScriptedPlanner:
 class Played:
     """What all players must agree on, step by step."""
 
-    steps: list[tuple[str, str, bool]]  # strategy, text, forced
+    steps: list[tuple[str, str, bool, str]]  # strategy, text, forced, a tool's output
     flags: dict[str, bool]
     sampled: int
     injected: int
+    read: list[tuple[str, str]]  # by the planner: strategy, text
 
 
 class Characters:
@@ -153,6 +213,9 @@ class Characters:
 
     def batch_decode(self, rows: list[list[int]]) -> list[str]:
         return [self.decode(row) for row in rows]
+
+
+VOCABULARY = rollout_module.Vocabulary(Characters(), 128)  # type: ignore[arg-type]
 
 
 class Reasoner:
@@ -203,15 +266,15 @@ class Engine:
 def by_rollout(case: Case, monkeypatch) -> Played:
     monkeypatch.setattr(rollout_module, "open_engine", lambda *_, **__: Engine(case.said))
     monkeypatch.setattr(rollout_module, "check_context", lambda *_: None)
-    monkeypatch.setattr(Game, "vocabulary", rollout_module.Vocabulary(Characters(), 128))  # type: ignore[arg-type]
+    monkeypatch.setattr(rollout_module, "check_budget", lambda *_: None)  # one too small is refused
+    monkeypatch.setattr(Game, "vocabulary", VOCABULARY)
     rules = RolloutConfig(**vars(case.rules))
-    if case.rules.max_tokens < 30:  # which training refuses
-        monkeypatch.setattr(Game, "_check_budget", lambda game: None)
-    (episode,) = Game(Reasoner(), planner_of(case), rules).play([Problem("Q", "5")], seed=0)  # type: ignore[arg-type]
-    names = STRATEGIES.names
-    steps = [(names[s.strategy], s.text, s.forced) for s in episode.steps]
+    planner = planner_of(case)
+    (episode,) = Game(Reasoner(), planner, rules, echo).play([Problem("Q", "5")], seed=0)  # type: ignore[arg-type]
+    names = case.strategies.names
+    steps = [(names[s.strategy], s.text, s.forced, s.output) for s in episode.steps]
     flags = {f: getattr(episode, f) for f in ("forced", "truncated", "terminated", "reasoner_ended")}
-    return Played(steps, flags, episode.sampled_tokens, episode.injected_tokens)
+    return Played(steps, flags, episode.sampled_tokens, episode.injected_tokens, planner.sessions[-1].steps[0])
 
 
 class Conversation:
@@ -232,8 +295,9 @@ class Conversation:
     async def step(self, max_new_tokens: int, until):
         stop = None
         if until.delimiter:
-            vocabulary = rollout_module.Vocabulary(Characters(), 128)  # type: ignore[arg-type]
-            stop = rollout_module.DelimiterStop(vocabulary, until.delimiter, until.answer_prefix)
+            stop = rollout_module.DelimiterStop(VOCABULARY, until.delimiter, until.answer_prefix)
+        elif until.strings:
+            stop = rollout_module.StringStop(VOCABULARY, until.strings)
         self.engine.submit(0, [], max_new_tokens, stop)
         (step,) = self.engine.advance()
         text = Characters().decode(step.tokens, skip_special_tokens=True)
@@ -256,13 +320,12 @@ class Exact:
 def text_only(said: list[str], requests: list[dict]) -> httpx.MockTransport:
     """A completions endpoint that says what the case says; it stops at stop strings, leaves them out and says so."""
     rest = list(said)
-    known = {"step": -1, "at": 0}
+    known = {"step": -1, "at": 0, "goes_on": False}
 
     def answer(request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content)
         requests.append(body)
-        goes_on = body["prompt"].count("```") % 2 == 1  # in the middle of a step: a code block
-        if not goes_on:
+        if not known["goes_on"]:
             known["step"], known["at"] = known["step"] + 1, 0
         script = rest[known["step"]][known["at"] :]
         shown, reason, stopped, used = "", "length", None, 0
@@ -278,6 +341,8 @@ def text_only(said: list[str], requests: list[dict]) -> httpx.MockTransport:
             if used >= body["max_tokens"]:
                 break
         known["at"] += used
+        # At a delimiter in the middle of a code block.
+        known["goes_on"] = stopped == "\n\n" and rest[known["step"]][: known["at"]].count("```") % 2 == 1
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": used}
         choice = {"index": 0, "text": shown, "finish_reason": reason, "stop_reason": stopped}
         lines = [{"choices": [choice]}, {"choices": [], "usage": usage}]
@@ -287,18 +352,21 @@ def text_only(said: list[str], requests: list[dict]) -> httpx.MockTransport:
 
 
 async def by_play(case: Case, *, http: bool) -> Played:
-    batcher = PlannerBatcher(planner_of(case), 1)
+    planner = planner_of(case)
+    batcher = PlannerBatcher(planner, 1)
     worker = asyncio.create_task(batcher.run())
     client = httpx.AsyncClient(base_url="http://upstream/v1/", transport=text_only(case.said, []))
     upstream = HttpUpstream(client, "prefill", count=len) if http else Exact(case.said)
     asked = Asked("m", None, "Q", {"temperature": 0.0})
     steps: list[list] = []
     finished = None
-    async for event in play(asked, batcher, upstream, case.rules, case.rules.max_tokens):  # type: ignore[arg-type]
+    events = play(asked, batcher, upstream, case.rules, case.rules.max_tokens, None, echo)  # type: ignore[arg-type]
+    async for event in events:
         if isinstance(event, Injected):
-            steps.append([event.strategy, "", event.forced])
+            steps.append([event.strategy, "", event.forced, ""])
         elif isinstance(event, TextDelta):
             steps[-1][1] += event.text if event.sampled else ""
+            steps[-1][3] += event.text if event.output else ""
         else:
             finished = event
     worker.cancel()
@@ -306,13 +374,13 @@ async def by_play(case: Case, *, http: bool) -> Played:
     assert isinstance(finished, Finished)
     ending = finished.ending
     flags = {
-        "forced": any(forced for *_, forced in steps),
+        "forced": any(step[2] for step in steps),
         "truncated": ending.truncated,
         "terminated": ending.terminated,
         "reasoner_ended": ending.reasoner_ended,
     }
-    shown = [(name, text, forced) for name, text, forced in steps]
-    return Played(shown, flags, finished.usage.completion_tokens, finished.injected_tokens)
+    tokens = finished.usage.completion_tokens, finished.injected_tokens
+    return Played([tuple(step) for step in steps], flags, *tokens, planner.sessions[0].steps[0])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -321,6 +389,8 @@ def test_all_players_play_by_one_rulebook(case, monkeypatch):
     assert asyncio.run(by_play(case, http=False)) == native
     assert asyncio.run(by_play(case, http=True)) == native
     assert native.sampled + native.injected <= max(case.rules.max_tokens, 29)
+    if case.outputs:
+        assert tuple(output for *_, output in native.steps) == case.outputs
 
 
 def test_the_cases_tell_rules_apart(monkeypatch):
@@ -411,6 +481,6 @@ def test_rules_that_are_none_are_refused(text, what):
 
 
 def test_a_short_answer_keeps_a_quarter_for_its_end():
-    assert PlayRules(max_tokens=100, answer_tokens=60).within(40) == PlayRules(max_tokens=40, answer_tokens=10)
+    assert PlayRules(max_tokens=100, answer_tokens=60).within(40) == PlayRules(max_tokens=40, answer_tokens=10, tool_tokens=10)
     assert PlayRules(max_tokens=100).within(400) == PlayRules(max_tokens=100)
     assert PlayRules(max_tokens=100, answer_tokens=60).within(1).answer_tokens == 1

@@ -18,6 +18,7 @@ from rsim.config import load_config
 from rsim.engine import vllm
 from rsim.errors import UserError
 from rsim.game.problem import Problem
+from rsim.game.record import episode_json
 from rsim.game.rollout import Game
 from rsim.lab.tokenizer import build_tokenizer
 from rsim.policies.reasoner import Reasoner
@@ -49,7 +50,7 @@ def standin(monkeypatch, reasoner):
 
 
 def records(episodes):
-    return [(e.token_ids, e.reasoner_mask, e.planner_ids, e.steps, e.to_json(("",) * 9)["flags"]) for e in episodes]
+    return [(e.token_ids, e.reasoner_mask, e.planner_ids, e.steps, episode_json(e, ("",) * 9)["flags"]) for e in episodes]
 
 
 def test_greedy_episodes_equal_the_native_engines(reasoner, planner, standin):

@@ -7,17 +7,24 @@ An episode is a question and then steps. Before each step the planner chooses a 
 must end; the strategy's prompt is injected; the reasoner samples the step. All lengths are tokens of the
 reasoner. The budget, ``max_tokens``, counts what was sampled and what was injected, and always keeps enough
 for a forced termination.
+
+A strategy may have a tool. *python*: its prompt opens a code block, the closing fence ends the sampling, what
+the program prints is injected, and the reasoner goes on to the delimiter: one step, which samples no more
+than any other. A block that is not closed ends the step as any other ends, and nothing is run. *calculator*:
+its report on the last step is injected behind the prompt. Room is kept for ``tool_tokens`` of an output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rsim.settings import setting
 
 End = Literal["end_of_turn", "delimiter", "cap"]  # why a step's sampling ended
+Tool = Literal["python", "calculator"]
+FENCE = "```"  # opens and closes a code block
 _SHARE = "is a probability: from 0 (off) to 1"
 
 
@@ -33,26 +40,31 @@ class PlayRules:
     answer_to_end: bool = setting(False, "the final step goes on over delimiters (programs have blank lines)")
     gate: float = setting(0.0, "a planner less sure says nothing", at_least=0, at_most=1, remedy=_SHARE)
     paraphrase: Literal["random", "first"] = setting("random", "of a strategy's prompts; greedy: the first")
+    tool_chars: int = setting(400, "the most that a tool's output shows", at_least=1)
+    tool_tokens: int = setting(200, "the most that it takes", at_least=1)
+    tool_seconds: float = setting(5.0, "the longest that a program runs", above=0)
 
     def within(self, limit: int) -> PlayRules:
-        """The same rules for at most ``limit`` tokens; a quarter at most is kept back for a forced end."""
+        """The same rules for ``limit`` tokens; a quarter at most is kept for a forced end or an output."""
         if limit >= self.max_tokens:
             return self
-        return replace(self, max_tokens=limit, answer_tokens=min(self.answer_tokens, max(1, limit // 4)))
+        answer, tool = (min(kept, max(1, limit // 4)) for kept in (self.answer_tokens, self.tool_tokens))
+        return replace(self, max_tokens=limit, answer_tokens=answer, tool_tokens=tool)
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of what may be injected: the longest prompt, the longest of *termination*, a delimiter."""
+    """Tokens of what may be injected: any prompt, the longest of *termination*, a delimiter, an output."""
 
     prompt: int
     termination: int
     delimiter: int
+    tool: int = 0
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], termination: int, delimiter: int) -> Lengths:
+    def of(cls, prompts: Sequence[Sequence[int]], termination: int, delimiter: int, tool: int) -> Lengths:
         """``prompts``: the lengths of each strategy's paraphrases, in label order."""
-        return cls(max(max(row) for row in prompts), max(prompts[termination]), delimiter)
+        return cls(max(max(row) for row in prompts), max(prompts[termination]), delimiter, tool)
 
 
 @dataclass
@@ -72,6 +84,7 @@ class Move:
     final: bool = False  # the episode is over after it
     forced: bool = False  # a termination that the planner did not choose
     unlimited: bool = False  # the null action: to the end of the turn, as the reasoner would go on alone
+    tool: Tool | None = None  # that is still to be used in it
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ class Rulebook:
     """`PlayRules` for one strategy set and one reasoner's tokenizer.
 
     ``termination`` and ``neutral`` are label indices (``neutral`` is what a step without intervention is
-    called); ``unlimited`` are those of null actions.
+    called); ``unlimited`` are those of null actions, ``tools`` those of strategies with a tool.
     """
 
     rules: PlayRules
@@ -101,6 +114,7 @@ class Rulebook:
     termination: int
     neutral: int
     unlimited: frozenset[int] = frozenset()
+    tools: Mapping[int, Tool] = field(default_factory=dict)
 
     @property
     def closing(self) -> int:
@@ -113,7 +127,8 @@ class Rulebook:
 
     def room(self, progress: Progress) -> int:
         """Tokens that one more step may sample while a forced termination still fits after it."""
-        return self.left(progress) - self.lengths.prompt - self.lengths.delimiter - self.closing
+        injected = self.lengths.prompt + self.lengths.tool + self.lengths.delimiter
+        return self.left(progress) - injected - self.closing
 
     def must_end(self, progress: Progress) -> bool:
         """Whether termination is forced now: the planner is not asked."""
@@ -133,7 +148,7 @@ class Rulebook:
             return Move(self.neutral, injects=False)
         if action in self.unlimited:
             return Move(action, final=True, unlimited=True)
-        return Move(action, final=action == self.termination)
+        return Move(action, final=action == self.termination, tool=self.tools.get(action))
 
     def max_new_tokens(self, move: Move, progress: Progress, prompt_tokens: int) -> int:
         """The most that the step may sample; ``progress``: before its prompt of ``prompt_tokens``."""
@@ -144,8 +159,12 @@ class Rulebook:
             return max(1, min(left, max(self.rules.answer_tokens, self.rules.step_tokens)))
         return min(self.rules.step_tokens, self.room(progress))
 
+    def program(self, move: Move, end: End, text: str) -> str | None:
+        """What is run, now that the sampling of ``text`` ended so; None: nothing, the step is over."""
+        return text.partition(FENCE)[0] if move.tool == "python" and end == "delimiter" else None
+
     def stops(self, move: Move) -> bool:
-        """Whether a delimiter ends the step."""
+        """Whether a delimiter ends the step (`FENCE`, as long as a program is to be written)."""
         return not move.unlimited and not (move.final and self.rules.answer_to_end)
 
     def ending(self, move: Move, end: End) -> Ending:
@@ -160,7 +179,7 @@ class Rulebook:
 
 def in_block(text: str) -> bool:
     """Whether a code block is open where ``text`` ends."""
-    return text.count("```") % 2 == 1
+    return text.count(FENCE) % 2 == 1
 
 
 def step_end(text: str, delimiter: str) -> int:

@@ -46,6 +46,7 @@ class ServeOptions:
     host: str
     port: int
     rules: RuleOptions
+    tools: tuple[str, ...]
     slots: int
     waiting: int
     request_seconds: float
@@ -66,6 +67,7 @@ def run_server(options: ServeOptions) -> None:
         model=options.model if options.upstream else "",
         mode=options.mode or None,  # type: ignore[arg-type]
         rules=overridden(planner.rules or PlayRules(), **vars(options.rules)),
+        tools=options.tools,
         slots=options.slots,
         waiting=options.waiting,
         request_seconds=options.request_seconds,

@@ -26,6 +26,9 @@ def command(
     waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=0)] = 64,
     request_seconds: Annotated[float, typer.Option(help="Time limit of a request.", min=1)] = 600.0,
     strategies: Strategies = "",
+    tools: Annotated[
+        list[str] | None, typer.Option(help="python: programs that the model writes are run, in the sandbox.")
+    ] = None,
 ) -> None:
     """Serve any LLM with a planner, over OpenAI's API. $RSIM_API_KEY guards it; $RSIM_UPSTREAM_API_KEY is the upstream's.
 
@@ -48,6 +51,7 @@ def command(
             max_tokens=max_tokens,
             answer_tokens=answer_tokens,
         ),
+        tools=tuple(tools or ()),
         slots=slots,
         waiting=waiting,
         request_seconds=request_seconds,

@@ -28,6 +28,7 @@ def command(
     from rsim.evaluation.evaluate import episode_record, evaluate
     from rsim.evaluation.loading import load_game
     from rsim.game.problem import Problem
+    from rsim.game.record import shown
     from rsim.policies.loading import quiet_models
     from rsim.runs.locate import locate
 
@@ -40,9 +41,9 @@ def command(
         step = episode.steps[-1]
         label = game.names[step.strategy] if step.strategy >= 0 else "reasoner"
         sure = "" if step.forced or not episode.decisions else f" {max(episode.decisions[-1].probabilities):.0%}"
-        Console().print(Text(f"{label}{sure:<5}".ljust(22), style="bold cyan") + Text(step.answer.strip()))
+        Console().print(Text(f"{label}{sure:<5}".ljust(22), style="bold cyan") + Text(shown(step).strip()))
 
-    shown = None if as_json else on_step
-    _, episodes, scores = evaluate("solve", game, [problem], config.rewards, seed=0, on_step=shown)
+    watch = None if as_json else on_step
+    _, episodes, scores = evaluate("solve", game, [problem], config.rewards, seed=0, on_step=watch)
     record = episode_record(episodes[0], scores[0], game.names)
     tell(record, f"answer: {record['predicted']}", as_json)

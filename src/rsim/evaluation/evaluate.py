@@ -13,6 +13,7 @@ from rsim.answers.extract import parse_number, plain_latex
 from rsim.config import RewardsConfig
 from rsim.game.episode import FLAGS, Episode
 from rsim.game.problem import Problem
+from rsim.game.record import episode_json
 from rsim.game.rollout import Game, OnStep
 from rsim.rewards.grade import check
 from rsim.rewards.rewards import Score, checked_as, score_all
@@ -130,7 +131,7 @@ def outcome(
 
 def episode_record(episode: Episode, score: Score, names: tuple[str, ...]) -> Record:
     """An episode as it is written to ``episodes.jsonl``."""
-    return episode.to_json(names) | {
+    return episode_json(episode, names) | {
         "predicted": score.predicted,
         "correct": score.correct,
         "rewards": {"planner": score.planner, "reasoner": score.reasoner},

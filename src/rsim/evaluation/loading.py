@@ -20,6 +20,7 @@ from rsim.models.device import allow_tf32, choose_device
 from rsim.policies.loading import load_planner, load_reasoner
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.strategies import load_strategies
+from rsim.rewards.programs import runner_for
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,20 @@ def load_game(
     own = part_of(checkpoint, "planner")
     chosen: AnyPlanner | None = None
     if planner:
-        chosen = planner_from(planner, strategies, problems, reasoner=loaded, rules=config.rollout, trained=own, seed=seed)
+        chosen = planner_from(
+            planner,
+            strategies,
+            problems,
+            reasoner=loaded,
+            rules=config.rollout,
+            trained=own,
+            seed=seed,
+            rewards=config.rewards,
+        )
     elif own:
         chosen = load_planner(str(own), strategies, device=device.name, dtype=device.dtype, seed=0, quantised=models.quantised)
-    game = Game(loaded, chosen, rules_for(config.rollout, chosen, overrides))
+    runner = runner_for(chosen, config.rewards)
+    game = Game(loaded, chosen, rules_for(config.rollout, chosen, overrides), runner)
     if isinstance(game.servers, VllmServers) and handed_over:
         with tempfile.TemporaryDirectory() as folder:
             game.servers.check_updates(loaded.model, Path(folder) / "reasoner")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsim.config import RolloutConfig
+from rsim.config import RewardsConfig, RolloutConfig
 from rsim.errors import UserError
 from rsim.evaluation.controls import PromptedPlanner, shuffled_planner, wait_planner
 from rsim.game.problem import Problem
@@ -17,6 +17,7 @@ from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import random_planner, sequence_planner
 from rsim.policies.strategies import StrategySet
+from rsim.rewards.programs import runner_for
 
 CHOICES = "none, random, fixed:NAME, sequence:a,b, shuffled[:PATH], prompted[:bare], wait[:TIMES], oracle or a planner's folder"
 
@@ -33,6 +34,7 @@ class Needs:
     rules: RolloutConfig | None
     trained: Path | None
     seed: int
+    rewards: RewardsConfig
 
     def wrong(self, remedy: str) -> UserError:
         return UserError(f"--planner {self.spec}", remedy)
@@ -47,6 +49,7 @@ def planner_from(
     rules: RolloutConfig | None = None,
     trained: Path | None = None,
     seed: int = 0,
+    rewards: RewardsConfig | None = None,
 ) -> AnyPlanner | None:
     """``none``, ``random``, ``fixed:NAME``, ``sequence:a,b,c``, ``shuffled`` (the trained planner's decisions, given to other
     questions), ``prompted`` (the reasoner itself is asked; ``prompted:bare``: without being told what the strategies are),
@@ -54,13 +57,14 @@ def planner_from(
 
     Args:
         reasoner, rules: of the game, for the controls that play or ask (``shuffled``, ``prompted``).
+        rewards: say whether programs that these write may run without a sandbox.
         trained: the run's own planner, which ``shuffled`` without a path means.
 
     Raises:
         UserError: an unknown strategy, the oracle asked about problems that are not the lab's, or no such planner.
     """
     kind, _, detail = spec.partition(":")
-    needs = Needs(spec, detail, strategies, problems, reasoner, rules, trained, seed)
+    needs = Needs(spec, detail, strategies, problems, reasoner, rules, trained, seed, rewards or RewardsConfig())
     if kind == "none":
         return None
     if kind in _CONTROLS:
@@ -97,7 +101,8 @@ def _shuffled(needs: Needs) -> AnyPlanner:
     if len(needs.problems) < 2:
         raise needs.wrong("shuffling takes two questions at least")
     own = load_planner(str(folder), needs.strategies, seed=0)
-    played = Game(needs.reasoner, own, needs.rules).play(needs.problems, seed=needs.seed, greedy=True)
+    runner = runner_for(own, needs.rewards)
+    played = Game(needs.reasoner, own, needs.rules, runner).play(needs.problems, seed=needs.seed, greedy=True)
     return shuffled_planner(needs.strategies, played, needs.seed)
 
 

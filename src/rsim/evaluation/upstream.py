@@ -24,9 +24,10 @@ from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
 from rsim.policies.protocol import AnyPlanner, Decision
 from rsim.policies.strategies import StrategySet
+from rsim.rewards.programs import runner_for
 from rsim.rewards.rewards import score_all
 from rsim.serving.http_upstream import HttpUpstream, UpstreamError, check_address, probe, prompt_tokens
-from rsim.serving.planner_batcher import PlannerBatcher
+from rsim.serving.planner_batcher import PlannerBatcher, estimated_tokens
 from rsim.serving.play import TO_END, Asked, Finished, Injected, Mode, StepEnd, Usage, play
 
 
@@ -54,6 +55,7 @@ class ServedGame:
         """``overrides``: the settings among ``config``'s that were stated for this evaluation."""
         self.served, self.planner, self.config = served, planner, config
         self.rules = rules_for(config.rollout, planner, overrides)
+        self.runner = runner_for(planner, config.rewards)
         self.names = planner.strategies.names if planner else ()
         self.parameters = {"reasoner": 0, "planner": planner.parameters if planner else 0}
         self.mode: Mode | None = None
@@ -148,7 +150,8 @@ class ServedGame:
         self.mode = mode  # type: ignore[assignment]
 
     def _count(self, text: str) -> int:
-        return self.injected[text]
+        """As the upstream counts prompts; what tools write is only estimated."""
+        return self.injected[text] if text in self.injected else estimated_tokens(text)
 
     async def _play(
         self, problem: Problem, group: int, sampling: dict[str, Any], upstream: HttpUpstream, batcher: PlannerBatcher | None
@@ -160,7 +163,7 @@ class ServedGame:
         if batcher is None:
             return episode, (await _alone(episode, upstream, asked, rules.max_tokens), 0)
         finished = Finished("stop", Usage())
-        async with aclosing(play(asked, batcher, upstream, rules, rules.max_tokens)) as events:
+        async with aclosing(play(asked, batcher, upstream, rules, rules.max_tokens, None, self.runner)) as events:
             async for event in events:
                 if isinstance(event, Injected):
                     _open_step(episode, batcher.strategies, event)
@@ -168,6 +171,8 @@ class ServedGame:
                     finished = event
                 elif event.sampled:
                     episode.steps[-1].text += event.text
+                elif event.output:
+                    episode.steps[-1].output, episode.steps[-1].before = event.text, len(episode.steps[-1].text)
         episode.truncated, episode.terminated = finished.ending.truncated, finished.ending.terminated
         episode.reasoner_ended = finished.ending.reasoner_ended
         return episode, (finished.usage, finished.injected_tokens)

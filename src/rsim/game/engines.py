@@ -32,9 +32,9 @@ def open_engine(
     slots: int,
     seed: int,
     greedy: bool,
-    longest_prompt: int,
+    longest: int,
 ) -> Engine:
-    """An engine for one rollout: its cache belongs to the weights as they are now."""
+    """An engine for one rollout: its cache belongs to the weights as they are now (``longest``: prompt)."""
     temperature = 0.0 if greedy else rollout.temperature
     if isinstance(servers, LlamaServers):
         return LlamaEngine(
@@ -55,7 +55,7 @@ def open_engine(
         seed=seed,
         temperature=temperature,
         max_tokens=rollout.max_tokens,
-        longest_prompt=longest_prompt,
+        longest_prompt=longest,
         cuda_graphs=rollout.cuda_graphs,
     )
 

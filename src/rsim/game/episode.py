@@ -6,7 +6,6 @@ These arrays are the only thing that training reads; nothing is ever recomputed 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from rsim.answers.prefix import answer_text
 from rsim.game.problem import Problem
@@ -19,9 +18,12 @@ FLAGS = ("forced", "truncated", "reasoner_ended", "terminated")  # of an episode
 class Step:
     """One step of the chain of thought, as spans of `Episode.token_ids`.
 
-    ``[start, body)`` is the injected prompt and ``[body, end)`` what was sampled; an injected delimiter that
-    closes a capped step lies after ``end``. ``strategy`` is the label index, or -1 where nobody chose (no
-    planner). ``answer_prefix`` is the end of the prompt where it opens a box or a code block for the answer.
+    ``[start, body)`` is the injected prompt, with a calculator's report; ``[body, end)`` is what was sampled,
+    with a program's output among it, which the mask tells apart; an injected delimiter that closes a capped
+    step lies after ``end``. ``strategy`` is the label index, or -1 where nobody chose (no planner).
+    ``answer_prefix`` is the end of the prompt where it opens a box or a code block for the answer.
+
+    ``text`` is what was sampled. A tool's ``output`` was injected after ``before`` characters of it.
     """
 
     strategy: int
@@ -31,11 +33,18 @@ class Step:
     text: str = ""
     forced: bool = False
     answer_prefix: str = ""
+    output: str = ""
+    before: int = 0
 
     @property
     def answer(self) -> str:
-        """The sampled text, behind the box or code block that the prompt has opened for it."""
-        return answer_text(self.answer_prefix, self.text)
+        """The sampled text without a program that was run, behind the box or block that the prompt opened."""
+        return answer_text(self.answer_prefix, self.text[self.before :])
+
+    @property
+    def read(self) -> str:
+        """What the planner reads: the sampled text, and the output in its place."""
+        return self.text[: self.before] + self.output + self.text[self.before :]
 
 
 @dataclass
@@ -82,28 +91,3 @@ class Episode:
         self.token_ids += tokens
         self.reasoner_mask += [1] * len(tokens)
         self.logprobs += logprobs
-
-    def to_json(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """A record for people and reports: text (`Step.answer`), strategies, probabilities; no tokens."""
-        probabilities = iter(self.decisions)
-        steps = []
-        for step in self.steps:
-            chosen = step.strategy >= 0 and not step.forced and self.decisions
-            decision = next(probabilities, None) if chosen else None  # none once a planner's context is full
-            steps.append(
-                {
-                    "strategy": names[step.strategy] if step.strategy >= 0 else None,
-                    "text": step.answer,
-                    "forced": step.forced,
-                    "probabilities": [round(p, 4) for p in decision.probabilities] if decision else None,
-                }
-            )
-        return {
-            "question": self.problem.question,
-            "answer": self.problem.answer,
-            "group": self.group,
-            "steps": steps,
-            "sampled_tokens": self.sampled_tokens,
-            "injected_tokens": self.injected_tokens,
-            "flags": [f for f in FLAGS if getattr(self, f)],
-        }

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -18,37 +18,32 @@ import torch
 from rsim.answers.prefix import open_prefix
 from rsim.config import RolloutConfig
 from rsim.engine.protocol import Engine, SampledStep, Stop
-from rsim.engine.sampling import DelimiterStop, Vocabulary, episode_uniforms
+from rsim.engine.sampling import DelimiterStop, StringStop, Vocabulary, episode_uniforms
 from rsim.errors import UserError
+from rsim.game.acting import Acts
 from rsim.game.engines import check_context, connect, open_engine
 from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
+from rsim.game.rulebook import check_budget, rulebook_of
+from rsim.game.tools import Runner, check_tools
 from rsim.policies.protocol import AnyPlanner, Decision, PlannerSession
 from rsim.policies.reasoner import Reasoner
-from rsim.rules import ALONE, Lengths, Move, PlayRules, Progress, Rulebook
+from rsim.rules import ALONE, FENCE, End, Lengths, Move, Progress, Rulebook
 
 OnStep = Callable[[int, Episode], None]
 
-_WAITING = (
-    1 / 4
-)  # share of the episodes in play that rests before the planner is asked: a pass is worth several
-
-
-def rulebook_of(planner: AnyPlanner, rules: PlayRules, count: Callable[[str], int]) -> Rulebook:
-    """The rules for a planner's strategies; ``count`` says how many of the reasoner's tokens a text takes."""
-    strategies = planner.strategies
-    prompts = [[count(prompt) for prompt in s.prompts] for s in strategies.strategies]
-    lengths = Lengths.of(prompts, strategies.termination, count(rules.delimiter))
-    return Rulebook(rules, lengths, strategies.termination, strategies.neutral, strategies.unlimited)
+_WAITING = 1 / 4  # share of the episodes in play that rests before the planner is asked
 
 
 @dataclass
 class Game:
-    """A reasoner, a planner (None: the reasoner goes on alone, to the end) and the settings of a rollout."""
+    """A reasoner, a planner (None: the reasoner goes on alone, to the end), the settings of a rollout, and
+    what runs the programs of strategies that write some."""
 
     reasoner: Reasoner
     planner: AnyPlanner | None
     rules: RolloutConfig
+    runner: Runner | None = None
 
     def __post_init__(self) -> None:
         self.seconds = {"planner": 0.0, "all": 0.0}  # spent in `play` so far
@@ -58,20 +53,11 @@ class Game:
         self.rulebook: Rulebook | None = None
         if self.planner is not None:
             strategies = self.planner.strategies.strategies
-            self.prompts = [[self.reasoner.injected_ids(p) for p in s.prompts] for s in strategies]
-            self.rulebook = rulebook_of(
-                self.planner, self.rules, lambda text: len(self.reasoner.injected_ids(text))
-            )
-            self._check_budget()
-
-    def _check_budget(self) -> None:
-        assert self.rulebook is not None
-        closing = self.rulebook.closing + self.rulebook.lengths.delimiter
-        if self.rules.max_tokens <= closing:
-            raise UserError(
-                f"rollout.max_tokens = {self.rules.max_tokens}",
-                f"a final answer alone takes {closing} tokens",
-            )
+            ids = self.reasoner.injected_ids
+            self.prompts = [[ids(p) for p in s.prompts] for s in strategies]
+            self.rulebook = rulebook_of(self.planner, self.rules, lambda text: len(ids(text)))
+            check_budget(self.rulebook)
+            check_tools(self.planner.strategies, self.runner)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -124,20 +110,13 @@ class Game:
             prompt = self.reasoner.prompt_ids(problem.question)
             check_context(self.reasoner, len(prompt), self.rules.max_tokens)
             for member in range(group_size):
-                nothing = [0] * len(prompt)
-                episodes.append(
-                    Episode(problem, group, list(prompt), len(prompt), nothing, [0.0] * len(prompt))
-                )
+                nothing = [0] * len(prompt), [0.0] * len(prompt)
+                episodes.append(Episode(problem, group, list(prompt), len(prompt), *nothing))
                 names.append(f"{key}:{member}")
         slots = min(self.rules.batch, len(episodes))
+        longest = max(e.prompt_length for e in episodes)
         engine = open_engine(
-            self.reasoner,
-            self.rules,
-            self.servers,
-            slots=slots,
-            seed=seed,
-            greedy=greedy,
-            longest_prompt=max(e.prompt_length for e in episodes),
+            self.reasoner, self.rules, self.servers, slots=slots, seed=seed, greedy=greedy, longest=longest
         )
         began = time.perf_counter()
         try:
@@ -173,7 +152,9 @@ class _Rollout:
         self.index: dict[int, int] = {}  # the episode in each taken slot
         self.progress: dict[int, Progress] = {}
         self.moves: dict[int, Move] = {}  # the step that is being sampled in each slot
+        self.sent: dict[int, int] = {}  # tokens of each slot's episode that the engine has
         self.book = game.rulebook or Rulebook(game.rules, Lengths(0, 0, 0), -1, -1)
+        self.acts = Acts(game.reasoner, game.runner, self.book.rules)
 
     def run(self) -> None:
         while self.queue or self.resting or self.engine.running:
@@ -181,7 +162,7 @@ class _Rollout:
             if waiting and waiting >= self.patience * (self.engine.running + len(self.resting)):
                 self._admit()
                 resting, self.resting = self.resting, []
-                for slot, move in self._moves(resting).items():
+                for slot, move in self._moves(self._go_on(resting)).items():
                     self._open(slot, move)
             for step in self.engine.advance():
                 if self._close(step):
@@ -199,7 +180,7 @@ class _Rollout:
             return
         for slot in slots:
             self.index[slot] = self.queue.popleft()
-            self.progress[slot] = Progress()
+            self.progress[slot], self.sent[slot] = Progress(), len(self.episode(slot).token_ids)
         keys = [self.asked.keys[self.index[s]] for s in slots]
         self.engine.start(slots, [self.episode(s).token_ids for s in slots], keys)
         self._entered(slots, keys)
@@ -208,48 +189,71 @@ class _Rollout:
     def _entered(self, slots: list[int], keys: list[str]) -> None:
         """New episodes are in ``slots``."""
 
+    def _go_on(self, slots: list[int]) -> list[int]:
+        """Lets those of ``slots`` go on that wait for a program, all at once: what is sampled together does
+        not depend on the time it takes. Returns those whose step is over."""
+        submitted = []
+        for slot in [s for s in slots if s in self.acts.outputs]:
+            sampled = self.acts.finish(slot, self.episode(slot))
+            left = self.book.max_new_tokens(self.moves[slot], self.progress[slot], 0) - sampled
+            self.moves[slot] = replace(self.moves[slot], tool=None)
+            if left > 0:
+                self._submit(slot, left)
+                submitted.append(slot)
+            else:
+                self._end(slot, "cap")
+        return [s for s in slots if s not in submitted]
+
     def _moves(self, slots: list[int]) -> dict[int, Move]:
         """The next step of every slot."""
         return dict.fromkeys(slots, ALONE)
 
-    def _prompt(self, slot: int, move: Move) -> tuple[list[int], str]:
-        """What is injected before a step: its ids, and the box or code block that it leaves open."""
-        return [], ""
+    def _prompt(self, slot: int, move: Move) -> tuple[list[int], str, str]:
+        """What is injected before a step: its ids, the box or code block that it opens, a tool's report."""
+        return [], "", ""
 
     def _open(self, slot: int, move: Move) -> None:
         """Injects a step's prompt and lets the reasoner go on."""
         episode, progress = self.episode(slot), self.progress[slot]
-        prompt, answer_prefix = self._prompt(slot, move)
-        limit = self.book.max_new_tokens(move, progress, len(prompt))
-        closing = (
-            episode.token_ids[episode.steps[-1].end :] if episode.steps else []
-        )  # behind a step that a cap ended
-        start = len(episode.token_ids)
+        prompt, answer_prefix, report = self._prompt(slot, move)
+        start, body = len(episode.token_ids), len(episode.token_ids) + len(prompt)
         episode.inject(prompt)
         episode.forced |= move.forced
-        body = start + len(prompt)
-        step = Step(move.strategy, start, body, body, forced=move.forced, answer_prefix=answer_prefix)
-        episode.steps.append(step)
-        stop: Stop | None = None
-        if self.book.stops(move):
-            stop = DelimiterStop(self.game.vocabulary, self.book.rules.delimiter, answer_prefix)
+        episode.steps.append(Step(move.strategy, start, body, body, "", move.forced, answer_prefix, report))
         self.moves[slot] = move
-        self.engine.submit(slot, closing + prompt, limit, stop)
+        self._submit(slot, self.book.max_new_tokens(move, progress, len(prompt)), answer_prefix)
+
+    def _submit(self, slot: int, limit: int, answer_prefix: str = "") -> None:
+        """Lets the engine read what was injected since it sampled, and sample."""
+        stop: Stop | None = None
+        if self.moves[slot].tool == "python":
+            stop = StringStop(self.game.vocabulary, (FENCE,))
+        elif self.book.stops(self.moves[slot]):
+            stop = DelimiterStop(self.game.vocabulary, self.book.rules.delimiter, answer_prefix)
+        self.engine.submit(slot, self.episode(slot).token_ids[self.sent[slot] :], limit, stop)
 
     def _close(self, sampled: SampledStep) -> bool:
-        """Records a step and the episode's flags; True when the episode is over."""
+        """Records what was sampled; True when the episode is over."""
         slot = sampled.slot
         episode, step = self.episode(slot), self.episode(slot).steps[-1]
-        ending = self.book.ending(self.moves[slot], sampled.end)
         episode.sample(sampled.tokens, sampled.logprobs)
-        step.end = len(episode.token_ids)
-        step.text = self.game.reasoner.tokenizer.decode(sampled.tokens, skip_special_tokens=True)
+        step.end = self.sent[slot] = len(episode.token_ids)
+        step.text += self.game.reasoner.tokenizer.decode(sampled.tokens, skip_special_tokens=True)
+        program = self.book.program(self.moves[slot], sampled.end, step.text)
+        if program is None:
+            return self._end(slot, sampled.end)
+        self.acts.start(slot, program, episode)
+        return False
+
+    def _end(self, slot: int, end: End) -> bool:
+        """Records the end of a step and the episode's flags; True when the episode is over."""
+        episode, ending = self.episode(slot), self.book.ending(self.moves[slot], end)
         if ending.closes:
             episode.inject(self.game.delimiter_ids)
         episode.truncated, episode.terminated = ending.truncated, ending.terminated
         episode.reasoner_ended = ending.reasoner_ended
         self.progress[slot] = Progress(len(episode.steps), len(episode.token_ids) - episode.prompt_length)
-        self._stepped(slot, step)
+        self._stepped(slot, episode.steps[-1])
         if self.asked.on_step is not None:
             self.asked.on_step(self.index[slot], episode)
         return ending.over
@@ -269,9 +273,7 @@ class _Planned(_Rollout):
         self.planner = game.planner
         self.session: PlannerSession = game.planner.begin(slots)
         self.temperature = 0.0 if asked.greedy else game.rules.planner_temperature
-        self.draws: dict[
-            int, tuple[list[float], list[float]]
-        ] = {}  # uniform numbers for decisions and wordings
+        self.draws: dict[int, tuple[list[float], list[float]]] = {}  # uniform numbers: decisions, wordings
 
     def _entered(self, slots: list[int], keys: list[str]) -> None:
         limit, decisions = self.book.rules.max_tokens, self.book.rules.max_steps + 1
@@ -304,19 +306,20 @@ class _Planned(_Rollout):
         with self._planners_time():
             return self.session.decide(slots, uniforms, self.temperature)
 
-    def _prompt(self, slot: int, move: Move) -> tuple[list[int], str]:
+    def _prompt(self, slot: int, move: Move) -> tuple[list[int], str, str]:
         wordings = self.game.prompts[move.strategy]
         drawn = self.book.rules.paraphrase == "random" and not self.asked.greedy
         chosen = int(self.draws[slot][1][self.progress[slot].steps] * len(wordings)) if drawn else 0
         if not move.injects:
-            return [], ""
-        strategy = self.planner.strategies[move.strategy]
-        final = move.strategy == self.book.termination
-        return wordings[chosen], open_prefix(strategy.prompts[chosen]) if final else ""
+            return [], "", ""
+        text = self.planner.strategies[move.strategy].prompts[chosen]
+        answer_prefix = open_prefix(text) if move.strategy == self.book.termination else ""
+        ids, report = self.acts.report(move, self.episode(slot))
+        return wordings[chosen] + ids, answer_prefix, report
 
     def _stepped(self, slot: int, step: Step) -> None:
         with self._planners_time():
-            self.session.observe(slot, self.game.names[step.strategy], step.text)
+            self.session.observe(slot, self.game.names[step.strategy], step.read)
         self.episode(slot).planner_ids = self.session.ids(slot)
 
     @contextmanager

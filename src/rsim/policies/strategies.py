@@ -1,9 +1,10 @@
 """The strategy set: names, descriptions, injection prompts and evidence keywords, read from TOML.
 
 The nine packaged strategies live in ``sets/``; in ``instruct``, for instruction-tuned models, *continuation* injects
-nothing; ``sentences`` has them in whole sentences, for reasoners that are trained on those, and ``code`` for programs. A user's
-file may replace them, or extend them by saying ``extends = "default"`` (or another of these names) at its top; an entry of the
-same name then overrides the packaged one.
+nothing; ``acting`` adds *computation*, a step whose program is run, to these, and ``arms`` the null action and a calculator
+to those; ``sentences`` has them in whole sentences, for reasoners that are trained on those, and ``code`` for programs. A
+user's file may replace them, or extend them by saying ``extends = "default"`` (or another of these names) at its top; an entry
+of the same name then overrides the packaged one.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
+from rsim.answers.prefix import open_prefix
 from rsim.errors import UserError
+from rsim.rules import FENCE, Tool
 
 TERMINATION = "termination"
-_OTHER: dict[str, object] = {"description": "", "repeat_free": False, "unlimited": False}  # with their defaults
+_OTHER: dict[str, object] = {"description": "", "repeat_free": False, "unlimited": False, "tool": ""}  # with their defaults
 
 _SETS = Path(__file__).with_name("sets")
 _LAB = Path(__file__).parents[1] / "lab"
 _PACKAGED = {
     "default": _SETS / "default.toml",
     "instruct": _SETS / "instruct.toml",
+    "acting": _SETS / "acting.toml",
+    "arms": _SETS / "arms.toml",
     "sentences": _SETS / "sentences.toml",
     "tables": _SETS / "tables.toml",
     "code": _SETS / "code.toml",
@@ -31,7 +37,7 @@ _PACKAGED = {
     "lab-ten": _LAB / "strategies_ten.toml",
     "lab-division": _LAB / "strategies_division.toml",
 }
-_FIELDS = {"name", "description", "prompts", "keywords", "repeat_free", "unlimited"}
+_FIELDS = {"name", "description", "prompts", "keywords", "repeat_free", "unlimited", "tool"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Strategy:
     ``keywords`` are the words (matched whole, case ignored) whose presence in the sampled step counts as evidence that
     it was followed; a ``repeat_free`` strategy is left out of the planner's repeat penalty and of the reasoner's ``follow``
     reward. An ``unlimited`` one is the null action: it injects nothing and sets no limits, so that the reasoner goes on as
-    it would alone, to the end of its turn.
+    it would alone, to the end of its turn. ``tool``: what acts in its step, see `rsim.rules`.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Strategy:
     keywords: tuple[str, ...]
     repeat_free: bool = False
     unlimited: bool = False
+    tool: Tool | None = None
 
     def shows_evidence(self, step_text: str) -> bool:
         """Whether a step's sampled text shows this strategy (the keyword rule).
@@ -88,6 +95,11 @@ class StrategySet:
         """Indices of null actions: strategies that leave the reasoner alone, to the end of its turn."""
         return frozenset(i for i, s in enumerate(self.strategies) if s.unlimited)
 
+    @property
+    def tools(self) -> dict[int, Tool]:
+        """The tools of the strategies that have one, by index."""
+        return {i: s.tool for i, s in enumerate(self.strategies) if s.tool}
+
     def __len__(self) -> int:
         return len(self.strategies)
 
@@ -101,12 +113,12 @@ class StrategySet:
 
 
 def load_strategies(source: str = "default") -> StrategySet:
-    """The strategy set of a packaged name (``default``, ``instruct``, ``sentences``, ``tables``, ``code``, ``lab``,
-    ``lab-ten``, ``lab-division``) or of a TOML file.
+    """The strategy set of a packaged name (``default``, ``instruct``, ``acting``, ``arms``, ``sentences``, ``tables``,
+    ``code``, ``lab``, ``lab-ten``, ``lab-division``) or of a TOML file.
 
     Raises:
         UserError: the file is missing or malformed, a field is unknown, a name is doubled, fewer than one prompt is
-            given, a termination prompt holds a parseable box, or the set has no ``termination``.
+            given, a termination prompt holds a parseable box, a tool has no use, or the set has no ``termination``.
     """
     path = _PACKAGED.get(source, Path(source))
     if not path.is_file():
@@ -163,12 +175,25 @@ def parse_strategy(path: Path, entry: dict[str, object]) -> Strategy:
     if any(re.search(r"\\boxed\s*\{[^{}]", prompt) for prompt in prompts):
         remedy = "write \\boxed{} empty, or \\boxed{ at the end: else it could be read as an answer"
         raise UserError(f"{path}: a prompt of {name!r} contains a filled \\boxed{{...}}", remedy)
-    description, free, unlimited = (entry.get(key, other) for key, other in _OTHER.items())
+    description, free, unlimited, tool = (entry.get(key, other) for key, other in _OTHER.items())
     if not isinstance(description, str) or not isinstance(free, bool) or not isinstance(unlimited, bool):
         raise UserError(f"{path}: strategy {name!r}: description must be text, repeat_free and unlimited true or false")
     if unlimited and (prompts != [""] or name.strip() == TERMINATION):
         raise UserError(f"{path}: strategy {name!r} is unlimited", 'such a null action injects nothing: prompts = [""]')
-    return Strategy(name.strip(), description, tuple(prompts), tuple(keywords), free, unlimited)
+    _check_tool(path, name.strip(), prompts, tool, unlimited=unlimited)
+    used = cast(Tool, tool) if tool else None
+    return Strategy(name.strip(), description, tuple(prompts), tuple(keywords), free, unlimited, used)
+
+
+def _check_tool(path: Path, name: str, prompts: list[str], tool: object, *, unlimited: bool) -> None:
+    """Raises `UserError` for a tool that is not known, or that the strategy could not use."""
+    where = f"{path}: strategy {name!r}: tool = {tool!r}"
+    if tool not in ("", *get_args(Tool)):
+        raise UserError(where, f"use one of {', '.join(get_args(Tool))}, or leave it out")
+    if tool and (unlimited or name == TERMINATION):
+        raise UserError(where, "neither a null action nor termination can have a tool")
+    if tool == "python" and not all(open_prefix(prompt).startswith(FENCE) for prompt in prompts):
+        raise UserError(where, "each of its prompts must end in an open code block: ```python and a line break")
 
 
 def to_toml(strategies: StrategySet) -> str:
@@ -178,6 +203,7 @@ def to_toml(strategies: StrategySet) -> str:
         fields = {"name": s.name, "description": s.description, "prompts": s.prompts, "keywords": s.keywords}
         lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
         flags = [f"repeat_free = {str(s.repeat_free).lower()}"] + ["unlimited = true"] * s.unlimited
+        flags += [f'tool = "{s.tool}"'] if s.tool else []
         return "\n".join(["[[strategy]]", *lines, *flags])
 
     return "\n\n".join(entry(s) for s in strategies.strategies) + "\n"

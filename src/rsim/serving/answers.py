@@ -135,7 +135,7 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
     spent = Usage()
     async with state.slots:
         if planned:
-            source = play(asked, state.planning, upstream, state.config.rules, wanted.limit, spent)
+            source = play(asked, state.planning, upstream, state.config.rules, wanted.limit, spent, state.runner)
         else:
             source = _plain(upstream, asked, wanted.limit, wanted.stops)
         async with aclosing(api.Stops(wanted.stops, ends_there=not planned).cut(source, spent)) as events:

@@ -152,7 +152,7 @@ class _HttpConversation:
         usage, end, goes_on = Usage(), StepEnd("cap", Usage()), True
         while goes_on:
             written = ""
-            async with aclosing(self._request(max_new_tokens - usage.completion_tokens, until.delimiter)) as pieces:
+            async with aclosing(self._request(max_new_tokens - usage.completion_tokens, until.stops)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, StepEnd):
                         end = piece
@@ -162,32 +162,33 @@ class _HttpConversation:
             usage.add(end.usage)
             earlier = self.steps[-1][1]
             reason = "end_of_turn" if end.reason == "unknown" and earlier and not written else end.reason
-            stopped = bool(until.delimiter) and (reason == "delimiter" or (reason == "unknown" and bool(written)))
+            stopped = bool(until.stops) and (reason == "delimiter" or (reason == "unknown" and bool(written)))
             goes_on = (
                 stopped
+                and bool(until.delimiter)
                 and in_block(until.answer_prefix + earlier + written)
                 and self._goes_on_anywhere()
                 and end.usage.completion_tokens > 0
                 and usage.completion_tokens < max_new_tokens
             )
-            delimiter = until.delimiter if stopped else ""  # an upstream leaves out the string that it stopped at
-            self.steps[-1] = (injected, earlier + written + delimiter)
-            if delimiter:
-                yield delimiter
+            met = until.stops[0] if stopped else ""  # an upstream leaves out the string that it stopped at
+            self.steps[-1] = (injected, earlier + written + met)
+            if met:
+                yield met
         yield StepEnd(reason, usage, self.steps[-1][1])
 
     def _goes_on_anywhere(self) -> bool:
         """Whether an answer can be continued in the middle; where each strategy is a message of its own, it cannot."""
         return self.asked.messages is None or self.upstream.mode == "prefill"
 
-    async def _request(self, limit: int, delimiter: str) -> AsyncGenerator[str | StepEnd]:
+    async def _request(self, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[str | StepEnd]:
         body = self._body() | self.asked.sampling
         if "seed" in body:  # another one for each request: with the same, every step would draw the same numbers
             body["seed"] += self.calls
         self.calls += 1
         body |= {"model": self.asked.model, "max_tokens": limit, "stream": True, "stream_options": {"include_usage": True}}
-        if delimiter:
-            body["stop"] = [delimiter]
+        if stops:
+            body["stop"] = list(stops)
         path = "completions" if self.asked.messages is None else "chat/completions"
         response = await self.upstream.send(path, body)
         usage, reason, stopped_at, count = None, "unknown", _UNSAID, 0
@@ -204,7 +205,7 @@ class _HttpConversation:
                     usage = _usage(chunk["usage"])
         finally:
             await response.aclose()
-        yield StepEnd(_why(reason, stopped_at, delimiter), usage or Usage(0, count, 0, estimated=True))
+        yield StepEnd(_why(reason, stopped_at, stops), usage or Usage(0, count, 0, estimated=True))
 
     def _body(self) -> dict[str, Any]:
         if self.asked.messages is None:
@@ -241,15 +242,15 @@ class _HttpConversation:
         """Nothing is kept upstream between steps."""
 
 
-def _why(reason: str, stopped_at: Any, delimiter: str) -> Any:
+def _why(reason: str, stopped_at: Any, stops: tuple[str, ...]) -> Any:
     """The end of a step by ``finish_reason`` and, where the upstream has it, ``stop_reason`` (the string that was met)."""
     if reason == "length":
         return "cap"
-    if not delimiter:
+    if not stops:
         return "end_of_turn"
     if stopped_at is _UNSAID:
         return "unknown"
-    return "delimiter" if stopped_at == delimiter else "end_of_turn"
+    return "delimiter" if stopped_at in stops else "end_of_turn"
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from rsim.engine.detokenizer import Detokenizer
 from rsim.engine.native import NativeEngine
@@ -58,7 +59,7 @@ class LocalUpstream:
         self.context: int = reasoner.model.config.get_text_config().max_position_embeddings
         self.engine = NativeEngine(reasoner, slots, seed=0, temperature=0.0, max_tokens=self.context, longest_prompt=0)
         self.vocabulary = Vocabulary(reasoner.tokenizer, reasoner.model.get_output_embeddings().weight.shape[0])
-        self.injected: dict[str, list[int]] = {}  # the ids of what was injected before
+        self.ids_of = lru_cache(maxsize=4096)(reasoner.injected_ids)  # of what is injected: prompts come again and again
         self.free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
         for slot in range(slots):
             self.free.put_nowait(slot)
@@ -85,12 +86,6 @@ class LocalUpstream:
         key = uuid.uuid4().hex if seed is None else f"seed:{seed}"
         warmth = 1.0 if temperature is None else float(temperature)
         return _LocalConversation(self, _Answer(await self.free.get(), ids, key, warmth, len(ids)))
-
-    def ids_of(self, text: str) -> list[int]:
-        """The ids of a text that is injected; remembered, since prompts and delimiters come again and again."""
-        if text not in self.injected:
-            self.injected[text] = self.reasoner.injected_ids(text) if text else []
-        return self.injected[text]
 
     def decode(self, ids: list[int]) -> str:
         """The text of a prompt that was sent as token ids.

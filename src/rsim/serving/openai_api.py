@@ -153,6 +153,8 @@ class Choice:
             self.text += event.text
             if self.steps and event.sampled:
                 self.steps[-1]["text"] += event.text
+            if event.output:
+                self.steps[-1]["output"] = event.text
         else:
             self.finished = event
 
@@ -193,7 +195,7 @@ def usage_of(parts: list[Usage]) -> dict[str, Any]:
 
 
 def chunk(request: Request, index: int, event: Injected | TextDelta | Finished, *, first: bool) -> dict[str, Any]:
-    """One event of one choice as a stream's chunk; injected prompts carry a field ``rsim`` that says so."""
+    """One event of one choice as a stream's chunk; what was injected carries a field ``rsim`` that says so."""
     text = event.text if isinstance(event, Injected | TextDelta) else ""
     reason = event.reason if isinstance(event, Finished) else None
     if request.kind == "chat":
@@ -206,6 +208,8 @@ def chunk(request: Request, index: int, event: Injected | TextDelta | Finished, 
     shown = _chunk_envelope(request) | {"choices": [choice]}
     if isinstance(event, Injected):
         shown["rsim"] = {"injected": True} | _step(event)
+    elif isinstance(event, TextDelta) and event.output:
+        shown["rsim"] = {"injected": True, "output": event.text}
     return shown
 
 

@@ -7,13 +7,16 @@ together with what is around it, and what is injected is counted by an estimate:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from rsim.answers.prefix import as_message, open_prefix
-from rsim.game.rollout import rulebook_of
-from rsim.rules import ALONE, End, Ending, Move, PlayRules, Progress, Rulebook
+from rsim.game.rulebook import rulebook_of
+from rsim.game.tools import Runner, Tools
+from rsim.rules import ALONE, FENCE, End, Ending, Move, PlayRules, Progress, Rulebook
 from rsim.serving.planner_batcher import PlannedAnswer, PlannerBatcher
 
 Reason = Literal["stop", "length"]
@@ -39,11 +42,15 @@ class Usage:
 @dataclass(frozen=True)
 class Until:
     """Where a step ends before the end of the turn: at ``delimiter`` outside code blocks (``answer_prefix``: one that the
-    prompt left open), or at one of a client's stop ``strings``; at nothing where both are empty."""
+    prompt left open), or at one of some ``strings`` (a client's, or what closes a program); at nothing where both are empty."""
 
     delimiter: str = ""
     answer_prefix: str = ""
     strings: tuple[str, ...] = ()
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.delimiter,) if self.delimiter else self.strings
 
 
 TO_END = Until()
@@ -133,10 +140,11 @@ class Injected:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Text that the upstream sampled, or (``sampled`` false) a delimiter that closes a step."""
+    """Text that the upstream sampled, or (``sampled`` false) a delimiter that closes a step or a tool's ``output``."""
 
     text: str
     sampled: bool = True
+    output: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,11 +162,18 @@ Event = Injected | TextDelta | Finished
 
 
 async def play(
-    asked: Asked, batcher: PlannerBatcher, upstream: Upstream, rules: PlayRules, limit: int, spent: Usage | None = None
+    asked: Asked,
+    batcher: PlannerBatcher,
+    upstream: Upstream,
+    rules: PlayRules,
+    limit: int,
+    spent: Usage | None = None,
+    runner: Runner | None = None,
 ) -> AsyncGenerator[Event]:
     """Plays one answer of at most ``limit`` tokens, sampled and injected; the last event is `Finished`.
 
-    ``spent``, if given, is counted up after every step, for a caller who may not read to the end.
+    ``spent``, if given, is counted up after every step, for a caller who may not read to the end. ``runner`` runs the programs
+    of strategies that write some: `rsim.game.tools.check_tools` says whether it is needed.
 
     Closing the iterator (a client that went away) cancels what the upstream is doing and frees the planner's slot.
     """
@@ -168,7 +183,9 @@ async def play(
         conversation = await upstream.open(asked)
         try:
             book = rulebook_of(batcher.planner, rules.within(min(limit, conversation.room())), conversation.count)
-            players = _Players(asked, batcher, planner, conversation, turns=upstream.mode == "turn")
+            turns = upstream.mode == "turn" and asked.messages is not None
+            tools = Tools(runner, book.rules, conversation.count)
+            players = _Players(asked, batcher, planner, conversation, tools, turns)
             async for event in _steps(players, book, usage):
                 yield event
         finally:
@@ -185,37 +202,98 @@ class _Players:
     batcher: PlannerBatcher
     planner: PlannedAnswer
     conversation: Conversation
+    tools: Tools
     turns: bool
+
+
+@dataclass
+class _Step:
+    """A step as it grows; ``read`` is what the planner will read of it."""
+
+    move: Move
+    limit: int  # of what it may sample
+    until: Until
+    injected: int  # tokens
+    sampled: int = 0
+    read: str = ""
+    end: End = "cap"
 
 
 async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenerator[Event]:
     strategies, conversation = players.batcher.strategies, players.conversation
     progress, injected_tokens, ending = Progress(), 0, Ending()
+    last = ""  # step, as it was sampled
     while not ending.over:
         move, probabilities = await _choose(players.planner, book, progress)
         name = strategies[move.strategy if move != ALONE else strategies.neutral].name
         prompt = _prompt(players, book, move)
-        answer_prefix = open_prefix(prompt) if move.strategy == book.termination else ""
         yield Injected(name, prompt, _shown(strategies.names, probabilities), forced=move.forced)
-        prompt_tokens = conversation.count(prompt) if prompt else 0
-        conversation.inject(prompt)
-        until = Until(book.rules.delimiter, answer_prefix) if book.stops(move) else TO_END
+        step, report = _opened(players, book, move, progress, prompt, last)
+        if report:
+            yield TextDelta(report, sampled=False, output=True)
+        last = ""
+        async with aclosing(_sampled(players, book, step, usage)) as events:
+            async for event in events:
+                last += event.text if event.sampled else ""
+                yield event
+        ending = book.ending(step.move, step.end)
+        if ending.closes:
+            conversation.inject(book.rules.delimiter)
+            step.injected += book.lengths.delimiter
+            yield TextDelta(book.rules.delimiter, sampled=False)
+        injected_tokens += step.injected
+        progress = Progress(progress.steps + 1, progress.tokens + step.injected + step.sampled)
+        players.planner.observe(name, step.read)
+    yield Finished("length" if ending.truncated else "stop", usage, ending, injected_tokens)
+
+
+def _opened(players: _Players, book: Rulebook, move: Move, progress: Progress, prompt: str, last: str) -> tuple[_Step, str]:
+    """A step whose prompt is injected, and a calculator's report on the ``last`` step, which is injected behind it."""
+    conversation = players.conversation
+    report = players.tools.recalculate(last) if move.tool == "calculator" else ""
+    injected = sum(conversation.count(text) for text in (prompt, report) if text)
+    conversation.inject(prompt)
+    conversation.inject(report)
+    answer_prefix = open_prefix(prompt) if move.strategy == book.termination else ""
+    until = Until(book.rules.delimiter, answer_prefix) if book.stops(move) else TO_END
+    if move.tool == "python":  # a message of its own opens no block: the program comes back inside of one
+        until = TO_END if players.turns else Until(strings=(FENCE,))
+    return _Step(move, book.max_new_tokens(move, progress, injected), until, injected, read=report), report
+
+
+async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage) -> AsyncGenerator[TextDelta]:
+    """What is sampled in a step and, where its program is run, the output and what follows it."""
+    piece: str | StepEnd
+    while step.sampled < step.limit:
         end = StepEnd("cap", Usage())
-        async for piece in conversation.step(book.max_new_tokens(move, progress, prompt_tokens), until):
+        async for piece in players.conversation.step(step.limit - step.sampled, step.until):
             if isinstance(piece, StepEnd):
                 end = piece
             else:
                 yield TextDelta(piece)
         usage.add(end.usage)
-        ending = book.ending(move, _known(end, until))
-        if ending.closes:
-            conversation.inject(book.rules.delimiter)
-            prompt_tokens += book.lengths.delimiter
-            yield TextDelta(book.rules.delimiter, sampled=False)
-        injected_tokens += prompt_tokens
-        progress = Progress(progress.steps + 1, progress.tokens + prompt_tokens + end.usage.completion_tokens)
-        players.planner.observe(name, end.text)
-    yield Finished("length" if ending.truncated else "stop", usage, ending, injected_tokens)
+        text, step.end = end.text, _known(end, step.until)
+        step.sampled, step.read = step.sampled + end.usage.completion_tokens, step.read + text
+        message = players.turns and step.move.tool == "python"
+        program = _written(text, step.end) if message else book.program(step.move, step.end, text)
+        if program is None:
+            return
+        output = await asyncio.wrap_future(players.tools.start(program, text))
+        players.conversation.inject(output)
+        step.injected += players.conversation.count(output) if output else 0
+        step.read, step.end = step.read + output, "cap"
+        step.move, step.until = replace(step.move, tool=None), Until(book.rules.delimiter)
+        if output:
+            yield TextDelta(output, sampled=False, output=True)
+        if players.turns:  # the next message has the output: the turn of this one is over
+            step.end = "delimiter"
+            return
+
+
+def _written(message: str, end: End) -> str | None:
+    """The program in a message that was not cut: the last code block."""
+    blocks = message.split(FENCE)[1::2]
+    return blocks[-1].partition("\n")[2] if end != "cap" and blocks else None
 
 
 async def _choose(planner: PlannedAnswer, book: Rulebook, progress: Progress) -> tuple[Move, list[float]]:
@@ -238,14 +316,14 @@ def _prompt(players: _Players, book: Rulebook, move: Move) -> str:
     prompts = players.batcher.strategies[move.strategy].prompts
     drawn = book.rules.paraphrase == "random" and not players.asked.greedy
     prompt = players.planner.draws.choice(prompts) if drawn else prompts[0]
-    return as_message(prompt) if players.turns and players.asked.messages is not None else prompt
+    return as_message(prompt) if players.turns else prompt
 
 
 def _known(end: StepEnd, until: Until) -> End:
     """Why a step ended, where the upstream did not say it: at a delimiter if it wrote anything."""
     if end.reason != "unknown":
         return end.reason
-    return "delimiter" if until.delimiter and end.text.strip() else "end_of_turn"
+    return "delimiter" if until.stops and end.text.strip() else "end_of_turn"
 
 
 def _shown(names: tuple[str, ...], probabilities: list[float]) -> dict[str, float]:

@@ -22,8 +22,10 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from rsim.errors import UserError
+from rsim.game.tools import Runner
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
+from rsim.rewards.programs import allowed
 from rsim.serving import openai_api as api
 from rsim.serving.answers import answer, event_data
 from rsim.serving.http_upstream import UpstreamError
@@ -47,7 +49,8 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
     """
     if (reasoner is None) == (not config.upstream):
         raise UserError("give an upstream or a model", "one of --upstream and --model")
-    app = FastAPI(title="rsim", lifespan=_lifespan(config, planner, reasoner, name), docs_url=None, redoc_url=None)
+    runner = allowed(planner, config.tools)
+    app = FastAPI(title="rsim", lifespan=_lifespan(config, planner, reasoner, name, runner), docs_url=None, redoc_url=None)
     app.add_exception_handler(Refusal, lambda request, error: JSONResponse(error.body, error.status, error.headers))
     app.add_exception_handler(Exception, _broken)
     routes: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -64,7 +67,7 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
 
 
 def _lifespan(
-    config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | None, name: str
+    config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | None, name: str, runner: Runner | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -74,7 +77,9 @@ def _lifespan(
         local = LocalUpstream(reasoner, config.slots) if reasoner is not None else None
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(_client(config)) if local is None else None
-            app.state.rsim = state = State(config, planning, local, client, metrics, slots, local_model=name if local else "")
+            app.state.rsim = state = State(
+                config, planning, local, client, metrics, runner, slots, local_model=name if local else ""
+            )
             try:
                 await upstream_of(state, "")
             except UpstreamError as error:  # it may come up later: every planned request asks again until then

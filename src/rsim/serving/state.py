@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from rsim.game.tools import Runner
 from rsim.rules import PlayRules
 from rsim.serving import openai_api as api
 from rsim.serving.http_upstream import HttpUpstream, UpstreamError, probe
@@ -29,6 +30,7 @@ class ServeConfig:
     model: str = ""  # the upstream's model to probe with; "": the first that it lists
     mode: Mode | None = None  # None: probed
     rules: PlayRules = field(default_factory=PlayRules)
+    tools: tuple[str, ...] = ()  # "python": programs that the model writes are run, in the sandbox
     plain_tokens: int = 4096  # of an unplanned answer of a model in this process that states no limit
     slots: int = 64  # answers played at once
     waiting: int = 64  # requests that may wait for a slot; more are refused with 429
@@ -47,6 +49,7 @@ class State:
     upstream: Upstream | None  # None: not probed yet
     client: httpx.AsyncClient | None
     metrics: Metrics
+    runner: Runner | None
     slots: asyncio.Semaphore
     local_model: str = ""
     active: int = 0

@@ -22,8 +22,10 @@ import httpx
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rsim.errors import UserError
+from rsim.game.tools import Runner
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
+from rsim.rewards.programs import allowed
 from rsim.rules import PlayRules
 from rsim.rules_file import overridden
 from rsim.serving import openai_api as api
@@ -110,9 +112,15 @@ class PlannedModel:
     """A transformers model with a planner: exact token ids, and as many answers at once as there are ``slots``."""
 
     def __init__(
-        self, planner: AnyPlanner, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rules: PlayRules, slots: int
+        self,
+        planner: AnyPlanner,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rules: PlayRules,
+        slots: int,
+        runner: Runner | None,
     ) -> None:
-        self.rules = rules
+        self.rules, self.runner = rules, runner
         self.inner = _Loop(planner, slots)
         self.upstream = LocalUpstream(Reasoner(model.eval(), tokenizer), slots)
 
@@ -145,7 +153,8 @@ class PlannedModel:
     def _play(self, question: Question, temperature: float, limit: int, seed: int | None) -> AsyncGenerator[Event]:
         messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
         asked = Asked("", messages, None, {"temperature": temperature, "seed": seed})
-        return play(asked, self.inner.planning, self.upstream, self.rules, limit or self.rules.max_tokens)
+        most = limit or self.rules.max_tokens
+        return play(asked, self.inner.planning, self.upstream, self.rules, most, None, self.runner)
 
     async def _all(self, questions: Sequence[Question], temperature: float, limit: int, seed: int | None) -> list[Answer]:
         async def one(question: Question, own_seed: int | None) -> Answer:
@@ -185,8 +194,10 @@ class PlannedClient:
     proxy that the client was given is not used.
     """
 
-    def __init__(self, planner: AnyPlanner, client: Any, rules: PlayRules, slots: int, mode: Mode | None) -> None:
-        self.client, self.rules, self.mode = client, rules, mode
+    def __init__(
+        self, planner: AnyPlanner, client: Any, rules: PlayRules, slots: int, mode: Mode | None, runner: Runner | None
+    ) -> None:
+        self.client, self.rules, self.mode, self.runner = client, rules, mode, runner
         self.asynchronous = type(client).__name__.startswith("Async")
         self.inner = _Loop(planner, slots)
         # Clients that are only like OpenAI's may lack all but the key and the address.
@@ -208,7 +219,7 @@ class PlannedClient:
             mode = self.mode or await probe(self.http, asked.model)
             self.upstream = HttpUpstream(self.http, mode, count=self.inner.planning.count, retries=self.retries)
         spent = Usage()
-        source = play(asked, self.inner.planning, self.upstream, self.rules, request.limit, spent)
+        source = play(asked, self.inner.planning, self.upstream, self.rules, request.limit, spent, self.runner)
         async with aclosing(api.Stops(request.stops).cut(source, spent)) as events:
             async for event in events:
                 yield event
@@ -316,6 +327,7 @@ def wrap(
     rules: PlayRules | None = None,
     slots: int = 64,
     mode: Mode | None = None,
+    tools: Sequence[str] = (),
     **changes: Any,
 ) -> Any:
     """A `PlannedModel` for a transformers model (with its tokenizer), a `PlannedClient` for an OpenAI-compatible client.
@@ -323,16 +335,18 @@ def wrap(
     Args:
         rules: None: those that the planner was trained under.
         mode: ``prefill`` or ``turn``, for a client; None: probed at the first request.
+        tools: ``("python",)`` lets strategies run the programs that the model writes, in the sandbox.
         changes: single rules by name, e.g. ``max_steps=4``.
 
     Raises:
-        UserError: ``target`` is neither; there is no such rule.
+        UserError: ``target`` is neither; there is no such rule; the strategies run programs and ``tools`` do not allow it.
     """
     rules = overridden(rules or planner.rules or PlayRules(), **changes)
+    runner = allowed(planner, tools)
     if isinstance(target, PreTrainedModel):
         if tokenizer is None:
             raise UserError("a transformers model needs its tokenizer", "planner.wrap(model, tokenizer)")
-        return PlannedModel(planner, target, tokenizer, rules, slots)
+        return PlannedModel(planner, target, tokenizer, rules, slots, runner)
     if not (hasattr(target, "base_url") and hasattr(target, "chat")):
         raise UserError(f"cannot wrap a {type(target).__name__}", "give a transformers model or an OpenAI-compatible client")
-    return PlannedClient(planner, target, rules, slots, mode)
+    return PlannedClient(planner, target, rules, slots, mode, runner)

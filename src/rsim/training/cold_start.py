@@ -24,6 +24,7 @@ from rsim.game.rollout import Game
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import random_planner
 from rsim.policies.strategies import load_strategies
+from rsim.rewards.programs import runner_for
 from rsim.rewards.rewards import RewardFunction, checked_as, score_all, well_formatted
 from rsim.training.agent import Agent, AgentSettings
 from rsim.training.batch import reasoner_batch
@@ -70,7 +71,8 @@ def cold_start(
     sharded = [agent.sharded] if agent.sharded else []
     with unsharded(sharded):
         before = format_rate(config, reasoner, problems, world)
-    game = Game(reasoner, random_planner(strategies), config.rollout)
+    planner = random_planner(strategies)
+    game = Game(reasoner, planner, config.rollout, runner_for(planner, config.rewards))
     mine = world.block(len(shown))
     with unsharded(sharded):
         episodes = game.play([shown[i] for i in mine], seed=config.seed, keys=[f"cold:{i}" for i in mine])
@@ -120,7 +122,8 @@ def format_rate(config: Config, reasoner: Reasoner, problems: list[Problem], wor
     """
     rng = random.Random(f"cold:{config.seed}")
     asked = [rng.choice(problems) for _ in range(min(config.cold_start.episodes, max(_PROBED, world.size)))]
-    game = Game(reasoner, random_planner(load_strategies(config.models.strategies)), config.rollout)
+    planner = random_planner(load_strategies(config.models.strategies))
+    game = Game(reasoner, planner, config.rollout, runner_for(planner, config.rewards))
     mine = world.block(len(asked))
     played = game.play([asked[i] for i in mine], seed=config.seed, keys=[f"cold:rate:{i}" for i in mine])
     formatted = world.all_gather(_formatted(config, played))

@@ -18,6 +18,7 @@ from rsim.game.episode import Episode
 from rsim.game.rollout import Game
 from rsim.models.device import allow_tf32, choose_device, torch_device
 from rsim.policies.loading import quiet_models
+from rsim.rewards.programs import runner_for
 from rsim.rewards.rewards import Score, load_custom, score_all
 from rsim.runs.folder import RunFolder
 from rsim.training.cold_start import cold_start
@@ -79,7 +80,8 @@ class Trainer:
         self.train_set = without_long(config, self.reasoner, questions)
         self.left_out = len(questions) - len(self.train_set)
         self.agents = make_agents(config, self.reasoner, self.planner, self.world)
-        self.game = Game(self.reasoner, self.planner, config.rollout)
+        runner = runner_for(self.planner, config.rewards)
+        self.game = Game(self.reasoner, self.planner, config.rollout, runner)
         self.saver = Saver(config, self.world, folder, self.reasoner, self.planner, self.agents, self.game)
         self.step, self.sampled_tokens, self.best, self.cold_started = 0, 0, -1.0, False
         # What this process was told: by anyone, by SIGTERM.
