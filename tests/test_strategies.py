@@ -8,7 +8,7 @@ from rsim.answers.extract import boxed
 from rsim.answers.prefix import as_message, open_prefix
 from rsim.errors import UserError
 from rsim.policies import template
-from rsim.policies.strategies import StrategySet, load_strategies
+from rsim.policies.strategies import StrategySet, load_strategies, to_toml
 
 NINE = {"self-reflection", "decomposition", "deliberation", "validation", "summarization", "prioritization", "sub-planning",
         "continuation", "termination"}  # fmt: skip
@@ -54,7 +54,7 @@ def test_only_what_a_prompt_leaves_open_at_its_end_counts():
         assert as_message(closed) == closed
 
 
-@pytest.mark.parametrize("source", ["default", "instruct", "code"])
+@pytest.mark.parametrize("source", ["default", "instruct", "acting", "code"])
 def test_prompts_break_off_in_mid_sentence(source):
     """After a whole sentence an instruction-tuned model begins a new paragraph: the step is over before it began."""
     for strategy in load_strategies(source).strategies:
@@ -86,12 +86,28 @@ def test_a_file_extends_and_overrides(tmp_path):
     ('[[strategy]]\nname = "termination"\nprompts = ["So \\\\boxed{5}"]\n', "boxed"),
     ('[[strategy]]\nname = "termination"\nprompts = ["End:", ""]\n', "empty prompt"),
     ('[[strategy]]\nname = "a"\nprompts = [" "]\n', "prompts"),
+    ('[[strategy]]\nname = "a"\nprompts = ["x"]\ntool = "bash"\n', "use one of python, calculator"),
+    ('[[strategy]]\nname = "a"\nprompts = ["x"]\ntool = "python"\n', "open code block"),
+    ('[[strategy]]\nname = "a"\nprompts = ["x```python\\n", "y"]\ntool = "python"\n', "open code block"),
+    ('[[strategy]]\nname = "a"\nprompts = [""]\nunlimited = true\ntool = "calculator"\n', "null action"),
+    ('[[strategy]]\nname = "termination"\nprompts = ["x```python\\n"]\ntool = "python"\n', "null action"),
 ])  # fmt: skip
 def test_bad_files_are_refused_by_name(tmp_path, text, message):
     file = tmp_path / "bad.toml"
     file.write_text(text)
     with pytest.raises(UserError, match=message):
         load_strategies(str(file))
+
+
+def test_sets_with_tools_are_saved_and_read_back(tmp_path):
+    arms = load_strategies("arms")
+    assert arms.names[:9] == load_strategies("instruct").names == load_strategies("acting").names[:9]
+    assert {arms.names[i]: tool for i, tool in arms.tools.items()} == {"computation": "python", "recalculation": "calculator"}
+    assert arms.names[9:] == ("computation", "alone", "recalculation")
+    file = tmp_path / "arms.toml"
+    file.write_text(to_toml(arms))
+    assert load_strategies(str(file)) == arms
+    assert "tool" not in to_toml(load_strategies("default")), "sets without tools are written as before"
 
 
 def test_a_step_without_intervention_is_never_a_termination():

@@ -268,7 +268,7 @@ class Stops:
         pieces, counted = 0, spent.completion_tokens
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, TextDelta):
+                if isinstance(event, TextDelta) and not event.output:
                     if spent.completion_tokens != counted:  # another step has begun
                         pieces, counted = 0, spent.completion_tokens
                     pieces += event.sampled

@@ -139,6 +139,8 @@ def _formatted(config: Config, episodes: list[Episode]) -> list[bool]:
 def _without_examples(episode: Episode, problem: Problem, reasoner: Reasoner) -> Episode:
     """The same sampled and injected ids after the bare question's prompt."""
     prompt, old = reasoner.prompt_ids(problem.question), episode.prompt_length
+    by = len(prompt) - old
+    steps = [replace(s, start=s.start + by, body=s.body + by, end=s.end + by) for s in episode.steps]
     return replace(
         episode,
         problem=problem,
@@ -146,20 +148,28 @@ def _without_examples(episode: Episode, problem: Problem, reasoner: Reasoner) ->
         prompt_length=len(prompt),
         reasoner_mask=[0] * len(prompt) + episode.reasoner_mask[old:],
         logprobs=[0.0] * len(prompt) + episode.logprobs[old:],
+        steps=steps,
     )
 
 
 def _with_prompts_learned(episode: Episode, reasoner: Reasoner) -> Episode:
-    """Everything after the question is to be written by the reasoner itself, up to the end of its turn."""
+    """Everything after the question is to be written by the reasoner itself, up to the end of its turn, but
+    for what tools wrote: it would learn to make outputs up."""
     ids = episode.token_ids
     if ids[-1] not in reasoner.end_ids:
         own_end = reasoner.tokenizer.eos_token_id
         ids = [*ids, own_end if own_end is not None else min(reasoner.end_ids)]
-    own = len(ids) - episode.prompt_length
+    mask = [0] * episode.prompt_length + [1] * (len(ids) - episode.prompt_length)
+    for step in episode.steps:
+        if step.output and step.before:
+            mask[step.body : step.end] = episode.reasoner_mask[step.body : step.end]
+        elif step.output:  # behind the prompt
+            length = len(reasoner.injected_ids(step.output))
+            mask[step.body - length : step.body] = [0] * length
     return replace(
         episode,
         token_ids=ids,
-        reasoner_mask=[0] * episode.prompt_length + [1] * own,
+        reasoner_mask=mask,
         logprobs=[0.0] * len(ids),
     )
 
