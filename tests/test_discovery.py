@@ -93,6 +93,9 @@ def test_an_llm_is_asked_until_it_writes_a_strategy(evaluation, writer):
     replies[:] = ['{"name": "new", "prompts": [""]}']
     with pytest.raises(UserError, match="empty prompt"):
         propose(load_strategies("lab"), clusters[0], total, url=url, model="m")
+    replies[:] = ['{"name": "new", "prompts": ["So:\\n```python\\n"], "tool": "python"}']
+    with pytest.raises(UserError, match="it has a tool"):
+        propose(load_strategies("lab"), clusters[0], total, url=url, model="m")
     replies[:] = ['{"name": "new", "prompts": ["so \\\\boxed{5}"]}']
     with pytest.raises(UserError, match=r"in 3 tries: .*filled"):
         propose(load_strategies("lab"), clusters[0], total, url=url, model="m")

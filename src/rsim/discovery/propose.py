@@ -78,4 +78,6 @@ def _parsed(written: str, strategies: StrategySet) -> Strategy:
     strategy = parse_strategy(Path("the reply"), {**fields, "name": name})
     if "" in strategy.prompts:
         raise ValueError("it has an empty prompt")
+    if strategy.tool:
+        raise ValueError("it has a tool, which a strategy is given by people")
     return strategy
