@@ -18,6 +18,7 @@ from rsim.engine.llama_process import llama_servers, server_program
 from rsim.engine.sampling import DelimiterStop, Vocabulary
 from rsim.errors import UserError
 from rsim.game.problem import Problem
+from rsim.game.record import episode_json
 from rsim.game.rollout import Game
 from rsim.models.weights import package_file
 from rsim.policies.loading import load_reasoner
@@ -56,7 +57,7 @@ def standin(monkeypatch, reasoner):
 
 
 def records(episodes):
-    return [(e.token_ids, e.reasoner_mask, e.planner_ids, e.steps, e.to_json(("",) * 9)["flags"]) for e in episodes]
+    return [(e.token_ids, e.reasoner_mask, e.planner_ids, e.steps, episode_json(e, ("",) * 9)["flags"]) for e in episodes]
 
 
 def test_greedy_episodes_equal_the_native_engines(reasoner, planner, standin):

@@ -8,6 +8,7 @@ import json
 import operator
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
@@ -19,8 +20,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import standin_llama
 from rsim.config import RewardsConfig
-from rsim.engine import native, vllm
+from rsim.engine import llama, native, vllm
 from rsim.errors import UserError
 from rsim.game.calculator import corrections
 from rsim.game.problem import Problem
@@ -209,6 +211,7 @@ class Talker:
 
     def __init__(self, tokenizer, lines: dict[str, str]) -> None:
         self.tokenizer, self.lines = tokenizer, lines
+        self.config = types.SimpleNamespace(vocab_size=len(tokenizer))
 
     def next(self, ids: list[int]) -> int:
         text = self.tokenizer.decode(ids)
@@ -289,13 +292,16 @@ def test_a_step_that_acts_and_what_is_recorded(reasoner, talker):
 
 
 @needs_sandbox
-def test_the_same_on_vllm_and_for_a_planner_with_a_model(reasoner, talker, base_folder, monkeypatch):
+def test_the_same_on_servers_and_for_a_planner_with_a_model(reasoner, talker, base_folder, monkeypatch):
     here = acted(reasoner)
     server = StandIn(copy.deepcopy(reasoner.model), reasoner.tokenizer)
     server.model = Talker(reasoner.tokenizer, LINES)
     monkeypatch.setattr("rsim.engine.vllm.VllmServer", partial(vllm.VllmServer, transport=server))
-    there = acted(reasoner, replace(LONG, engine="vllm"))
-    assert (there.token_ids, there.reasoner_mask, there.steps) == (here.token_ids, here.reasoner_mask, here.steps)
+    cpp = standin_llama.StandIn(server.model, reasoner.tokenizer, eog=reasoner.end_ids)
+    monkeypatch.setattr("rsim.engine.llama.LlamaServer", partial(llama.LlamaServer, transport=cpp))
+    for engine in ("vllm", "llama"):
+        there = acted(reasoner, replace(LONG, engine=engine))
+        assert (there.token_ids, there.reasoner_mask, there.steps) == (here.token_ids, here.reasoner_mask, here.steps)
     planner = load_planner(str(base_folder), ARMS, device="cpu", dtype="float32", seed=0)
     with torch.no_grad():
         planner.model.score.weight.zero_()
