@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -337,6 +338,25 @@ def test_a_real_servers_stop_string_keeps_the_token_that_completes_it(real, smol
     values = llama.aligned(reply["tokens"], reply["completion_probabilities"])
     assert math.isnan(values[-1]), "the server leaves the stop string's log-prob out"
     assert all(value <= 0 for value in values[:-1])
+
+
+@needs_server
+def test_a_real_servers_tokens_depend_on_nothing_but_the_sequence(real, smollm):
+    """To the last bit of their log-probs: whether the prompt was read before, and whatever is sampled beside."""
+    server = llama.LlamaServer(real, 600)
+    prompts = [smollm.prompt_ids(" ".join([question] * 6)) for question in QUESTIONS[2:]]  # 100 tokens and more
+
+    def ask(slot: int) -> tuple[list[int], list[float]]:
+        reply = server.complete(
+            prompts[slot], slot, n_predict=8, stop=[], seed=1, ignore_eos=True, **llama.sampling(0.0, logprobs=True)
+        )
+        assert len(reply["completion_probabilities"]) == 8
+        return reply["tokens"], llama.aligned(reply["tokens"], reply["completion_probabilities"])
+
+    fresh = [ask(slot) for slot in range(3)]
+    assert [ask(slot) for slot in range(3)] == fresh, "from the cache"
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(ask, range(3))) == fresh, "together"
 
 
 @needs_server

@@ -12,6 +12,9 @@ from rsim.engine.process import start_server, stop_server
 from rsim.errors import UserError
 
 _SECONDS = 300.0  # until it has loaded the model
+# A slot has its own cache and no other (none is saved when it changes hands). The last two: kernels that give a token the same
+# logits whatever else is in its batch; they are no slower.
+_SETTINGS = "--threads 1 --threads-batch 1 --no-kv-unified --cache-ram 0 --no-ui --flash-attn off --no-repack"
 
 
 def server_program() -> Path:
@@ -33,7 +36,8 @@ def llama_servers(
     """Servers of the GGUF file ``model`` while the block lasts.
 
     Two servers of one thread, each pinned to a core, sample more than one of two threads, which wait for each
-    other. Their addresses come as ``rollout.llama_url`` takes them.
+    other. Their addresses come as ``rollout.llama_url`` takes them. What a sequence samples depends on nothing but
+    itself, bit by bit, if the program is the one that ``studies/llama_server.sh`` builds.
 
     Args:
         log: the file that their output is added to.
@@ -51,22 +55,8 @@ def llama_servers(
             f"no llama.cpp server at {program}",
             "build it with studies/llama_server.sh, or set $RSIM_LLAMA_SERVER",
         )
-    words = [str(program), "--model", str(model), "--host", "{host}", "--port", "{port}", "--threads", "1"]
-    words += [
-        "--threads-batch",
-        "1",
-        "--parallel",
-        str(slots),
-        "--ctx-size",
-        str(slots * context),
-        "--no-kv-unified",
-    ]
-    words += [
-        "--cache-ram",
-        "0",
-        "--no-ui",
-        *more,
-    ]  # a slot's cache is all there is: none is saved when a slot changes hands
+    words = [str(program), "--model", str(model), "--host", "{host}", "--port", "{port}", *_SETTINGS.split()]
+    words += ["--parallel", str(slots), "--ctx-size", str(slots * context), *more]
     running: list[subprocess.Popen[bytes]] = []
     addresses = []
     try:
