@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import random
-import re
 from dataclasses import replace
 from itertools import islice
 
@@ -18,8 +16,6 @@ import rsim.lab.pretrain as pretraining
 from rsim.answers.extract import extract
 from rsim.data.load import load_problems
 from rsim.errors import UserError
-from rsim.game.problem import generated_split
-from rsim.lab import euclid
 from rsim.lab.behaviour import write_solution
 from rsim.lab.expressions import parse, render, value_of
 from rsim.lab.oracle import _pick, oracle_planner
@@ -89,40 +85,6 @@ def test_the_tenth_strategy_is_written_in_the_base_that_knows_it_alone():
              for size in ("nano-s", "nano-x")}  # fmt: skip
     assert not any(" digits so " in text for text in texts["nano-s"])
     assert sum(" digits so " in text for text in texts["nano-x"]) > 40
-
-
-def test_euclid_divides_until_the_common_divisor_is_left():
-    rng, others = random.Random(0), set(load_strategies("lab-division").names) - {"division", "termination"}
-    assert others == set(load_strategies("lab").names) - {"termination"}
-    hasty = 0
-    for _ in range(2000):
-        numbers = euclid.sample_numbers(rng)
-        assert generated_split(euclid.question(numbers)) == "train"
-        assert all(euclid.write_step(numbers, name)[1] == numbers for name in others)
-        hasty += euclid.write_step(numbers, "termination")[0] == f" \\boxed{{{math.gcd(*numbers)}}}"
-        left: tuple[int, ...] = numbers
-        while len(left) > 1:
-            text, left = euclid.write_step(left, "division")
-            for sentence in text.split()[1:-2]:
-                shown, result = sentence.split("=")
-                a, b, c = map(int, re.split(r"[-*]", shown))
-                assert a - b * c == int(result) < b
-        assert euclid.write_step(left, "termination") == (f" \\boxed{{{math.gcd(*numbers)}}}", ())
-        assert euclid.write_solution(numbers, rng)[-1][0] == "termination"
-    assert 0.57 < hasty / 2000 < 0.63  # what the page `gym` says
-
-
-def test_the_lab_asks_for_common_divisors_as_reasoning_gym_does():
-    for problem in load_problems(euclid.SOURCE, "test", limit=50):
-        numbers = problem.meta["entry"]["metadata"]["numbers"]
-        assert euclid.question(tuple(numbers)) == problem.question
-        assert max(numbers) <= euclid.LARGEST
-    tokenizer, usual = build_tokenizer(tenth="division"), build_tokenizer()
-    documented = [tokenizer.decode(ids) for ids, _ in islice(documents(PretrainConfig(size="nano-d"), tokenizer), 400)]
-    assert 60 < sum(text.count("(GCD)") for text in documented) < 140
-    for text in documented:
-        if "GCD" not in text and "ivi" not in text:
-            assert tokenizer.encode(text) == usual.encode(text)
 
 
 def test_every_base_is_found_by_its_name(tmp_path, monkeypatch):

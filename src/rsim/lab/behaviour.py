@@ -30,16 +30,10 @@ def glance(state: State) -> str:
 
 def choose(state: State, rng: random.Random, *, tenth: str = "") -> str:
     """``tenth``: a strategy that the writer knows beside the nine."""
-    at = "outside" if state.problem.is_cipher and not state.read else glance(state)
-    return choose_at(at, rng, tenth=tenth)
-
-
-def choose_at(at: str, rng: random.Random, *, tenth: str = "") -> str:
-    """The writer's choice by what the state looks like: a name that `glance` gives, or *outside*."""
-    if at == "outside" and tenth:
+    if tenth and state.problem.is_cipher and not state.read:
         weights = {tenth if name == "tenth" else name: weight for name, weight in _HABITS["outside"].items()}
     else:
-        weights = _HABITS["unread" if at == "outside" else at] | ({tenth: _IDLE} if tenth else {})
+        weights = _HABITS[glance(state)] | ({tenth: _IDLE} if tenth else {})
     return rng.choices(list(weights), list(weights.values()))[0]
 
 

@@ -23,7 +23,6 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from rsim.errors import UserError
-from rsim.lab import euclid
 from rsim.lab.behaviour import write_solution
 from rsim.lab.problems import OUTSIDE, ProblemMix, sample_problems
 from rsim.lab.steps import Rates
@@ -32,8 +31,7 @@ from rsim.policies.strategies import load_strategies
 from rsim.policies.template import MARKER, question_chunk, strategy_chunk
 
 _KEEP_EVERY = 100  # steps
-_SETS = {"": "lab", "decoding": "lab-ten", "division": "lab-division"}
-_GCD = 0.25  # of the questions, where the text has *division*
+_SETS = {"": "lab", "decoding": "lab-ten"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,6 @@ SIZES = {
     "nano-s": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3),
     "nano-m": Size(hidden=192, layers=4, heads=6, intermediate=448, steps=2000, learning_rate=2e-3),
     "nano-x": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3, tenth="decoding"),
-    "nano-d": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3, tenth="division"),
     "nano-l": Size(hidden=384, layers=5, heads=6, intermediate=896, steps=2000, learning_rate=1e-3),
     "nano-llama": Size(hidden=128, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=4e-3, spelled=True),
 }
@@ -95,14 +92,10 @@ def documents(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Iterator[tup
     """Endless ``(token ids, length of the part without loss)``."""
     tenth = SIZES[config.size].tenth
     strategies = load_strategies(_SETS[tenth])
-    mix = replace(config.mix, families=config.mix.families | OUTSIDE) if tenth == "decoding" else config.mix
+    mix = replace(config.mix, families=config.mix.families | OUTSIDE) if tenth else config.mix
     rng = random.Random(f"pretrain:{config.seed}")
     for problem in sample_problems("train", config.seed, mix):
-        if tenth == "division" and rng.random() < _GCD:
-            numbers = euclid.sample_numbers(rng)
-            question, steps = euclid.question(numbers), euclid.write_solution(numbers, rng)
-        else:
-            question, steps = problem.question, write_solution(problem, rng, config.rates, tenth=tenth)
+        question, steps = problem.question, write_solution(problem, rng, config.rates, tenth=tenth)
         if rng.random() < config.planner_share:
             head, body = _planner_text(question, steps)
         else:

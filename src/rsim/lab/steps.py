@@ -14,7 +14,6 @@ validation         works the last calculation out again and corrects it
 self-reflection    reads the question again and adds the part that was overlooked
 termination        boxes the value; while there is work left, the running total after one hasty join
 decoding           a tenth: writes the digits of a cipher; nothing to do elsewhere
-division           another tenth: a common divisor, `rsim.lab.euclid`; nothing to do elsewhere
 =================  ====================================================================================
 
 A worded question that is worked on without a plan is read hastily: its last part is overlooked at `Rates.misread`.
@@ -132,7 +131,6 @@ WORDS = {
     "sub-planning": "plan",
     "continuation": "next",
     "decoding": "digits",
-    "division": "divide",
 }
 
 _Work = tuple[str, Expression, Calculation]

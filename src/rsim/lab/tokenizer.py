@@ -11,7 +11,6 @@ from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer
 
-from rsim.lab.euclid import GCD_WORDS
 from rsim.lab.problems import NAMES, THINGS
 from rsim.policies.strategies import load_strategies
 from rsim.policies.template import MARKER, QUESTION_PREFIX, strategy_chunk
@@ -30,18 +29,14 @@ CHAT_TEMPLATE = (
 )
 
 
-_TENTH = {
-    "": (),
-    "decoding": (" digits", "Decode:", "In digits:", strategy_chunk("decoding")),
-    "division": (" divide", "Divide:", "By division:", strategy_chunk("division"), *GCD_WORDS),
-}
+_TENTH = {"": (), "decoding": (" digits", "Decode:", "In digits:", strategy_chunk("decoding"))}
 
 
 def build_tokenizer(*, spelled: bool = False, tenth: str = "") -> Qwen2Tokenizer:
     """The lab tokenizer, made from nothing; the same on every machine.
 
     ``spelled``: the second family's, which spells the strategies' prompts, names and things letter by letter. ``tenth``:
-    a tenth strategy, *decoding* or *division*, whose words come last.
+    a tenth strategy, *decoding*, whose words come last.
     """
     strategies = load_strategies("lab")
     phrases = [prompt for s in strategies.strategies for prompt in s.prompts]
