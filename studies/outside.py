@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rsim.discovery.failures import failures
 from rsim.lab.problems import FAMILIES, OUTSIDE
 from rsim.policies.strategies import load_strategies
 from studies.arms import Arms, alone, measure_arms, used, write_set
@@ -53,7 +52,7 @@ def run(bench: Workbench, page: Page) -> None:
     names = ("CoT", _NINE, _LONGER, _GROWN, _ORACLE)
     groups = {where: {name: done[f"{name}, {where}"] for name in names} for where in _ASKED}
     page.bars("Accuracy on unseen problems of the five families and in cipher.", groups)
-    _failures(page, done)
+    _first_strategies(page, done)
     _trials(page, grown)
     lost = estimate(done[f"{_NINE}, cipher"]).mean - estimate(done[f"{_NINE}, five"]).mean
     page.value("the nine: cipher minus the five families", lost, "share")
@@ -89,14 +88,7 @@ def _trials_of(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _failures(page: Page, done: Arms) -> None:
-    failed, asked = Counter[str](), 0
-    for measured in done[f"{_LONGER}, cipher"]:
-        clusters, total = failures(measured.folder)
-        failed.update({c.title: c.count for c in clusters})
-        asked += total
-    page.text("What `rsim strategies discover` says of the nine in cipher:")
-    page.table(["how the episode failed", "share of all"], [[title, percent(n / asked)] for title, n in failed.most_common(4)])
+def _first_strategies(page: Page, done: Arms) -> None:
     tried = Counter(e["strategies"][0] for m in done[f"{_GROWN}, cipher"] for e in episodes(m.folder) if e["strategies"])
     most = ", ".join(f"{name} {percent(n / tried.total())}" for name, n in tried.most_common(3))
     page.text(f"First strategies of the grown set's planner in cipher: {most}.")

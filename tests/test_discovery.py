@@ -1,4 +1,4 @@
-"""A growing strategy set: clusters of failures, proposals of an LLM, planners over another set."""
+"""A growing strategy set: planners over another set, and what is new tried in training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fastapi import FastAPI, Request
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -15,92 +14,14 @@ import rsim
 import rsim.discovery.grow as module
 from rsim.cli.main import app
 from rsim.discovery.adapt import adapted, lift, load
-from rsim.discovery.failures import as_text, failures
-from rsim.discovery.propose import propose
 from rsim.errors import UserError
 from rsim.evaluation.compare import Comparison
-from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.saved import evaluate_into
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.policies.planner import Planner
 from rsim.policies.strategies import StrategySet, load_strategies, to_toml
-from serving import serving
 from tiny import RULES
-
-NEW = (
-    '{"name": "Unit Check", "description": "Look at the units.", "prompts": ["Units:", "In which unit?"], "keywords": ["unit"]}'
-)
-
-
-def record(index, correct, strategies, flags=(), predicted="3"):
-    steps = [{"strategy": s, "text": f" step {i}", "forced": False, "probabilities": None} for i, s in enumerate(strategies)]
-    return {"index": index, "question": f"q{index}", "answer": "4", "correct": correct, "predicted": predicted, "steps": steps,
-            "strategies": strategies, "flags": list(flags), "sampled_tokens": 10 - index}  # fmt: skip
-
-
-@pytest.fixture
-def evaluation(tmp_path):
-    records = [
-        record(0, True, ["validation", "termination"]),
-        record(1, False, ["validation", "termination"]),
-        record(2, False, ["decomposition", "validation", "termination"]),
-        record(3, False, ["validation"], ["reasoner_ended"], predicted=None),
-        record(4, False, ["termination"], ["truncated"], predicted=None),
-    ]
-    folder = tmp_path / "evaluation"
-    folder.mkdir()
-    (folder / "episodes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (folder / "settings.json").write_text(json.dumps({"means": {"strategies": to_toml(load_strategies("lab"))}}))
-    return folder
-
-
-def test_failures_are_gathered_by_how_they_ended_and_what_came_before(evaluation):
-    clusters, total = failures(evaluation)
-    assert total == 5
-    assert [(c.ending, c.after, c.count) for c in clusters] == [
-        ("wrong answer", "validation", 2), ("cut off", "", 1), ("the reasoner stopped without an answer", "validation", 1),
-    ]  # fmt: skip
-    assert [e["index"] for e in clusters[0].examples] == [2, 1], "the shorter one first"
-    assert as_text(clusters[0].examples[0]).splitlines()[:2] == ["Question: q2", "[decomposition] step 0"]
-    with pytest.raises(UserError, match=r"no episodes\.jsonl"):
-        failures(evaluation / "nothing")
-
-
-@pytest.fixture
-def writer():
-    """An OpenAI-compatible server that replies with what is in ``replies``, the last one again and again."""
-    app, replies, asked = FastAPI(), [NEW], []
-
-    @app.post("/v1/chat/completions")
-    async def complete(request: Request):
-        asked.append(await request.json())
-        text = replies.pop(0) if len(replies) > 1 else replies[0]
-        return {"choices": [{"message": {"role": "assistant", "content": text}}]}
-
-    with serving(app) as url:
-        yield url, replies, asked
-
-
-def test_an_llm_is_asked_until_it_writes_a_strategy(evaluation, writer):
-    url, replies, asked = writer
-    replies[:] = ["I would validate.", '{"name": "validation", "prompts": ["x"]}', f"Sure:\n```json\n{NEW}\n```"]
-    clusters, total = failures(evaluation)
-    found = propose(load_strategies("lab"), clusters[0], total, url=url, model="m")
-    assert (found.name, found.prompts, found.keywords) == ("unit-check", ("Units:", "In which unit?"), ("unit",))
-    assert len(asked) == 3
-    assert "In 2 of 5 solutions this went wrong: wrong answer, after validation" in asked[0]["messages"][0]["content"]
-    replies[:] = ['{"name": "new", "prompts": [""]}']
-    with pytest.raises(UserError, match="empty prompt"):
-        propose(load_strategies("lab"), clusters[0], total, url=url, model="m")
-    replies[:] = ['{"name": "new", "prompts": ["So:\\n```python\\n"], "tool": "python"}']
-    with pytest.raises(UserError, match="it has a tool"):
-        propose(load_strategies("lab"), clusters[0], total, url=url, model="m")
-    replies[:] = ['{"name": "new", "prompts": ["so \\\\boxed{5}"]}']
-    with pytest.raises(UserError, match=r"in 3 tries: .*filled"):
-        propose(load_strategies("lab"), clusters[0], total, url=url, model="m")
-    with pytest.raises(UserError, match="does not answer"):
-        propose(load_strategies("lab"), clusters[0], total, url="http://127.0.0.1:9/v1", model="m")
 
 
 def test_a_planner_over_a_larger_set_chooses_as_before_until_it_is_trained(reasoner, planner, lab_strategies, tmp_path):
@@ -149,24 +70,18 @@ def test_a_lifted_strategy_is_tried_a_tenth_of_the_time_and_the_others_keep_thei
     assert logits().softmax(-1)[:, 9].mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_from_an_evaluation_to_training_with_a_new_strategy(base_folder, small, writer, tmp_path):
-    """discover, adapt, train: the way a user goes."""
-    url, _, _ = writer
+def test_from_a_run_to_training_with_a_new_strategy(small, lab_strategies, tmp_path):
+    """adapt, train: the way a user goes."""
     rsim.train(small("first"))
-    settings = EvalSettings(str(tmp_path / "first"), "", "", "lab", "test", 6, 0, True, 1, ())
-    evaluate_into(tmp_path / "e", settings)
-    runner = CliRunner()
-    done = runner.invoke(app, ["strategies", "discover", "e", "--upstream", url, "--model", "m", "--out", "grown.toml"])
-    assert done.exit_code == 0, done.output
-    assert "unit-check" in done.output
-    planner = "first/checkpoints/final/planner"
+    new = replace(lab_strategies[0], name="unit-check", prompts=("Units:",))
+    (tmp_path / "grown.toml").write_text(to_toml(StrategySet((*lab_strategies.strategies, new))))
+    runner, planner = CliRunner(), "first/checkpoints/final/planner"
     done = runner.invoke(app, ["strategies", "adapt", planner, "grown.toml", "--out", "grown", "--json"])
     assert json.loads(done.output) == {"added": ["unit-check"], "dropped": [], "folder": "grown"}
     rsim.train(small("second", 'models.planner="grown"', 'models.strategies="grown.toml"'))
     trained = Planner.from_pretrained("second/checkpoints/final/planner")
     assert trained.strategies.names[-1] == "unit-check"
     assert "unit-check" in runner.invoke(app, ["strategies", "show", "grown.toml"]).output
-    assert isinstance(runner.invoke(app, ["strategies", "discover", "e", "--out", "x.toml"]).exception, UserError)
 
 
 def test_candidates_that_win_their_test_stay_and_others_go(small, lab_strategies, tmp_path, monkeypatch):

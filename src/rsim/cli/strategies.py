@@ -1,17 +1,15 @@
-"""``rsim strategies show | discover | adapt | grow``."""
+"""``rsim strategies show | adapt | grow``."""
 
 from __future__ import annotations
 
-import json
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rsim.cli.options import Json, Set, tell
 from rsim.errors import UserError
-from rsim.policies.strategies import StrategySet, from_table, load_strategies, to_toml
+from rsim.policies.strategies import load_strategies
 
 command = typer.Typer(no_args_is_help=True)
 
@@ -25,46 +23,6 @@ def show(
     strategies = load_strategies(source).strategies
     text = "\n".join(f"{s.name:<16} {s.description}\n{'':<16} {s.prompts[0]}" for s in strategies)
     tell([vars(s) for s in strategies], text, as_json)
-
-
-@command.command()
-def discover(
-    evaluation: Annotated[str, typer.Argument(metavar="EVAL", help="A folder that rsim eval wrote, with a planner.")],
-    out: Annotated[str, typer.Option(metavar="FILE.toml", help="Where the new set goes.")] = "",
-    count: Annotated[int, typer.Option(help="New strategies, one for each of the largest clusters.", min=1)] = 1,
-    upstream: Annotated[str, typer.Option(metavar="URL", help="An OpenAI-compatible server whose model writes them.")] = "",
-    model: Annotated[str, typer.Option(help="Its name there.")] = "",
-    as_json: Json = False,
-) -> None:
-    """Gather failed episodes by what went wrong; with --upstream, have an LLM write strategies against it."""
-    from rsim.discovery.failures import as_text, failures
-    from rsim.discovery.propose import propose
-
-    if bool(upstream) != bool(out) or bool(upstream) != bool(model):
-        raise UserError("--upstream, --model and --out belong together", "give all three, or none to see the clusters alone")
-    if out and Path(out).exists():
-        raise UserError(f"{out} exists already", "name a new file")
-    clusters, total = failures(Path(evaluation))
-    told: dict[str, Any] = {"episodes": total, "clusters": [{"title": c.title, "count": c.count} for c in clusters]}
-    if not as_json:
-        print("\n".join(f"{c.count} of {total}: {c.title}" for c in clusters) or "no episode failed")
-        if clusters:
-            print(f"\nFor example:\n\n{as_text(clusters[0].examples[0])}")
-    if upstream and not clusters:
-        raise UserError("no episode failed", "there is nothing that a new strategy could help against")
-    if upstream:
-        settings = json.loads((Path(evaluation) / "settings.json").read_text())
-        strategies = from_table(tomllib.loads(settings["means"]["strategies"]), Path(evaluation))
-        told["proposed"] = []
-        for cluster in clusters[:count]:
-            found = propose(strategies, cluster, total, url=upstream, model=model)
-            strategies = StrategySet((*strategies.strategies, found))
-            Path(out).write_text(to_toml(strategies), encoding="utf-8")  # what there is, should the next one fail
-            told["proposed"].append(vars(found) | {"against": cluster.title})
-            if not as_json:
-                print(f"\nagainst {cluster.title}: {found.name}: {found.description}\n  {found.prompts[0]}")
-    if as_json:
-        print(json.dumps(told))
 
 
 @command.command()
@@ -95,7 +53,7 @@ def adapt(
 @command.command()
 def grow(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run whose planner grows.")],
-    source: Annotated[str, typer.Argument(metavar="SET", help="A TOML file with new strategies, as discover writes it.")],
+    source: Annotated[str, typer.Argument(metavar="SET", help="A TOML file with new strategies.")],
     out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the trials go.")],
     steps: Annotated[int, typer.Option(help="Training steps of a trial.", min=1)] = 20,
     questions: Annotated[int, typer.Option(help="Dev questions of the paired test.", min=1)] = 500,

@@ -1,1 +1,1 @@
-"""A strategy set that grows: what goes wrong (`failures`), what might help (`propose`), a planner for the new set (`adapt`)."""
+"""A strategy set that grows: a planner for another set (`adapt`), and what is new tried in training (`grow`)."""
