@@ -33,7 +33,7 @@ def test_a_right_answer_pays_everything(lab_strategies):
         RewardsConfig(),
     )
     assert s.correct
-    assert s.parts == {"accuracy": 1.0, "format": 0.1, "follow": 0.1, "terminal": 0.1, "penalty": 0.0, "cost": 0.0}
+    assert s.parts == {"accuracy": 1.0, "format": 0.1, "follow": 0.1, "terminal": 0.1, "penalty": 0.0}
     assert s.planner == pytest.approx(1.1)
     assert s.reasoner == pytest.approx(1.2)
 
@@ -130,14 +130,6 @@ def test_every_part_can_be_switched_off(lab_strategies):
     assert s.planner == s.reasoner == 0
     for part in ("accuracy", "format", "follow", "terminal", "penalty"):
         assert score(e, lab_strategies, RewardsConfig(**{part: 0})).parts[part] == 0
-
-
-def test_tokens_have_a_price_for_the_planner_alone(lab_strategies):
-    e = episode(lab_strategies, [("termination", " \\boxed{5}")])
-    free, priced = (score(e, lab_strategies, RewardsConfig(token_price=price)) for price in (0.0, 0.25))
-    assert priced.parts["cost"] == pytest.approx(-0.25 * 8 / 100), "8 tokens after the prompt's 2"
-    assert priced.planner == pytest.approx(free.planner - 0.02)
-    assert priced.reasoner == free.reasoner
 
 
 def test_custom_rewards_are_loaded_and_added(lab_strategies, tmp_path):

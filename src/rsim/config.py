@@ -87,7 +87,6 @@ class RewardsConfig:
     penalty: float = setting(0.05, "planner: taken for each use of a strategy beyond repeat_allowance")
     penalty_cap: float = setting(0.2, "planner: at most this is taken")
     repeat_allowance: int = setting(2, "uses of a strategy in an episode that cost nothing")
-    token_price: float = setting(0.0, "planner: taken for every 100 tokens, sampled or injected", at_least=0)
     checker: Literal["auto", "numeric", "latex", "choice", "text", "code"] = setting("auto", "auto: as each problem says")
     unsafe_code: bool = setting(False, "run code and judge gym answers without a sandbox where none can be built")
     custom: tuple[str, ...] = setting((), 'functions of your own, each "file.py:function"')

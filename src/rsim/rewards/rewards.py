@@ -36,7 +36,7 @@ class Score:
 
 
 # Of a reward, beside functions of the user's own.
-PARTS = ("accuracy", "format", "follow", "terminal", "penalty", "cost")
+PARTS = ("accuracy", "format", "follow", "terminal", "penalty")
 
 
 def score(
@@ -47,7 +47,7 @@ def score(
 ) -> Score:
     """Scores a finished episode.
 
-    Reasoner: ``accuracy + format + follow``; planner: ``accuracy + terminal - penalty - cost``; a custom part
+    Reasoner: ``accuracy + format + follow``; planner: ``accuracy + terminal - penalty``; a custom part
     is added to both. Answers and evidence come from sampled tokens only; a prompt may have opened the box or
     code block that the answer is written into (`Step.answer`). Without an answer, ``format``, ``follow`` and
     ``terminal`` are 0.
@@ -65,14 +65,13 @@ def score(
         "follow": config.follow * follow_share(episode, strategies) * answered if strategies else 0.0,
         "terminal": config.terminal * (episode.terminated and answered),
         "penalty": -min(config.penalty * repeated, config.penalty_cap) if strategies else 0.0,
-        "cost": -config.token_price * (len(episode.token_ids) - episode.prompt_length) / 100,
     }
     extra = {name: float(function(episode)) for name, function in (custom or {}).items()}
     added = sum(extra.values())
     return Score(
         predicted,
         correct,
-        planner=parts["accuracy"] + parts["terminal"] + parts["penalty"] + parts["cost"] + added,
+        planner=parts["accuracy"] + parts["terminal"] + parts["penalty"] + added,
         reasoner=parts["accuracy"] + parts["format"] + parts["follow"] + added,
         parts=parts | extra,
         failure=verdict.failure,
