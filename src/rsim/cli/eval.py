@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +31,6 @@ def command(
     model: Annotated[str, typer.Option(help="Its name there (default: the first that is listed).")] = "",
     mode: Annotated[str, typer.Option(help="How prompts are injected there: prefill or turn (default: probed).")] = "",
     at_once: Annotated[int, typer.Option(help="Answers asked for together there.", min=1)] = 8,
-    launcher: Annotated[str, typer.Option(help="ray: spread the questions over a Ray cluster.")] = "",
-    workers: Annotated[int, typer.Option(help="Replicas there.", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation with other settings.")] = False,
     out: Annotated[str, typer.Option(help="Folder for results (default: RUN/eval or runs/eval).")] = "",
     overrides: Set = None,
@@ -47,18 +44,12 @@ def command(
     for option, given in (("--model", model), ("--mode", mode)):
         if given and not upstream:
             raise UserError(f"{option} {given}", "it is of a server: --upstream URL")
-    if launcher not in ("", "ray"):
-        raise UserError(f"--launcher {launcher}", "use ray")
-    if workers > 1 and not launcher:
-        raise UserError(f"--workers {workers}", "say where: --launcher ray")
 
-    from rsim.distributed.ray_cluster import connect, served
     from rsim.evaluation.loading import EvalSettings
     from rsim.evaluation.saved import evaluate_into
     from rsim.evaluation.upstream import ServedModel
     from rsim.policies.loading import quiet_models
     from rsim.report.report import build_report
-    from rsim.runs.locate import locate
 
     quiet_models()
     settings = EvalSettings(
@@ -74,19 +65,8 @@ def command(
         overrides=tuple(merged(overrides, strategies=strategies, data_dir=data_dir)),
     )
     folder = Path(out) if out else (Path(run) / "eval" if Path(run).is_dir() else Path("runs/eval"))
-    with ExitStack() as servers:
-        if launcher and not upstream:  # the vLLM servers that the evaluation asks Ray for
-            connect()
-            config = locate(run, list(settings.overrides))[0]
-            servers.enter_context(served(config, folder / "replicas", others=workers))
-        result = evaluate_into(
-            folder,
-            settings,
-            served=ServedModel(upstream, model, mode, at_once) if upstream else None,
-            match_tokens=match_tokens,
-            overwrite=overwrite,
-            workers=workers if launcher else 0,
-        )
+    served = ServedModel(upstream, model, mode, at_once) if upstream else None
+    result = evaluate_into(folder, settings, served=served, match_tokens=match_tokens, overwrite=overwrite)
     summary = json.loads((folder / "summary.json").read_text())
     record = {"step": 0, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low, "eval/accuracy_high": result.high}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")

@@ -1,4 +1,4 @@
-"""The Ray cluster that training and evaluation are spread over, and the vLLM servers that it runs for them."""
+"""The Ray cluster that training is spread over, and the vLLM servers that it runs for it."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def urls(url: str) -> list[str]:
     count = replica_count(url)
     if not count:
         return [one.strip() for one in url.split(",")]
-    missing = UserError(f"rollout.vllm_url = {url!r}", "Ray starts them: add --launcher ray")
+    missing = UserError(f"rollout.vllm_url = {url!r}", "Ray starts them, for rsim train --launcher ray: else name servers")
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         raise missing

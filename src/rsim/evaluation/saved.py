@@ -12,9 +12,8 @@ from typing import Any
 from rsim.config import Config, to_table
 from rsim.data.load import load_problems, mixed
 from rsim.errors import UserError
-from rsim.evaluation.evaluate import Evaluation, Players, Record, summarise
+from rsim.evaluation.evaluate import Evaluation, Record, summarise
 from rsim.evaluation.loading import EvalSettings, load_game, planner_of_served, play_part
-from rsim.evaluation.spread import spread
 from rsim.evaluation.upstream import ServedGame, ServedModel
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
@@ -29,7 +28,6 @@ def evaluate_into(
     served: ServedModel | None = None,
     match_tokens: str = "",
     overwrite: bool = False,
-    workers: int = 0,
 ) -> Evaluation:
     """Evaluates and writes ``settings.json``, ``episodes.jsonl`` (as questions are done) and ``summary.json``.
 
@@ -38,25 +36,20 @@ def evaluate_into(
     Args:
         served: the reasoner is a model on a server.
         match_tokens: the folder of another evaluation, whose tokens per question the number of samples is to reach.
-        workers: replicas on a Ray cluster that play the questions; 0: they are played in this process.
 
     Raises:
         UserError: the folder holds an evaluation with other settings.
     """
-    if served and workers:
-        raise UserError("--launcher ray with --upstream", "the server does the work: raise --at-once")
     evaluation = _prepared(settings, served, match_tokens)
     settings = evaluation.settings
     wanted = json.loads(json.dumps(evaluation.depends_on()))
     records = _begin_or_resume(folder, wanted, settings.samples, overwrite)
-    players: Players = evaluation.game
-    for done, told in evaluation.rounds(len(records) // settings.samples, workers):
-        players = told
+    for done in evaluation.rounds(len(records) // settings.samples):
         with (folder / "episodes.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record) + "\n" for record in done))
         records += done
     finished = folder / "summary.json"
-    result = summarise(evaluation.name, records, players)
+    result = summarise(evaluation.name, records, evaluation.game)
     if finished.is_file():  # asked for again: nothing was played, and the planner's share of the time is what it was
         result.planner_share = json.loads(finished.read_text())["planner_share"]
     summary = evaluation.summary(result, estimated=any(r.get("estimated", False) for r in records))
@@ -87,18 +80,12 @@ class _Prepared:
             wanted["served"] = {"url": self.game.served.url, "model": self.game.model, "mode": self.game.served.mode}
         return wanted
 
-    def rounds(self, begun: int, workers: int) -> Iterator[tuple[list[Record], Players]]:
-        """The records of the questions from number ``begun`` on, some at a time, in order, and who played them."""
+    def rounds(self, begun: int) -> Iterator[list[Record]]:
+        """The records of the questions from number ``begun`` on, some at a time, in order."""
         at_once = self.game.served.at_once if isinstance(self.game, ServedGame) else self.config.rollout.batch
         count = max(1, 2 * at_once // self.settings.samples)  # questions between two writes
-        if workers:  # small enough that none waits long for the last one
-            count = max(1, min(count, ceil((len(self.problems) - begun) / (4 * workers))))
-        starts = list(range(begun, len(self.problems), count))
-        if workers and starts:
-            yield from spread(self.settings, self.problems, starts, count, workers)
-            return
-        for i in starts:
-            yield play_part(self.game, self.problems[i : i + count], i, self.settings, self.config), self.game
+        for i in range(begun, len(self.problems), count):
+            yield play_part(self.game, self.problems[i : i + count], i, self.settings, self.config)
 
     def summary(self, result: Evaluation, *, estimated: bool) -> dict[str, Any]:
         """What ``summary.json`` holds."""
