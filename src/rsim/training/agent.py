@@ -38,8 +38,7 @@ class AgentSettings:
 
 
 class Agent:
-    """Planner or reasoner, as training sees it: a model without its head, and a head from hidden states to
-    logits."""
+    """Planner or reasoner, as training sees it: a model without its head, and a head that gives logits."""
 
     def __init__(
         self,
@@ -125,10 +124,8 @@ class Agent:
         logprobs, entropy = self._score(self.head, hidden, actions, self.head_weight)
         values = None
         if self.value_head is not None:
-            rows = hidden.detach().to(
-                self.value_head.weight.dtype
-            )  # the policy's trunk is not trained on values
-            values = _fill(batch.mask, self.value_head(rows)[:, 0])
+            rows = hidden.detach()  # the policy's trunk is not trained on values
+            values = _fill(batch.mask, self.value_head(rows.to(self.value_head.weight.dtype))[:, 0])
         reference = None
         if with_reference and self.reference is not None:
             with torch.no_grad():
@@ -210,18 +207,11 @@ class Agent:
         return norm
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the weights, unsharded on the main rank; all ranks must come
-        here."""
-        moments: dict[str, Any]
-        if self.zero:
-            moments = {"pieces": self.zero.state()}
-        else:
-            moments = self.optimizer.state_dict()
-            moments = full_state_dict(moments, keep=self.world.is_main) if self.sharded else moments
-        return {
-            "optimizer": moments,
-            "value_head": self.value_head.state_dict() if self.value_head else None,
-        }
+        """What a checkpoint keeps beside the weights, unsharded on the main rank; for all ranks to call."""
+        moments = {"pieces": self.zero.state()} if self.zero else self.optimizer.state_dict()
+        if self.sharded:
+            moments = full_state_dict(moments, keep=self.world.is_main)
+        return {"optimizer": moments, "value_head": self.value_head.state_dict() if self.value_head else None}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on from `state`.
@@ -232,19 +222,16 @@ class Agent:
         saved = state["optimizer"]
         if self.value_head is not None:
             self.value_head.load_state_dict(state["value_head"])
+        whose = f"the checkpoint's optimiser of the {self.name}"
         if bool(self.zero) != ("pieces" in saved):
-            problem = (
-                f"the checkpoint's optimiser of the {self.name} was saved with another parallel.deepspeed"
-            )
-            raise UserError(problem, "go on with the one it had")
+            raise UserError(f"{whose} was saved with another parallel.deepspeed", "go on with the one it had")
         if self.zero:
             self.zero.load_state(saved["pieces"])
             return
         groups = self.optimizer.param_groups
         decays = [group["weight_decay"] for group in groups]
         if len(saved["param_groups"]) != len(decays):
-            problem = f"the checkpoint's optimiser of the {self.name} is of an earlier version"
-            raise UserError(problem, "start the run again")
+            raise UserError(f"{whose} is of an earlier version", "start the run again")
         self.optimizer.load_state_dict(shard_like(saved, [p for group in groups for p in group["params"]]))
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay  # as configured now

@@ -55,11 +55,8 @@ def cold_start(
     strategies = load_strategies(config.models.strategies)
     rng = random.Random(f"cold:{config.seed}")
     asked = [rng.choice(problems) for _ in range(settings.episodes)]
-    shown = (
-        [replace(p, question=f"{settings.few_shot}\n\n{p.question}") for p in asked]
-        if settings.few_shot
-        else asked
-    )
+    before_each = f"{settings.few_shot}\n\n" if settings.few_shot else ""
+    shown = [replace(p, question=before_each + p.question) for p in asked]
     training = AgentSettings(
         temperature=1.0,
         learning_rate=settings.learning_rate,
@@ -82,15 +79,13 @@ def cold_start(
     episodes = world.all_gather(episodes)
     formatted = _formatted(config, episodes)
     wants_right = settings.teach == "strategies"
-    kept = [
-        e for e, s, good in zip(episodes, scores, formatted, strict=True) if good and s.correct == wants_right
-    ]
+    fits = [good and s.correct == wants_right for s, good in zip(scores, formatted, strict=True)]
+    kept = [episode for episode, fit in zip(episodes, fits, strict=True) if fit]
     if len(kept) < settings.minimum:
         wanted = "right and" if wants_right else "wrong but"
         raise UserError(
             f"cold start: only {len(kept)} of {len(episodes)} episodes were {wanted} well formatted",
-            f"at least cold_start.minimum = {settings.minimum} are needed: raise cold_start.episodes "
-            "or give few_shot",
+            f"cold_start.minimum = {settings.minimum} are needed: raise cold_start.episodes or give few_shot",
         )
     kept = kept[: settings.keep]
     if settings.few_shot:
@@ -175,8 +170,7 @@ def _with_prompts_learned(episode: Episode, reasoner: Reasoner) -> Episode:
 
 
 def _fine_tune(config: Config, agent: Agent, episodes: list[Episode]) -> list[float]:
-    """Cross-entropy on sampled tokens, one optimiser step per ``train.questions * group`` episodes; loss of
-    each step."""
+    """Cross-entropy on sampled tokens, a step per ``train.questions * group`` episodes; loss of each."""
     settings, train = config.cold_start, config.train
     size, losses = train.questions * train.group, []
     for epoch in range(settings.epochs):

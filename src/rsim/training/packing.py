@@ -17,8 +17,7 @@ from rsim.training.batch import ActionBatch
 
 @dataclass
 class Stream:
-    """``ids`` and ``positions`` ``[N]``; ``index [B, K]``: where in the stream the hidden state of each
-    action lies."""
+    """``ids`` and ``positions`` ``[N]``; ``index [B, K]``: where in the stream each action's state lies."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -77,8 +76,7 @@ def _shared_beginnings(batch: ActionBatch) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass
 class _Padded:
-    """Sequences of the stream as a right-padded batch: ``index`` and ``real`` ``[rows, width]``, ``first
-    [rows]``."""
+    """Sequences of the stream, right-padded: ``index`` and ``real`` ``[rows, width]``, ``first [rows]``."""
 
     index: torch.Tensor
     real: torch.Tensor
@@ -96,9 +94,8 @@ class _Padded:
     def take(self, tokens: torch.Tensor) -> torch.Tensor:
         """``tokens [heads, N, d]`` as ``[rows, heads, width, d]``."""
         heads, _, size = tokens.shape
-        return (
-            tokens.index_select(1, self.index.flatten()).view(heads, *self.index.shape, size).transpose(0, 1)
-        )
+        taken = tokens.index_select(1, self.index.flatten())
+        return taken.view(heads, *self.index.shape, size).transpose(0, 1)
 
 
 class SharedLayout:
@@ -125,12 +122,9 @@ class SharedLayout:
         queries, keys, values = (self.own.take(t) for t in (query, key, value))
         parts = []
         if self.prefix.width:
-            first_queries, first_keys, first_values = (self.prefix.take(t) for t in (query, key, value))
-            parts.append(
-                grouped_attention(first_queries, first_keys, first_values, among_prefixes, scaling).flatten(
-                    0, 1
-                )
-            )
+            first, first_keys, first_values = (self.prefix.take(t) for t in (query, key, value))
+            among = grouped_attention(first, first_keys, first_values, among_prefixes, scaling)
+            parts.append(among.flatten(0, 1))
             at = self.owner.clamp(min=0)
             keys = torch.cat([first_keys.index_select(0, at), keys], 2)
             values = torch.cat([first_values.index_select(0, at), values], 2)
@@ -143,20 +137,14 @@ class SharedLayout:
             steps = torch.arange(self.prefix.width, device=device)
             own = torch.arange(self.own.width, device=device)
             among_prefixes = _near(steps[None, :, None] - steps, window)
-            owned = (
-                self.prefix.real[self.owner.clamp(min=0)]
-                if len(self.prefix.real)
-                else steps.new_zeros((len(self.owner), 0))
-            )
-            of_prefix = (owned.bool() & (self.owner >= 0)[:, None])[:, None] & _near(
-                self.columns[:, :, None] - steps, window
-            )
+            owned = torch.zeros(len(self.owner), self.prefix.width, dtype=torch.bool, device=device)
+            if len(self.prefix.real):
+                owned = self.prefix.real[self.owner.clamp(min=0)] & (self.owner >= 0)[:, None]
+            of_prefix = owned[:, None] & _near(self.columns[:, :, None] - steps, window)
             of_own = _near(own[None, :, None] - own, window).expand(len(self.owner), -1, -1)
-            among_own = torch.cat([of_prefix, of_own], 2)
-            self._masks[window] = (
-                additive_mask(among_prefixes, self.group, dtype),
-                additive_mask(among_own, self.group, dtype),
-            )
+            masks = among_prefixes, torch.cat([of_prefix, of_own], 2)
+            among, beside = (additive_mask(mask, self.group, dtype) for mask in masks)
+            self._masks[window] = among, beside
         return self._masks[window]
 
 

@@ -1,5 +1,4 @@
-"""What a run writes of its policies: checkpoints, the best and the final models, the reference of a KL
-term."""
+"""What a run writes of its policies: checkpoints, the best and the final models, a KL term's reference."""
 
 from __future__ import annotations
 

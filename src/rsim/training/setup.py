@@ -30,10 +30,7 @@ def check_world(config: Config, world: World, held_out: int) -> None:
     parallel = config.parallel
     for name, asked in (("parallel.shard", parallel.shard), ("parallel.deepspeed", parallel.deepspeed)):
         if asked and world.size == 1:
-            remedy = (
-                "there is one process, nothing to shard for: start several with torchrun, or leave it out"
-            )
-            raise UserError(name, remedy)
+            raise UserError(name, "there is one process: start several with torchrun, or leave it out")
     if parallel.deepspeed:
         read_settings(parallel.deepspeed)
     sizes = {"train.questions": config.train.questions, "data.eval_size": held_out}
@@ -52,12 +49,8 @@ def load_policies(config: Config, device: Device, checkpoint: Path | None) -> tu
         UserError: a model cannot be loaded.
     """
     models = config.models
-    how: dict[str, Any] = {
-        "seed": config.seed,
-        "device": device.name,
-        "dtype": device.dtype,
-        "quantised": models.quantised,
-    }
+    how: dict[str, Any] = {"seed": config.seed, "device": device.name, "dtype": device.dtype}
+    how["quantised"] = models.quantised
     saved = checkpoint / "reasoner" if checkpoint else None
     reasoner = load_reasoner(
         str(saved) if saved and saved.is_dir() else models.reasoner,
@@ -98,27 +91,21 @@ def make_agents(
     if config.trains_reasoner:
         _realign(reasoner.model)
         settings = AgentSettings(temperature=rollout.temperature, learning_rate=train.reasoner_lr, **common)
+        weight = reasoner.head_weight
         agents["reasoner"] = Agent(
-            "reasoner",
-            reasoner.model,
-            reasoner.logits,
-            settings,
-            head_weight=reasoner.head_weight,
-            world=world,
+            "reasoner", reasoner.model, reasoner.logits, settings, head_weight=weight, world=world
         )
     if planner is not None:
         _realign(planner.model)
-        settings = AgentSettings(
-            temperature=rollout.planner_temperature, learning_rate=train.planner_lr, **common
-        )
+        warmth, rate = rollout.planner_temperature, train.planner_lr
+        settings = AgentSettings(temperature=warmth, learning_rate=rate, **common)
         agents["planner"] = Agent("planner", planner.model, planner.logits, settings, world=world)
     return agents
 
 
 def _realign(model: PreTrainedModel) -> None:
     """Gives what is trained memory of its own. Weights lie as their file has them, and products of matrices
-    that are aligned otherwise round otherwise: a resumed run would differ from an uninterrupted one in the
-    last bit."""
+    that are aligned otherwise round otherwise: a resumed run would differ in the last bit."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()
