@@ -70,14 +70,6 @@ def test_a_lifted_strategy_is_tried_a_tenth_of_the_time_and_the_others_keep_thei
     assert logits().softmax(-1)[:, 9].mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_states_are_those_that_were_decided_in(reasoner, planner):
-    episodes = Game(reasoner, planner, RULES).play([Problem(f"{a}*17+31=?", "1") for a in range(2, 8)], seed=0)
-    with torch.no_grad():
-        logits = planner.logits(planner.states([(e.planner_ids, e.decisions) for e in episodes]))
-    decided = torch.tensor([d.probabilities for e in episodes for d in e.decisions])
-    torch.testing.assert_close(logits.softmax(-1), decided, atol=1e-4, rtol=1e-3)
-
-
 def test_from_a_run_to_training_with_a_new_strategy(small, lab_strategies, tmp_path):
     """adapt, train: the way a user goes."""
     rsim.train(small("first"))
