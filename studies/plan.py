@@ -1,8 +1,8 @@
-"""What the cost model foretells of memory and traffic, for one and for two processes on this machine, against runs.
+"""What `rsim plan` foretells for one and for two processes on this machine, against runs.
 
 nano-s, 16 questions of 8 episodes, one thread for each process. Bytes are those that the loopback device counted (kernel:
-/proc/net/dev), so nothing else may talk over it meanwhile. The model is told the mean length of the episodes and of the
-questions.
+/proc/net/dev), so nothing else may talk over it meanwhile. The plan is told the mean length of the episodes and of the
+questions; what it times of the machine it times right after each run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
 
 from rsim.config import Config, load_config, to_toml
 from rsim.policies.loading import quiet_models
-from rsim.training.cost import estimate
+from rsim.training.cost import Cost, find_device, plan
 from studies.ledger import Row
 from studies.workload import ONE_THREAD, SHORT, steps_of, training
 
@@ -30,8 +31,9 @@ _QUESTION = 16  # tokens of a question of the lab with its prompt: 15.6 on avera
 
 @dataclass(frozen=True)
 class Found:
-    """Mean sampled tokens of an episode, bytes on the loopback in all, memory of the largest process."""
+    """A step's median seconds, mean sampled tokens of an episode, bytes on the loopback in all, largest process."""
 
+    seconds: float
     tokens: float
     sent: int
     memory: int
@@ -39,19 +41,28 @@ class Found:
 
 def run(ranks: tuple[int, int] = (1, 2), steps: int = 12, seed: int = 0) -> Iterator[Row]:
     quiet_models()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         yield from measure(Path(folder), ranks, steps, seed)
 
 
 def measure(place: Path, counts: tuple[int, int], steps: int, seed: int) -> Iterator[Row]:
+    foretold: dict[int, Cost] = {}
+    found: dict[int, Found] = {}
     for count in counts:
         short, long = (_train(_config(place / f"{count}-{n}", n, seed), count) for n in (1, steps + 1))
-        said = estimate(_config(place, steps, seed), count, tokens=round(long.tokens), question=_QUESTION)
+        with find_device("here", count, threads=1) as device:
+            said = plan(_config(place, steps, seed), device, count, tokens=round(long.tokens), question=_QUESTION)
+        foretold[count], found[count] = said, long
         label = f"{count} process{'es' if count > 1 else ''}"
+        yield from _rows(f"{label}: seconds of a step", said.step, long.seconds, "s", 1.5, seed)
         yield from _rows(f"{label}: memory of the largest", said.memory / _GIB, long.memory / _GIB, "GiB", 1.5, seed)
         if count > 1:
             sent = (long.sent - short.sent) / steps / count / 1e6
             yield from _rows(f"{label}: MB that each sends in a step", said.sent / 1e6, sent, "MB", 1.25, seed)
+    first, last = counts
+    faster, measured = foretold[first].step / foretold[last].step, found[first].seconds / found[last].seconds
+    yield from _rows(f"{last} processes: times as fast as {first}", faster, measured, "x", 1.25, seed)
 
 
 def _rows(what: str, foretold: float, measured: float, unit: str, within: float, seed: int) -> Iterator[Row]:
@@ -82,4 +93,6 @@ def _train(config: Config, ranks: int) -> Found:
     if process.returncode:
         raise SystemExit(f"training failed: {' '.join(command)}")
     sent = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before
-    return Found(statistics.mean(r["length/sampled"] for r in steps_of(config.folder)), sent, largest)
+    steps = steps_of(config.folder)
+    seconds = statistics.median(r["seconds"] for r in steps[1:] or steps)
+    return Found(seconds, statistics.mean(r["length/sampled"] for r in steps), sent, largest)

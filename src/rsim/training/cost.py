@@ -10,15 +10,17 @@ whose episodes were short).
 
 A plan's seconds are those of decoding (each pass reads the weights once, or is bound by its products),
 reading, both agents' passes, the optimiser's pass over memory, and what processes send each other, at a fixed
-part of a device's peaks. Not counted: checkpoints, evaluation, overlap, a vLLM server's own device. The
-longest episode has a fixed multiple of the mean length. ``python -m studies plan`` holds memory and bytes
-sent against runs; the seconds are held against none.
+part of a device's peaks; on this CPU they are timed. Not counted: checkpoints, evaluation, overlap, a vLLM
+server's own device. The longest episode has a fixed multiple of the mean length. ``python -m studies plan``
+holds plans against runs.
 """
 
 from __future__ import annotations
 
 import math
-import time
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -33,27 +35,29 @@ from rsim.errors import UserError
 from rsim.models.device import choose_device
 from rsim.policies.loading import load_reasoner
 from rsim.policies.strategies import load_strategies
+from rsim.training.timed import among, bytes_a_second, pass_seconds, product_flops, training_seconds
 
 _GIB = 2**30
 _MARGIN = 1.15  # of memory: a run of SmolLM2-135M reached 7.0 GiB where the parts sum up to 6.1
 _WASTE = 2.0  # time of a step over that of its matrix products: attention, sampling, Python
 _QUESTION = 128  # tokens of a question with its prompt, where nobody says
 _TOKENS_A_WORD = 1.4  # of an injected prompt, beside one for the delimiter
+_TOKEN_SECONDS = 6e-5  # of Python for a sampled token on this CPU (5e-5 to 8e-5 in runs of nano on one core)
 _LONGEST = 2.4  # times the mean length: the episode waited for (2.4 and 2.6 in two runs of nano)
 _ASKED = 4  # calls of the planner for each decision of all episodes: a rollout waits for a quarter of them
 _STREAMED = 0.8  # of a device's memory bandwidth
-_TIMED = 0.5  # seconds for each timing on this machine
+_TIMED = 1024, 1536, 4608  # rows, hidden, intermediate of the product that is timed on this machine
 # Assumed, not measured: seconds of Python and launches for a layer and pass of the native engine, and where
 # the pass is replayed as a CUDA graph; bytes of a token as processes exchange episodes (id, mask, log-prob,
-# pickled); bytes a second at which weights go to a vLLM server.
-_LAYER_SECONDS, _REPLAYED_LAYER, _EPISODE_BYTES, _DISK = 4e-4, 1e-4, 16, 2e9
+# pickled); bytes a second at which weights go to a vLLM server, and at which processes on one CPU talk.
+_LAYER_SECONDS, _REPLAYED_LAYER, _EPISODE_BYTES, _DISK, _LOOPBACK = 4e-4, 1e-4, 16, 2e9, 1e9
 
 
 @dataclass(frozen=True)
 class Hardware:
     """Peaks of one device, in FLOPs and bytes a second; float32 with TF32 on a GPU. ``link``: to others on
-    the machine; ``network``: of a machine to others; ``reached``: of a peak in training, PaLM's 46% (arXiv
-    2204.02311, table 3); ``runtime``: bytes of CUDA's context, torch and buffers."""
+    the machine; ``reached``: of a peak in training, PaLM's 46% (arXiv 2204.02311, table 3); ``runtime``:
+    bytes of CUDA's context, torch and buffers; ``here``: seconds are timed."""
 
     name: str
     float32: float
@@ -61,10 +65,10 @@ class Hardware:
     memory: float
     bandwidth: float
     link: float
-    network: float = 50e9
     per_machine: int = 8
     reached: float = 0.45
     runtime: float = 1.5 * _GIB
+    here: bool = False
 
 
 # NVIDIA's data sheets: dense peaks without sparsity, bytes in 10^9; NVLink one way, PCIe 4.0 x16 without it.
@@ -75,7 +79,7 @@ DEVICES = {
     "l40s": Hardware("L40S", 183e12, 362e12, 48e9, 0.864e12, 32e9),
     "rtx4090": Hardware("RTX 4090", 82.6e12, 165e12, 24e9, 1.008e12, 32e9, per_machine=4),
 }
-_HERE = Hardware("this machine", 0, 0, 0, 0, 0, runtime=0.6 * _GIB)  # a process on its CPU
+_HERE = Hardware("this machine's CPU", 0, 0, 0, 0, _LOOPBACK, reached=0.8, runtime=0.6 * _GIB, here=True)
 
 # Layers, hidden, intermediate, heads, key/value heads, vocabulary, tied output: config.json on the hub.
 _SHAPES = {
@@ -146,10 +150,13 @@ class _Job:
 
     def token(self, name: str) -> float:
         """Seconds of a token forward and backward."""
+        if self.hardware.here:
+            return training_seconds(self.shapes[name], self.load.question, self.load.sampled)
         return 6 * self.needs[name].parameters / self.speed
 
     def memory(self) -> float:
-        """Bytes of one process at its peak: in a rollout, with caches and unsharded layers, or an update."""
+        """Bytes of one process at its peak: in a rollout, with unsharded layers and caches, or in an
+        update."""
         train, rollout, shard = self.config.train, self.config.rollout, self.config.parallel.shard
         weights = sum(a.weights for a in self.needs.values())
         if self.config.models.shared_base:
@@ -188,7 +195,12 @@ class _Job:
 
     def sampling(self) -> float:
         """Seconds in which the reasoner samples all episodes of a process (or of a server)."""
-        model, load, rollout = self.shapes["reasoner"], self.load, self.config.rollout
+        model, load, rollout, hardware = (
+            self.shapes["reasoner"],
+            self.load,
+            self.config.rollout,
+            self.hardware,
+        )
         rows = min(rollout.batch, load.episodes)
         weights: int = model.num_parameters()
         # All rows are busy but at the end, when the longest episode is waited for.
@@ -197,34 +209,42 @@ class _Job:
         rows = max(1, round(load.episodes * load.sampled / passes))  # on average
         length = load.question + (load.sampled + load.injected) // 2
         rest = 2 * weights * (load.questions * load.question + load.episodes * load.injected) / self.speed
+        if hardware.here:
+            in_python = _TOKEN_SECONDS * load.episodes * load.sampled
+            return passes * pass_seconds(model, rows, length) + in_python + rest
         layers, (_, kv_heads, size) = model.config.get_text_config().num_hidden_layers, heads_of(model.config)
         cached = 2 * layers * kv_heads * size * self.width * length
-        streaming = (weights * self.width + rows * cached) / (self.hardware.bandwidth * _STREAMED)
+        streaming = (weights * self.width + rows * cached) / (hardware.bandwidth * _STREAMED)
         each_layer = _REPLAYED_LAYER if rollout.cuda_graphs else _LAYER_SECONDS
         overhead = layers * each_layer if rollout.engine == "native" else 0.0
         return float(passes * (max(2 * weights * rows / self.speed, streaming) + overhead) + rest)
 
-    def planning(self) -> float:
-        """Seconds in which the planner reads and decides; a forward pass is a third of training."""
-        layers, load = self.shapes["planner"].config.get_text_config().num_hidden_layers, self.load
+    def planning(self, token: float) -> float:
+        """Seconds in which the planner reads and decides; a ``token`` takes so many to train on."""
+        shape, load = self.shapes["planner"], self.load
         calls = _ASKED * load.decisions * math.ceil(load.episodes / self.config.rollout.batch)
-        return float(self.token("planner") / 3 * load.read + calls * layers * _LAYER_SECONDS)
+        launches = float(shape.config.get_text_config().num_hidden_layers * _LAYER_SECONDS)
+        overhead = pass_seconds(shape, 1, load.question) if self.hardware.here else launches
+        return token / 3 * load.read + calls * overhead
 
-    def updates(self) -> float:
-        """Seconds of both agents' passes and optimiser steps; a forward pass is a third of training."""
+    def updates(self, token: dict[str, float]) -> float:
+        """Seconds of both agents' passes and optimiser steps; a forward pass is a third of a ``token``'s
+        training."""
         train, objective = self.config.train, self.config.objective
-        steps, seconds = train.num_iterations * train.minibatches, 0.0
+        steps = train.num_iterations * train.minibatches
+        seconds = 0.0
         for name, agent in self.needs.items():
             if agent.trained:
                 thirds = 2 if agent.adapted else 3  # frozen weights get no gradient of their own
                 thirds += train.gradient_checkpointing + (name == "reasoner" and objective.beta > 0)
                 before = steps > 1 or objective.loss == "ppo"  # log-probs before the first step
-                seconds += (thirds * train.num_iterations + before) / 3 * self.token(name) * self.load.read
+                seconds += (thirds * train.num_iterations + before) / 3 * token[name] * self.load.read
                 seconds += 7 * 4 * agent.trained * steps / (self.hardware.bandwidth * _STREAMED)
         return seconds
 
     def sent(self) -> float:
-        """Bytes that one process sends in a step: episodes to all others, gradients around a ring, layers."""
+        """Bytes that one process sends in a step: its episodes to all others, gradients around a ring,
+        layers."""
         train, others = self.config.train, (self.workers - 1) / self.workers
         rounds = train.num_iterations * train.minibatches
         micro = math.ceil(self.load.read / train.micro_tokens)
@@ -249,7 +269,7 @@ class Cost:
     seconds: dict[str, float]  # of each part of a step
     memory: float  # at the peak
     available: float
-    sent: float
+    sent: float = 0.0
 
     @property
     def step(self) -> float:
@@ -277,14 +297,13 @@ class Cost:
 
     def to_json(self) -> dict[str, Any]:
         names = ("seconds", "step", "hours", "tokens_per_second", "memory", "available", "sent", "why")
-        told: dict[str, Any] = {"workers": self.job.workers, "fits": not self.why}
-        told["agents"] = {name: asdict(needs) for name, needs in self.job.needs.items()}
+        agents = {name: asdict(needs) for name, needs in self.job.needs.items()}
+        told = {"workers": self.job.workers, "fits": not self.why, "agents": agents}
         return told | {name: getattr(self, name) for name in names}
 
 
-def estimate(config: Config, workers: int = 1, *, tokens: int = 0, question: int = _QUESTION) -> Cost:
-    """The cost of one of ``workers`` processes here: reads the models' shapes (no weights) and times this
-    machine for seconds. ``tokens`` and ``question`` as in `plan`.
+def estimate(config: Config) -> Cost:
+    """The cost of one process here: reads the models' shapes (no weights) and times this machine for seconds.
 
     Raises:
         UserError: a model cannot be found.
@@ -293,60 +312,54 @@ def estimate(config: Config, workers: int = 1, *, tokens: int = 0, question: int
     device = torch.device(chosen.name)
     width = {"float32": 4, "bfloat16": 2, "float64": 8}[chosen.dtype]
     shapes = {name: load_reasoner(source, weights=False).model for name, source in _sources(config).items()}
-    load = _load(config, workers, tokens, question)
+    load = _load(config, 1, config.rollout.max_tokens, _QUESTION)
     name, available = _available(device)
-    job = _Job(config, shapes, load, replace(_HERE, name=name), workers, width)
+    job = _Job(config, shapes, load, replace(_HERE, name=name), 1, width)
     seconds = {"products": _WASTE * job.product_seconds(device, getattr(torch, chosen.dtype))}
-    return Cost(job, seconds, job.memory(), available, job.sent())
+    return Cost(job, seconds, job.memory(), available)
 
 
-def plan(config: Config, on: Hardware, workers: int, *, tokens: int = 0, question: int = _QUESTION) -> Cost:
+def plan(
+    config: Config,
+    hardware: Hardware,
+    workers: int,
+    *,
+    tokens: int = 0,
+    question: int = _QUESTION,
+    network: float = 50e9,
+) -> Cost:
     """What a step of ``config`` costs with ``workers`` processes, each with a device of its own.
 
     Args:
         tokens: mean sampled tokens of an episode; 0: as many as ``rollout.max_tokens``.
         question: tokens of a question with its prompt.
+        network: bytes a second that a machine sends to others.
 
     Raises:
         UserError: a model cannot be found.
     """
-    dtype = config.models.dtype
-    wide = bool(config.trained_whole) if dtype == "auto" else dtype != "bfloat16"
+    wide = config.models.dtype in ("float32", "float64")
+    if config.models.dtype == "auto":
+        wide = bool(config.trained_whole) or hardware.here
     shapes = {name: shape_of(source) for name, source in _sources(config).items()}
     load = _load(config, workers, tokens, question)
-    job = _Job(config, shapes, load, on, workers, 4 if wide else 2)
+    job = _Job(config, shapes, load, hardware, workers, 4 if wide else 2)
     # All processes ask one server, on a device of its own; each of the native ones samples for itself.
     served = config.rollout.engine != "native"
     sampler = replace(job, load=_load(config, 1, tokens, question)) if served else job
-    sent, reasoner = job.sent(), job.needs["reasoner"]
+    sent = job.sent()
     # A ring leaves a machine once.
-    speed = on.link if workers <= on.per_machine else min(on.link, on.network)
+    speed = hardware.link if workers <= hardware.per_machine else min(hardware.link, network)
+    reasoner = job.needs["reasoner"]
     handed_over = 2 * reasoner.weights / _DISK if served and reasoner.trained else 0.0
+    token = {name: job.token(name) for name in shapes}
     seconds = {
         "sampling": sampler.sampling(),
-        "planner": job.planning() if "planner" in shapes else 0.0,
-        "updates": job.updates(),
+        "planner": job.planning(token["planner"]) if "planner" in shapes else 0.0,
+        "updates": job.updates(token),
         "exchange": sent / speed + handed_over,
     }
-    return Cost(job, seconds, job.memory(), on.memory, sent)
-
-
-def product_flops(rows: int, hidden: int, inner: int, device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of products ``[rows, hidden] @ [hidden, inner]``, on this machine as busy as it is."""
-    left = torch.randn(rows, hidden, device=device, dtype=dtype)
-    weights = [torch.randn(inner, hidden, device=device, dtype=dtype) for _ in range(4)]
-
-    def multiply() -> float:
-        for weight in weights:
-            left @ weight.T
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    began, count = multiply(), 0  # the first one warms up
-    while (ended := multiply()) < began + _TIMED:
-        count += 1
-    return len(weights) * 2 * rows * hidden * inner * (count + 1) / (ended - began)
+    return Cost(job, seconds, job.memory(), hardware.memory, sent)
 
 
 def _sources(config: Config) -> dict[str, str]:
@@ -373,6 +386,34 @@ def shape_of(source: str) -> PreTrainedModel:
     return load_reasoner(source, weights=False).model
 
 
+@contextmanager
+def find_device(name: str, processes: int = 1, threads: int = 0) -> Iterator[Hardware]:
+    """One of `DEVICES`, or ``here``: what each of ``processes`` on this machine's CPU has, timed with
+    ``threads`` (0: its share of the cores) while as many others compute; plans are to be made while it lasts.
+
+    Raises:
+        UserError: there is none of that name; this machine has fewer cores than ``processes``.
+    """
+    if name in DEVICES:
+        yield DEVICES[name]
+        return
+    cores = os.cpu_count() or 1
+    if name != "here":
+        raise UserError(f"--device {name}", f"use here, or one of {', '.join(DEVICES)}")
+    if processes > cores:
+        raise UserError(f"--workers {processes} --device here", f"this machine has {cores} cores")
+    own, before = threads or cores // processes, torch.get_num_threads()
+    with among(processes - 1, own):
+        torch.set_num_threads(own)
+        flops = product_flops(*_TIMED, torch.device("cpu"), torch.float32)
+        bandwidth, memory = bytes_a_second() / _STREAMED, psutil.virtual_memory().total / processes
+        try:
+            here = replace(_HERE, float32=flops, bfloat16=flops, memory=memory, bandwidth=bandwidth)
+            yield replace(here, per_machine=processes)
+        finally:
+            torch.set_num_threads(before)
+
+
 def _available(device: torch.device) -> tuple[str, float]:
     """Memory that is free, and where."""
     if device.type == "cuda":
@@ -384,7 +425,8 @@ def _needs(config: Config, name: str, model: PreTrainedModel, width: int) -> Age
     """What ``model``, without its weights, needs as agent ``name``, ``width`` bytes a number."""
     train, rollout = config.train, config.rollout
     rank = config.models.reasoner_lora if name == "reasoner" else config.models.planner_lora
-    text, total = model.config.get_text_config(), model.num_parameters()
+    text = model.config.get_text_config()
+    total = model.num_parameters()
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     outside = {id(p) for m in ends if m for p in m.parameters()}
     in_layers = sum(int(p.numel()) for p in model.parameters() if id(p) not in outside)
@@ -425,9 +467,9 @@ def _load(config: Config, workers: int, tokens: int, question: int) -> _Load:
     decisions *= config.models.planner != "none"
     questions = math.ceil(train.questions / workers)
     prompts = [prompt for s in load_strategies(config.models.strategies).strategies for prompt in s.prompts]
-    words = sum(len(prompt.split()) for prompt in prompts) / len(prompts)
-    injected = round(decisions * (1 + _TOKENS_A_WORD * words))
-    return _Load(questions, question, questions * train.group, sampled, injected, decisions)
+    injected = 1 + _TOKENS_A_WORD * sum(len(prompt.split()) for prompt in prompts) / len(prompts)
+    episodes = questions * train.group
+    return _Load(questions, question, episodes, sampled, round(decisions * injected), decisions)
 
 
 def check_fits(found: Cost) -> None:
@@ -452,11 +494,13 @@ def describe_estimate(found: Cost) -> list[str]:
             f"gradients and optimiser {a.optimiser / _GIB:.2f} GiB, KV cache {a.cache / _GIB:.2f} GiB, "
             f"activations {a.activations / _GIB:.2f} GiB"
         )
-    memory, there, on = found.memory / _GIB, found.available / _GIB, found.job.hardware.name
+    memory, there, device = found.memory / _GIB, found.available / _GIB, found.job.hardware.name
     steps = found.job.config.total_steps
-    lines.append(f"memory: about {memory:.1f} GiB at the peak; {on} has {there:.1f} GiB free")
-    lines.append(f"time: at most about {found.step:,.1f} s a step, {found.hours:,.1f} h for {steps:,} steps")
-    lines[-1] += " (episodes as long as the rules allow; evaluation not counted)"
+    lines.append(f"memory: about {memory:.1f} GiB at the peak; {device} has {there:.1f} GiB free")
+    lines.append(
+        f"time: at most about {found.step:,.1f} s a step, {found.hours:,.1f} h for {steps:,} steps "
+        "(episodes as long as the rules allow; evaluation not counted)"
+    )
     return lines
 
 
