@@ -37,7 +37,7 @@ class StandIn(httpx.MockTransport):
         if path == "/props":
             return httpx.Response(200, json={"total_slots": len(self.caches)})
         if path == "/v1/models":
-            return httpx.Response(200, json={"data": [{"meta": {"n_vocab": self.model.config.vocab_size}}]})
+            return httpx.Response(200, json={"data": [{"meta": {"n_vocab": self.model.config.vocab_size, "ftype": "all F32"}}]})
         if path == "/detokenize":
             return httpx.Response(200, json={"content": self.tokenizer.decode(body["tokens"])})
         assert path == "/completion"

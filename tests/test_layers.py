@@ -33,6 +33,7 @@ LAYERS = [
     "evaluation",
     "training",
     "discovery",
+    "collecting",  # every arm on every question
     "report",
     "cli",
 ]

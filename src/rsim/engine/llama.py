@@ -14,6 +14,7 @@ generator; that it depends on nothing else takes a server built and started as a
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -87,7 +88,7 @@ class LlamaServer:
     def check(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
         """Raises `UserError` unless the server's vocabulary has that size and ids mean the same to both."""
         remedy = "models.reasoner and the server's GGUF file must be the same model"
-        meta = self._call("GET", "/v1/models")["data"][0]["meta"]
+        meta = self.meta()
         if meta["n_vocab"] != vocabulary:
             raise UserError(
                 f"the server at {self.url} knows {meta['n_vocab']} tokens, the reasoner {vocabulary}",
@@ -103,6 +104,11 @@ class LlamaServer:
                     f"the server at {self.url} has another tokenizer: the reasoner's {own!r} is {theirs!r}",
                     remedy,
                 )
+
+    def meta(self) -> dict[str, Any]:
+        """What the server says of its model."""
+        described: dict[str, Any] = self._call("GET", "/v1/models")["data"][0]["meta"]
+        return described
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
@@ -135,6 +141,21 @@ class LlamaServers:
         """`LlamaServer.check` of each."""
         for server in self.servers:
             server.check(tokenizer, vocabulary)
+
+    @property
+    def quantisation(self) -> str:
+        """The type of the weights, as the first server names it."""
+        return str(self.servers[0].meta()["ftype"])
+
+    def single(self) -> list[LlamaServers]:
+        """Every slot on its own, for rollouts side by side of one sequence at a time; those of several servers in turn."""
+        views = []
+        for server in self.servers:
+            for seat in server.seats:
+                alone, view = copy.copy(server), copy.copy(self)
+                alone.seats, view.servers = [seat], [alone]
+                views.append(view)
+        return sorted(views, key=lambda view: view.servers[0].seats[0].index)
 
     def take(self, prompt: list[int]) -> Seat:
         """A free slot: one that holds the whole prompt, else the best of the server with most of them free."""

@@ -188,7 +188,7 @@ def vote(samples: list[Record]) -> Record:
 
     Answers are compared as numbers, else as plain LaTeX; samples without an answer have no vote.
     """
-    answers = [_canonical(r["predicted"]) for r in samples]
+    answers = [canonical(r["predicted"]) for r in samples]
     counts = Counter(a for a in answers if a is not None)
     if not counts:
         return samples[0]
@@ -196,7 +196,8 @@ def vote(samples: list[Record]) -> Record:
     return next(r for r, a in zip(samples, answers, strict=True) if a is not None and counts[a] == best)
 
 
-def _canonical(answer: str | None) -> str | None:
+def canonical(answer: str | None) -> str | None:
+    """An answer in the form that equal answers share: a number, else plain LaTeX."""
     if answer is None:
         return None
     number = parse_number(answer)

@@ -77,6 +77,15 @@ def resolve(source: str, *, weights: bool = True) -> str:
     return str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
 
 
+def origin(source: str) -> dict[str, str]:
+    """The file that a model was converted from, with its sha256; nothing for one that was not."""
+    note = Path(resolve(source, weights=False)) / "SOURCE.json"
+    if not note.is_file():
+        return {}
+    written: dict[str, str] = json.loads(note.read_text())
+    return {key: written[key] for key in ("file", "sha256")}
+
+
 def cache_folder() -> Path:
     """Where models that were converted or pre-trained here lie."""
     return Path(os.environ.get("RSIM_CACHE") or Path.home() / ".cache" / "rsim" / "models")

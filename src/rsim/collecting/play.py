@@ -1,0 +1,194 @@
+"""Plays every arm on every question and keeps the log.
+
+Over a server each slot takes one question after another and plays its arms in turn, so that what they have in common is
+read once; slots do not wait for each other. The native engine plays one arm of a piece after another, each in one batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from typing import Any
+
+from rsim.collecting.arms import Arms, load_arms
+from rsim.collecting.log import Log
+from rsim.collecting.questions import questions
+from rsim.config import Config, load_config
+from rsim.engine.llama import LlamaServers
+from rsim.engine.vllm import VllmServers
+from rsim.evaluation.evaluate import Record
+from rsim.evaluation.loading import EvalSettings, load_game, play_part
+from rsim.evaluation.upstream import ServedGame, ServedModel
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.models.weights import origin
+from rsim.policies.scripted import sequence_planner
+from rsim.policies.strategies import to_toml
+from rsim.rules_file import RULE_FIELDS
+
+_GREEDY = EvalSettings(run="")  # what `play_part` reads of it: greedy, one sample, seed 0
+Servers = LlamaServers | VllmServers | None
+OnPiece = Callable[[int, int], None]  # questions of the piece, of how many in all
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What is to be collected: see `rsim collect`. ``limit`` 0: all questions; ``piece``: questions in a file."""
+
+    arms: str
+    data: str
+    split: str = "train"
+    limit: int = 0
+    model: str = ""
+    piece: int = 50
+    exclude: str = ""
+    overrides: tuple[str, ...] = ()
+    served: ServedModel | None = None
+
+
+def collect(wanted: Collection, folder: Path, on_piece: OnPiece = lambda done, of: None) -> Log:
+    """Plays what the log in ``folder`` lacks.
+
+    Raises:
+        UserError: wrong arms, settings or questions; the log was begun with others; a server fails (what was written stays).
+    """
+    arms = load_arms(wanted.arms)
+    own = ["stages=[]"] + [f'models.reasoner="{wanted.model}"'] * bool(wanted.model)  # nothing is trained: any engine will do
+    config = load_config(None, [*own, *arms.overrides, *wanted.overrides])
+    problems = questions(wanted.data, wanted.split, limit=wanted.limit, exclude=wanted.exclude, config=config)
+    log, players = Log(folder), _players(arms, config, wanted.served)
+    first = players[arms.arms[0].name]
+    log.begin(_settings(wanted, config, arms, first), arms)
+    lanes = _Lanes(_views(first, wanted, config), players, config, wanted, log)
+    pieces = [problems[i : i + wanted.piece] for i in range(0, len(problems), wanted.piece)]
+    for number in lanes.play(pieces):
+        log.finish(number, [problem.id for problem in pieces[number]])
+        on_piece(len(pieces[number]), len(problems))
+    return log
+
+
+class _Lanes:
+    """Plays side by side; each lane sees the servers in its own way and plays a question's arms one after the other."""
+
+    def __init__(
+        self, views: list[Servers], players: dict[str, Game | ServedGame], config: Config, wanted: Collection, log: Log
+    ) -> None:
+        self.players, self.config, self.wanted, self.log = players, config, wanted, log
+        self.done = {(record["id"], record["arm"]) for record in [*log.records(), *log.unfinished]}
+        self.together = sys.maxsize if views == [None] else 1  # questions that one engine plays at a time
+        self.count, self.stopped = len(views), Event()
+        self.free: SimpleQueue[Servers] = SimpleQueue()
+        for view in views:
+            self.free.put(view)
+
+    def play(self, pieces: list[list[Problem]]) -> Iterator[int]:
+        """The numbers of the pieces, as they are complete."""
+        with ThreadPoolExecutor(self.count) as threads:
+            left: dict[int, list[Future[None]]] = {}
+            for number, piece in enumerate(pieces):
+                units = [piece[i : i + self.together] for i in range(0, len(piece), self.together)]
+                left[number] = [threads.submit(self._unit, unit) for unit in units]
+            try:
+                for future in as_completed([future for futures in left.values() for future in futures]):
+                    future.result()
+                    for number in [n for n, futures in left.items() if all(f.done() and not f.exception() for f in futures)]:
+                        del left[number]
+                        yield number
+            finally:  # where one has failed, or Ctrl-C came: the others end with the arm that they are playing
+                self.stopped.set()
+                threads.shutdown(wait=False, cancel_futures=True)
+
+    def _unit(self, problems: list[Problem]) -> None:
+        view = self.free.get()
+        try:
+            for arm, player in self.players.items():
+                missing = [problem for problem in problems if (problem.id, arm) not in self.done]
+                if missing and not self.stopped.is_set():
+                    records = _play(player, view, missing, self.config)
+                    about = {"data": self.wanted.data, "split": self.wanted.split, "arm": arm}
+                    self.log.keep([r | about | {"id": p.id} for p, r in zip(missing, records, strict=True)])
+        finally:
+            self.free.put(view)
+
+
+def _players(arms: Arms, config: Config, served: ServedModel | None) -> dict[str, Game | ServedGame]:
+    """A game for each arm: one reasoner and its servers; system prompt and planner are the arm's own."""
+    planners = {arm.name: sequence_planner(arms.strategies, list(arm.sequence)) for arm in arms.arms}
+    players: dict[str, Game | ServedGame] = {}
+    if served:
+        for arm in arms.arms:
+            own = replace(config, models=replace(config.models, system_prompt=arm.system_prompt))
+            players[arm.name] = ServedGame(replace(served, at_once=1), planners[arm.name], own)
+        return players
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "strategies.toml"
+        file.write_text(to_toml(arms.strategies), encoding="utf-8")
+        own = replace(config, models=replace(config.models, strategies=str(file)))
+        first = load_game(own, None, "random", "", [])
+    vocabulary = first.vocabulary  # made once: a copy of a game has what the game has
+    for arm in arms.arms:
+        reasoner = replace(first.reasoner, system_prompt=arm.system_prompt)
+        game = replace(first, reasoner=reasoner, planner=planners[arm.name])
+        game.vocabulary = vocabulary
+        players[arm.name] = game
+    return players
+
+
+def _views(player: Game | ServedGame, wanted: Collection, config: Config) -> list[Servers]:
+    """The servers as each of the lanes that run side by side sees them; without servers there is one lane."""
+    if isinstance(player, ServedGame):
+        return [None] * (wanted.served.at_once if wanted.served else 1)
+    if isinstance(player.servers, LlamaServers):
+        return [*player.servers.single()[: config.rollout.batch]]
+    if player.servers is None:
+        return [None]
+    views: list[Servers] = []
+    for lane in range(config.rollout.batch):
+        view = copy.copy(player.servers)
+        view.servers = [view.servers[lane % len(view.servers)]]
+        views.append(view)
+    return views
+
+
+def _play(player: Game | ServedGame, view: Servers, problems: list[Problem], config: Config) -> list[Record]:
+    if isinstance(player, Game) and view is not None:
+        player = copy.copy(player)
+        player.servers, player.rules = view, replace(player.rules, batch=1)
+    return play_part(player, problems, 0, _GREEDY, config)
+
+
+def _settings(wanted: Collection, config: Config, arms: Arms, player: Game | ServedGame) -> dict[str, Any]:
+    """What the answers depend on, beside an arm's own sequence and system prompt."""
+    if isinstance(player, ServedGame):
+        model = {"model": player.model, "weights": {}, "quantisation": "unknown", "template": "unknown"}
+        engine = player.served.url
+    else:
+        template = hashlib.sha256(str(player.reasoner.tokenizer.chat_template).encode()).hexdigest()
+        engine = config.rollout.engine
+        precision = "4 bits" if config.models.quantised else str(player.reasoner.model.dtype).removeprefix("torch.")
+        at_server = player.servers.quantisation if isinstance(player.servers, LlamaServers) else "unknown"
+        model = {
+            "model": config.models.reasoner,
+            "weights": origin(config.models.reasoner),
+            "quantisation": precision if player.servers is None else at_server,
+            "template": template,
+        }
+    excluded = hashlib.sha256(Path(wanted.exclude).read_bytes()).hexdigest() if wanted.exclude else ""
+    return model | {
+        "engine": engine,
+        "data": wanted.data,
+        "split": wanted.split,
+        "excluded": excluded,
+        "piece": wanted.piece,
+        "checker": config.rewards.checker,
+        "strategies": hashlib.sha256(to_toml(arms.strategies).encode()).hexdigest(),
+        **{f"rules.{name}": getattr(config.rollout, name) for name in RULE_FIELDS},
+    }
