@@ -14,7 +14,7 @@ from rsim.cli.main import app
 from rsim.collecting import play
 from rsim.collecting.arms import load_arms
 from rsim.collecting.headroom import as_text, headroom
-from rsim.collecting.log import Log
+from rsim.collecting.log import Log, line
 from rsim.collecting.play import Collection, collect, questions
 from rsim.config import Config
 from rsim.data.sources import SOURCES, Source
@@ -24,9 +24,12 @@ from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.saved import evaluate_into
 from rsim.evaluation.upstream import ServedModel
 from rsim.game.problem import Problem, generated_split
+from rsim.game.tools import Tools
 from rsim.policies.loading import load_reasoner
 from rsim.policies.scripted import random_planner
 from rsim.policies.strategies import load_strategies
+from rsim.rewards.programs import run_program
+from rsim.rules import PlayRules
 from rsim.serving.server import create_app
 from rsim.serving.state import ServeConfig
 from serving import serving
@@ -250,6 +253,35 @@ def test_the_tables_are_those_made_by_hand():
     assert "50.0% (1/2)" in as_text([found])
 
 
+def test_a_cascade_falls_back_where_a_program_failed():
+    failed = [one | {"ran": one["id"] != "4"} if one["arm"] == "a" else one for one in LINES]
+    (found,) = headroom(failed, [("a", "b")])
+    assert (found.rules[2].accuracy, found.rules[2].tokens) == (0.5, (10 + 60 + 30 + 100) / 4)
+
+
+@pytest.mark.parametrize(
+    ("program", "ran"),
+    [
+        ("print(6*7)", True),
+        ("x = 6*7", False),
+        ("print(6)\nprint(1/0)", False),
+        ("import sys\nprint('ValueError: no')\nprint(1)", True),
+    ],
+)
+def test_a_line_tells_a_program_that_ran_from_one_that_failed(program, ran):
+    rules = PlayRules()
+    output = Tools(partial(run_program, unsafe=True), rules, len)._run(program, "x\n")
+    step = {"strategy": "computation", "text": f"{program}\n```{output} So 42.", "output": output}
+    ending = {"strategy": "termination", "text": "\\boxed{42}"}
+    about = {"id": "1", "data": "d", "split": "train", "arm": "program", "predicted": "42", "correct": True, "flexible": True,
+             "sampled_tokens": 3, "injected_tokens": 2, "prompt_tokens": 1, "step_count": 2, "flags": []}  # fmt: skip
+    told = line(about | {"steps": [step, ending]}, frozenset({"computation"}))
+    assert (told["program"], told["output"], told["ran"]) == (f"{program}\n", output, ran)
+    assert "program" not in line(about | {"steps": [ending]}, frozenset({"computation"}))
+    unclosed = line(about | {"steps": [{"strategy": "computation", "text": "x = 1"}]}, frozenset({"computation"}))
+    assert (unclosed["program"], unclosed["ran"]) == ("x = 1", False)
+
+
 def test_each_sets_best_arm_stands_beside_the_best_of_all():
     other = [record(q, arm, "1", arm == "b", 10, "words") for q in "12" for arm in "ab"]
     found = headroom(LINES + other)
@@ -287,7 +319,7 @@ def test_a_wrong_arms_file_is_named(tmp_path, old, new, problem):
 
 def test_the_packaged_arms_can_be_played():
     arms = load_arms("default")
-    assert {arm.name for arm in arms.arms} >= {"cot", "at-once"}
+    assert {arm.name for arm in arms.arms} >= {"cot", "program", "at-once"}
     assert arms.strategies.unlimited
 
 

@@ -94,8 +94,9 @@ def _best(arms: list[Row]) -> Row:
 
 
 def _fall(first: Record, second: Record) -> Record:
-    """The first arm's answer, or, where it has none, the second's at the tokens of both."""
-    return first if first["answer"] is not None else second | {"injected": second["injected"] + _tokens(first)}
+    """The first arm's answer, or, where it has none or its program failed, the second's at the tokens of both."""
+    holds = first["answer"] is not None and first.get("ran", True)
+    return first if holds else second | {"injected": second["injected"] + _tokens(first)}
 
 
 def _row(name: str, records: list[Record]) -> Row:

@@ -7,7 +7,8 @@
 ``piece-0000.jsonl``
     one line an arm and question, no question text, so that it can be committed: ``id``, ``data``, ``split``, ``arm``,
     ``answer`` (as read, null where there is none), ``right`` (strict), ``flexible``, ``sampled``, ``injected`` and
-    ``prompt`` (tokens), ``steps``, ``flags``.
+    ``prompt`` (tokens), ``steps``, ``flags``; where a program was written also the last ``program``, its ``output`` and
+    whether it ``ran`` and printed something.
 ``texts-0000.jsonl``
     beside it, what a planner reads later: ``id``, ``arm`` and the ``steps`` with their strategies and texts. It repeats what
     the questions say: whether it may be published depends on the data set.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import time
 from pathlib import Path
 from threading import Lock
@@ -27,9 +29,13 @@ from typing import Any
 from rsim.collecting.arms import Arms
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record
+from rsim.game.tools import SILENT
 from rsim.policies.strategies import to_toml
+from rsim.rules import FENCE
 from rsim.runs.folder import git_commit
 
+_ERROR = r"^\w*(?:Error|Exception|Interrupt|Exit)\b.*|^the program was ended.*"
+_FAILED = re.compile(rf"(?:{_ERROR}|{re.escape(SILENT)})\n```\s*\Z", re.MULTILINE)  # a program's output, in its frame
 _UNFINISHED = "unfinished.jsonl"
 _FIELDS = {
     "answer": "predicted",
@@ -52,6 +58,7 @@ class Log:
         if (folder / "log.json").is_file():
             self.header = json.loads((folder / "log.json").read_text(encoding="utf-8"))
         self.unfinished = _lines(folder / _UNFINISHED)
+        self.acting: frozenset[str] = frozenset()  # strategies that write programs
         self.lock = Lock()
 
     def begin(self, settings: dict[str, Any], arms: Arms) -> None:
@@ -66,6 +73,7 @@ class Log:
         other += [f"arm {name}" for name in own if played.get(name, own[name]) != own[name]]
         if other:
             raise UserError(f"{self.folder} was begun with other settings ({', '.join(other)})", "give --out another folder")
+        self.acting = frozenset(s.name for s in arms.strategies.strategies if s.tool == "python")
         run = {"began": time.strftime("%Y-%m-%d %H:%M:%S"), "commit": git_commit()}
         run |= {name: importlib.metadata.version(name) for name in ("rsim", "torch", "transformers")}
         self.header = {"settings": known, "arms": played | own, "cascades": [list(pair) for pair in arms.cascades]} | {
@@ -89,7 +97,7 @@ class Log:
     def keep(self, played: list[Record]) -> None:
         """Keeps what was played of a piece that is not complete yet: records as `play_part` gives them, with ``id``, ``data``,
         ``split`` and ``arm``."""
-        lines = [line(record) | {"texts": texts(record)} for record in played]
+        lines = [line(record, self.acting) | {"texts": texts(record)} for record in played]
         with self.lock, (self.folder / _UNFINISHED).open("a", encoding="utf-8") as file:
             file.write(_as_text(lines))
             self.unfinished += lines
@@ -111,9 +119,14 @@ class Log:
         _write_lines(path, [every[key] for key in sorted(every, key=lambda k: (order.index(k[0]), arms.index(k[1])))])
 
 
-def line(record: Record) -> Record:
-    """A line of a piece."""
-    return {key: record[key] for key in ("id", "data", "split", "arm")} | {key: record[name] for key, name in _FIELDS.items()}
+def line(record: Record, acting: frozenset[str] = frozenset()) -> Record:
+    """A line of a piece; ``acting`` are the strategies that write programs, the last of which is shown with its output."""
+    plain = {key: record[key] for key in ("id", "data", "split", "arm")} | {key: record[name] for key, name in _FIELDS.items()}
+    wrote = [step for step in record["steps"] if step["strategy"] in acting]
+    if not wrote:
+        return plain
+    program, output = wrote[-1]["text"].partition(FENCE)[0], wrote[-1].get("output", "")  # none: the block was not closed
+    return plain | {"program": program, "output": output, "ran": bool(output) and not _FAILED.search(output)}
 
 
 def texts(record: Record) -> Record:
