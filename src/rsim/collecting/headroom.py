@@ -128,7 +128,7 @@ def as_text(found: list[Headroom]) -> str:
             )
         lines.append(f"  {'two arms':<34} agree  right then       either right")
         for p in one.pairs:
-            pair, share = f"{p.first}, {p.second}", p.right_then / p.agree if p.agree else float("nan")
-            right = f"{share:6.1%} ({p.right_then}/{p.agree})"
+            pair = f"{p.first}, {p.second}"
+            right = f"{p.right_then / p.agree:6.1%} ({p.right_then}/{p.agree})" if p.agree else "     -"
             lines.append(f"  {pair:<34} {p.agree / p.questions:6.1%} {right:<16} {p.either / p.questions:6.1%}")
     return "\n".join(lines)
