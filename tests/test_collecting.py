@@ -18,7 +18,7 @@ from rsim.collecting.log import Log, line
 from rsim.collecting.play import Collection, collect, questions
 from rsim.config import Config
 from rsim.data.sources import SOURCES, Source
-from rsim.engine import llama
+from rsim.engine import llama, vllm
 from rsim.errors import UserError
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.saved import evaluate_into
@@ -34,6 +34,7 @@ from rsim.serving.server import create_app
 from rsim.serving.state import ServeConfig
 from serving import serving
 from standin_llama import StandIn
+from standin_vllm import StandIn as StandInVllm
 
 QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]
 ARMS = """
@@ -136,6 +137,24 @@ def test_servers_slots_give_the_native_engines_log_and_read_a_question_once(want
     # Beside these each request reads the last token again, which was sampled or is the whole prompt's.
     assert first_read <= sum(server.read) <= first_read + injected + len(server.asked)
     assert sum(len(body["prompt"]) for body in server.asked) > 2 * sum(server.read)
+
+
+def test_vllms_servers_give_the_native_engines_log(wanted, tmp_path, monkeypatch, reasoner):
+    """Two servers; the arms of a question go to one, whose prefix cache has it."""
+    here = collect(wanted, tmp_path / "here")
+    server = StandInVllm(copy.deepcopy(reasoner.model), reasoner.tokenizer)
+    monkeypatch.setattr("rsim.engine.vllm.VllmServer", partial(vllm.VllmServer, transport=server))
+    real, used = play._play, {}
+
+    def watched(player, view, problems, config):
+        used.setdefault(problems[0].id, set()).update(one.url for one in view.servers)
+        return real(player, view, problems, config)
+
+    monkeypatch.setattr(play, "_play", watched)
+    there = replace(wanted, overrides=("rollout.engine=vllm", "rollout.vllm_url=http://a,http://b", "rollout.batch=2"))
+    assert files(collect(there, tmp_path / "there")) == files(here)
+    assert all(len(urls) == 1 for urls in used.values())
+    assert set().union(*used.values()) == {"http://a", "http://b"}
 
 
 def test_a_questions_arms_are_played_in_one_slot_that_no_other_lane_has(at_llama, tmp_path, monkeypatch):
