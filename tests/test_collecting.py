@@ -104,7 +104,11 @@ def test_an_arm_plays_as_the_same_sequence_in_an_evaluation(wanted, tmp_path):
     written = {(record["id"], record["arm"]): record["steps"] for record in texts}
     rules = load_arms(wanted.arms).overrides
     for arm in load_arms(wanted.arms).arms:
-        overrides = (*rules, f'models.strategies="{tmp_path}/log/strategies.toml"', f'models.system_prompt="{arm.system_prompt}"')
+        overrides = (
+            *rules,
+            f'models.strategies="{tmp_path}/log/strategies.toml"',
+            f'models.system_prompt="{arm.system_prompt}"',
+        )
         evaluation = EvalSettings("nano", f"sequence:{','.join(arm.sequence)}", wanted.model, wanted.data, overrides=overrides)
         evaluate_into(tmp_path / arm.name, evaluation)
         for text in (tmp_path / arm.name / "episodes.jsonl").read_text().splitlines():
@@ -352,7 +356,11 @@ def test_the_command_prints_the_tables_of_a_log(wanted, tmp_path):
     first = tmp_path / "log" / "piece-0000.jsonl"  # a log in the middle of a piece has the same tables
     first.rename(tmp_path / "log" / "unfinished.jsonl")
     assert made.stdout == run(["collect", "--report", str(tmp_path / "log")]).stdout
-    for wrong in (["collect", wanted.arms], ["collect", wanted.arms, "--report", "log"], ["collect", "--report", str(tmp_path)]):
+    for wrong in (
+        ["collect", wanted.arms],
+        ["collect", wanted.arms, "--report", "log"],
+        ["collect", "--report", str(tmp_path)],
+    ):
         with pytest.raises(UserError):
             run(wrong)
 
