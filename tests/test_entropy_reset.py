@@ -19,10 +19,14 @@ from tiny import RULES
 PROBLEMS = [Problem(f"{a}*17+{b}=?", "1") for a in range(2, 6) for b in range(30, 40)]
 
 
+def streams(episodes):
+    return [(e.planner_ids, e.decisions) for e in episodes]
+
+
 def test_the_mean_entropy_is_met_and_every_order_stays(reasoner, planner):
     with torch.no_grad():
         planner.model.score.weight *= 3000
-    states = planner.states(Game(reasoner, planner, RULES).play(PROBLEMS, seed=0))
+    states = planner.states(streams(Game(reasoner, planner, RULES).play(PROBLEMS, seed=0)))
     with torch.no_grad():
         before = planner.logits(states)
         temperature = reset_temperature(before, 1.0)
@@ -37,7 +41,7 @@ def test_the_mean_entropy_is_met_and_every_order_stays(reasoner, planner):
 def test_states_are_those_that_were_decided_in(reasoner, planner):
     episodes = Game(reasoner, planner, RULES).play(PROBLEMS[:6], seed=0)
     with torch.no_grad():
-        probabilities = planner.logits(planner.states(episodes)).softmax(-1)
+        probabilities = planner.logits(planner.states(streams(episodes))).softmax(-1)
     torch.testing.assert_close(
         probabilities, torch.tensor([d.probabilities for e in episodes for d in e.decisions]), atol=1e-4, rtol=1e-3
     )
@@ -56,7 +60,7 @@ def test_more_entropy_than_there_is_and_no_planner_are_refused(small):
         small("alone", 'models.planner="none"', "train.entropy_reset=1.0")
 
 
-def test_a_run_begins_with_the_planner_reopened_and_says_so(small):
+def test_a_run_begins_with_the_planner_reset_and_says_so(small):
     first = small("first", "train.steps=1")
     rsim.train(first)
     folder = first.folder / "checkpoints" / "final" / "planner"
@@ -65,13 +69,13 @@ def test_a_run_begins_with_the_planner_reopened_and_says_so(small):
         sure.model.score.weight *= 1000
     sure.save_pretrained(folder)
     begun = {}
-    for name, more in (("as it is", ()), ("reopened", ("train.entropy_reset=1.5",))):
+    for name, more in (("as it is", ()), ("reset", ("train.entropy_reset=1.5",))):
         config = small(name, f"models.planner={json.dumps(str(folder))}", *more)
         rsim.train(config)
         lines = [json.loads(line) for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
         begun[name] = next(r["planner/entropy"] for r in lines if r["step"] == 1 and "planner/entropy" in r)
-        told = [r for r in lines if r.get("stage") == "reopen"]
+        told = [r for r in lines if r.get("stage") == "entropy_reset"]
         assert len(told) == len(more)
     assert begun["as it is"] < 0.3
-    assert 1.0 < begun["reopened"] < math.log(9)
+    assert 1.0 < begun["reset"] < math.log(9)
     assert told[0]["entropy_reset/opened"] == pytest.approx(1.5, abs=1e-3)
