@@ -27,16 +27,16 @@ from rsim.training.trainer import Trainer
 def test_the_counted_parameters_are_those_that_training_has(small, changes):
     config = small("run", *changes)
     found, agents = estimate(config), Trainer(config).agents
-    assert found.agents["reasoner"].trained == (
+    assert found.job.needs["reasoner"].trained == (
         sum(p.numel() for p in agents["reasoner"].parameters) if "reasoner" in agents else 0
     )
     heads = sum(p.numel() for n, p in agents["planner"].model.named_parameters() if "score" in n and p.requires_grad)
     trained = sum(p.numel() for p in agents["planner"].parameters) - heads
     if config.models.planner_lora:
-        assert found.agents["planner"].trained == trained
+        assert found.job.needs["planner"].trained == trained
     else:  # the base's output head is counted in place of the planner's
-        assert found.agents["planner"].trained >= trained
-    assert found.steps == 4
+        assert found.job.needs["planner"].trained >= trained
+    assert found.job.config.total_steps == 4
     assert found.step > 0
 
 
@@ -46,8 +46,8 @@ def test_what_saves_memory_lowers_the_estimate(small):
     for change in (["train.gradient_checkpointing=true"], ["train.micro_tokens=512"], ["rollout.batch=16"],
                    ["models.reasoner_lora=1", "models.planner_lora=1"]):  # fmt: skip
         one = estimate(small("run", *full, *change))
-        assert sum(a.activations + a.cache + a.optimiser for a in one.agents.values()) < sum(
-            a.activations + a.cache + a.optimiser for a in base.agents.values()
+        assert sum(a.activations + a.cache + a.optimiser for a in one.job.needs.values()) < sum(
+            a.activations + a.cache + a.optimiser for a in base.job.needs.values()
         ), change
     lora = ["models.reasoner_lora=1", "models.planner_lora=1"]
     apart, shared = estimate(small("run", *full, *lora)), estimate(small("run", *full, *lora, "models.shared_base=true"))
