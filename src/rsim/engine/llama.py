@@ -9,7 +9,8 @@ Where a step ends is decided here, token by token, by the same rule as in the na
 stop string and end of turn only keep it from sampling on. Log-probs are the server's, at the sampling
 temperature (at temperature 1 for greedy sampling); it gives none for the tokens of a stop string and for parts of a
 character, which are ``nan``. What is sampled depends on the seed and the sequence's key, by llama.cpp's
-generator; that it depends on nothing else takes a server built and started as above.
+generator, not on what is sampled beside it (see `rsim.engine.llama_process`); but a prompt that is in the cache
+has other last bits than one that is read, which may decide a near-tie.
 """
 
 from __future__ import annotations

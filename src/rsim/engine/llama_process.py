@@ -12,9 +12,9 @@ from rsim.engine.process import start_server, stop_server
 from rsim.errors import UserError
 
 _SECONDS = 300.0  # until it has loaded the model
-# A slot has its own cache and no other (none is saved when it changes hands). The last two: kernels that give a token the same
-# logits whatever else is in its batch; they are no slower.
-_SETTINGS = "--threads 1 --threads-batch 1 --no-kv-unified --cache-ram 0 --no-ui --flash-attn off --no-repack"
+# A slot has its own cache and no other (none is saved when it changes hands). Weights that are not repacked give a
+# sampled token the same logits whatever is sampled beside it, and are no slower.
+_SETTINGS = "--threads 1 --threads-batch 1 --no-kv-unified --cache-ram 0 --no-ui --no-repack"
 
 
 def server_program() -> Path:
@@ -36,8 +36,7 @@ def llama_servers(
     """Servers of the GGUF file ``model`` while the block lasts.
 
     Two servers of one thread, each pinned to a core, sample more than one of two threads, which wait for each
-    other. Their addresses come as ``rollout.llama_url`` takes them. What a sequence samples depends on nothing but
-    itself, bit by bit, if the program is the one that ``studies/llama_server.sh`` builds.
+    other. Their addresses come as ``rollout.llama_url`` takes them.
 
     Args:
         log: the file that their output is added to.
