@@ -146,6 +146,13 @@ def test_a_body_or_a_whole_function_completes_a_prompt():
 
 
 @needs_sandbox
+def test_a_problem_without_a_prompt_to_complete_takes_any_program():
+    """MBPP's: an answer that names the function None was a KeyError."""
+    problem = Problem("First letter?", "assert first('ab') == 'a'", kind="code")
+    assert grade(problem, "# def None\ndef first(text): return text[0]\n").right
+    assert not grade(problem, "# def None\ndef first(text): return 1\n").right
+
+
 def test_the_candidate_gives_only_the_names_that_were_asked_for():
     """Names of its own, even those of built-ins, change nothing in the tests."""
     hijack = "def add(a, b): return 9\nabs = lambda x: 0\nlen = lambda x: 1\nprint = None\n"

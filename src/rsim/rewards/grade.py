@@ -89,9 +89,10 @@ def grade(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
     """Whether a bare ``answer`` is right."""
     kind = problem.kind
     if kind == "code":
-        program = problem.meta.get("prefix", "") + answer
-        if f"def {problem.meta.get('entry_point')}" in answer:  # the whole function, not its body alone
-            program = f"{problem.meta['prefix']}    pass\n\n{answer}"
+        prefix, name = problem.meta.get("prefix", ""), problem.meta.get("entry_point")
+        program = prefix + answer
+        if prefix and name and f"def {name}" in answer:  # the whole function, not its body alone
+            program = f"{prefix}    pass\n\n{answer}"
         shadowed = tuple(problem.meta.get("shadowed", ()))
         result = run_tests(program, problem.answer, shadowed=shadowed, unsafe=unsafe)
         return Verdict(result.passed, "code", result.failure)
