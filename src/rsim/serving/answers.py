@@ -151,11 +151,12 @@ async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str,
     """An answer of the model in this process without a planner."""
     conversation = await upstream.open(asked)
     try:
-        async for piece in conversation.step(limit, Until(strings=stops)):
-            if isinstance(piece, StepEnd):
-                yield Finished("length" if piece.reason == "cap" else "stop", piece.usage)
-            else:
-                yield TextDelta(piece)
+        async with aclosing(conversation.step(limit, Until(strings=stops))) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, StepEnd):
+                    yield Finished("length" if piece.reason == "cap" else "stop", piece.usage)
+                else:
+                    yield TextDelta(piece)
     finally:
         await conversation.close()
 

@@ -145,7 +145,7 @@ class _HttpConversation:
     def count(self, text: str) -> int:
         return self.upstream.count(text)
 
-    async def step(self, max_new_tokens: int, until: Until) -> AsyncIterator[str | StepEnd]:
+    async def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | StepEnd]:
         """One request or, where the upstream stopped at a blank line inside a code block and can go on from there, several."""
         injected, self.pending = self.pending, ""
         self.steps.append((injected, ""))

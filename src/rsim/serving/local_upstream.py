@@ -10,7 +10,7 @@ import asyncio
 import queue
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -32,6 +32,7 @@ Emit = Callable[[_Piece], object]
 class _Step:
     """The step that a slot is sampling; ``emit`` hands its text to the event loop."""
 
+    answer: _Answer
     emit: Emit
     text: Detokenizer
 
@@ -148,7 +149,7 @@ class LocalUpstream:
                 self.engine.start([answer.slot], [answer.prompt], [answer.key], [answer.temperature])
                 answer.begun = True
             self.engine.submit(answer.slot, ids, max_new_tokens, self._stop(until))
-            self.steps[answer.slot] = _Step(emit, Detokenizer(self.reasoner.tokenizer))
+            self.steps[answer.slot] = _Step(answer, emit, Detokenizer(self.reasoner.tokenizer))
         except Exception as error:  # this answer's alone
             emit(error)
 
@@ -158,8 +159,10 @@ class LocalUpstream:
         return StringStop(self.vocabulary, until.strings) if until.strings else None
 
     def stop(self, answer: _Answer) -> None:
-        """Ends a step before its time: its client has gone."""
-        if self.steps.pop(answer.slot, None) is not None:
+        """Ends a step before its time: its client has gone. The slot may be another answer's by now."""
+        step = self.steps.get(answer.slot)
+        if step is not None and step.answer is answer:
+            del self.steps[answer.slot]
             self.engine.cancel(answer.slot)
 
     def forget(self, answer: _Answer) -> None:
@@ -179,7 +182,7 @@ class _LocalConversation:
     def count(self, text: str) -> int:
         return len(self.upstream.ids_of(text))
 
-    async def step(self, max_new_tokens: int, until: Until) -> AsyncIterator[str | StepEnd]:
+    async def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | StepEnd]:
         upstream, answer = self.upstream, self.answer
         pieces: asyncio.Queue[_Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()

@@ -8,7 +8,7 @@ together with what is around it, and what is injected is counted by an estimate:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -108,7 +108,7 @@ class Conversation(Protocol):
     def inject(self, text: str) -> None:
         """Appends ``text`` to the answer; it is sent with the next step."""
 
-    def step(self, max_new_tokens: int, until: Until) -> AsyncIterator[str | StepEnd]:
+    def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | StepEnd]:
         """Yields text as it is sampled, then one `StepEnd`."""
 
     def count(self, text: str) -> int:
@@ -186,8 +186,9 @@ async def play(
             turns = upstream.mode == "turn" and asked.messages is not None
             tools = Tools(runner, book.rules, conversation.count)
             players = _Players(asked, batcher, planner, conversation, tools, turns)
-            async for event in _steps(players, book, usage):
-                yield event
+            async with aclosing(_steps(players, book, usage)) as events:
+                async for event in events:
+                    yield event
         finally:
             await conversation.close()
     finally:
@@ -266,11 +267,12 @@ async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage)
     piece: str | StepEnd
     while step.sampled < step.limit:
         end = StepEnd("cap", Usage())
-        async for piece in players.conversation.step(step.limit - step.sampled, step.until):
-            if isinstance(piece, StepEnd):
-                end = piece
-            else:
-                yield TextDelta(piece)
+        async with aclosing(players.conversation.step(step.limit - step.sampled, step.until)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, StepEnd):
+                    end = piece
+                else:
+                    yield TextDelta(piece)
         usage.add(end.usage)
         text, step.end = end.text, _known(end, step.until)
         step.sampled, step.read = step.sampled + end.usage.completion_tokens, step.read + text
@@ -301,9 +303,10 @@ async def _choose(planner: PlannedAnswer, book: Rulebook, progress: Progress) ->
 
     A question that it cannot read is answered without it, in one step; once its context is full, the answer is due.
     """
-    if progress.steps == 0 and not planner.reads():
+    reads = planner.reads()
+    if progress.steps == 0 and not reads:
         return ALONE, []
-    if book.must_end(progress) or not planner.reads():
+    if book.must_end(progress) or not reads:
         return book.move(None), []
     decision = await planner.decide()
     return book.move(decision.action, max(decision.probabilities)), decision.probabilities
