@@ -47,8 +47,10 @@ def run(model: str = "nano-s", questions: int = 500, seed: int = 1) -> Iterator[
     yield share(f"best fixed strategy ({fixed.name.partition(':')[2]})", fixed)
     by_hand = played(f"sequence:{_BY_HAND}")
     yield share(f"a sequence written by hand ({_BY_HAND.replace(',', ', ')})", by_hand)
+    gap = oracle.accuracy - by_hand.accuracy
+    yield Row("oracle above the sequence written by hand", gap, "share", "at least 10 points", gap >= 0.1, seeds=[seed])
     sequence = played(best_sequence(strategies.names, lambda spec: played(spec, picking).accuracy))
     yield share(f"best fixed sequence ({sequence.name.partition(':')[2].replace(',', ', ')})", sequence)
-    gap = oracle.accuracy - max(fixed.accuracy, sequence.accuracy, by_hand.accuracy)
-    what = "oracle above the best fixed strategy or sequence, that by hand among them"
+    gap = oracle.accuracy - max(fixed.accuracy, sequence.accuracy)
+    what = "oracle above the best fixed strategy or sequence"
     yield Row(what, gap, "share", "at least 10 points", gap >= 0.1, seeds=[seed])
