@@ -136,6 +136,8 @@ CASES += [
     acting("the steps are used up by programs", many(RUN), ["7\n```", "so\n\n"] * 3 + ["7\n\n"], [framed("7", "\n")] * 3 + [""]),
     acting("below the gate no program is written", [RUN, END], ["a\n\n", "b\n\n"], ["", ""],
            replace(ROOM, gate=0.8), sure=[0.7, 0.9]),
+    acting("an output ends its step", [RUN, RUN, END], ["7\n```", "8\n```", "7\n\n"], [framed("7", "\n"), framed("8", "\n"), ""],
+           replace(ROOM, tool_ends_step=True)),
     acting("a calculator has nothing to check", [CHECK, END], ["so\n\n", "7\n\n"], [" there is no calculation to check.\n", ""]),
     acting("a calculator finds an error", [THINK, CHECK, END], ["2*3 = 7\n\n", "so 6\n\n", "7\n\n"], ["", " 2*3 = 6, not 7.\n", ""],
            replace(ROOM, tool_chars=40)),

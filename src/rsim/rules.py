@@ -3,15 +3,14 @@
 Everyone who plays asks here: the rollout of training and evaluation, whatever its engine, and the plug-in, in
 process, as a server and before an upstream that takes text only. A planner is saved with its `PlayRules`.
 
-An episode is a question and then steps. Before each step the planner chooses a strategy, unless the episode
-must end; the strategy's prompt is injected; the reasoner samples the step. All lengths are tokens of the
-reasoner. The budget, ``max_tokens``, counts what was sampled and what was injected, and always keeps enough
-for a forced termination.
+Before each step of an episode the planner chooses a strategy, unless the episode must end; its prompt is
+injected; the reasoner samples the step. All lengths are tokens of the reasoner. The budget, ``max_tokens``,
+counts what was sampled and injected, and always keeps enough for a forced termination.
 
 A strategy may have a tool. *python*: its prompt opens a code block, the closing fence ends the sampling, what
-the program prints is injected, and the reasoner goes on to the delimiter: one step, which samples no more
-than any other. A block that is not closed ends the step as any other ends, and nothing is run. *calculator*:
-its report on the last step is injected behind the prompt. Room is kept for ``tool_tokens`` of an output.
+the program prints is injected, and the reasoner goes on to a delimiter (``tool_ends_step``: it is injected):
+one step, which samples no more than any other. A block that is not closed ends the step as usual, and nothing
+is run. *calculator*: its report on the last step follows the prompt. ``tool_tokens`` are kept for an output.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ class PlayRules:
     tool_chars: int = setting(400, "the most that a tool's output shows", at_least=1)
     tool_tokens: int = setting(200, "the most that it takes", at_least=1)
     tool_seconds: float = setting(5.0, "the longest that a program runs", above=0)
+    tool_ends_step: bool = setting(False, "after a program's output the planner chooses what follows")
 
     def within(self, limit: int) -> PlayRules:
         """The same rules for ``limit`` tokens; a quarter at most is kept for a forced end or an output."""
@@ -158,6 +158,10 @@ class Rulebook:
         if move.final:
             return max(1, min(left, max(self.rules.answer_tokens, self.rules.step_tokens)))
         return min(self.rules.step_tokens, self.room(progress))
+
+    def after_output(self, move: Move, progress: Progress, sampled: int) -> int:
+        """What a step may still sample behind a program's output; below 1: it ends, as at a cap."""
+        return 0 if self.rules.tool_ends_step else self.max_new_tokens(move, progress, 0) - sampled
 
     def program(self, move: Move, end: End, text: str) -> str | None:
         """What is run, now that the sampling of ``text`` ended so; None: nothing, the step is over."""

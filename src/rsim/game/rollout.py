@@ -195,7 +195,7 @@ class _Rollout:
         submitted = []
         for slot in [s for s in slots if s in self.acts.outputs]:
             sampled = self.acts.finish(slot, self.episode(slot))
-            left = self.book.max_new_tokens(self.moves[slot], self.progress[slot], 0) - sampled
+            left = self.book.after_output(self.moves[slot], self.progress[slot], sampled)
             self.moves[slot] = replace(self.moves[slot], tool=None)
             if left > 0:
                 self._submit(slot, left)

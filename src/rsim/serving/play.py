@@ -289,6 +289,7 @@ async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage)
             yield TextDelta(output, sampled=False, output=True)
         if players.turns:  # the next message has the output: the turn of this one is over
             step.end = "delimiter"
+        if players.turns or book.rules.tool_ends_step:
             return
 
 
