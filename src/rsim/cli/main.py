@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "Foretell time, memory and traffic of a run on other machines.",
     "eval": "Measure accuracy, with a 95% interval, and write the episodes and a summary.",
     "collect": "Play every arm on every question, keep the log, and say what there is to gain.",
+    "fit": "Fit a planner to logs of arms: cross-fitted, and gated so that it does no harm.",
     "compare": "Compare two evaluations of the same questions: paired interval and exact test.",
     "solve": "Answer one question, printing each step with its strategy as it is made.",
     "report": "Write one self-contained HTML page about a run.",

@@ -60,6 +60,8 @@ def run_server(options: ServeOptions) -> None:
     if not (options.upstream or options.model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
     planner = _planner(options)
+    if isinstance(planner, Planner) and options.model:
+        planner.check_model(options.model)
     config = ServeConfig(
         upstream=options.upstream,
         upstream_key=os.environ.get("RSIM_UPSTREAM_API_KEY", ""),

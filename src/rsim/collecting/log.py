@@ -94,6 +94,11 @@ class Log:
             raise UserError(f"no log in {self.folder}", "rsim collect ARMS.toml --out writes one")
         return [record for path in sorted(self.folder.glob("piece-*.jsonl")) for record in _lines(path)]
 
+    def texts(self) -> dict[tuple[str, str], list[str]]:
+        """What was written, step by step, by question and arm; nothing where the texts are not beside the pieces."""
+        found = [one for path in sorted(self.folder.glob("texts-*.jsonl")) for one in _lines(path)]
+        return {(one["id"], one["arm"]): [step["text"] for step in one["steps"]] for one in found}
+
     def keep(self, played: list[Record]) -> None:
         """Keeps what was played of a piece that is not complete yet: records as `play_part` gives them, with ``id``, ``data``,
         ``split`` and ``arm``."""

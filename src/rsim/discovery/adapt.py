@@ -54,7 +54,7 @@ def lift(planner: Planner, name: str, episodes: list[Episode], share: float = 0.
     Args:
         episodes: played by this planner over any set; only their ids and the places of their decisions are read.
     """
-    hidden = planner.states([(e.planner_ids, e.decisions) for e in episodes]).double()
+    hidden = planner.states([(e.planner_ids, [d.position for d in e.decisions]) for e in episodes]).double()
     own = planner.strategies.index(name)
     logits = hidden @ planner.model.score.weight.double().T
     logits[:, own] = -math.inf

@@ -18,6 +18,7 @@ from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.models.device import allow_tf32, choose_device
 from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.planner import Planner
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.strategies import load_strategies
 from rsim.rewards.programs import runner_for
@@ -86,6 +87,8 @@ def load_game(
         )
     elif own:
         chosen = load_planner(str(own), strategies, device=device.name, dtype=device.dtype, seed=0, quantised=models.quantised)
+    if isinstance(chosen, Planner):
+        chosen.check_model(reasoner or models.reasoner, models.system_prompt)
     runner = runner_for(chosen, config.rewards)
     game = Game(loaded, chosen, rules_for(config.rollout, chosen, overrides), runner)
     if isinstance(game.servers, VllmServers) and handed_over:

@@ -20,7 +20,8 @@ from rsim.errors import UserError, first_line
 from rsim.models import adapters
 from rsim.models.device import precise
 from rsim.models.weights import resolve
-from rsim.policies import template
+from rsim.policies import fitted, template
+from rsim.policies.fitted import FittedFor
 from rsim.policies.protocol import Decision
 from rsim.policies.strategies import StrategySet, load_strategies, to_toml
 from rsim.rules import PlayRules
@@ -29,6 +30,7 @@ log = logging.getLogger("rsim")
 
 _STRATEGIES = "strategies.toml"  # in a planner's folder
 _RULES = "rules.toml"  # beside it: the rules that it was trained under
+_FITTED = "fitted_for.json"  # and, of a planner that was fitted to a log, whose
 _CONFIG = "planner_config.json"  # in an adapter's: beside it, a config.json would pass for a whole model's
 
 
@@ -44,6 +46,7 @@ class Planner:
     tokenizer: PreTrainedTokenizerBase
     strategies: StrategySet
     rules: PlayRules | None = None  # that it was trained under
+    fitted_for: FittedFor | None = None  # the model whose log it was fitted to, if it was
     _chunks: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -77,7 +80,8 @@ class Planner:
                 raise UserError(f"{source} holds no {_STRATEGIES}", "pass the strategies that it was trained with")
             strategies = load_strategies(file)
         check_labels(model.config, strategies, str(source))
-        return cls(model, tokenizer, strategies, saved_rules(source))
+        file = cached_file(str(source), _FITTED, _raise_exceptions_for_missing_entries=False)
+        return cls(model, tokenizer, strategies, saved_rules(source), fitted.from_json(Path(file)) if file else None)
 
     def save_pretrained(self, folder: str | Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Writes a folder that `from_pretrained` reads; ``weights``: in the place of the model's own."""
@@ -90,6 +94,13 @@ class Planner:
         (Path(folder) / _STRATEGIES).write_text(to_toml(self.strategies), encoding="utf-8")
         if self.rules is not None:
             (Path(folder) / _RULES).write_text(rules_file.to_toml(self.rules), encoding="utf-8")
+        if self.fitted_for is not None:
+            (Path(folder) / _FITTED).write_text(fitted.to_json(self.fitted_for), encoding="utf-8")
+
+    def check_model(self, model: str, system_prompt: str | None = None) -> None:
+        """Warns where it was fitted for another model than ``model``, or behind another system prompt."""
+        if self.fitted_for is not None:
+            self.fitted_for.warn(model, system_prompt)
 
     def chunk(self, text: str) -> list[int]:
         """The ids of one chunk of the stream, tokenised alone and remembered."""
@@ -117,13 +128,13 @@ class Planner:
         return logits
 
     @torch.no_grad()
-    def states(self, streams: list[tuple[list[int], list[Decision]]]) -> torch.Tensor:
-        """The final hidden states ``[decisions, hidden]`` at which it decided in ``streams``: the ids that it read in an
-        episode and what it decided there. `logits` reads them."""
+    def states(self, streams: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+        """The final hidden states ``[decisions, hidden]`` at which it decides in ``streams``: the ids of an episode, and the
+        positions of the decisions among them. `logits` reads them."""
         found = []
-        for ids, decisions in streams:
+        for ids, positions in streams:
             hidden: torch.Tensor = self.model.base_model(torch.tensor([ids], device=self.model.device)).last_hidden_state[0]
-            found.append(hidden[[decision.position for decision in decisions]])
+            found.append(hidden[positions])
         return torch.cat(found)
 
     def begin(self, slots: int) -> LearnedSession:
@@ -146,6 +157,13 @@ class ModelPlanner(Protocol):
     def chunk(self, text: str) -> list[int]: ...
     def opening(self, question: str) -> list[int]: ...
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
+def step_ids(planner: ModelPlanner, strategy: str, text: str) -> list[int]:
+    """A step's ids in the stream, up to the next decision."""
+    # A step's text is not remembered like the fixed chunks: it hardly ever comes twice.
+    body: list[int] = planner.tokenizer.encode(text, add_special_tokens=False)
+    return planner.chunk(template.strategy_chunk(strategy)) + body + planner.chunk(template.MARKER)
 
 
 class LearnedSession:
@@ -177,10 +195,7 @@ class LearnedSession:
         return decisions
 
     def observe(self, slot: int, strategy: str, text: str) -> None:
-        # A step's text is not remembered like the fixed chunks: it hardly ever comes twice.
-        body = self.planner.tokenizer.encode(text, add_special_tokens=False)
-        named = self.planner.chunk(template.strategy_chunk(strategy))
-        self.pending[slot] = self.pending[slot] + named + body + self.planner.chunk(template.MARKER)
+        self.pending[slot] = self.pending[slot] + step_ids(self.planner, strategy, text)
 
     def ids(self, slot: int) -> list[int]:
         return self.stream[slot]

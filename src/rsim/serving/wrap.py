@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rsim.errors import UserError
 from rsim.game.tools import Runner
+from rsim.policies.planner import Planner
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.rewards.programs import allowed
@@ -346,6 +347,8 @@ def wrap(
     if isinstance(target, PreTrainedModel):
         if tokenizer is None:
             raise UserError("a transformers model needs its tokenizer", "planner.wrap(model, tokenizer)")
+        if isinstance(planner, Planner):
+            planner.check_model(target.name_or_path)
         return PlannedModel(planner, target, tokenizer, rules, slots, runner)
     if not (hasattr(target, "base_url") and hasattr(target, "chat")):
         raise UserError(f"cannot wrap a {type(target).__name__}", "give a transformers model or an OpenAI-compatible client")

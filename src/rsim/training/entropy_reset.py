@@ -32,7 +32,7 @@ def reset_entropy(
     mine = world.block(len(problems))
     keys = [f"entropy_reset:{i}" for i in mine]
     episodes = world.all_gather(game.play([problems[i] for i in mine], seed=config.seed, keys=keys))
-    states = planner.states([(e.planner_ids, e.decisions) for e in episodes])
+    states = planner.states([(e.planner_ids, [d.position for d in e.decisions]) for e in episodes])
     logits = planner.logits(states) / config.rollout.planner_temperature
     temperature = reset_temperature(logits, config.train.entropy_reset)
     flatten(planner, temperature)

@@ -1,0 +1,217 @@
+"""From a log to a planner: hidden states, the regression, what it is worth, and the planner's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from rsim.collecting.log import Log
+from rsim.collecting.regression import Array, Choices, Head, cross_fitted, fit, fold_of
+from rsim.collecting.tree import Node, Outcome, Step, Tree, game_arms, trees
+from rsim.config import DataConfig
+from rsim.data.load import load_problems
+from rsim.data.sources import SOURCES
+from rsim.errors import UserError
+from rsim.evaluation.evaluate import bootstrap_interval
+from rsim.game.problem import Problem
+from rsim.policies.fitted import FittedFor
+from rsim.policies.loading import load_planner
+from rsim.policies.planner import Planner, step_ids
+from rsim.policies.strategies import load_strategies
+from rsim.rules import PlayRules
+
+_RULE = "rules."
+_SAME = ("model", "weights", "quantisation", "template")  # settings that logs must share to be fitted together
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A planner, or a control, on the log's questions: accuracy (strict), its difference to leaving the model alone with the
+    paired 95% bootstrap interval, tokens a question, and the share of questions at which it acts."""
+
+    data: str
+    name: str
+    questions: int
+    accuracy: float
+    gain: float
+    low: float
+    high: float
+    tokens: float
+    acts: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """``strays``: the share of choices, cross-fitted, at which the head prefers a strategy that no arm tried there."""
+
+    planner: Planner
+    head: Head
+    standings: list[Standing]
+    strays: float
+
+
+def fit_planner(
+    logs: list[Log],
+    base: str,
+    *,
+    price: float = 0.0,
+    data: DataConfig | None = None,
+    on_state: Callable[[int, int], None] = lambda done, of: None,
+) -> Fitted:
+    """A planner whose head is fitted to what the arms of ``logs`` are worth; the base stays as it is.
+
+    Args:
+        price: of a thousand tokens, in right answers.
+        on_state: called with ``(read, all)`` as the base reads the questions.
+
+    Raises:
+        UserError: logs of different models, rules or arms; none of their arms leaves the model alone; a question is not
+            in the data any more, or too few were collected.
+    """
+    first = _same(logs)
+    planner = load_planner(base, load_strategies(str(first.folder / "strategies.toml")), seed=0)
+    known = [tree for log in logs for tree in trees(log)]
+    if len(known) < 20:
+        raise UserError(f"{len(known)} questions that all arms have played", "collect 20 at least")
+    questions = {(log.header["settings"]["data"], p.id): p.question for log in logs for p in _problems(log, data)}
+    choices = choices_of(planner, known, questions, price, on_state)
+    head = fit(choices, np.ones(len(known), dtype=bool))
+    with torch.no_grad():
+        planner.model.score.weight.copy_(torch.tensor(head.weights))
+    settings = first.header["settings"]
+    rules = {name.removeprefix(_RULE): value for name, value in settings.items() if name.startswith(_RULE)}
+    planner.rules = PlayRules(**rules)
+    prompt = next(iter(first.header["arms"].values()))["system_prompt"]
+    planner.fitted_for = FittedFor(**{key: settings[key] for key in _SAME}, system_prompt=prompt)
+    standings, strays = standings_of(choices)
+    return Fitted(planner, head, standings, strays)
+
+
+def _same(logs: list[Log]) -> Log:
+    first = logs[0]
+    first.records()  # raises where there is no log
+    for log in logs[1:]:
+        log.records()
+        ours, theirs = (one.header["settings"] for one in (first, log))
+        other = [key for key in theirs if (key in _SAME or key.startswith(_RULE)) and ours.get(key) != theirs[key]]
+        other += ["strategies"] * (ours["strategies"] != theirs["strategies"])
+        other += ["arms"] * (game_arms(first) != game_arms(log))
+        if other:
+            raise UserError(f"{first.folder} and {log.folder} differ in {', '.join(other)}", "fit logs of one model and game")
+    return first
+
+
+def _problems(log: Log, data: DataConfig | None) -> list[Problem]:
+    settings, rules = log.header["settings"], data or DataConfig()
+    source = settings["data"]
+    split = "test" if source in SOURCES and SOURCES[source].splits == ("test",) else settings["split"]
+    return load_problems(source, split, data_dir=rules.data_dir, columns=rules.columns)
+
+
+def choices_of(
+    planner: Planner,
+    known: list[Tree],
+    questions: dict[tuple[str, str], str],
+    price: float,
+    on_state: Callable[[int, int], None] = lambda done, of: None,
+) -> Choices:
+    """The states of some questions with the planner's hidden states; ``questions``: their texts by data and id.
+
+    Raises:
+        UserError: no arm leaves the model alone, or a question's text is not there.
+    """
+    nodes, owner, features = [], [], []
+    for number, tree in enumerate(known):
+        if (tree.data, tree.id) not in questions:
+            raise UserError(f"question {tree.id} is not in {tree.data}", "give the data that the log was collected on")
+        own = list(tree.root.walk())
+        nodes += own
+        owner += [number] * len(own)
+        features.append(_hidden(planner, questions[tree.data, tree.id], own))
+        on_state(number + 1, len(known))
+    names = planner.strategies.names
+    null = [names.index(name) for name in known[0].root.branches if names.index(name) in planner.strategies.unlimited]
+    if not null:
+        raise UserError(
+            "no arm begins with the null action", 'add an arm whose strategy is unlimited, e.g. sequence = ["alone"]'
+        )
+    return Choices(names, null[0], price, known, nodes, np.array(owner), np.concatenate(features))
+
+
+def _hidden(planner: Planner, question: str, nodes: list[Node]) -> Array:
+    """``[nodes, hidden]``; a state behind another is read together with it."""
+    found: dict[tuple[Step, ...], torch.Tensor] = {}
+    for node in sorted(nodes, key=lambda node: -len(node.steps)):
+        if node.steps not in found:
+            ids = planner.opening(question)
+            positions = [len(ids) - 1]
+            for name, text in node.steps:
+                ids = ids + step_ids(planner, name, text)
+                positions.append(len(ids) - 1)
+            found |= {node.steps[:depth]: state for depth, state in enumerate(planner.states([(ids, positions)]))}
+    hidden: Array = torch.stack([found[node.steps] for node in nodes]).double().cpu().numpy()
+    return hidden
+
+
+# --- what it is worth ---
+
+
+def standings_of(choices: Choices) -> tuple[list[Standing], float]:
+    """The fitted planner, cross-fitted, beside leaving the model alone, every arm, the best arm (of all sets and of each set;
+    picked on the other folds), a planner that reads the question alone, and any arm right; by data set, then over all."""
+    arms = {name: [tree.outcomes[name] for tree in choices.trees] for name in choices.trees[0].outcomes}
+    null = arms[_null_arm(choices)]
+    planned, scores = cross_fitted(choices)
+    rows = dict(arms) | {
+        "best arm": best_arm(choices, by_set=False),
+        "best arm of each set": best_arm(choices, by_set=True),
+        "question-only planner": cross_fitted(_flat(choices))[0],
+        "planner without gate": cross_fitted(choices, gated=False)[0],
+        "planner": planned,
+        "any arm right": [min(t.outcomes.values(), key=lambda o: (not o.right, o.tokens)) for t in choices.trees],
+    }
+    strays = float(np.mean(~choices.known[np.arange(len(scores)), scores.argmax(1)]))
+    sets = list(dict.fromkeys(tree.data for tree in choices.trees))
+    found = []
+    for data in [*sets, "all sets"] if len(sets) > 1 else sets:
+        of = [i for i, tree in enumerate(choices.trees) if data in (tree.data, "all sets")]
+        found += [_standing(data, name, [(ends[i], null[i]) for i in of]) for name, ends in rows.items()]
+    return found, strays
+
+
+def _null_arm(choices: Choices) -> str:
+    end = choices.trees[0].root.branches[choices.names[choices.null]]
+    assert isinstance(end, Outcome)
+    return end.arm
+
+
+def _standing(data: str, name: str, pairs: list[tuple[Outcome, Outcome]]) -> Standing:
+    gains = [float(end.right) - float(alone.right) for end, alone in pairs]
+    low, high = bootstrap_interval(gains)
+    right, tokens = np.mean([end.right for end, _ in pairs]), np.mean([end.tokens for end, _ in pairs])
+    acts = np.mean([end.arm != alone.arm for end, alone in pairs])
+    return Standing(data, name, len(pairs), float(right), float(np.mean(gains)), low, high, float(tokens), float(acts))
+
+
+def best_arm(choices: Choices, *, by_set: bool, folds: int = 5) -> list[Outcome]:
+    """Each question's outcome under the arm of the greatest utility on the other folds' questions (of its set)."""
+    found = []
+    for tree in choices.trees:
+        fold = fold_of(tree, "outer")
+        others = [t for t in choices.trees if fold_of(t, "outer") != fold and (not by_set or t.data == tree.data)]
+        found.append(tree.outcomes[max(tree.outcomes, key=lambda arm: sum(choices.utility(t.outcomes[arm]) for t in others))])
+    return found
+
+
+def _flat(choices: Choices) -> Choices:
+    """The same questions with one choice each: an arm, by the question alone."""
+    roots = np.flatnonzero(choices.is_root)
+    roots = roots[np.argsort(choices.question[roots])]
+    names = tuple(choices.trees[0].outcomes)
+    nodes = [Node((), dict(tree.outcomes)) for tree in choices.trees]
+    null = names.index(_null_arm(choices))
+    question = np.arange(len(nodes))
+    return replace(choices, names=names, null=null, nodes=nodes, question=question, features=choices.features[roots])

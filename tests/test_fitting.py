@@ -1,0 +1,204 @@
+"""``rsim fit``: a planner learns from a log what each arm is worth, and leaves the model alone where nothing is gained."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rsim.cli.main import app
+from rsim.collecting.fit import choices_of, fit_planner
+from rsim.collecting.log import Log
+from rsim.collecting.regression import cross_fitted, fold_of
+from rsim.collecting.tree import Node, Outcome, trees
+from rsim.errors import UserError
+from rsim.policies.planner import Planner
+from rsim.policies.strategies import load_strategies, to_toml
+from rsim.rules import PlayRules
+from rsim.rules_file import RULE_FIELDS
+
+ARMS = {"cot": ["alone"], "stop": ["computation", "termination"], "check": ["computation", "alone"], "at-once": ["termination"]}
+TOKENS = {"cot": 200, "stop": 100, "check": 150, "at-once": 10}
+OUTPUT = "\n```output\n{}\n```\n"
+
+
+def write_log(folder, right, *, count=150, seed=0, texts=True, **other):
+    """A log whose answers are right where ``right(arm, has_product, failed)`` says so; what a program prints tells if it failed."""
+    rng = random.Random(seed)
+    settings = {"model": "some/model-1B", "weights": {}, "quantisation": "8 bits", "template": "t", "split": "train"} | {
+        "data": str(folder.parent / f"{folder.name}.jsonl"), "strategies": "s",
+        **{f"rules.{name}": getattr(PlayRules(max_steps=3), name) for name in RULE_FIELDS}, **other,
+    }  # fmt: skip
+    questions, records, steps = [], [], []
+    for number in range(count):
+        product, failed = rng.random() < 0.5, rng.random() < 0.5
+        question = "+".join([f"{rng.randint(2, 9)}*{rng.randint(11, 29)}" if product else f"{rng.randint(11, 99)}"] * 2) + "=?"
+        questions.append({"id": f"q{number}", "question": question, "answer": "1"})
+        for arm, sequence in ARMS.items():
+            about = {"id": f"q{number}", "arm": arm}
+            record = about | {"data": settings["data"], "split": "train", "right": right(arm, product, failed), "prompt": 9,
+                              "sampled": TOKENS[arm] - 10, "injected": 10, "steps": len(sequence), "flags": []}  # fmt: skip
+            output = OUTPUT.format("0" if failed else "7")
+            if sequence[0] == "computation":
+                record |= {"program": "1+1\n", "output": output, "ran": True}
+            records.append(record)
+            written = [f"1+1\n```{output}", "7"] if sequence[0] == "computation" else ["7"]
+            steps.append(about | {"steps": [{"strategy": s, "text": t} for s, t in zip(sequence, written, strict=True)]})
+    folder.mkdir()
+    arms = {name: {"sequence": sequence, "system_prompt": "Think."} for name, sequence in ARMS.items()}
+    arms["other"] = {"sequence": ["alone"], "system_prompt": "Think harder."}
+    (folder / "log.json").write_text(json.dumps({"settings": settings, "arms": arms, "cascades": [], "runs": []}))
+    (folder / "strategies.toml").write_text(to_toml(load_strategies("arms")))
+    (folder / "piece-0000.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    if texts:
+        (folder / "texts-0000.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
+    (folder.parent / f"{folder.name}.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    return Log(folder)
+
+
+def depends(arm, product, failed):
+    """Products are for the model alone, sums for a program; what it printed says whether to stop or to check."""
+    return {"cot": product, "stop": not product and not failed, "check": not product and failed, "at-once": False}[arm]
+
+
+def asked_in(log):
+    """The questions' texts, by data and id."""
+    data = log.header["settings"]["data"]
+    return {(data, p["id"]): p["question"] for p in map(json.loads, Path(data).read_text().splitlines())}
+
+
+def named(standings):
+    return {row.name: row for row in standings}
+
+
+@pytest.fixture
+def log(tmp_path):
+    return write_log(tmp_path / "log", depends)
+
+
+def test_the_planner_routes_by_the_question_and_by_what_a_program_printed(log):
+    fitted = fit_planner([log], "nano-s")
+    rows = named(fitted.standings)
+    assert rows["planner"].accuracy > 0.95
+    assert rows["any arm right"].accuracy == 1
+    # No arm, and no choice by the question alone, knows what the program will print.
+    assert rows["question-only planner"].accuracy < 0.85
+    assert rows["best arm"].accuracy < 0.6
+    assert rows["planner"].low > 0.2
+    assert fitted.strays == 0
+
+
+def test_a_branch_is_worth_what_the_best_way_on_from_it_gives(log, tmp_path):
+    """If later choices were not settled first, *computation* would be worth the mean of what follows it: as much as *alone*."""
+    planner = fit_planner([log], "nano-s").planner
+    found, questions = trees(log), asked_in(log)
+    choices = choices_of(planner, found, questions, 0.0)
+    utilities = choices.utilities(choices.features @ planner.model.score.weight.detach().double().numpy().T)
+    asked = [questions[found[number].data, found[number].id] for number in choices.question]
+    sums = [row for row in np.flatnonzero(choices.is_root) if "*" not in asked[row]]
+    assert np.mean(utilities[sums, choices.names.index("computation")]) > 0.95
+
+
+def test_the_folder_plays_what_was_fitted_and_says_for_whom(log, tmp_path, caplog):
+    out = tmp_path / "planner"
+    answer = CliRunner().invoke(app, ["fit", str(log.folder), "--planner", "nano-s", "--out", str(out)])
+    assert answer.exit_code == 0, answer.output
+    assert "question-only planner" in answer.output
+    planner = Planner.from_pretrained(out)
+    assert planner.rules == PlayRules(max_steps=3)
+    assert "some/model-1B" in (out / "README.md").read_text()
+    assert json.loads((out / "fit.json").read_text())["rows"][-1]["name"] == "any arm right"
+    questions = list(asked_in(log).values())[:30]
+    chosen = {q: _first_choice(planner, q) for q in questions}
+    assert {name for q, name in chosen.items() if "*" in q} == {"alone"}
+    assert {name for q, name in chosen.items() if "*" not in q} == {"computation"}
+    with caplog.at_level(logging.WARNING, "rsim"):
+        planner.check_model("/models/Model-1B.gguf")
+        planner.check_model("some/model-1B", "Think.")
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "rsim"):
+        planner.check_model("other/model")
+        planner.check_model("some/model-1B", "Think again.")
+    assert ["other/model" in r.getMessage() for r in caplog.records] == [True, False]
+    assert "another system prompt" in caplog.records[1].getMessage()
+
+
+def _first_choice(planner, question):
+    session = planner.begin(1)
+    session.start([0], [question])
+    return planner.strategies.names[session.decide([0], [0.5], 0.0)[0].action]
+
+
+def test_where_nothing_is_gained_the_model_is_left_alone(tmp_path):
+    rng = random.Random(1)
+    log = write_log(tmp_path / "noise", lambda arm, product, failed: rng.random() < (0.6 if arm == "cot" else 0.5))
+    fitted = fit_planner([log], "nano-s")
+    rows = named(fitted.standings)
+    assert np.isinf(fitted.head.threshold)
+    assert rows["planner"].acts == 0
+    assert rows["planner without gate"].acts > 0
+    assert _first_choice(fitted.planner, "12*7+3=?") == "alone"
+
+
+def test_a_price_buys_the_cheap_arm_where_both_are_right(tmp_path):
+    log = write_log(tmp_path / "cheap", lambda arm, product, failed: arm in ("cot", "at-once"))
+    dear = named(fit_planner([log], "nano-s", price=0.5).standings)["planner"]
+    assert (dear.accuracy, dear.tokens) == (1, TOKENS["at-once"])
+    free = named(fit_planner([log], "nano-s").standings)["planner"]
+    assert free.tokens == TOKENS["cot"]
+
+
+def test_no_question_is_judged_by_a_head_that_saw_it(log):
+    """Turning one fold's outcomes round changes nothing of what the others' heads say of that fold."""
+    planner = fit_planner([log], "nano-s").planner
+    found, questions = trees(log), asked_in(log)
+    choices = choices_of(planner, found, questions, 0.0)
+    _, before = cross_fitted(choices)
+    for tree in found:
+        if fold_of(tree, "outer") == 0:
+            for node in tree.root.walk():
+                for name, end in node.branches.items():
+                    if isinstance(end, Outcome):
+                        node.branches[name] = Outcome(end.arm, not end.right, end.tokens)
+    _, after = cross_fitted(choices)
+    own = np.array([fold_of(t, "outer") == 0 for t in found])[choices.question]
+    np.testing.assert_array_equal(before[own], after[own])
+    assert not np.array_equal(before[~own], after[~own])
+
+
+def test_a_log_without_texts_is_enough_where_outputs_end_their_steps(log, tmp_path):
+    bare = write_log(tmp_path / "bare", depends, texts=False)
+    whole = {t.id: [n.steps for n in t.root.walk()] for t in trees(log)}
+    assert {t.id: [n.steps for n in t.root.walk()] for t in trees(bare)} == whole
+
+
+def test_arms_that_part_later_share_their_state(log):
+    tree = trees(log)[0]
+    assert set(tree.root.branches) == {"alone", "computation", "termination"}
+    behind = tree.root.branches["computation"]
+    assert isinstance(behind, Node)
+    assert {name: end.arm for name, end in behind.branches.items()} == {"termination": "stop", "alone": "check"}
+    assert "other" not in tree.outcomes
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"model": "another"}, "model"), ({"rules.max_steps": 9}, "rules.max_steps"), ({"strategies": "x"}, "strategies")],
+)
+def test_logs_of_different_games_are_not_fitted_together(log, tmp_path, change, said):
+    other = write_log(tmp_path / "second", depends, **change)
+    with pytest.raises(UserError, match=said):
+        fit_planner([log, other], "nano-s")
+
+
+def test_too_few_questions_and_a_folder_that_is_there(tmp_path):
+    few = write_log(tmp_path / "few", depends, count=10)
+    with pytest.raises(UserError, match="10 questions"):
+        fit_planner([few], "nano-s")
+    answer = CliRunner().invoke(app, ["fit", str(few.folder), "--out", str(tmp_path)])
+    assert isinstance(answer.exception, UserError)
