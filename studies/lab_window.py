@@ -12,7 +12,7 @@ from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.evaluation.evaluate import Evaluation, evaluate
 from rsim.evaluation.planners import planner_from
-from rsim.evaluation.search import best_fixed, best_sequence
+from rsim.evaluation.search import SequenceSearch, best_fixed
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.policies.loading import load_reasoner
@@ -26,7 +26,7 @@ _BY_HAND = "sub-planning,prioritization,decomposition,decomposition,deliberation
 def run(model: str = "nano-s", questions: int = 500, seed: int = 1) -> Iterator[Row]:
     config = load_config("nano")
     reasoner, strategies = load_reasoner(model), load_strategies("lab")
-    picking = load_problems("lab", "dev", limit=300, seed=seed + 1000)
+    picking = load_problems("lab", "dev", limit=500, seed=seed + 1000)
     problems = load_problems("lab", "dev", limit=questions, seed=seed)
 
     def played(spec: str, on: list[Problem] = problems, greedy: bool = True) -> Evaluation:
@@ -49,7 +49,12 @@ def run(model: str = "nano-s", questions: int = 500, seed: int = 1) -> Iterator[
     yield share(f"a sequence written by hand ({_BY_HAND.replace(',', ', ')})", by_hand)
     gap = oracle.accuracy - by_hand.accuracy
     yield Row("oracle above the sequence written by hand", gap, "share", "at least 10 points", gap >= 0.1, seeds=[seed])
-    sequence = played(best_sequence(strategies.names, lambda spec: played(spec, picking).accuracy))
+    search = SequenceSearch(
+        strategies.names,
+        lambda specs, count: [played(spec, picking[:count]).accuracy for spec in specs],
+        longest=config.rollout.max_steps,
+    )
+    sequence = played(search.best())
     yield share(f"best fixed sequence ({sequence.name.partition(':')[2].replace(',', ', ')})", sequence)
     gap = oracle.accuracy - max(fixed.accuracy, sequence.accuracy)
     what = "oracle above the best fixed strategy or sequence"

@@ -31,7 +31,7 @@ from rsim.evaluation.evaluate import evaluate, vote
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.planners import planner_from
 from rsim.evaluation.saved import evaluate_into
-from rsim.evaluation.search import best_fixed, best_sequence
+from rsim.evaluation.search import SequenceSearch, best_fixed
 from rsim.game.rollout import Game
 from rsim.lab.pretrain import SIZES, PretrainConfig, pretrain
 from rsim.models.weights import cache_folder
@@ -242,16 +242,19 @@ def _search(file: Path, kind: str, source: str, preset: str, asked: int) -> None
     problems = load_problems(config.data.eval, "dev", data_dir=config.data.data_dir, limit=asked, seed=_DEV_SEED)
     tried: dict[str, float] = {}
 
-    def accuracy(spec: str) -> float:
-        if spec not in tried:
+    def accuracy(spec: str, count: int = asked) -> float:
+        key = f"{spec} ({count})"
+        if key not in tried:
             game = Game(reasoner, planner_from(spec, strategies, problems, reasoner=reasoner, rules=rules), rules)
-            tried[spec] = evaluate(spec, game, problems, rewards, seed=0)[0].accuracy
-        return tried[spec]
+            tried[key] = evaluate(spec, game, problems[:count], rewards, seed=0)[0].accuracy
+        return tried[key]
 
     if kind == "fixed":
         best = best_fixed(strategies.names, accuracy)
     elif kind == "sequence":
-        best = best_sequence(strategies.names, accuracy, width=2, longest=min(6, rules.max_steps))
+        best = SequenceSearch(
+            strategies.names, lambda specs, count: [accuracy(s, count) for s in specs], rules.max_steps
+        ).best()
     else:
         best = max((f"wait:{times}" for times in (1, 2, 3)), key=accuracy)
     file.parent.mkdir(parents=True, exist_ok=True)
