@@ -23,9 +23,9 @@ def best_fixed(names: tuple[str, ...], accuracy: Accuracy) -> str:
 class SequenceSearch:
     """The best state-blind sequence, ``sequence:A,B,...,termination``, by beam search and then by single changes.
 
-    Every length up to ``longest`` is tried, since a prefix is scored as it is: termination follows it. Of each length all are scored
-    on ``few`` problems and the best ``width`` go on; the best ``finalists`` of them are scored on ``many``. From the best
-    of all, one place at a time is changed, added or left out, until nothing helps.
+    Every length up to ``longest`` is tried, since a prefix is scored as it is: termination follows it. Of each length all are
+    scored on ``few`` problems and the best ``width`` go on; the best ``finalists`` of them are scored on ``many``. From the
+    best of all, one place at a time is changed, added or left out, until nothing helps.
     """
 
     names: tuple[str, ...]
