@@ -30,6 +30,9 @@ class ModelsConfig:
     reasoner: str = setting("nano-s", "a packaged name (nano-s, smollm2-135m), a local folder or a hub id")
     planner: str = setting("nano-s", 'as reasoner; "none" trains the reasoner alone (plain GRPO)')
     planner_head: Literal["random", "names"] = setting("random", "of a new planner; names: the base's own rows")
+    planner_sees: Literal["everything", "question", "number"] = setting(
+        "everything", "of a new planner; question: not the steps, number: of the step alone (controls)"
+    )
     strategies: str = setting("default", "default, instruct, sentences, tables, code, lab or a TOML file")
     system_prompt: str = setting("", "put before the question by the reasoner's chat template")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")

@@ -148,8 +148,8 @@ def _hidden(planner: Planner, question: str, nodes: list[Node]) -> Array:
         if node.steps not in found:
             ids = planner.opening(question)
             positions = [len(ids) - 1]
-            for name, text in node.steps:
-                ids = ids + step_ids(planner, name, text)
+            for number, (name, text) in enumerate(node.steps, 1):
+                ids = ids + step_ids(planner, number, name, text)
                 positions.append(len(ids) - 1)
             found |= {node.steps[:depth]: state for depth, state in enumerate(planner.states([(ids, positions)]))}
     hidden: Array = torch.stack([found[node.steps] for node in nodes]).double().cpu().numpy()

@@ -34,6 +34,7 @@ class PromptedPlanner:
     strategies: StrategySet
     bare: bool = False
     rules: PlayRules | None = None
+    sees: template.Sees = "everything"
     first_tokens: list[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -107,6 +107,7 @@ def load_planner(
     device: str = "auto",
     dtype: str = "float32",
     head: str = "random",
+    sees: template.Sees = "everything",
     lora: int = 0,
     quantised: bool = False,
 ) -> Planner:
@@ -127,7 +128,7 @@ def load_planner(
     if getattr(config, "rsim_template", None) is not None:
         planner = Planner.from_pretrained(path, strategies, merge=not lora and not quantised, **how)
     else:
-        planner = new_planner(path, strategies, seed, head, **how)
+        planner = new_planner(path, strategies, seed, head, sees, **how)
     if quantised:
         adapters.keep_unpacked(planner.model)
     else:
@@ -140,12 +141,15 @@ def load_planner(
     return planner
 
 
-def new_planner(base: str, strategies: StrategySet, seed: int, head: str = "random", **how: Any) -> Planner:
+def new_planner(
+    base: str, strategies: StrategySet, seed: int, head: str = "random", sees: template.Sees = "everything", **how: Any
+) -> Planner:
     """``base`` with a new classifier head over ``strategies``.
 
     Args:
         head: ``random`` draws it from ``seed``; ``names`` takes the base's own output rows of the strategies' names (the first
             token of each), so that the untrained planner chooses what the base would write next, and training starts there.
+        sees: what it reads of a play; less than everything makes a control.
         how: arguments of ``from_pretrained``.
 
     Raises:
@@ -158,7 +162,7 @@ def new_planner(base: str, strategies: StrategySet, seed: int, head: str = "rand
         base, num_labels=len(names), id2label=names, label2id={n: i for i, n in names.items()}, **how
     )
     model.config.pad_token_id = pad
-    model.config.rsim_template = template.VERSION
+    model.config.rsim_template, model.config.rsim_sees = template.VERSION, sees
     planner = Planner(model, tokenizer, strategies)
     rows = torch.empty(model.score.weight.shape)
     if head == "names":

@@ -109,6 +109,12 @@ class Planner:
         return self._chunks[text]
 
     @property
+    def sees(self) -> template.Sees:
+        """What it reads of a play: everything, or what a control may see; a trained planner keeps to it."""
+        found: template.Sees = getattr(self.model.config, "rsim_sees", "everything")
+        return found
+
+    @property
     def parameters(self) -> int:
         return int(self.model.num_parameters())
 
@@ -118,7 +124,8 @@ class Planner:
 
     def opening(self, question: str) -> list[int]:
         """The stream up to the first decision."""
-        ids: list[int] = self.tokenizer.encode(template.question_chunk(question))
+        shown = "" if self.sees == "number" else question
+        ids: list[int] = self.tokenizer.encode(template.question_chunk(shown))
         return ids + self.chunk(template.MARKER)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -154,13 +161,18 @@ class ModelPlanner(Protocol):
     def model(self) -> PreTrainedModel: ...
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def sees(self) -> template.Sees: ...
     def chunk(self, text: str) -> list[int]: ...
     def opening(self, question: str) -> list[int]: ...
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
-def step_ids(planner: ModelPlanner, strategy: str, text: str) -> list[int]:
-    """A step's ids in the stream, up to the next decision."""
+def step_ids(planner: ModelPlanner, step: int, strategy: str, text: str) -> list[int]:
+    """The ids of step ``step`` (from 1) in the stream, up to the next decision."""
+    if planner.sees != "everything":
+        shown = template.number_chunk(step) if planner.sees == "number" else template.strategy_chunk(strategy)
+        return planner.chunk(shown) + planner.chunk(template.MARKER)
     # A step's text is not remembered like the fixed chunks: it hardly ever comes twice.
     body: list[int] = planner.tokenizer.encode(text, add_special_tokens=False)
     return planner.chunk(template.strategy_chunk(strategy)) + body + planner.chunk(template.MARKER)
@@ -174,12 +186,13 @@ class LearnedSession:
         self.decoder = Decoder(planner.model, slots, capacity=256)
         self.pending: list[list[int]] = [[] for _ in range(slots)]  # ids that the model has not read yet
         self.stream: list[list[int]] = [[] for _ in range(slots)]  # ids that it has read
+        self.steps = [0] * slots
 
     def start(self, slots: list[int], questions: list[str]) -> None:
         opened = {q: self.planner.opening(q) for q in set(questions)}
         openings = [opened[q] for q in questions]
         for slot, ids, pending in zip(slots, openings, self.decoder.start(slots, openings), strict=True):
-            self.pending[slot], self.stream[slot] = pending, ids[: len(ids) - len(pending)]
+            self.pending[slot], self.stream[slot], self.steps[slot] = pending, ids[: len(ids) - len(pending)], 0
 
     @torch.no_grad()
     def decide(self, slots: list[int], uniforms: list[float], temperature: float) -> list[Decision]:
@@ -195,7 +208,8 @@ class LearnedSession:
         return decisions
 
     def observe(self, slot: int, strategy: str, text: str) -> None:
-        self.pending[slot] = self.pending[slot] + step_ids(self.planner, strategy, text)
+        self.steps[slot] += 1
+        self.pending[slot] = self.pending[slot] + step_ids(self.planner, self.steps[slot], strategy, text)
 
     def ids(self, slot: int) -> list[int]:
         return self.stream[slot]

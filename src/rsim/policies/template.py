@@ -6,9 +6,16 @@ The planner's context is an append-only stream of chunks, each tokenised once, a
 
 The classifier head is read at the last token of every ``\\nNext strategy:`` marker. Injected prompts are left out: the
 stream names the strategy instead, so that a planner does not depend on the wording of the prompts.
+
+Two controls see less (`Sees`). A *question-only* planner's steps have no text; a *blind* planner's question is empty, and
+instead of strategy and text it reads the number of the step. All else, training included, is the same.
 """
 
 from __future__ import annotations
+
+from typing import Literal
+
+Sees = Literal["everything", "question", "number"]
 
 VERSION = "rsim-planner-1"
 QUESTION_PREFIX = "Question: "
@@ -17,6 +24,11 @@ MARKER = "\nNext strategy:"
 
 def question_chunk(question: str) -> str:
     return QUESTION_PREFIX + question
+
+
+def number_chunk(step: int) -> str:
+    """What a blind planner reads of step ``step``, which counts from 1."""
+    return f" {step}\n"
 
 
 def strategy_chunk(name: str) -> str:

@@ -65,6 +65,7 @@ def load_policies(config: Config, device: Device, checkpoint: Path | None) -> tu
         str(checkpoint / "planner") if checkpoint else models.planner,
         load_strategies(models.strategies),
         head=models.planner_head,
+        sees=models.planner_sees,
         lora=models.planner_lora,
         **how,
     )
