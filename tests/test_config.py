@@ -99,7 +99,7 @@ def test_an_old_key_is_refused_with_the_new_one(tmp_path, old, new):
     ("train.group=1", "must be at least 2"), ("data.replay_share=1", "must lie between 0 and 1"),
     ("rollout.gate=1.5", "is a probability: from 0 (off) to 1"), ("objective.clip_low=1", "must lie between 0 and 1"),
     ("train.grad_clip=0", "must be above 0; inf turns clipping off"), ("models.planner_lora=-1", "is a rank: 0 (no adapter) or more"),
-    ("stages.stage2.steps=-1", "must be at least 0"), ("train.planner_lr=nan", "must be at least 0"),
+    ("stages.stage2.steps=-1", "must be at least 0"), ("train.planner_lr=nan", "must be a finite number"),
 ])  # fmt: skip
 def test_a_value_out_of_its_bounds_is_told_them(override, remedy):
     with pytest.raises(UserError) as refused:

@@ -253,6 +253,13 @@ def test_bad_requests_are_openai_errors(local):
         ask(local, "7=?", top_p=0.5)
 
 
+def test_a_model_that_is_not_served_is_not_found(local):
+    for name in ("gpt-4o", "gpt-4o-rsim", "nano-m"):
+        with pytest.raises(openai.NotFoundError, match=name):
+            ask(local, "7=?", name)
+    assert httpx.post(f"{local}/completions", json={"prompt": "7=?", "max_tokens": 5}).status_code == 200, "none is named"
+
+
 def test_a_model_in_this_process_says_what_it_cannot_do_and_failures_are_counted(local):
     for kind, body in [
         ("chat/completions", {"tools": [{}]}),

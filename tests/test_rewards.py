@@ -11,7 +11,8 @@ from rsim.errors import UserError
 from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
 from rsim.policies.protocol import Decision
-from rsim.rewards.rewards import load_custom, repeats, score
+from rsim.rewards.custom import load_custom
+from rsim.rewards.rewards import repeats, score
 
 
 def episode(strategies, steps, gold="5", *, forced=False, truncated=False, terminated=True) -> Episode:

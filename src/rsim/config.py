@@ -150,7 +150,7 @@ class ColdStartConfig:
 class TrainConfig:
     """The updates, and what is logged of them."""
 
-    steps: int = setting(0, "0: every stage's own; else an upper bound over all stages", at_least=0)
+    steps: int = setting(0, "in all, shared by the stages in proportion to their own; 0: the stages' own", at_least=0)
     token_budget: int = setting(0, "sampled reasoner tokens, cold start included, after which to stop; 0: none", at_least=0)
     questions: int = setting(32, "per step", at_least=1)
     group: int = setting(8, "episodes per question", at_least=2)
@@ -160,7 +160,7 @@ class TrainConfig:
     warmup: int = setting(0, "steps in which learning rates rise to their own", at_least=0)
     weight_decay: float = setting(0.0, "AdamW's", at_least=0)
     grad_clip: float = setting(
-        1.0, "an agent's gradient norm, at most", above=0, remedy="must be above 0; inf turns clipping off"
+        1.0, "an agent's gradient norm, at most", above=0, unbounded=True, remedy="must be above 0; inf turns clipping off"
     )
     num_iterations: int = setting(1, "updates on one batch of episodes", at_least=1)
     minibatches: int = setting(1, "optimiser steps per iteration", at_least=1)
@@ -222,14 +222,22 @@ class Config:
 
     @property
     def total_steps(self) -> int:
-        planned = sum(stage.steps for stage in self.stages)
-        return min(planned, self.train.steps) if self.train.steps else planned
+        return sum(self.stage_steps)
+
+    @property
+    def stage_steps(self) -> list[int]:
+        """How many steps each stage takes: its own, or its share of ``train.steps``."""
+        own = [stage.steps for stage in self.stages]
+        if not self.train.steps or not sum(own):
+            return own
+        ends = [round(self.train.steps * sum(own[: i + 1]) / sum(own)) for i in range(len(own))]
+        return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
     def stage_at(self, step: int) -> StageConfig:
-        for stage in self.stages:
-            if step < stage.steps:
+        for stage, steps in zip(self.stages, self.stage_steps, strict=True):
+            if step < steps:
                 return stage
-            step -= stage.steps
+            step -= steps
         return self.stages[-1]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 import typing
 from collections.abc import Callable, Mapping
@@ -21,14 +22,16 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {
 
 def setting(default: T, help: str, **limits: float | str) -> T:
     """A field with its help and, in ``limits``, what `check_setting` holds it to: ``at_least``, ``above``, ``at_most``,
-    ``below``, and a ``remedy`` in place of the usual one."""
+    ``below``, and a ``remedy`` in place of the usual one; an ``unbounded`` field may be infinite."""
     kept: Any = dataclasses.field(default=default, metadata={"help": help, **limits})
     return typing.cast(T, kept)
 
 
 def check_setting(field: dataclasses.Field[Any], value: Any, path: str) -> None:
-    """Raises `UserError`, naming ``path``, where ``value`` is out of the field's range."""
+    """Raises `UserError`, naming ``path``, where ``value`` is out of the field's range, or no finite number."""
     limits = field.metadata
+    if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and "unbounded" not in limits)):
+        raise UserError(f"{path} = {value}", "must be a finite number")
     if any(name in limits and not holds(value, limits[name]) for name, holds in _HOLDS.items()):
         raise UserError(f"{path} = {value}", limits.get("remedy") or _range(limits))
 

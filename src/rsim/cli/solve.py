@@ -46,4 +46,5 @@ def command(
     watch = None if as_json else on_step
     _, episodes, scores = evaluate("solve", game, [problem], config.rewards, seed=0, on_step=watch)
     record = episode_record(episodes[0], scores[0], game.names)
+    record = {key: value for key, value in record.items() if key not in ("answer", "correct", "rewards")}  # there is no gold
     tell(record, f"answer: {record['predicted']}", as_json)

@@ -13,6 +13,7 @@ from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.lab.oracle import oracle_planner
 from rsim.policies.loading import load_planner
+from rsim.policies.planner import planner_config
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import random_planner, sequence_planner
@@ -71,6 +72,8 @@ def planner_from(
         return _CONTROLS[kind](needs)
     if not Path(spec).exists():
         raise UserError(f"no planner {spec!r}", f"use {CHOICES}")
+    if getattr(planner_config(spec), "rsim_template", None) is None:
+        raise UserError(f"--planner {spec}", "this folder holds no trained planner")
     return load_planner(spec, strategies, seed=0)
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 from rsim.answers.extract import boxed
 from rsim.config import RewardsConfig
-from rsim.errors import UserError
 from rsim.game.episode import Episode
 from rsim.game.problem import Kind, Problem
 from rsim.policies.strategies import TERMINATION, StrategySet
@@ -128,28 +125,3 @@ def repeats(episode: Episode, strategies: StrategySet, allowance: int) -> int:
     """
     counts = Counter(d.action for d in episode.decisions if not strategies[d.action].repeat_free)
     return sum(max(0, n - allowance) for n in counts.values())
-
-
-def load_custom(specs: tuple[str, ...]) -> dict[str, RewardFunction]:
-    """Functions named ``path/to/file.py:function``, by function name. Several threads may call them at once.
-
-    Raises:
-        UserError: the file or the function is not there, or its name is taken.
-    """
-    functions: dict[str, RewardFunction] = {}
-    for spec in specs:
-        file, sep, name = spec.rpartition(":")
-        if not sep or not Path(file).is_file():
-            raise UserError(f"reward {spec!r}", "write file.py:function, with a file that exists")
-        module_spec = importlib.util.spec_from_file_location(f"rsim_reward_{len(functions)}", file)
-        assert module_spec is not None
-        assert module_spec.loader is not None
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-        function = vars(module).get(name)
-        if not callable(function):
-            raise UserError(f"reward {spec!r}", f"{file} has no function {name!r}")
-        if name in functions or name in PARTS:
-            raise UserError(f"reward {spec!r}", f"{name!r} is taken: give the function another name")
-        functions[name] = function
-    return functions

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ the model `NAME-rsim`.
 
 ## Training
 
-Base `{base}`, reasoner `{reasoner}`, data `{data}`; {stages}; {questions} questions x {group} episodes a step; seed {seed}. \
+Base `{base}`, reasoner `{reasoner}`, data `{data}`; {stages}; {questions} questions x {group} episodes a step; {rewards}; \
+seed {seed}. \
 {versions}. Source commit {commit}.
 
 ## Results
@@ -78,7 +81,7 @@ def hub_folder(run: str, target: Path, *, repo: str, licence: str) -> Path:
         raise UserError(f"{target} exists already", "name a new folder")
     planner = Planner.from_pretrained(folder)
     planner.save_pretrained(target)  # an adapter is merged into its base
-    card = _card(config, planner.strategies, checkpoint.parent.parent, repo, licence)
+    card = _card(config, planner.strategies, checkpoint, repo, licence)
     (target / "README.md").write_text(card, encoding="utf-8")
     return target
 
@@ -100,7 +103,8 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
         raise UserError(f"cannot push to {repo}", str(error).strip().splitlines()[0]) from error
 
 
-def _card(config: Config, strategies: StrategySet, run: Path, repo: str, licence: str) -> str:
+def _card(config: Config, strategies: StrategySet, checkpoint: Path, repo: str, licence: str) -> str:
+    run = checkpoint.parent.parent
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     rows = [f"| {s.name} | {s.description} | {' / '.join(s.prompts)} |" for s in strategies.strategies]
     return _CARD.format(
@@ -111,14 +115,38 @@ def _card(config: Config, strategies: StrategySet, run: Path, repo: str, licence
         strategies="\n".join(rows),
         reasoner=config.models.reasoner,
         data=config.data.train,
-        stages=", ".join(f"{s.steps} steps at lambda {s.lambda_:g}" for s in config.stages if s.steps),
+        stages=_taken(checkpoint),
         questions=config.train.questions,
         group=config.train.group,
+        rewards=_rewards(config),
         seed=config.seed,
         versions=", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         commit=facts["git_commit"][:12],
         results="\n".join(_results(run)),
     )
+
+
+def _taken(checkpoint: Path) -> str:
+    """The steps that led to a checkpoint, as the run's metrics have them."""
+    records = _metrics(checkpoint.parent.parent)
+    last = int(checkpoint.name.removeprefix("step-")) if checkpoint.name.startswith("step-") else sys.maxsize
+    if checkpoint.name == "best":
+        last = max((r for r in records if "eval/accuracy" in r), key=lambda r: float(r["eval/accuracy"]))["step"]
+    taken = {r["step"]: r["lambda"] for r in records if "lambda" in r and r["step"] <= last}
+    counts = Counter(taken.values())
+    return ", ".join(f"{count} steps at lambda {value:g}" for value, count in counts.items()) or "no steps"
+
+
+def _rewards(config: Config) -> str:
+    """The weights that are not 0, and the user's own functions."""
+    weights = {name: getattr(config.rewards, name) for name in ("accuracy", "format", "follow", "terminal", "penalty")}
+    shown = [f"{name} {weight:g}" for name, weight in weights.items() if weight]
+    own = [spec.rpartition(":")[2] for spec in config.rewards.custom]
+    return "rewards " + ", ".join(shown + [f"custom `{name}`" for name in own])
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _results(run: Path) -> list[str]:
@@ -131,8 +159,7 @@ def _results(run: Path) -> list[str]:
         row = "| {name} | {accuracy:.1%} | {low:.1%} to {high:.1%} | {tokens_per_question:.0f} |"
         rows = [row.format(**r) for r in shown["rows"]]
         return [shown["title"], "", "| | accuracy | 95% interval | tokens / question |", "|---|---|---|---|", *rows]
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    evaluated = [r for r in records if "eval/accuracy" in r]
+    evaluated = [r for r in _metrics(run) if "eval/accuracy" in r]
     if not evaluated:
         return ["Not evaluated."]
     first, best = evaluated[0], max(evaluated, key=lambda r: float(r["eval/accuracy"]))

@@ -119,6 +119,9 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     planned = named.endswith(SUFFIX) and body.get("rsim", True) is not False and not api.passes_through(body)
     if not planned and state.client is not None:
         return await _pass_through(state, request, kind, raw, body, named)
+    if state.client is None and named.removesuffix(SUFFIX) not in ("", state.local_model):
+        known = f"{state.local_model}{SUFFIX} and {state.local_model}"
+        raise Refusal(404, f"there is no model {named!r} here: {known} are served", "invalid_request_error", param="model")
     if api.passes_through(body):
         raise Refusal(400, "a model in this process has no tools, log-probs, formats or echoes", "invalid_request_error")
     began = time.perf_counter()

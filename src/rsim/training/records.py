@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from typing import Any
 
 from rsim.distributed.world import World
+from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, episode_record
 from rsim.game.episode import FLAGS, Episode
 from rsim.rewards.rewards import Score
@@ -27,6 +29,17 @@ class Records:
         self.trackers = Trackers(trackers, folder.path, folder.config, step)
 
     def log(self, record: dict[str, Any]) -> None:
+        """Writes a record down.
+
+        Raises:
+            UserError: a number of it is not finite; what was saved before is whole.
+        """
+        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        broken = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+        if broken:
+            saved = self.folder.checkpoints.latest()
+            remedy = f"the last good checkpoint is {saved.name if saved else None}: lower the learning rates"
+            raise UserError(f"step {record['step']}: {broken[0]}", remedy)
         if self.world.is_main:
             self.folder.append("metrics.jsonl", record)
             self.trackers.log(record)

@@ -18,8 +18,9 @@ from rsim.game.episode import Episode
 from rsim.game.rollout import Game
 from rsim.models.device import allow_tf32, choose_device, torch_device
 from rsim.policies.loading import quiet_models
+from rsim.rewards.custom import load_custom
 from rsim.rewards.programs import runner_for
-from rsim.rewards.rewards import Score, load_custom, score_all
+from rsim.rewards.rewards import Score, score_all
 from rsim.runs.folder import RunFolder
 from rsim.training.cold_start import cold_start
 from rsim.training.entropy_reset import reset_entropy
