@@ -1,7 +1,6 @@
-"""Reading answers out of text and comparing them with gold: exact arithmetic, no symbolic algebra, linear time.
+"""Reading answers out of text, in linear time; what they say is for `rsim.answers.forms`.
 
-*strict* takes the one ``\\boxed{...}`` that a text holds; *flexible* takes the last box or else the last number. Numbers
-are compared as exact fractions, after units, thousands separators, currency and LaTeX wrapping are removed.
+*strict* takes the one ``\\boxed{...}`` that a text holds; *flexible* takes the last box or else the last number.
 """
 
 from __future__ import annotations
@@ -10,21 +9,20 @@ import re
 from fractions import Fraction
 from typing import Literal
 
+from rsim.answers import forms
+from rsim.answers.algebra import NoValueError, TooHardError
+
 Mode = Literal["strict", "flexible"]
 
 _BOX = "\\boxed{"
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MAX_ANSWER = 200  # characters; whatever is longer is no number
 _MAX_DIGITS = 60
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|-?\.\d+")
-_PLAIN = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)")
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_NUMBER = re.compile(
+    r"-?\\[dt]?frac\{-?\d{1,20}\}\{\d{1,20}\}|-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|-?\.\d+"
+)
 _LATEX_WRAP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\{([^{}]*)\}")
-_UNIT = re.compile(r"(?<=[\d.)\s])\s*(?:%|[$€£]|[A-Za-z][A-Za-z ²³]{0,40}(?:/[A-Za-z ]{1,20})?)\.?$")
 _REPLACED = {"−": "-", "\\%": "%", "\\$": "$", "\\!": "", "\\left": "", "\\right": "", "\\ ": " ", "~": " ", "°": ""}
-_NAME = re.compile(r"^\\?[A-Za-z]\w{0,9}\s*=")  # x = 12
-_DECIMAL_COMMA = re.compile(r"-?0,")  # 0,125 is no 125
-_DECIMALS = re.compile(r"\.(\d+)")
 _AMOUNT = re.compile(  # as tables write it; the units are a closed list, so that no sentence is taken for an amount
     r"(?P<before>[(-]?\s*(?:[A-Z]{1,3}\s?)?[$€£¥]?\s*[(-]?\s*)"
     r"(?P<digits>(?:0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d*)(?:\.\d+)?|\.\d+)\s*\)?\s*"
@@ -34,7 +32,6 @@ _AMOUNT = re.compile(  # as tables write it; the units are a closed list, so tha
 )
 _MAX_LATEX = 2000
 _LATEX_NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\\ |\^\{?\\circ\}?|\\displaystyle")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|\\,|\{,\})(?=\d{3}(?!\d))")
 
 
 def boxed(text: str) -> list[str]:
@@ -78,7 +75,7 @@ def extract(text: str, mode: Mode) -> str | None:
         return boxes[0] if len(boxes) == 1 else None
     if boxes:
         return boxes[-1]
-    numbers = _NUMBER.findall(text)
+    numbers = _NUMBER.findall(text.replace("−", "-"))
     return numbers[-1] if numbers else None
 
 
@@ -96,7 +93,7 @@ def plain_latex(text: str) -> str:
     if len(text) > _MAX_LATEX:
         return text
     text = _LATEX_WRAP.sub(r"\1", text.strip().strip("$"))
-    text = _THOUSANDS.sub("", _LATEX_NOISE.sub("", text))
+    text = _LATEX_NOISE.sub("", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
 
@@ -130,65 +127,16 @@ def _amount(text: str) -> tuple[Fraction, str] | None:
     return -value if negative else value, "%" if unit == "percent" else unit
 
 
-def close_numbers(given: Fraction, gold: Fraction, answer: str, gold_text: str, tolerance: float) -> bool:
-    """Equal; or within ``tolerance`` (relative to gold); or equal when rounded to the decimals that are written, if these are
-    four or more.
-
-    A percent sign on one side only is read either way: 50% is 50 and 0.5.
-
-    >>> close_numbers(Fraction(333333333, 10**9), Fraction(1, 3), "0.333333333", "1/3", 0.0)
-    True
-    """
-    written = [len(found[1]) for text in (answer, gold_text) if (found := _DECIMALS.search(text))]
-    rounding = Fraction(1, 2 * 10 ** min(written)) if written and min(written) >= 4 else Fraction(0)
-    allowed = max(abs(gold) * Fraction(tolerance), rounding)
-    if abs(given - gold) <= allowed:
-        return True
-    if ("%" in answer) == ("%" in gold_text):
-        return False
-    scaled = given / 100 if "%" in answer else given * 100
-    return abs(scaled - gold) <= allowed
-
-
 def parse_number(text: str) -> Fraction | None:
-    """The value of a written number, or None.
-
-    Sign, thousands separators, decimals, fractions (also LaTeX's and mixed ones), a currency sign before or after, a
-    trailing unit and a leading ``x =`` are understood. A percent sign is a unit like any other: ``50%`` is 50, the way word
-    problems give it.
+    """The value of a written number, or None: decimals, fractions, powers, a unit behind it, a name before it.
 
     >>> parse_number("-1,234.5"), parse_number(r"\\frac{3}{4}"), parse_number("12 eggs"), parse_number("x+1")
     (Fraction(-2469, 2), Fraction(3, 4), Fraction(12, 1), None)
     """
-    if len(text) > _MAX_ANSWER:
+    try:
+        form = forms.read(text)
+    except (forms.UnreadableError, NoValueError, TooHardError):
         return None
-    text = _LATEX_WRAP.sub(r" \1 ", text)
-    text = _LATEX_FRACTION.sub(r"(\1)/(\2)", text)
-    for old, new in _REPLACED.items():
-        text = text.replace(old, new)
-    text = _NAME.sub("", text.strip()).strip().rstrip(".")
-    if _DECIMAL_COMMA.match(text):
-        return None
-    text = _THOUSANDS.sub("", text)
-    text = _UNIT.sub("", text)
-    sign = -1 if re.match(r"[$€£]?\s*-", text) else 1
-    value = _fraction(re.sub(r"^[$€£+\s]*-?[$€£\s]*", "", text))
-    return None if value is None else sign * value
-
-
-def _fraction(text: str) -> Fraction | None:
-    """``3``, ``3.5``, ``3/4``, ``(3)/(4)`` or the mixed ``1 3/4``; no sign before the first number."""
-    text = text.strip()
-    mixed = re.fullmatch(r"(\d+)\s+\(?(\d+)\)?\s*/\s*\(?(\d+)\)?", text)
-    if mixed:
-        whole, part = _fraction(mixed[1]), _fraction(f"{mixed[2]}/{mixed[3]}")
-        return None if whole is None or part is None else whole + part
-    upper, slash, lower = (part.strip() for part in text.partition("/"))
-    numerator, denominator = _decimal(upper), _decimal(lower) if slash else Fraction(1)
-    return None if numerator is None or not denominator else numerator / denominator
-
-
-def _decimal(text: str) -> Fraction | None:
-    if text.startswith("(") and text.endswith(")"):
-        text = text[1:-1].strip()
-    return Fraction(text) if len(text) <= _MAX_DIGITS and _PLAIN.fullmatch(text) else None
+    if isinstance(form, forms.Relation) and form.name:
+        return form.sides[1].rational
+    return form.value.rational if isinstance(form, forms.Amount) else None

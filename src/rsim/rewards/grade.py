@@ -10,12 +10,14 @@ as wrong.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
+from rsim.answers import forms, units
+from rsim.answers.algebra import NoValueError, TooHardError
 from rsim.answers.extract import (
     Mode,
     boxed,
-    close_numbers,
     extract,
     parse_number,
     plain_latex,
@@ -28,8 +30,18 @@ from rsim.rewards.sandbox import run_tests
 from rsim.rewards.symbolic import LONGEST, shared_pool
 
 _BLOCK = re.compile(r"^```(?:python|py)?[^\S\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z'])")
+# What math-verify may be asked: it takes a part of whatever it does not know for the whole.
+_KNOWN = re.compile(r"[\x00-\x7f−–π√°×·÷≤≥≠∞∪∈±²³½¼¾’]*")
+_FORMULA = re.compile(
+    rf"(?:\\[A-Za-z]+|(?<![A-Za-z\\])[A-Za-z]{{1,3}}(?![A-Za-z])|(?![A-Za-z]){_KNOWN.pattern[:-1]})*"
+)
+# "A dog" and "I think" name no option.
+_LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z'])(?!(?<=[AI]) [a-z])")
 _NAMED_LETTER = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?:?\s*\(?([A-J])\b")
+_CHOSEN = re.compile(
+    r"(?:(?:the )?(?:answer|option|choice)(?: is)?:? ?)?(\(?)([a-j])(\)?)(?:([.:,]?) ?(.+))?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,8 @@ def check(
         answer = extract(text, "flexible") or answer  # the task's verifier would take the whole text
     if answer is None:
         return None, Verdict(False)
-    return answer, grade(problem, answer, unsafe=unsafe)
+    loose = mode == "flexible" and extract(text, "strict") is None
+    return answer, grade(problem, answer, unsafe=unsafe, loose=loose)
 
 
 def read_answer(text: str, mode: Mode, kind: Kind) -> str | None:
@@ -85,8 +98,8 @@ def read_answer(text: str, mode: Mode, kind: Kind) -> str | None:
     return extract(text, "flexible")
 
 
-def grade(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
-    """Whether a bare ``answer`` is right."""
+def grade(problem: Problem, answer: str, *, unsafe: bool = False, loose: bool = False) -> Verdict:
+    """Whether a bare ``answer`` is right; ``loose``: it is a text in which an answer has to be found."""
     kind = problem.kind
     if kind == "code":
         prefix, name = problem.meta.get("prefix", ""), problem.meta.get("entry_point")
@@ -103,21 +116,58 @@ def grade(problem: Problem, answer: str, *, unsafe: bool = False) -> Verdict:
     if kind == "gym":
         outcome = shared_pool().gym_mark(problem.meta["task"], problem.meta["entry"], answer, unsafe=unsafe)
         return Verdict(outcome.same, "gym", outcome.failure)
-    if plain_text(answer) == plain_text(problem.answer) != "":
-        return Verdict(True, "text")
     if kind == "text":
-        return Verdict(same_amount(answer, problem.answer), "text")
-    gold, given = parse_number(problem.answer), parse_number(answer)
-    if gold is not None and (given is not None or kind == "numeric"):
-        tolerance = problem.meta.get("tolerance", 0.0)
-        return Verdict(
-            given is not None and close_numbers(given, gold, answer, problem.answer, tolerance), "number"
-        )
-    if plain_latex(answer) == plain_latex(problem.answer) != "":
+        shown, gold = (plain_text(plain_latex(text)) for text in (answer, problem.answer))
+        return Verdict(shown == gold != "" or same_amount(answer, problem.answer), "text")
+    return _grade_formula(problem, answer, loose=loose)
+
+
+def _grade_formula(problem: Problem, answer: str, *, loose: bool) -> Verdict:
+    """By normal forms, which decide nearly everything, and by math-verify where they do not.
+
+    Args:
+        loose: ``answer`` is a whole text; math-verify looks for the last expression in it.
+    """
+    exactly = plain_latex(answer) == plain_latex(problem.answer) != ""
+    if exactly or (problem.kind == "numeric" and plain_text(answer) == plain_text(problem.answer) != ""):
         return Verdict(True, "text")
     options = {name: problem.meta[name] for name in ("decimals", "set_relations") if name in problem.meta}
+    if not options:
+        decided = _by_form(problem, answer)
+        if decided is not None and not (loose and not decided.right):
+            return decided
+    if not options and not ((loose or _FORMULA.fullmatch(answer)) and _KNOWN.fullmatch(problem.answer)):
+        return Verdict(False, "text")
     outcome = shared_pool().same(as_latex(problem.answer), as_latex(answer), **options)
     return Verdict(outcome.same, "symbolic", outcome.failure)
+
+
+def _by_form(problem: Problem, answer: str) -> Verdict | None:
+    """The verdict where both answers have a normal form; None: algebra has to tell."""
+    try:
+        gold = _gold_form(problem.answer)
+    except (NoValueError, forms.UnreadableError, TooHardError):
+        return None
+    try:
+        given = forms.read(answer)
+    except NoValueError:
+        return Verdict(False, "number")
+    except forms.UnreadableError as error:
+        return Verdict(False, "text") if error.prose else None
+    except TooHardError:
+        return None
+    right = forms.same(gold, given, problem.meta.get("tolerance", 0.0))
+    scale = units.MAGNITUDES.get(problem.meta.get("scale", ""))
+    if right is False and scale and isinstance(given, forms.Amount):  # the question asks for millions
+        return _by_form(replace(problem, answer=f"{problem.answer} {problem.meta['scale']}", meta={}), answer)
+    return None if right is None else Verdict(right, "number")
+
+
+@lru_cache(maxsize=10_000)
+def _gold_form(text: str) -> forms.Form:
+    """Of a gold answer that is a solution, its boxes are read."""
+    boxes = boxed(text)
+    return forms.read(", ".join(boxes) if boxes else text)
 
 
 def _grade_choice(problem: Problem, answer: str) -> Verdict:
@@ -130,13 +180,17 @@ def _grade_choice(problem: Problem, answer: str) -> Verdict:
         raise UserError(
             f"the gold answer {problem.answer!r}", "that of a choice must be a letter from A to J"
         )
-    letter = _LETTER.fullmatch(plain_latex(answer).upper())
-    if letter:
-        return Verdict(letter[1] == problem.answer, "choice")
-    options = problem.meta.get("options", [])
-    place = ord(problem.answer) - 65
-    right = place < len(options) and plain_latex(answer) == plain_latex(options[place]) != ""
-    return Verdict(right, "choice")
+    options = [plain_latex(option) for option in problem.meta.get("options", [])]
+    place, shown = ord(problem.answer) - 65, plain_latex(answer)
+    chosen = _CHOSEN.fullmatch(shown)
+    if shown in options:
+        return Verdict(place < len(options) and shown == options[place], "choice")
+    if not chosen or (chosen[1] and not chosen[3]) or (chosen[5] and not (chosen[3] or chosen[4])):
+        return Verdict(False, "choice")
+    words = chosen[5] or ""
+    other = words in options and options.index(words) != place
+    several = re.search(r"\b[A-J]\)|\bor\b", words) is not None and words not in options
+    return Verdict(chosen[2].upper() == problem.answer and not other and not several, "choice")
 
 
 def as_latex(answer: str) -> str:

@@ -1,0 +1,723 @@
+"""What an answer says, as a typed value: a number or formula with its unit, a list, a tuple, an equation, a word.
+
+`read` takes LaTeX and plain notation. `same` compares two readings: True, False, or None where algebra has to decide that this
+module has no normal form for. The rules are those a strict marker would use: a list is a list, in any order; a tuple is
+ordered; a letter is no unit; of two units both must agree; a name on the left of an equation counts where both have one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from rsim.answers import algebra, units
+from rsim.answers.algebra import NoValueError, TooHardError, Value
+
+_LONGEST, _DEEPEST, _LONGEST_NUMBER = 600, 40, 60
+
+
+class UnreadableError(ValueError):
+    """Not an answer in any form that is known here. ``prose``: it holds words, so that no part of it may be taken for it."""
+
+    def __init__(self, prose: bool = False) -> None:
+        super().__init__("prose" if prose else "unknown notation")
+        self.prose = prose
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number or formula with its unit, if it has one. Of a plain decimal ``written`` digits count, ``decimals`` of all stand
+    behind the point."""
+
+    value: Value
+    unit: str = ""
+    written: int = 0
+    decimals: int = 0
+
+
+@dataclass(frozen=True)
+class Based:
+    """Digits to a base: ``12_5``."""
+
+    digits: str
+    base: int
+
+
+@dataclass(frozen=True)
+class Word:
+    text: str
+
+
+@dataclass(frozen=True)
+class Items:
+    """A bare list or a set: in any order. ``name``: what stands before the first of ``a = 4, -8``."""
+
+    items: tuple[Form, ...]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Tuple:
+    """Ordered, in its brackets: ``(``, ``[``, or ``m2`` for a matrix of two columns."""
+
+    opening: str
+    closing: str
+    items: tuple[Form, ...]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Formulas with what stands between them: ``=``, ``<``, ``<=``, ``!=``, all turned so that they point to the right."""
+
+    signs: tuple[str, ...]
+    sides: tuple[Value, ...]
+
+    @property
+    def name(self) -> str:
+        """The letter that an equation names its right side with, if it is of that kind."""
+        if self.signs != ("=",) or len(self.sides[0].terms) != 1:
+            return ""
+        (monomial, coefficient), letters = self.sides[0].terms[0], self.sides[0].letters
+        return monomial[0][0] if coefficient == 1 and len(letters) == 1 and sum(n for _, n in monomial) == 1 else ""
+
+
+Form = Amount | Based | Word | Items | Tuple | Relation
+
+
+# --- comparing ---
+
+
+def same(gold: Form, given: Form, tolerance: float = 0.0) -> bool | None:
+    """Whether ``given`` is the answer ``gold``; None: it takes algebra to tell.
+
+    Args:
+        tolerance: of real numbers, relative to gold.
+    """
+    if isinstance(gold, Relation) and gold.name and not isinstance(given, Relation | Items):
+        return same(Amount(gold.sides[1]), given, tolerance)
+    if isinstance(given, Relation) and given.name and isinstance(gold, Amount):
+        return same(gold, Amount(given.sides[1]), tolerance) if given.name not in gold.value.letters else None
+    if isinstance(gold, Amount) and isinstance(given, Amount):
+        return _same_amounts(gold, given, tolerance)
+    if isinstance(gold, Items) or isinstance(given, Items):
+        return _same_items(gold, given)
+    if type(gold) is not type(given):
+        return _mixed(gold, given)
+    if isinstance(gold, Tuple) and isinstance(given, Tuple):
+        if (gold.opening, gold.closing, len(gold.items)) != (given.opening, given.closing, len(given.items)):
+            return False
+        return _all([same(a, b) for a, b in zip(gold.items, given.items, strict=True)])
+    if isinstance(gold, Relation) and isinstance(given, Relation):
+        return _same_relations(gold, given)
+    return gold == given
+
+
+def _mixed(gold: Form, given: Form) -> bool | None:
+    """Two forms of different kinds; a number to a base may be told without it."""
+    for one, other in ((gold, given), (given, gold)):
+        if isinstance(one, Based) and isinstance(other, Amount):
+            digits = other.value.rational
+            return one is gold and digits is not None and str(digits) == one.digits and not other.unit
+    return False
+
+
+def _all(verdicts: list[bool | None]) -> bool | None:
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
+
+
+def _same_amounts(gold: Amount, given: Amount, tolerance: float) -> bool | None:
+    if gold.unit and given.unit and gold.unit != given.unit:
+        factor = units.converted(given.unit, gold.unit)
+        return False if factor is None else _same_values(gold, _times(given, factor), tolerance)
+    found = _same_values(gold, given, tolerance)
+    if found or "%" not in (gold.unit, given.unit) or gold.unit == given.unit:
+        return found
+    return _same_values(gold, _times(given, Fraction(1, 100) if given.unit == "%" else Fraction(100)), tolerance)
+
+
+def _times(amount: Amount, factor: Fraction) -> Amount:
+    return replace(amount, value=amount.value * algebra.rational(factor))
+
+
+def _same_values(gold: Amount, given: Amount, tolerance: float) -> bool | None:
+    if gold.value == given.value or _rounded(gold, given) or _rounded(given, gold):
+        return True
+    ours, theirs = gold.value.number(), given.value.number()
+    if tolerance and ours is not None and theirs is not None and abs(ours - theirs) <= abs(ours) * tolerance:
+        return True
+    return False if gold.value.exact and given.value.exact else None
+
+
+def _rounded(exact: Amount, decimal: Amount) -> bool:
+    """Whether a decimal of four digits or more is the other one, rounded to its last place."""
+    shown = decimal.value.rational
+    if decimal.written < 4 or shown is None:
+        return False
+    number = exact.value.rational
+    if number is None:
+        real = exact.value.number()
+        return real is not None and abs(real - float(shown)) <= 0.5000001 * 10.0**-decimal.decimals
+    return abs(number - shown) <= Fraction(1, 2 * 10**decimal.decimals)
+
+
+def _same_items(gold: Form, given: Form) -> bool | None:
+    """Lists: every entry of one is an entry of the other. A tuple has to have the list's order."""
+    ours, theirs = _entries(gold), _entries(given)
+    names = {n for n in (_name(gold), _name(given)) if n}
+    if len(names) > 1:
+        return False
+    if len(ours) != len(theirs):
+        return False
+    if isinstance(gold, Tuple) or isinstance(given, Tuple):
+        if {gold.opening for gold in (gold, given) if isinstance(gold, Tuple)} != {"("}:
+            return False
+        return _all([same(a, b) for a, b in zip(ours, theirs, strict=True)])
+    left, unsure = list(theirs), False
+    for one in ours:
+        verdicts = [same(one, other) for other in left]
+        if True in verdicts:
+            left.pop(verdicts.index(True))
+        elif None in verdicts:
+            unsure = True
+        else:
+            return False
+    return None if unsure else True
+
+
+def _entries(form: Form) -> tuple[Form, ...]:
+    return form.items if isinstance(form, Items | Tuple) else (form,)
+
+
+def _name(form: Form) -> str:
+    """The one name that a list's entries have on their left, if they have."""
+    if isinstance(form, Relation):
+        return form.name
+    if not isinstance(form, Items):
+        return ""
+    names = {entry.name for entry in form.items if isinstance(entry, Relation)} | ({form.name} - {""})
+    return names.pop() if len(names) == 1 else ""
+
+
+def _same_relations(gold: Relation, given: Relation) -> bool | None:
+    if gold == given or ((gold.signs, gold.sides) == (given.signs[::-1], given.sides[::-1]) and set(gold.signs) <= {"=", "!="}):
+        return True
+    if gold.name and given.name:
+        return same(Amount(gold.sides[1]), Amount(given.sides[1])) if gold.name == given.name else False
+    if len(gold.signs) != 1 or gold.signs != given.signs:
+        pairs = list(zip(gold.sides, given.sides, strict=False))
+        known = gold.signs == given.signs and all(a.exact and b.exact for a, b in pairs)
+        return False if known or gold.signs != given.signs else None
+    ours, theirs = (side[0] - side[1] for side in (gold.sides, given.sides))
+    if not ours.terms or not theirs.terms:
+        return ours == theirs
+    factor = theirs.terms[0][1] / ours.terms[0][1]
+    if ours * algebra.rational(factor) == theirs:
+        return factor > 0 or gold.signs[0] in ("=", "!=")
+    return False if ours.exact and theirs.exact and (ours.letters != theirs.letters or len(ours.letters) == 1) else None
+
+
+# --- reading ---
+
+_SIGNS = str.maketrans(
+    dict(zip("−–×·⋅∙÷∕⁄＞＜＝，（）’′", "--****///><=,()''", strict=True))
+    | dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", (f"^{n}" for n in range(10)), strict=True))
+    | dict(zip("½¼¾⅓⅔", (f"\\frac{n} " for n in (12, 14, 34, 13, 23)), strict=True))
+    | {"π": "\\pi ", "√": "\\sqrt ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∞": "\\infty ", "°": "^\\circ ", "∪": "\\cup "}
+    | {"∈": "\\in ", "±": "\\pm ", "∅": "\\emptyset ", "θ": "\\theta ", "\u00a0": " ", "\u2009": " ", "\u202f": " "}
+)
+_SPACES = r"\\(?:displaystyle|textstyle|limits|nonumber|hfill|thinspace|medspace|quad|qquad)(?![A-Za-z])|\\[,!;: ]|~"
+_TEXT = r"\\(?:text|mathrm|mathbf|textbf|textit|mathit|mbox|emph|operatorname|textnormal|rm|bf|it)\s*\{([^{}]*)\}"
+_REWRITES = [
+    (re.compile(r"\\\\"), "¶"),  # a matrix's new row
+    (re.compile(r"\\\$"), "§"),  # a dollar; a bare $ opens and closes formulas
+    (re.compile(r"<sup>(.*?)</sup>"), r"^{\1}"),
+    (re.compile(r"\{,\}|,\\!\s*|\\,(?=\d{3}(?!\d))|(?<=\d),\\,(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?:[lr]?)(?![A-Za-z])\.?"), ""),
+    (re.compile(_SPACES), " "),
+    (re.compile(r"\\\(|\\\)|\\\[|\\\]"), " "),
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])"), r"\\text{ degree}"),
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])"), "*"),
+    (re.compile(r"\\div(?![A-Za-z])"), "/"),
+    (re.compile(r"\\(?:leq|leqslant|le)(?![A-Za-z])|<="), "≤"),
+    (re.compile(r"\\(?:geq|geqslant|ge)(?![A-Za-z])|>="), "≥"),
+    (re.compile(r"\\(?:neq|ne)(?![A-Za-z])|!="), "≠"),
+    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(_TEXT), "⟦\\1⟧"),
+    (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])|(?<=\d)pi(?![A-Za-z])"), r"\\pi "),
+    (re.compile(r"(?<![\\A-Za-z])sqrt(?![A-Za-z])"), r"\\sqrt"),
+    (re.compile(r"\{\s*\}"), ""),
+]  # fmt: skip
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)|(?P<words>⟦[^⟦⟧]*⟧)|(?P<command>\\[A-Za-z]+|\\[{}|\\])"
+    r"|(?P<letters>[A-Za-z]+)|(?P<sign>[^\s\w]|_))"
+)
+_TOKEN_IN_BRACKETS = re.compile(_TOKEN.pattern.replace(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)", r"\d+"))  # (100,101) is a pair
+_GREEK = frozenset(
+    "alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega psi chi eta xi zeta".split()  # noqa: SIM905
+)
+_RELATIONS = {"=": "=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "≠": "!="}
+_TURNED = {">": "<", ">=": "<="}
+_BRACKETS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
+_JOINING = {"and", "or"}
+
+
+def read(text: str) -> Form:
+    """The form of an answer.
+
+    Raises:
+        UnreadableError: it has none that is known here.
+        NoValueError: it divides by zero.
+        TooHardError: its normal form would be too large.
+    """
+    if len(text) > _LONGEST:
+        raise UnreadableError
+    tokens = _tokens(_normal(text))
+    if not tokens:
+        raise UnreadableError
+    return _Reader(tokens).whole()
+
+
+def _normal(text: str) -> str:
+    text = text.translate(_SIGNS).strip()
+    while "\\boxed{" in text or "\\fbox{" in text:
+        shorter = re.sub(r"\\f?box(?:ed)?\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 ", text)
+        if shorter == text:
+            raise UnreadableError
+        text = shorter
+    for pattern, new in _REWRITES:
+        text = pattern.sub(new, text)
+    text = text.replace("$", "§" if text.count("$") % 2 else " ")
+    return re.sub(r"^\s*(?:\\approx|=)", "", text).strip().rstrip(".").strip()
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str  # number, words, command, letters, sign
+    text: str
+    spaced: bool  # white space stands before it
+
+
+def _tokens(text: str) -> list[_Token]:
+    found: list[_Token] = []
+    at, level = 0, 0
+    while at < len(text):
+        match = (_TOKEN if level <= 0 else _TOKEN_IN_BRACKETS).match(text, at)
+        if match is None:
+            if text[at:].strip():
+                raise UnreadableError
+            break
+        kind = str(match.lastgroup)
+        shown, spaced = match[kind], match.start(kind) > at
+        level += {"(": 1, "[": 1, "\\{": 1, ")": -1, "]": -1, "\\}": -1}.get(shown, 0)
+        at = match.end()
+        if kind == "words":
+            words = shown[1:-1].strip(" \n,;()")
+            if words.lower() in _JOINING or words == "":
+                kind, shown = ("sign", ",") if words else ("", "")
+            else:
+                shown = words
+        if kind == "letters":
+            found += _of_letters(shown, spaced, found)
+        elif kind:
+            found.append(_Token(kind, shown, spaced))
+    return found
+
+
+def _of_letters(run: str, spaced: bool, before: list[_Token]) -> list[_Token]:
+    """A run of letters: a joining word, a unit, a word, or a product of variables."""
+    if run.lower() in _JOINING:
+        return [_Token("sign", ",", spaced)]
+    if len(run) == 1 or units.is_product(run):
+        return [_Token("letters", letter, spaced and i == 0) for i, letter in enumerate(run)]
+    return [_Token("words", run, spaced)]
+
+
+class _Reader:
+    """Recursive descent over tokens."""
+
+    def __init__(self, tokens: list[_Token], depth: int = 0) -> None:
+        if depth > _DEEPEST:
+            raise UnreadableError
+        self.tokens, self.at, self.depth = tokens, 0, depth
+
+    # Lists, relations and brackets look for their signs outside of all brackets.
+
+    def whole(self) -> Form:
+        parts = [part for part in self._split({",", ";"}) if part]
+        if not parts:
+            raise UnreadableError
+        if len(parts) == 1:
+            return self._inner(parts[0])._entry()
+        entries = [self._inner(part)._entry() for part in parts]
+        first = entries[0]
+        if isinstance(first, Relation) and first.name and not any(isinstance(e, Relation) for e in entries[1:]):
+            return Items((Amount(first.sides[1]), *entries[1:]), first.name)
+        return _flat(entries)
+
+    def _inner(self, tokens: list[_Token]) -> _Reader:
+        return _Reader(tokens, self.depth + 1)
+
+    def _split(self, signs: set[str]) -> list[list[_Token]]:
+        parts: list[list[_Token]] = [[]]
+        level = 0
+        for token in self.tokens:
+            level += _level(token)
+            if level == 0 and token.kind in ("sign", "command") and token.text in signs:
+                parts.append([])
+            else:
+                parts[-1].append(token)
+        return parts
+
+    def _entry(self) -> Form:
+        parts = self._split({"\\in"})
+        if len(parts) == 2 and len(parts[0]) == 1 and parts[0][0].kind == "letters":
+            return self._inner(parts[1])._entry()
+        ratio = self._split({":"})
+        if len(ratio) > 1 and all(ratio):
+            return Tuple(":", "", tuple(self._inner(part)._amount() for part in ratio))
+        unions = self._split({"\\cup"})
+        if len(unions) > 1:
+            return _flat([self._inner(part)._entry() for part in unions])
+        signs = [t.text for t in self._at_top() if t.text in _RELATIONS and t.kind == "sign"]
+        if signs:
+            return self._relation([_RELATIONS[sign] for sign in signs])
+        if any(t.text in ("\\pm", "\\mp") for t in self.tokens):
+            return self._either()
+        return self._bracketed() or self._word() or self._based() or self._amount()
+
+    def _at_top(self) -> list[_Token]:
+        level, found = 0, []
+        for token in self.tokens:
+            level += _level(token)
+            if level == 0:
+                found.append(token)
+        return found
+
+    def _relation(self, signs: list[str]) -> Relation | Items | Form:
+        parts = self._split(set(_RELATIONS))
+        if any(not part for part in parts):
+            raise UnreadableError
+        if signs == ["="] and _is_name(parts[0]):
+            right = self._inner(parts[1])._entry()
+            if not isinstance(right, Amount) or right.unit:
+                return right if not isinstance(right, Items) else replace(right, name=_named(parts[0]))
+            return Relation(("=",), (_name_value(parts[0]), right.value))
+        sides = [self._inner(part)._amount() for part in parts]
+        if any(side.unit for side in sides):
+            raise UnreadableError
+        values = [side.value for side in sides]
+        if signs and all(sign in (*_TURNED,) for sign in signs):
+            signs, values = [_TURNED[sign] for sign in reversed(signs)], values[::-1]
+        return Relation(tuple(signs), tuple(values))
+
+    def _either(self) -> Items:
+        """``a ± b`` is two answers."""
+        both = []
+        for plus in (True, False):
+            signs = {"\\pm": "+" if plus else "-", "\\mp": "-" if plus else "+"}
+            changed = [_Token("sign", signs[t.text], t.spaced) if t.text in signs else t for t in self.tokens]
+            both.append(self._inner(changed)._entry())
+        return Items(tuple(both))
+
+    def _bracketed(self) -> Form | None:
+        """A tuple, an interval, a set or a matrix, if the whole is one."""
+        first, last = self.tokens[0], self.tokens[-1]
+        if first.text == "\\begin":
+            return self._matrix()
+        if first.text == "\\emptyset":
+            return Items(())
+        if first.text not in _BRACKETS or last.text not in (")", "]", "\\}", "}") or self._closing(0) != len(self.tokens) - 1:
+            return None
+        inner = self._inner(self.tokens[1:-1])
+        parts = inner._split({",", ";"})
+        if first.text == "\\{":
+            return _flat([self._inner(part)._entry() for part in parts if part])
+        if len(parts) == 1:
+            return self._inner(parts[0])._entry() if first.text in "({" and last.text in ")}" and parts[0] else None
+        if first.text == "{":
+            return _flat([self._inner(part)._entry() for part in parts if part])
+        if any(not part for part in parts):
+            raise UnreadableError
+        entries = tuple(self._inner(part)._entry() for part in parts)
+        plain = len(entries) > 2 and (first.text, last.text) == ("[", "]")  # no interval
+        return Tuple("(", ")", entries) if plain else Tuple(first.text, last.text, entries)
+
+    def _closing(self, opening: int) -> int:
+        level = 0
+        for place in range(opening, len(self.tokens)):
+            level += _level(self.tokens[place])
+            if level == 0:
+                return place
+        return -1
+
+    def _matrix(self) -> Form:
+        names = [i for i, t in enumerate(self.tokens) if t.text in ("\\begin", "\\end")]
+        if len(names) != 2 or names[0] != 0:
+            raise UnreadableError
+        begin, end = self._closing(1), names[1]
+        if self._closing(end + 1) != len(self.tokens) - 1 or "matrix" not in "".join(t.text for t in self.tokens[1:begin]):
+            raise UnreadableError
+        rows = _Reader(self.tokens[begin + 1 : end], self.depth + 1)._split({"¶"})
+        cells = [_Reader(row, self.depth + 1)._split({"&"}) for row in rows if row]
+        if len({len(row) for row in cells}) != 1 or any(not cell for row in cells for cell in row):
+            raise UnreadableError
+        entries = tuple(self._inner(cell)._entry() for row in cells for cell in row)
+        return Tuple(f"m{len(cells[0])}", "", entries)
+
+    def _word(self) -> Word | Amount | None:
+        first = self.tokens[0]
+        if len(self.tokens) == 1 and first.kind == "words" and len(first.text) == 1 and first.text.isalpha():
+            return Amount(algebra.atom(first.text))
+        if all(token.kind == "words" for token in self.tokens) or (
+            len(self.tokens) > 1 and all(t.kind in ("words", "letters") for t in self.tokens) and self.tokens[0].kind == "words"
+        ):
+            return Word(" ".join(token.text for token in self.tokens).casefold())
+        return None
+
+    def _based(self) -> Based | None:
+        """``12_5``, ``203_{10}``; digits above 9 are letters."""
+        text = "".join(token.text for token in self.tokens)
+        found = re.fullmatch(r"(-?)([0-9A-F,.]+)_(?:\{(\d+)\}|(\d+))", text)
+        digits = found[2].replace(",", "").lstrip("0") if found else ""
+        return Based(found[1] + (digits or "0"), int(found[3] or found[4])) if found else None
+
+    # Formulas.
+
+    def _amount(self) -> Amount:
+        written, decimals = _decimal(self.tokens)
+        currency = ""
+        tokens = self.tokens
+        signed = tokens[0].text in ("-", "+") and len(tokens) > 1
+        if tokens[signed].text in units.CURRENCIES:
+            currency, self.tokens = units.CURRENCIES[tokens[signed].text], [*tokens[:signed], *tokens[signed + 1 :]]
+        if not self.tokens:
+            raise UnreadableError
+        value = self._sum()
+        rest = self.tokens[self.at :]
+        if rest and rest[0].text in units.CURRENCIES and len(rest) == 1:
+            return Amount(value, units.CURRENCIES[rest[0].text], written, decimals)
+        unit, factor = _unit(rest)
+        return Amount(value * algebra.rational(factor), unit or currency, written, decimals)
+
+    def _peek(self) -> _Token | None:
+        return self.tokens[self.at] if self.at < len(self.tokens) else None
+
+    def _takes(self, *texts: str) -> str:
+        token = self._peek()
+        if token is not None and token.text in texts and token.kind in ("sign", "command"):
+            self.at += 1
+            return token.text
+        return ""
+
+    def _sum(self) -> Value:
+        sign = self._takes("+", "-")
+        total = self._term()
+        total = -total if sign == "-" else total
+        while sign := self._takes("+", "-"):
+            term = self._term()
+            total = total - term if sign == "-" else total + term
+        return total
+
+    def _term(self) -> Value:
+        mixed = self._mixed()
+        value = mixed if mixed is not None else self._factor()
+        while True:
+            token = self._peek()
+            if self._takes("*"):
+                value = value * (-self._factor() if self._takes("-") else self._factor())
+            elif self._takes("/"):
+                value = value / (-self._factor() if self._takes("-") else self._factor())
+            elif token is not None and self._begins_factor(token):
+                if token.kind == "number" and self.at and self.tokens[self.at - 1].kind == "number":
+                    raise UnreadableError
+                value = value * self._factor()
+            else:
+                return value
+
+    def _begins_factor(self, token: _Token) -> bool:
+        if token.kind in ("number", "letters"):
+            return True
+        return token.text in ("(", "[", "{", "\\frac", "\\sqrt", "\\pi", "\\infty") or token.text[1:] in _GREEK
+
+    def _mixed(self) -> Value | None:
+        """``1\\frac{4}{5}`` and ``1 4/5``: a whole number and a part of one."""
+        begin = self.at
+        whole = self._peek()
+        if whole is None or whole.kind != "number" or "." in whole.text:
+            return None
+        self.at += 1
+        following = self._peek()
+        if following is not None and following.text == "\\frac":
+            part = self._factor().rational
+            if part is not None and 0 < part < 1 and following.kind == "command":
+                return algebra.rational(Fraction(whole.text.replace(",", "")) + part)
+        elif following is not None and following.kind == "number" and following.spaced:
+            rest = self.tokens[self.at : self.at + 3]
+            if len(rest) == 3 and rest[1].text == "/" and rest[2].kind == "number" and "." not in rest[0].text + rest[2].text:
+                self.at += 3
+                lower = int(rest[2].text.replace(",", ""))
+                if not lower:
+                    raise NoValueError
+                part = Fraction(int(rest[0].text.replace(",", "")), lower)
+                return algebra.rational(Fraction(whole.text.replace(",", "")) + part)
+        self.at = begin
+        return None
+
+    def _factor(self) -> Value:
+        base = self._base()
+        while self._takes("^"):
+            base = algebra.power(base, self._argument())
+        if self._takes("!"):
+            raise UnreadableError
+        return base
+
+    def _argument(self, *, one_digit: bool = False) -> Value:
+        """What follows a ``^``, ``\\frac`` or ``\\sqrt``: a group, or a single digit, letter or command. People write powers
+        of two digits without braces; ``\\frac65`` is six fifths."""
+        token = self._peek()
+        if token is None:
+            raise UnreadableError
+        if self._takes("-"):
+            return -self._argument()
+        if one_digit and token.kind == "number" and len(token.text) > 1:
+            return self._first_digit(token)
+        return self._base()
+
+    def _first_digit(self, token: _Token) -> Value:
+        rest = _Token("number", token.text[1:], False)
+        self.tokens = [*self.tokens[: self.at], rest, *self.tokens[self.at + 1 :]]
+        if not token.text[0].isdigit() or not token.text[1].isdigit():
+            raise UnreadableError
+        return algebra.rational(int(token.text[0]))
+
+    def _base(self) -> Value:
+        token = self._peek()
+        if token is None:
+            raise UnreadableError
+        if token.text in ("(", "[", "{"):
+            end = self._closing(self.at)
+            if end < 0 or self.tokens[end].text != _BRACKETS[token.text] or end == self.at + 1:
+                raise UnreadableError
+            inner = _Reader(self.tokens[self.at + 1 : end], self.depth + 1)
+            value = inner._sum()
+            if inner._peek() is not None:
+                raise UnreadableError(prose=inner._peek().kind == "words")  # type: ignore[union-attr]
+            self.at = end + 1
+            return value
+        self.at += 1
+        if token.kind == "number":
+            digits = token.text.replace(",", "")
+            if len(digits) > _LONGEST_NUMBER:
+                raise TooHardError
+            return algebra.rational(Fraction(digits))
+        if token.kind == "letters" or token.text[1:] in _GREEK:
+            return self._variable(token)
+        if token.text == "\\pi":
+            return algebra.atom("pi")
+        if token.text == "\\infty":
+            return algebra.atom("infinity")
+        if token.text == "\\frac":
+            upper = self._argument(one_digit=True)
+            return upper / self._argument(one_digit=True)
+        if token.text == "\\sqrt":
+            return self._root()
+        raise UnreadableError(prose=token.kind == "words")
+
+    def _root(self) -> Value:
+        degree = 2
+        if (token := self._peek()) is not None and token.text == "[":
+            end = self._closing(self.at)
+            inside = self.tokens[self.at + 1 : end]
+            if end < 0 or len(inside) != 1 or not inside[0].text.isdigit() or not 2 <= int(inside[0].text) <= 20:
+                raise UnreadableError
+            degree, self.at = int(inside[0].text), end + 1
+        return algebra.root(self._argument(), degree)
+
+    def _variable(self, token: _Token) -> Value:
+        name = token.text.lstrip("\\")
+        if name in ("i", "e"):
+            return algebra.atom(name)
+        if self._takes("_"):
+            below = self._peek()
+            if below is None:
+                raise UnreadableError
+            if below.text == "{":
+                end = self._closing(self.at)
+                name += "_" + "".join(t.text for t in self.tokens[self.at + 1 : end])
+                self.at = end + 1
+            else:
+                name += "_" + below.text
+                self.at += 1
+        while self._takes("'"):
+            name += "'"
+        if name in ("f", "g", "h") and (following := self._peek()) is not None and following.text == "(":
+            end = self._closing(self.at)  # a function's value is no product
+            if end != self.at + 2:
+                raise UnreadableError
+            name, self.at = f"{name}({self.tokens[self.at + 1].text})", end + 1
+        return algebra.atom(name)
+
+
+def _level(token: _Token) -> int:
+    if token.kind == "number":
+        return 0
+    return {"(": 1, "[": 1, "{": 1, "\\{": 1, ")": -1, "]": -1, "}": -1, "\\}": -1}.get(token.text, 0)
+
+
+def _flat(entries: list[Form]) -> Items:
+    """A list; what ``±`` made of an entry are entries of its own."""
+    parts = [entry.items if isinstance(entry, Items) and not entry.name else (entry,) for entry in entries]
+    return Items(tuple(one for part in parts for one in part))
+
+
+def _is_name(tokens: list[_Token]) -> bool:
+    """A letter, with or without a subscript or an argument: ``x``, ``a_1``, ``f(x)``."""
+    text = "".join(t.text for t in tokens)
+    return re.fullmatch(r"\\?[A-Za-z]+'*(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?", text) is not None and (
+        len(re.sub(r"\(.*|_.*|'", "", text)) == 1 or text[0] == "\\" or tokens[0].kind == "words"
+    )
+
+
+def _named(tokens: list[_Token]) -> str:
+    return "".join(t.text for t in tokens)
+
+
+def _name_value(tokens: list[_Token]) -> Value:
+    return algebra.atom(_named(tokens).lstrip("\\").replace("{", "").replace("}", ""))
+
+
+def _decimal(tokens: list[_Token]) -> tuple[int, int]:
+    """Of a number that is written as a decimal: the digits that count, and those behind the point."""
+    numbers = [t.text for t in tokens if t.kind == "number"]
+    if len(numbers) != 1 or "." not in numbers[0] or any(t.text in ("\\frac", "/", "\\sqrt", "^", "\\pi") for t in tokens):
+        return 0, 0
+    whole, _, behind = numbers[0].replace(",", "").partition(".")
+    return len((whole + behind).lstrip("0")), len(behind)
+
+
+def _unit(tokens: list[_Token]) -> tuple[str, Fraction]:
+    """What follows a formula: its unit, and the factor of a magnitude (*million*).
+
+    Raises:
+        UnreadableError: it is more than that.
+    """
+    if not tokens:
+        return "", Fraction(1)
+    if tokens[0].text == "%":
+        return ("%", Fraction(1)) if len(tokens) == 1 else _raise(prose=True)
+    if tokens[0].kind != "words":
+        return _raise(prose=any(t.kind == "words" for t in tokens))
+    words = " ".join(t.text for t in tokens)
+    found = units.parse(words)
+    return found if found is not None else _raise(prose=True)
+
+
+def _raise(prose: bool) -> tuple[str, Fraction]:
+    raise UnreadableError(prose)
