@@ -91,11 +91,11 @@ def usage_pull(policies: torch.Tensor, mean: torch.Tensor, weight: float) -> tor
 def lambda_factors(agent: str, lam: float, mode: str, *, alone: bool) -> tuple[float, float]:
     """The factors on an agent's objective and on its learning rate.
 
-    Mode ``loss`` is the literal form. Adam and per-agent gradient clipping cancel a constant factor on a loss,
-    so in mode ``lr`` lambda scales rates. A reasoner trained without planner is left as it is.
+    Mode ``loss`` is the literal form. Adam and per-agent gradient clipping cancel a constant factor on a
+    loss, so in mode ``lr`` lambda scales rates. A reasoner trained without planner is left as it is.
 
-    >>> lambda_factors("planner", 0.75, "lr", alone=False), lambda_factors("planner", 0.75, "loss", alone=False)
-    ((1.0, 1.5), (0.75, 1.0))
+    >>> lambda_factors("planner", 0.75, "lr", alone=False)
+    (1.0, 1.5)
     """
     share = lam if agent == "planner" else 1 - lam
     if alone:

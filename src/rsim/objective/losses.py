@@ -126,8 +126,8 @@ def kl_estimate(kind: str, logprobs: torch.Tensor, reference: torch.Tensor) -> t
 def truncated_importance(
     trainer: torch.Tensor, sampler: torch.Tensor, mask: torch.Tensor, cap: float, level: str
 ) -> torch.Tensor:
-    """``min(exp(trainer - sampler), cap)``, held constant: for a sampler whose numerics differ. Of each action
-    ``[B, K]`` or, where ``level`` is *sequence*, of an episode's actions together ``[B, 1]``."""
+    """``min(exp(trainer - sampler), cap)``, held constant: for a sampler whose numerics differ. Of each
+    action ``[B, K]`` or, where ``level`` is *sequence*, of an episode's actions together ``[B, 1]``."""
     difference = (trainer - sampler) * mask
     if level == "sequence":
         difference = difference.sum(1, keepdim=True)
