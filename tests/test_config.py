@@ -55,7 +55,9 @@ def test_overrides():
     ("rollout.max_tokens=10", "max_tokens"), ("rollout.delimiter=\"\"", "delimiter"), ("train.minibatches=64", "minibatches"),
     ("train.warmup=-1", "warmup"), ("train.grad_clip=0", "inf turns clipping off"), ("train.planner_lr=-1", "planner_lr"),
     ("cold_start.epochs=0", "epochs"), ("cold_start.keep=0", "keep"), ("data.train_size=-1", "train_size"),
-    ("objective.clip_low=0", "clip_low"), ("seed=true", "seed"), ("rewards.custom=x", "rewards.custom"),
+    ("objective.clip_low=-0.1", "clip_low"), ("seed=true", "seed"), ("rewards.custom=x", "rewards.custom"),
+    ("objective.importance_level=sequence", "set objective.importance_cap"), ("train.value_lr=1e-3", "has no value head"),
+    ("train.schedule=step", "constant, linear, cosine"),
 ])  # fmt: skip
 def test_bad_overrides_are_named(override, message):
     with pytest.raises(UserError, match=message):

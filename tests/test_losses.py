@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from rsim.config import ObjectiveConfig
 from rsim.objective.advantages import gae, group_advantages
-from rsim.objective.joint import Evaluated, agent_objective, learning_rate_factor, objective_factor, usage_pull
-from rsim.objective.losses import action_weights, clip_range
+from rsim.objective.joint import Evaluated, agent_objective, lambda_factors, usage_pull
+from rsim.objective.losses import action_weights, clip_range, kl_estimate, truncated_importance
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo")
 NORMALISERS = ("token", "sequence", "constant", "paper")
 LENGTHS = [5, 1, 3, 4]  # actions of each episode
 JOINT = [9.0, 3.0, 6.0, 7.0]
 CONSTANT = 8
+PLAYED = 6  # episodes, two of which are not trained on
+CLIPS = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4)}  # else 0.2 on both sides
 
 
 def case(seed: int) -> dict[str, torch.Tensor]:
@@ -40,9 +42,9 @@ def case(seed: int) -> dict[str, torch.Tensor]:
 
 
 def reference(loss: str, normaliser: str, c: dict[str, torch.Tensor], kl: str, beta: float, bonus: float):
-    """Value and gradient with respect to the log-probs, one action at a time, derivatives by hand."""
-    low, high = 0.2, 0.28 if loss == "dapo" else 0.2
-    value, gradient = 0.0, torch.zeros_like(c["logprobs"])
+    """Value, gradient with respect to the log-probs and clipped actions, one action at a time, derivatives by hand."""
+    low, high = CLIPS.get(loss, (0.2, 0.2))
+    value, gradient, cut = 0.0, torch.zeros_like(c["logprobs"]), 0
     total = sum(LENGTHS)
     for b, length in enumerate(LENGTHS):
         lp, old, ref = (c[k][b].tolist() for k in ("logprobs", "old", "reference"))
@@ -52,7 +54,7 @@ def reference(loss: str, normaliser: str, c: dict[str, torch.Tensor], kl: str, b
             weight = {
                 "token": 1 / total,
                 "sequence": 1 / length / len(LENGTHS),
-                "constant": 1 / CONSTANT / len(LENGTHS),
+                "constant": 1 / CONSTANT / PLAYED,
                 "paper": 1 / JOINT[b] / len(LENGTHS),
             }[normaliser]
             ratio = math.exp(mean_difference if loss == "gspo" else lp[k] - old[k])
@@ -60,6 +62,7 @@ def reference(loss: str, normaliser: str, c: dict[str, torch.Tensor], kl: str, b
                 capped = min(ratio, 1 + high)
                 value += weight * capped * adv[k] * lp[k]
                 gradient[b, k] += weight * capped * adv[k]
+                cut += ratio > 1 + high
             else:
                 clipped = min(max(ratio, 1 - low), 1 + high)
                 value += weight * min(ratio * adv[k], clipped * adv[k])
@@ -67,11 +70,13 @@ def reference(loss: str, normaliser: str, c: dict[str, torch.Tensor], kl: str, b
                     touched = range(length) if loss == "gspo" else [k]
                     for j in touched:
                         gradient[b, j] += weight * adv[k] * ratio / (length if loss == "gspo" else 1)
+                else:
+                    cut += 1
             r = lp[k] - ref[k]
             value -= weight * beta * {"k1": r, "k2": r * r / 2, "k3": math.exp(-r) - 1 + r}[kl]
-            gradient[b, k] -= weight * beta * {"k1": 1.0, "k2": r, "k3": 1 - math.exp(-r)}[kl]
+            gradient[b, k] -= weight * beta * {"k1": r, "k2": r, "k3": 1 - math.exp(-r)}[kl]
             value += weight * bonus * entropy[k]
-    return value, gradient
+    return value, gradient, cut
 
 
 @pytest.mark.parametrize(("loss", "normaliser"), itertools.product(LOSSES, NORMALISERS))
@@ -79,31 +84,80 @@ def reference(loss: str, normaliser: str, c: dict[str, torch.Tensor], kl: str, b
 def test_objective_equals_the_reference(loss, normaliser, kl, beta, bonus):
     for seed in range(3):
         c = case(seed)
-        sizes = {"actions": sum(LENGTHS), "episodes": len(LENGTHS), "constant": CONSTANT}
+        sizes = {"actions": sum(LENGTHS), "episodes": len(LENGTHS), "constant": CONSTANT * PLAYED}
         weights = action_weights(normaliser, c["mask"], **sizes, joint_lengths=torch.tensor(JOINT, dtype=torch.float64))
-        value, _ = agent_objective(
+        value, sums = agent_objective(
             Evaluated(c["logprobs"], c["entropy"], reference=c["reference"]), c["old"], c["advantages"], c["mask"], weights,
             ObjectiveConfig(loss=loss, kl=kl), entropy_bonus=bonus, beta=beta,
         )  # fmt: skip
         value.backward()
-        expected, gradient = reference(loss, normaliser, c, kl, beta, bonus)
+        expected, gradient, cut = reference(loss, normaliser, c, kl, beta, bonus)
         assert value.item() == pytest.approx(expected, abs=1e-12)
         assert torch.allclose(c["logprobs"].grad, gradient, atol=1e-12)
         assert (c["logprobs"].grad[c["mask"] == 0] == 0).all(), "padding must have exactly zero gradient"
+        assert float(sums["clipped"]) == cut > 0
 
 
-def test_the_clip_acts_in_the_reference_cases():
-    c = case(0)
-    _, sums = agent_objective(
-        Evaluated(c["logprobs"], c["entropy"]), c["old"], c["advantages"], c["mask"], c["mask"], ObjectiveConfig()
-    )
-    assert 0 < float(sums["clipped"]) < sum(LENGTHS)
-
-
-def test_dapo_clips_higher_unless_told_otherwise():
-    assert clip_range("dapo", 0.2, 0.0) == (0.2, 0.28)
-    assert clip_range("dapo", 0.2, 0.4) == (0.2, 0.4)
+def test_each_loss_clips_as_published_unless_told_otherwise():
+    for loss in LOSSES:
+        assert clip_range(loss, 0.0, 0.0) == CLIPS.get(loss, (0.2, 0.2))
+        assert clip_range(loss, 0.1, 0.4) == (0.1, 0.4)
+    assert clip_range("dapo", 0.1, 0.0) == (0.1, 0.28)
     assert clip_range("grpo", 0.1, 0.0) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2"])
+def test_a_kl_terms_gradient_is_that_of_the_kl_itself(kind):
+    """Averaged over all actions with their probabilities; k1 differentiated as it stands would give nothing at all."""
+    torch.manual_seed(0)
+    logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    frozen = torch.log_softmax(torch.randn(7, dtype=torch.float64), -1)
+    logprobs = torch.log_softmax(logits, -1)
+    kl = (logprobs.exp() * (logprobs - frozen)).sum()
+    (expected,) = torch.autograd.grad(kl, logits, retain_graph=True)
+    estimates = kl_estimate(kind, logprobs, frozen)
+    (found,) = torch.autograd.grad((logprobs.exp().detach() * estimates).sum(), logits)
+    assert torch.allclose(found, expected, atol=1e-12)
+    if kind == "k1":
+        assert float((logprobs.exp() * estimates).sum()) == pytest.approx(float(kl)), "and it is logged as what it is"
+
+
+def test_truncated_importance_of_actions_and_of_sequences():
+    """By hand: the trainer's probabilities over the sampler's, each action's or their product, at most the cap."""
+    trainer = torch.log(torch.tensor([[0.5, 0.9, 0.1], [0.8, 0.6, 0.1]], dtype=torch.float64))
+    sampler = torch.log(torch.tensor([[0.25, 0.6, 0.9], [0.4, 0.8, 0.9]], dtype=torch.float64))
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
+    tokens = truncated_importance(trainer, sampler, mask, 1.8, "token")
+    assert tokens[:, :2].tolist() == [pytest.approx([1.8, 1.5]), pytest.approx([1.8, 0.75])]
+    assert truncated_importance(trainer, sampler, mask, 1.8, "sequence").tolist() == [
+        [pytest.approx(1.8)],
+        [pytest.approx(1.5)],
+    ]
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss", ["grpo", "cispo"])
+def test_the_importance_correction_weighs_the_surrogate_alone(loss, level):
+    """Of the trainer to the sampler, not the other way round; KL and entropy are averages under the trainer's own policy."""
+    c = case(1)
+    sampler = c["old"] + 0.3 * torch.sin(torch.arange(20.0, dtype=torch.float64)).reshape(4, 5)
+    weights = c["mask"] / sum(LENGTHS)
+
+    def gradient(cap: float, beta: float) -> torch.Tensor:
+        c["logprobs"].grad = None
+        now = Evaluated(c["logprobs"], c["entropy"], reference=c["reference"])
+        config = ObjectiveConfig(loss=loss, importance_cap=cap, importance_level=level)
+        agent_objective(
+            now, c["old"], c["advantages"], c["mask"], weights, config, beta=beta, sampler_logprobs=sampler
+        )[0].backward()  # fmt: skip
+        return c["logprobs"].grad.clone()
+
+    plain, kl = gradient(0.0, 0.0), gradient(0.0, 0.1) - gradient(0.0, 0.0)
+    factors = ((c["old"] - sampler) * c["mask"]).detach()
+    factors = (factors.sum(1, keepdim=True).expand_as(factors) if level == "sequence" else factors).exp().clamp(max=1.2)
+    assert (factors == 1.2).any()
+    assert (factors[c["mask"] == 1] < 1).any()
+    assert torch.allclose(gradient(1.2, 0.1), plain * factors + kl, atol=1e-12)
 
 
 def test_ppo_value_loss_and_gae():
@@ -139,15 +193,13 @@ def test_group_advantages(groups, scale):
 
 
 def test_lambda_factors():
-    assert learning_rate_factor("planner", 0.7, "lr", alone=False) == pytest.approx(1.4)
-    assert learning_rate_factor("reasoner", 0.7, "lr", alone=False) == pytest.approx(0.6)
-    assert objective_factor("planner", 0.7, "lr", alone=False) == 1
-    assert learning_rate_factor("planner", 0.7, "loss", alone=False) == 1
-    assert objective_factor("reasoner", 0.7, "loss", alone=False) == pytest.approx(0.3)
+    """On the objective and on the learning rate."""
+    assert lambda_factors("planner", 0.7, "lr", alone=False) == pytest.approx((1.0, 1.4))
+    assert lambda_factors("reasoner", 0.7, "lr", alone=False) == pytest.approx((1.0, 0.6))
+    assert lambda_factors("planner", 0.7, "loss", alone=False) == pytest.approx((0.7, 1.0))
+    assert lambda_factors("reasoner", 0.7, "loss", alone=False) == pytest.approx((0.3, 1.0))
     for mode in ("lr", "loss"):
-        assert (
-            learning_rate_factor("reasoner", 0.7, mode, alone=True) == objective_factor("reasoner", 0.7, mode, alone=True) == 1
-        )
+        assert lambda_factors("reasoner", 0.7, mode, alone=True) == (1, 1)
 
 
 def test_the_usage_pull_has_the_gradient_of_how_far_even_use_is_from_the_mean_policy():

@@ -81,6 +81,7 @@ def test_a_run_leaves_everything_behind(small):
                 "loss",
                 "grad_norm",
                 "skipped_groups",
+                "alike_groups",
                 "return",
                 "learning_rate",
             ):
@@ -113,7 +114,13 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(small):
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["objective.beta=0.05"], ["objective.loss=ppo"], ["objective.update_order=leader_first"]]
+    "extra",
+    [
+        [],
+        ["objective.beta=0.05"],
+        ["objective.update_order=leader_first"],
+        ["objective.loss=ppo", "train.value_lr=5e-3", "train.schedule=cosine", "train.warmup=1"],
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(small, extra):
     """Interrupted in the middle of stage 1, of stage 2 and between them."""

@@ -103,15 +103,23 @@ class ObjectiveConfig:
     normaliser: Literal["preset", "token", "sequence", "constant", "paper"] = setting("preset", "preset: the loss's own")
     lambda_mode: Literal["lr", "loss"] = setting("lr", "what a stage's lambda scales: learning rates or losses")
     update_order: Literal["joint", "leader_first"] = setting("joint", "leader_first: the planner, then new episodes")
-    clip_low: float = setting(0.2, "a probability ratio is clipped below 1 minus this", above=0, below=1)
-    clip_high: float = setting(0.0, "and above 1 plus this; 0: the loss's own (0.28 for dapo, else clip_low)")
+    clip_low: float = setting(
+        0.0,
+        "a probability ratio is clipped below 1 minus this; 0: the loss's own (3e-4 for gspo, else 0.2)",
+        at_least=0,
+        below=1,
+    )
+    clip_high: float = setting(
+        0.0, "and above 1 plus this; 0: the loss's own (0.28 for dapo, 4e-4 for gspo, else clip_low)", at_least=0
+    )
     scale_by_std: bool = setting(False, "divide advantages by their group's deviation")
     beta: float = setting(0.0, "weight of the reasoner's KL to its starting model")
-    kl: Literal["k1", "k2", "k3"] = setting("k3", "the estimate of that KL")
+    kl: Literal["k1", "k2", "k3"] = setting("k3", "the estimate of that KL; k1 has k2's gradient")
     planner_entropy: float = setting(0.0, "weight of the planner's entropy bonus")
     entropy_target: float = setting(0.0, "nats at which the bonus has faded; 0: it never fades", at_least=0)
     usage_weight: float = setting(0.0, "pulls the planner's mean policy towards equal use", at_least=0)
-    importance_cap: float = setting(0.0, "truncated correction of the sampler's to the trainer's numerics; 0: off")
+    importance_cap: float = setting(0.0, "truncated correction of the sampler's to the trainer's numerics; 0: off", at_least=0)
+    importance_level: Literal["token", "sequence"] = setting("token", "of that correction: of each action or of all together")
     mask_truncated: bool = setting(False, "leave truncated episodes out of the update")
     gae_lambda: float = setting(0.95, "ppo: bias (0) against variance (1)")
     value_coefficient: float = setting(0.5, "ppo: weight of the value loss")
@@ -157,7 +165,9 @@ class TrainConfig:
     entropy_reset: float = setting(0.0, "nats that a surer planner begins with; 0: as it comes", at_least=0)
     planner_lr: float = setting(1e-3, "the planner's learning rate", at_least=0)
     reasoner_lr: float = setting(3e-4, "the reasoner's learning rate", at_least=0)
+    value_lr: float = setting(0.0, "ppo: a value head's; 0: its agent's; lambda acts on it too", at_least=0)
     warmup: int = setting(0, "steps in which learning rates rise to their own", at_least=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "of learning rates after that, down to 0")
     weight_decay: float = setting(0.0, "AdamW's", at_least=0)
     grad_clip: float = setting(
         1.0, "an agent's gradient norm, at most", above=0, unbounded=True, remedy="must be above 0; inf turns clipping off"
@@ -372,6 +382,10 @@ def validate(config: Config) -> None:
         raise UserError(
             "objective.entropy_target", "is what objective.planner_entropy leads to: set that one too, e.g. to 0.05"
         )
+    if objective.importance_level == "sequence" and not objective.importance_cap:
+        raise UserError("objective.importance_level", "there is no correction: set objective.importance_cap too, e.g. to 2")
+    if train.value_lr and objective.loss != "ppo":
+        raise UserError("train.value_lr", f"objective.loss = {objective.loss} has no value head: leave it out, or take ppo")
     if not rollout.delimiter:
         raise UserError("rollout.delimiter is empty", 'use e.g. "\\n\\n"')
     _check_adapters(config)

@@ -82,11 +82,12 @@ class Zero:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.world.size)
 
-    def step(self, learning_rate: float, grad_clip: float) -> float:
-        """One optimiser step with the gradient of all ranks; returns its norm before clipping."""
+    def step(self, learning_rates: list[float], grad_clip: float) -> float:
+        """One optimiser step with the gradient of all ranks, at a rate for each of the optimiser's groups; returns its norm
+        before clipping."""
         self.engine.optimizer.clip_grad = grad_clip
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, rate in zip(self.engine.optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
 

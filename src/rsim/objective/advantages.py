@@ -22,7 +22,7 @@ def group_advantages(
 
     Returns:
         advantages ``[B]`` and ``informative`` ``[B]`` (bool): False where the group's returns are all alike,
-        so that the episode teaches this agent nothing and is skipped.
+        so that the surrogate has nothing to say of the episode.
 
     >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]))
     (tensor([ 0.5000, -0.5000,  0.0000,  0.0000]), tensor([ True,  True, False, False]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rsim.config import ObjectiveConfig
-from rsim.objective.losses import clip_range, clipped_share, kl_estimate, surrogate, truncated_importance
+from rsim.objective.losses import clip_range, kl_estimate, surrogate, truncated_importance
 
 
 @dataclass
@@ -44,10 +44,10 @@ def agent_objective(
         sampler_logprobs: ``[B, K]`` as the engine reported them, for the truncated importance correction.
     """
     clip = clip_range(config.loss, config.clip_low, config.clip_high)
-    gain = surrogate(config.loss, now.logprobs, old_logprobs, advantages, mask, clip)
+    gain, clipped = surrogate(config.loss, now.logprobs, old_logprobs, advantages, mask, clip)
     if config.importance_cap > 0 and sampler_logprobs is not None:
-        gain = gain * truncated_importance(old_logprobs, sampler_logprobs, config.importance_cap)
-    clipped = clipped_share(config.loss, now.logprobs, old_logprobs, advantages, clip)
+        cap, level = config.importance_cap, config.importance_level
+        gain = gain * truncated_importance(old_logprobs, sampler_logprobs, mask, cap, level)
     sums = {
         "clipped": (clipped * mask).sum().detach(),
         "entropy": (now.entropy * mask).sum().detach(),
@@ -88,22 +88,16 @@ def usage_pull(policies: torch.Tensor, mean: torch.Tensor, weight: float) -> tor
     return weight / len(mean) * (policies / mean.clamp(min=1e-3)).sum(-1)
 
 
-def objective_factor(agent: str, lam: float, mode: str, *, alone: bool) -> float:
-    """The factor on an agent's objective: 1 when lambda scales learning rates, else lambda or 1 - lambda."""
-    if mode == "lr" or alone:
-        return 1.0
-    return lam if agent == "planner" else 1 - lam
+def lambda_factors(agent: str, lam: float, mode: str, *, alone: bool) -> tuple[float, float]:
+    """The factors on an agent's objective and on its learning rate.
 
+    Mode ``loss`` is the literal form. Adam and per-agent gradient clipping cancel a constant factor on a
+    loss, so in mode ``lr`` lambda scales rates. A reasoner trained without planner is left as it is.
 
-def learning_rate_factor(agent: str, lam: float, mode: str, *, alone: bool) -> float:
-    """The factor on an agent's learning rate: ``2 lambda`` and ``2 (1 - lambda)`` in mode ``lr``.
-
-    Adam and per-agent gradient clipping cancel a constant factor on a loss, so this is the mode in which
-    lambda acts. A reasoner trained without planner keeps its plain rate.
-
-    >>> round(learning_rate_factor("planner", 0.7, "lr", alone=False), 3)
-    1.4
+    >>> lambda_factors("planner", 0.75, "lr", alone=False)
+    (1.0, 1.5)
     """
-    if mode == "loss" or alone:
-        return 1.0
-    return 2 * lam if agent == "planner" else 2 * (1 - lam)
+    share = lam if agent == "planner" else 1 - lam
+    if alone:
+        return 1.0, 1.0
+    return (1.0, 2 * share) if mode == "lr" else (share, 1.0)

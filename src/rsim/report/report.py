@@ -32,6 +32,7 @@ _CHARTS: list[tuple[str, dict[str, str], str]] = [
     ("How episodes end", {f"flags/{flag}": flag.replace("_", " ") for flag in _ENDINGS}, "share"),
     ("Trainer / sampler ratio", _both("ratio"), ""),
     ("Clip fraction", _both("clip_fraction"), "share"),
+    ("Groups of like returns", _both("alike_groups"), ""),
     ("Skipped groups", _both("skipped_groups"), ""),
     ("Gradient norm before clipping", _both("grad_norm"), ""),
     ("Sampled tokens per second", {"tokens_per_second": "tokens/s"}, ""),

@@ -19,6 +19,7 @@ from rsim.errors import UserError
 from rsim.models.device import precise
 from rsim.objective.joint import Evaluated, usage_pull
 from rsim.objective.logprobs import token_logprobs
+from rsim.policies.reasoner import Reasoner
 from rsim.training.batch import ActionBatch
 from rsim.training.packing import Stream, pack
 
@@ -31,6 +32,7 @@ class AgentSettings:
     learning_rate: float
     weight_decay: float = 0.0
     with_values: bool = False  # a value head, for PPO
+    value_learning_rate: float = 0.0  # of that head; 0: the policy's
     checkpointing: bool = False  # activations are made again in the backward pass
     compiled: bool = False  # the layers' norms and MLPs go through torch.compile
     shard: bool = False  # each rank holds a shard of the layers
@@ -69,8 +71,11 @@ class Agent:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.value_head = _value_head(model, self.precision) if settings.with_values else None
         self.optimizer = self._optimizer(layers, settings)
+        self.rates = [1.0] * len(self.optimizer.param_groups)  # of each group, relative to the policy's
+        if settings.value_learning_rate and settings.learning_rate and self.value_head:
+            self.rates[-1] = settings.value_learning_rate / settings.learning_rate
         self.passes_left = 0  # of this rank's turns
-        self.reference: PreTrainedModel | None = None
+        self.reference: Reasoner | None = None
 
     def _optimizer(self, layers: list[torch.nn.Module], settings: AgentSettings) -> torch.optim.AdamW:
         """An optimiser cannot mix sharded and other parameters in one group."""
@@ -98,10 +103,10 @@ class Agent:
         trained = [self.model, self.value_head] if self.value_head else [self.model]
         return Zero(torch.nn.ModuleList(trained), self.optimizer, self.deepspeed, self.world)
 
-    def set_reference(self, model: PreTrainedModel) -> None:
-        """Keeps ``model``, frozen, for the KL term."""
-        self.reference = model.requires_grad_(False)
-        packed.prepare(self.reference)
+    def set_reference(self, reference: Reasoner) -> None:
+        """Keeps ``reference``, frozen, for the KL term."""
+        packed.prepare(reference.model.requires_grad_(False))
+        self.reference = reference
 
     def evaluate(
         self,
@@ -129,10 +134,9 @@ class Agent:
         reference = None
         if with_reference and self.reference is not None:
             with torch.no_grad():
-                frozen = self._hidden(self.reference, stream, chosen)
-                head = self.reference.get_output_embeddings()
-                weight = None if self.head_weight is None else head.weight
-                reference = _fill(batch.mask, self._score(head, frozen, actions, weight)[0])
+                frozen = self._hidden(self.reference.model, stream, chosen)
+                scored = self._score(self.reference.logits, frozen, actions, self.reference.head_weight)
+                reference = _fill(batch.mask, scored[0])
         pull = None
         if usage is not None:
             policies = torch.softmax(precise(self.head(hidden)) / self.temperature, -1)
@@ -188,7 +192,7 @@ class Agent:
     def step(self, learning_rate: float, grad_clip: float) -> float:
         """One optimiser step with the gradient of all ranks; returns its norm before clipping."""
         if self.zero:
-            return self.zero.step(learning_rate, grad_clip)
+            return self.zero.step([learning_rate * rate for rate in self.rates], grad_clip)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.world.size > 1:
             for parameter in trained:
@@ -200,8 +204,8 @@ class Agent:
             norm = clip_gradients(trained, grad_clip, self.world)
         else:
             norm = float(torch.nn.utils.clip_grad_norm_(trained, grad_clip))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = learning_rate * rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm

@@ -82,7 +82,7 @@ class Saver:
         if self._has_reference:
             source, quantised = str(self.folder.path / "reference"), self.config.models.quantised
             saved = load_reasoner(source, device=device.name, dtype=device.dtype, quantised=quantised)
-            self.agents["reasoner"].set_reference(saved.model)
+            self.agents["reasoner"].set_reference(saved)
 
     def check_servers(self) -> None:
         """Raises `UserError` where sampling servers take no new weights and the reasoner is to get some."""

@@ -83,6 +83,7 @@ def make_agents(
     common: dict[str, Any] = {
         "weight_decay": train.weight_decay,
         "with_values": config.objective.loss == "ppo",
+        "value_learning_rate": train.value_lr,
         "checkpointing": train.gradient_checkpointing,
         "compiled": train.compile,
         "shard": config.parallel.shard,

@@ -11,11 +11,12 @@ import torch
 from rsim.config import Config, StageConfig
 from rsim.game.episode import Episode
 from rsim.objective.advantages import gae, group_advantages
-from rsim.objective.joint import agent_objective, learning_rate_factor, objective_factor
+from rsim.objective.joint import agent_objective, lambda_factors
 from rsim.objective.losses import PRESET_NORMALISER, action_weights
 from rsim.rewards.rewards import Score
 from rsim.training.agent import Agent
 from rsim.training.batch import ActionBatch, planner_batch, reasoner_batch
+from rsim.training.schedule import rate_factor
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Lesson:
     batch: ActionBatch
     returns: torch.Tensor
     groups: list[int]
+    played: int  # episodes, those that are left out among them
     bonus: float = 0.0
     usage: torch.Tensor | None = None
 
@@ -47,7 +49,7 @@ class Update:
         """Trains ``agent`` on ``episodes`` and returns its metrics, keys prefixed with its name.
 
         Episodes of groups in which this agent's returns are all alike are skipped before any forward pass,
-        unless the planner's use of the strategies is to be evened out, which they bear on as well.
+        unless a term is on that they move as well (`_moves_all`).
         """
         returns = torch.tensor([s.planner if agent.name == "planner" else s.reasoner for s in scores])
         groups = torch.tensor([e.group for e in episodes])
@@ -55,15 +57,17 @@ class Update:
         advantages, informative = group_advantages(returns, groups, scale_by_std=std)
         metrics = {
             f"{agent.name}/return": float(returns.mean()),
-            f"{agent.name}/skipped_groups": float(len(set(groups[~informative].tolist()))),
+            f"{agent.name}/alike_groups": float(len(set(groups[~informative].tolist()))),
         }
+        informative |= self._moves_all(agent.name)
+        metrics[f"{agent.name}/skipped_groups"] = float(len(set(groups[~informative].tolist())))
         kept = self._kept(agent, episodes, informative)
         if not kept:
             return metrics
         build = planner_batch if agent.name == "planner" else reasoner_batch
         batch = build([episodes[i] for i in kept], agent.model.device, agent.precision)
         batch.advantages = advantages[kept].to(batch.mask)[:, None] * batch.mask
-        lesson = Lesson(agent, batch, returns[kept].to(batch.mask), groups[kept].tolist())
+        lesson = Lesson(agent, batch, returns[kept].to(batch.mask), groups[kept].tolist(), len(episodes))
         if agent.name == "planner":
             decided = [d.probabilities for e in episodes for d in e.decisions]
             policies = torch.tensor(decided, dtype=batch.mask.dtype, device=batch.mask.device)
@@ -71,14 +75,20 @@ class Update:
             lesson.usage = policies.mean(0) if self.config.objective.usage_weight > 0 else None
         return metrics | self._optimise(lesson)
 
+    def _moves_all(self, name: str) -> bool:
+        """Whether an agent learns from groups of like returns too: by a critic, entropy, even use or KL."""
+        it = self.config.objective
+        terms = it.planner_entropy + it.usage_weight if name == "planner" else it.beta
+        return it.loss == "ppo" or terms > 0
+
     def _kept(self, agent: Agent, episodes: list[Episode], informative: torch.Tensor) -> list[int]:
         """The numbers of the episodes that this agent acted in and learns from."""
-        planner, objective = agent.name == "planner", self.config.objective
-        used = torch.ones_like(informative) if planner and objective.usage_weight > 0 else informative.clone()
+        kept = []
         for i, episode in enumerate(episodes):
-            acted = bool(episode.decisions) if planner else episode.sampled_tokens > 0
-            used[i] &= acted and not (objective.mask_truncated and episode.truncated)
-        kept: list[int] = used.nonzero()[:, 0].tolist()
+            acted = bool(episode.decisions) if agent.name == "planner" else episode.sampled_tokens > 0
+            masked = self.config.objective.mask_truncated and episode.truncated
+            if informative[i] and acted and not masked:
+                kept.append(i)
         return kept
 
     def _entropy_bonus(self, policies: torch.Tensor) -> float:
@@ -94,8 +104,8 @@ class Update:
         """All iterations over all minibatches, an optimiser step each; returns the metrics."""
         train, agent, batch = self.config.train, lesson.agent, lesson.batch
         # With a single step the old policy is the current one: its log-probs come with the gradient.
-        steps = train.num_iterations * min(train.minibatches, len(set(lesson.groups)))
-        once = steps == 1 and self.config.objective.loss != "ppo"
+        count = min(train.minibatches, len(set(lesson.groups)))
+        once = train.num_iterations * count == 1 and self.config.objective.loss != "ppo"
         if not once:
             self._before(lesson)
         sums: dict[str, float] = defaultdict(float)
@@ -103,7 +113,7 @@ class Update:
         for iteration in range(train.num_iterations):
             for rows in self._minibatches(lesson.groups, iteration):
                 part = batch.rows(rows)
-                self._weigh(agent, part)
+                self._weigh(agent, part, lesson.played / count)
                 for name, value in self._gradient(lesson, part, once=once).items():
                     sums[name] += value
                 if once:
@@ -146,7 +156,7 @@ class Update:
             batch.advantages = gae(lesson.returns, values, batch.mask, objective.gae_lambda)
             batch.value_targets = batch.advantages + values
 
-    def _weigh(self, agent: Agent, batch: ActionBatch) -> None:
+    def _weigh(self, agent: Agent, batch: ActionBatch, played: float) -> None:
         objective, rules = self.config.objective, self.config.rollout
         preset = PRESET_NORMALISER[objective.loss]
         batch.weights = action_weights(
@@ -154,7 +164,7 @@ class Update:
             batch.mask,
             actions=int(batch.mask.sum()),
             episodes=len(batch),
-            constant=rules.max_steps if agent.name == "planner" else rules.max_tokens,
+            constant=played * (rules.max_steps if agent.name == "planner" else rules.max_tokens),
             joint_lengths=batch.joint_lengths,
         )
 
@@ -163,7 +173,7 @@ class Update:
         log-probs."""
         agent, objective = lesson.agent, self.config.objective
         beta = objective.beta if agent.name == "reasoner" else 0.0
-        factor = objective_factor(agent.name, self.stage.lambda_, objective.lambda_mode, alone=self.alone)
+        factor, _ = lambda_factors(agent.name, self.stage.lambda_, objective.lambda_mode, alone=self.alone)
         sums: dict[str, float] = defaultdict(float)
         if once:
             batch.old_logprobs = torch.zeros_like(batch.old_logprobs)
@@ -200,10 +210,9 @@ class Update:
         return agent.world.all_reduce_numbers(sums)
 
     def _learning_rate(self, agent: Agent) -> float:
-        warmup, mode = self.config.train.warmup, self.config.objective.lambda_mode
-        ramp = min(1.0, (self.step + 1) / warmup) if warmup else 1.0
-        factor = learning_rate_factor(agent.name, self.stage.lambda_, mode, alone=self.alone)
-        return agent.learning_rate * ramp * factor
+        mode = self.config.objective.lambda_mode
+        _, factor = lambda_factors(agent.name, self.stage.lambda_, mode, alone=self.alone)
+        return agent.learning_rate * rate_factor(self.config, self.step) * factor
 
     def _minibatches(self, groups: list[int], iteration: int) -> list[torch.Tensor]:
         """Row numbers split by group, reshuffled at every iteration by the run's seed and step."""
