@@ -435,21 +435,23 @@ def test_dr_grpo_divides_by_all_episodes_played(reasoner, planner, played, maske
 def test_the_kl_term_is_that_to_the_reference_with_its_final_softcap(reasoner, planner, played):
     """Against plain forward passes of both models: another model than the policy, its logits capped as the policy's are."""
     episodes, scores = played
-    frozen = Reasoner(tiny_model("qwen2", seed=1), reasoner.tokenizer)
-    for each in (reasoner, frozen):
+    policy, frozen = (Reasoner(tiny_model("gemma3", seed=seed), reasoner.tokenizer) for seed in (0, 1))
+    for each in (policy, frozen):
         each.model.config.final_logit_softcapping = 1.5
-    agent = agents_of(reasoner, planner, "grpo")["reasoner"]
+    agent = agents_of(policy, planner, "grpo")["reasoner"]
     agent.set_reference(frozen)
     metrics, _ = moved_by(agent, tiny_update(ObjectiveConfig(beta=0.1, kl="k2")), episodes, scores)
+    policy = Reasoner(tiny_model("gemma3", seed=0), reasoner.tokenizer)  # as it was
+    policy.model.config.final_logit_softcapping = 1.5
     total, actions = 0.0, 0
     with torch.no_grad():
         for e in episodes:
             at = [t for t, m in enumerate(e.reasoner_mask) if m]
             rows = []
-            for model in (reasoner.model, frozen.model):
-                logits = model(torch.tensor([e.token_ids])).logits[0]  # Qwen2 itself caps nothing
-                capped = 1.5 * torch.tanh(logits / 1.5) / 0.9
-                rows.append(torch.log_softmax(capped, -1)[[t - 1 for t in at], [e.token_ids[t] for t in at]])
+            for model in (policy.model, frozen.model):
+                logits = model(torch.tensor([e.token_ids])).logits[0] / 0.9
+                assert logits.abs().max() <= 1.5 / 0.9, "it caps them by itself"
+                rows.append(torch.log_softmax(logits, -1)[[t - 1 for t in at], [e.token_ids[t] for t in at]])
             total += float(0.5 * ((rows[0] - rows[1]) ** 2).sum())
             actions += len(at)
     assert metrics["reasoner/kl"] == pytest.approx(total / actions, rel=1e-4)
