@@ -39,7 +39,7 @@ def test_faster_layers_give_what_the_stock_ones_give(architecture, hidden):
         if "norm" in name or "bias" in name:
             torch.nn.init.normal_(p, 1.0, 0.3, generator=torch.Generator().manual_seed(0))
     model = copy.deepcopy(stock)
-    packed.prepare(model)
+    packed.attach(model)
     swapped = [type(m) for m in model.modules() if type(m).__name__.endswith(("RMSNorm", "MLP"))]
     assert swapped
     assert all(not kind.__module__.startswith("transformers.") for kind in swapped)
@@ -59,7 +59,7 @@ def test_a_prepared_model_is_the_stock_one_to_everybody_else(tmp_path):
     """Same weights, same names, gradients, copies, saved folders and padded batches."""
     stock = tiny_model("llama", seed=2)
     model = copy.deepcopy(stock)
-    packed.prepare(model)
+    packed.attach(model)
     assert any(type(m) is Linear for m in model.modules())
     ids = torch.tensor([[5, 6, 7, 8], [0, 0, 9, 10]])
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])

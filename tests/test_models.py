@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import rsim.models.weights
-from rsim.engine import packed
+from rsim.engine.prepare import prepare
 from rsim.errors import UserError
 from rsim.models.weights import resolve
 from rsim.policies import template
@@ -203,5 +203,5 @@ def write_tiny_gguf(path) -> dict[str, object]:
 def test_attention_on_a_gpu_does_not_go_through_cudnn():
     """It plans for every new shape, and checkpointed layers must take the same kernel forward and backward: a flag, no context."""
     torch.backends.cuda.enable_cudnn_sdp(True)
-    packed.prepare(load_reasoner("nano-s", device="cpu").model)
+    prepare(load_reasoner("nano-s", device="cpu").model)
     assert not torch.backends.cuda.cudnn_sdp_enabled()

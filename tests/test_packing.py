@@ -36,7 +36,7 @@ def test_packed_stream_has_zero_gradient_where_no_sampled_token_is_predicted(rea
     settings = AgentSettings(temperature=0.9, learning_rate=1e-3)
     agent = Agent("reasoner", reasoner.model, reasoner.logits, settings, head_weight=weight)
     batch = reasoner_batch(episodes, torch.device("cpu"))
-    stream = pack(batch, reasoner.model.config)
+    stream = pack(batch)
     seen: list[torch.Tensor] = []
 
     def keep(module, arguments, output):
@@ -91,7 +91,7 @@ def test_episodes_of_a_group_that_begin_differently_are_refused(reasoner, episod
     batch = reasoner_batch(episodes, torch.device("cpu"))
     batch.ids[1, 0] += 1
     with pytest.raises(ValueError, match="do not begin alike"):
-        pack(batch, reasoner.model.config)
+        pack(batch)
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])

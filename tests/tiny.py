@@ -24,14 +24,17 @@ from rsim.training.trainer import Trainer
 RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=64, answer_tokens=6, delimiter="\n", batch=64)
 
 
+_TOKENIZER = build_tokenizer()
+TINY: dict[str, Any] = {
+    "vocab_size": len(_TOKENIZER), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512,
+    "pad_token_id": _TOKENIZER.pad_token_id, "eos_token_id": _TOKENIZER.eos_token_id, "bos_token_id": None,
+    "initializer_range": 0.3,
+}  # fmt: skip
+
+
 def tiny_model(architecture: str, seed: int = 0, **other: int) -> PreTrainedModel:
-    tokenizer = build_tokenizer()
-    shape = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512,
-        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None,
-        "initializer_range": 0.3, **other,
-    }  # fmt: skip
+    shape = TINY | other
     torch.manual_seed(seed)
     if architecture == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape)).eval()

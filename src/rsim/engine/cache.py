@@ -5,9 +5,8 @@ from __future__ import annotations
 from operator import add
 
 import torch
-from transformers import PreTrainedConfig
 
-from rsim.engine.packed import additive_mask, grouped_attention, heads_of
+from rsim.engine.packed import Scores, additive_mask, grouped_attention
 
 _ALIGNED = 8  # tokens: attention on GPUs wants masks whose rows begin at multiples of 16 bytes
 
@@ -16,17 +15,13 @@ class SlotCache:
     """Keys and values of ``slots`` sequences, written in place; slot ``i`` holds ``lengths[i]`` tokens.
 
     ``capacity`` is the longest sequence that fits, at least what was asked for; it doubles when one outgrows it. Each layer's
-    tensors are ``[slots, kv_heads, capacity, d]``. What lies beyond a slot's length is never visible.
+    tensors are ``[slots, kv_heads, capacity, d]``, made when it first writes. What lies behind a sequence is never visible.
     """
 
-    def __init__(self, config: PreTrainedConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        heads, kv_heads, size = heads_of(config)
-        self.group = heads // kv_heads
-        self.layers: int = config.get_text_config().num_hidden_layers
+    def __init__(self, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         capacity += -capacity % _ALIGNED
-        shape = (slots, kv_heads, capacity, size)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.layers)]
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
         self.lengths = [0] * slots
         self.capacity, self.dtype, self.device = capacity, dtype, device
 
@@ -37,7 +32,7 @@ class SlotCache:
         capacity = max(length + -length % _ALIGNED, 2 * self.capacity)
         extra = (0, 0, 0, capacity - self.capacity)  # pads the token dimension at its end
         for tensors in (self.keys, self.values):
-            for layer in range(self.layers):  # one after the other, so that only one layer is held twice
+            for layer in tensors:  # one after the other, so that only one layer is held twice
                 tensors[layer] = torch.nn.functional.pad(tensors[layer], extra)
         self.capacity = capacity
 
@@ -45,20 +40,24 @@ class SlotCache:
         self, layer: int, slots: torch.Tensor, positions: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts ``key`` and ``value`` ``[kv_heads, N, d]`` at ``slots`` and ``positions`` ``[N]``; returns all of the layer."""
+        for tensors, new in ((self.keys, key), (self.values, value)):
+            if layer not in tensors:
+                shape = (len(self.lengths), new.shape[0], self.capacity, new.shape[2])
+                tensors[layer] = torch.zeros(shape, dtype=self.dtype, device=self.device)
         keys, values = self.keys[layer], self.values[layer]
         keys[slots, :, positions] = key.transpose(0, 1)
         values[slots, :, positions] = value.transpose(0, 1)
         return keys, values
 
-    def mask(self, distance: torch.Tensor, window: int | None) -> torch.Tensor:
+    def mask(self, distance: torch.Tensor, window: int | None, group: int) -> torch.Tensor:
         """Of queries that lie ``distance [b, w, u]`` tokens behind the cache's positions, for `grouped_attention`."""
         visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        return additive_mask(visible, self.group, self.dtype)
+        return additive_mask(visible, group, self.dtype)
 
     def copy(self, source: int, targets: list[int], length: int) -> None:
         """Makes the slots ``targets`` begin with the first ``length`` tokens of slot ``source``."""
         for tensors in (self.keys, self.values):
-            for tensor in tensors:
+            for tensor in tensors.values():
                 tensor[targets, :, :length] = tensor[source, :, :length].clone()  # torch refuses a view of a whole slot
         for target in targets:
             self.lengths[target] = length
@@ -84,7 +83,7 @@ class CachedLayout:
         self.singles = counts.count(1)
         self._decoding(slots[: self.singles])
         self.buckets = [self._bucket(rows, slots, counts) for rows in _alike(counts, self.singles)]
-        self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
+        self._masks: dict[tuple[int, int | None, int], torch.Tensor] = {}
 
     def _decoding(self, slots: list[int]) -> None:
         self.span = slots[-1] + 1 if slots else 0  # slots 0 .. span-1 are in the view; those that rest are not looked at
@@ -105,41 +104,39 @@ class CachedLayout:
             upto=max(self.cache.lengths[slots[r]] + counts[r] for r in rows),
         )
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
-    ) -> torch.Tensor:
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores) -> torch.Tensor:
         keys, values = self.cache.write(layer, self.owners, self.positions, key, value)
         query = query.transpose(0, 1)  # [N, heads, d]
         if not self.buckets and not self.gaps:
-            return self._attend_singles(keys, values, query, scaling, window)
-        out = torch.empty_like(query)
+            return self._attend_singles(keys, values, query, scores)
+        out = query.new_empty((*query.shape[:2], value.shape[-1]))
         if self.singles:
             at = self.owners[: self.singles]
             rows = query.new_zeros((self.span, *query.shape[1:])).index_copy_(0, at, query[: self.singles])
-            out[: self.singles] = self._attend_singles(keys, values, rows, scaling, window)[at]
+            out[: self.singles] = self._attend_singles(keys, values, rows, scores)[at]
         for number, bucket in enumerate(self.buckets):
             chosen_keys, chosen_values = (t[bucket.slots, :, : bucket.upto] for t in (keys, values))
             rows = query[bucket.index].transpose(1, 2)
-            attended = grouped_attention(rows, chosen_keys, chosen_values, self._mask(number, window), scaling)
+            mask = self._mask(number, scores.window, rows.shape[1] // keys.shape[1])
+            attended = grouped_attention(rows, chosen_keys, chosen_values, mask, scores)
             out[bucket.index[bucket.real]] = attended[bucket.real]
         return out
 
-    def _attend_singles(
-        self, keys: torch.Tensor, values: torch.Tensor, query: torch.Tensor, scaling: float | None, window: int | None
-    ) -> torch.Tensor:
-        """``query [span, heads, d]`` to the same shape."""
+    def _attend_singles(self, keys: torch.Tensor, values: torch.Tensor, query: torch.Tensor, scores: Scores) -> torch.Tensor:
+        """``query [span, heads, d]`` to ``[span, heads, e]``."""
         rows = query[:, :, None]
         seen = keys[: self.span, :, : self.upto], values[: self.span, :, : self.upto]
-        return grouped_attention(rows, *seen, self._mask(-1, window), scaling)[:, 0]
+        mask = self._mask(-1, scores.window, query.shape[1] // keys.shape[1])
+        return grouped_attention(rows, *seen, mask, scores)[:, 0]
 
-    def _mask(self, bucket: int, window: int | None) -> torch.Tensor:
+    def _mask(self, bucket: int, window: int | None, group: int) -> torch.Tensor:
         """The mask of a bucket, or of the single tokens (-1); made once per forward pass."""
-        if (bucket, window) not in self._masks:
+        if (bucket, window, group) not in self._masks:
             positions = self.lengths[:, None] if bucket < 0 else self.buckets[bucket].positions
             upto = self.upto if bucket < 0 else self.buckets[bucket].upto
             distance = positions[:, :, None] - torch.arange(upto, device=self.cache.device)
-            self._masks[bucket, window] = self.cache.mask(distance, window)
-        return self._masks[bucket, window]
+            self._masks[bucket, window, group] = self.cache.mask(distance, window, group)
+        return self._masks[bucket, window, group]
 
 
 class _Bucket:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from rsim.engine import packed
 from rsim.engine.cache import CachedLayout, SlotCache
 from rsim.engine.graphs import CudaGraphPasses, can_capture
+from rsim.engine.prepare import prepare
 
 _PREFILL_TOKENS = 4096  # of the prefixes that are read in one forward pass
 _WORTH_COPYING = 16  # tokens: fewer are read again
@@ -23,10 +24,10 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel, slots: int, capacity: int, *, cuda_graphs: bool = False) -> None:
         """``cuda_graphs``: on a GPU, passes of one token per sequence are CUDA graphs."""
-        packed.prepare(model)
+        prepare(model)
         self.model = model
         weight = model.get_input_embeddings().weight
-        self.cache = SlotCache(model.config, slots, capacity, weight.dtype, weight.device)
+        self.cache = SlotCache(slots, capacity, weight.dtype, weight.device)
         self.passes = CudaGraphPasses(model, self.cache) if cuda_graphs and can_capture(model) else None
         self.prefixes: dict[int, tuple[int, ...]] = {}  # all but the last token of each slot's sequence, as it began
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from rsim.engine import packed
 from rsim.engine.cache import SlotCache
-from rsim.engine.packed import grouped_attention
+from rsim.engine.packed import Scores, grouped_attention
 from rsim.errors import UserError, first_line
 
 _CUDA: Any = torch.cuda  # torch does not type its streams
@@ -42,16 +42,15 @@ class OneEach:
         self.cache, self.positions, self.upto = cache, positions, upto
         self.slots = torch.arange(len(positions), device=cache.device)
         self.distance = positions[:, None, None] - torch.arange(upto, device=cache.device)
-        self.masks: dict[int | None, torch.Tensor] = {}
+        self.masks: dict[tuple[int | None, int], torch.Tensor] = {}
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
-    ) -> torch.Tensor:
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores) -> torch.Tensor:
         keys, values = self.cache.write(layer, self.slots, self.positions, key, value)
-        if window not in self.masks:
-            self.masks[window] = self.cache.mask(self.distance, window)
+        kind = scores.window, len(query) // len(key)
+        if kind not in self.masks:
+            self.masks[kind] = self.cache.mask(self.distance, *kind)
         seen = keys[: len(self.slots), :, : self.upto], values[: len(self.slots), :, : self.upto]
-        return grouped_attention(query.transpose(0, 1)[:, :, None], *seen, self.masks[window], scaling)[:, 0]
+        return grouped_attention(query.transpose(0, 1)[:, :, None], *seen, self.masks[kind], scores)[:, 0]
 
 
 class CudaGraphPasses:

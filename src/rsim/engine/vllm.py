@@ -24,6 +24,7 @@ from rsim.engine.protocol import SampledStep, Stop
 from rsim.engine.vllm_replicas import urls
 from rsim.errors import UserError, check_url
 from rsim.models import adapters
+from rsim.models.shape import logits
 from rsim.rules import End
 
 _PROBE = "1 + 1 ="
@@ -87,13 +88,13 @@ class VllmServer:
         ids = self._call("POST", "/tokenize", {"prompt": _PROBE})["tokens"]
         with torch.no_grad():
             hidden = model.base_model(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1]
-            logits = (model.get_output_embeddings().weight @ hidden).float()
+            expected_of = {f: torch.log_softmax(logits(model, f * hidden).float(), -1) for f in (0.5, 1.0)}
         sure = []
         for factor, other in ((0.5, 1.0), (1.0, 0.5)):
             save_untied(model, folder, head_factor=factor)
             self.reload(folder)
             tokens, logprobs, _ = self.complete(ids, max_tokens=1, temperature=0.0)
-            expected, wrong = (float(torch.log_softmax(f * logits, -1)[tokens[0]]) for f in (factor, other))
+            expected, wrong = (float(expected_of[f][tokens[0]]) for f in (factor, other))
             sure.append(abs(logprobs[0] - expected) < abs(logprobs[0] - wrong))  # a bfloat16 server is near, not equal
         if not all(sure):
             raise UserError(

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rsim.game.episode import Episode
+from rsim.models.shape import context
 from rsim.policies import template
 from rsim.policies.planner import LearnedSession, name_tokens
 from rsim.policies.reasoner import Reasoner
@@ -46,7 +47,7 @@ class PromptedPlanner:
 
     @property
     def context(self) -> int:
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        return context(self.model.config)
 
     @property
     def model(self) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from rsim.engine.native import NativeEngine
 from rsim.engine.protocol import Engine
 from rsim.engine.vllm import VllmEngine, VllmServers
 from rsim.errors import UserError
+from rsim.models.shape import context
 from rsim.policies.reasoner import Reasoner
 
 
@@ -62,7 +63,7 @@ def open_engine(
 
 def check_context(reasoner: Reasoner, prompt_tokens: int, max_tokens: int) -> None:
     """Raises `UserError` if a question of ``prompt_tokens`` and an episode exceed the reasoner's context."""
-    limit = reasoner.model.config.get_text_config().max_position_embeddings
+    limit = context(reasoner.model.config)
     if prompt_tokens + max_tokens > limit:
         raise UserError(
             f"a question of {prompt_tokens} tokens and rollout.max_tokens = {max_tokens} exceed the "

@@ -16,6 +16,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from rsim.engine import packed
+from rsim.engine.prepare import prepare
 from rsim.errors import UserError, first_line
 from rsim.models import adapters
 from rsim.models.device import torch_device
@@ -71,7 +73,8 @@ def load_reasoner(
         adapters.keep_unpacked(model)
     else:
         model.to(torch_device(device))
-    model = _adapted(model, path, source, lora, quantised, seed)
+    model = _adapted(model.eval(), path, source, lora, quantised, seed)
+    prepare(model)
     if lora:
         adapters.train_precisely(model)
     return Reasoner(model.eval(), tokenizer, system_prompt)
@@ -135,9 +138,9 @@ def load_planner(
         planner.model.to(device=torch_device(device), dtype=_dtype(dtype))
     if lora and adapters.base_of(path) is None:
         adapters.add(planner.model, lora, source, seed)
+    prepare(planner.model.eval())
     if lora:
         adapters.train_precisely(planner.model)
-    planner.model.eval()
     return planner
 
 
@@ -153,14 +156,19 @@ def new_planner(
         how: arguments of ``from_pretrained``.
 
     Raises:
-        UserError: ``names``, and two names begin with the same token.
+        UserError: ``names``, and two names begin with the same token; or the base has no such classifier.
     """
     tokenizer = AutoTokenizer.from_pretrained(base)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     names = dict(enumerate(strategies.names))
-    model = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=len(names), id2label=names, label2id={n: i for i, n in names.items()}, **how
-    )
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base, num_labels=len(names), id2label=names, label2id={n: i for i, n in names.items()}, **how
+        )
+    except ValueError as error:
+        raise UserError(f"transformers has no classifier for {base!r}", first_line(error)) from error
+    if "score" not in dict(model.named_children()):
+        raise UserError(f"{type(model).__name__} does not classify by a matrix over its last state", packed.REMEDY)
     model.config.pad_token_id = pad
     model.config.rsim_template, model.config.rsim_sees = template.VERSION, sees
     planner = Planner(model, tokenizer, strategies)

@@ -17,7 +17,7 @@ from rsim import rules_file
 from rsim.engine.decoder import Decoder
 from rsim.engine.sampling import choose
 from rsim.errors import UserError, first_line
-from rsim.models import adapters
+from rsim.models import adapters, shape
 from rsim.models.device import precise
 from rsim.models.weights import resolve
 from rsim.policies import fitted, template
@@ -120,7 +120,7 @@ class Planner:
 
     @property
     def context(self) -> int:
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        return shape.context(self.model.config)
 
     def opening(self, question: str) -> list[int]:
         """The stream up to the first decision."""
@@ -130,9 +130,7 @@ class Planner:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Strategy logits ``[..., strategies]`` of final hidden states ``[..., hidden]``."""
-        precision = next(self.model.score.parameters()).dtype  # float32 above frozen bfloat16 weights
-        logits: torch.Tensor = self.model.score(hidden.to(precision))
-        return logits
+        return shape.logits(self.model, hidden)
 
     @torch.no_grad()
     def states(self, streams: list[tuple[list[int], list[int]]]) -> torch.Tensor:

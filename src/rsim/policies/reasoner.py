@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rsim.engine.layers import Linear
 from rsim.errors import UserError
+from rsim.models import shape
 
 
 @dataclass
@@ -57,12 +58,10 @@ class Reasoner:
     def head_weight(self) -> torch.Tensor | None:
         """The output head's matrix ``[V, hidden]``, or None where the head is more than a matrix."""
         head = self.model.get_output_embeddings()
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        plain = type(head) in (torch.nn.Linear, Linear) and head.bias is None and cap is None
+        plain = type(head) in (torch.nn.Linear, Linear) and head.bias is None
+        plain = plain and shape.scale_and_cap(self.model.config) == (1, None)
         return head.weight if plain else None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Next-token logits ``[..., vocabulary]`` of final hidden states ``[..., hidden]``."""
-        logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return shape.logits(self.model, hidden)

@@ -19,6 +19,7 @@ from rsim.engine.native import NativeEngine
 from rsim.engine.protocol import SampledStep, Stop
 from rsim.engine.sampling import DelimiterStop, StringStop, Vocabulary
 from rsim.errors import UserError
+from rsim.models.shape import context
 from rsim.policies.reasoner import Reasoner
 from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage
 
@@ -57,7 +58,7 @@ class LocalUpstream:
 
     def __init__(self, reasoner: Reasoner, slots: int) -> None:
         self.reasoner = reasoner
-        self.context: int = reasoner.model.config.get_text_config().max_position_embeddings
+        self.context = context(reasoner.model.config)
         self.engine = NativeEngine(reasoner, slots, seed=0, temperature=0.0, max_tokens=self.context, longest_prompt=0)
         self.vocabulary = Vocabulary(reasoner.tokenizer, reasoner.model.get_output_embeddings().weight.shape[0])
         self.ids_of = lru_cache(maxsize=4096)(reasoner.injected_ids)  # of what is injected: prompts come again and again

@@ -15,6 +15,7 @@ from rsim.distributed.deepspeed import Zero
 from rsim.distributed.shards import ShardedModel, clip_gradients, full_state_dict, shard, shard_like
 from rsim.distributed.world import ALONE, World
 from rsim.engine import packed
+from rsim.engine.prepare import prepare
 from rsim.errors import UserError
 from rsim.models.device import precise
 from rsim.objective.joint import Evaluated, usage_pull
@@ -58,7 +59,7 @@ class Agent:
         self.name, self.model, self.head, self.head_weight, self.world = name, model, head, head_weight, world
         self.temperature, self.learning_rate = settings.temperature, settings.learning_rate
         self.deepspeed = settings.deepspeed
-        packed.prepare(model)
+        prepare(model)
         layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
         self.checkpointed = layers if settings.checkpointing else []
         if settings.checkpointing:
@@ -105,7 +106,7 @@ class Agent:
 
     def set_reference(self, reference: Reasoner) -> None:
         """Keeps ``reference``, frozen, for the KL term."""
-        packed.prepare(reference.model.requires_grad_(False))
+        prepare(reference.model.requires_grad_(False))
         self.reference = reference
 
     def evaluate(
@@ -122,7 +123,7 @@ class Agent:
         ``usage`` ``[strategies]``, the mean policy of the whole batch: also `usage_pull`, of an agent without
         ``head_weight``.
         """
-        stream = pack(batch, self.model.config)
+        stream = pack(batch)
         chosen = batch.mask.bool()
         actions = batch.actions[chosen]
         hidden = self._hidden(self.model, stream, chosen)

@@ -30,7 +30,6 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from rsim.config import Config
-from rsim.engine.packed import heads_of
 from rsim.errors import UserError
 from rsim.models.device import choose_device
 from rsim.policies.loading import load_reasoner
@@ -520,3 +519,14 @@ def describe_plans(plans: list[Cost]) -> list[str]:
             f"{p.hours:>7,.1f}{why}"
         )
     return lines
+
+
+def heads_of(config: Any) -> tuple[int, int, int]:
+    """Query heads, key/value heads and head size of a model's config."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    return (
+        heads,
+        getattr(text, "num_key_value_heads", None) or heads,
+        getattr(text, "head_dim", None) or text.hidden_size // heads,
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rsim.engine.packed import additive_mask, grouped_attention, heads_of
+from rsim.engine.packed import Scores, additive_mask, grouped_attention
 from rsim.training.batch import ActionBatch
 
 
@@ -25,8 +25,8 @@ class Stream:
     layout: SharedLayout
 
 
-def pack(batch: ActionBatch, config: object) -> Stream:
-    """Lays a batch out; ``config`` is the model's, for its numbers of heads."""
+def pack(batch: ActionBatch) -> Stream:
+    """Lays a batch out."""
     owner, shared = _shared_beginnings(batch)
     begins = batch.prefixes[shared]
     skipped = torch.where(owner >= 0, batch.prefixes, 0)  # tokens of a row that lie in a shared beginning
@@ -42,8 +42,7 @@ def pack(batch: ActionBatch, config: object) -> Stream:
     inside = batch.positions < skipped[:, None]
     at_prefix = (prefix.first[owner.clamp(min=0)][:, None] if len(shared) else 0) + batch.positions
     index = torch.where(inside, at_prefix, own.first[:, None] + batch.positions - skipped[:, None])
-    heads, kv_heads, _ = heads_of(config)
-    return Stream(ids, positions, index, SharedLayout(prefix, own, owner, columns, heads // kv_heads))
+    return Stream(ids, positions, index, SharedLayout(prefix, own, owner, columns))
 
 
 def _shared_beginnings(batch: ActionBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,38 +100,30 @@ class _Padded:
 class SharedLayout:
     """Beginnings see themselves; a continuation sees its beginning and itself, causally."""
 
-    def __init__(
-        self, prefix: _Padded, own: _Padded, owner: torch.Tensor, columns: torch.Tensor, group: int
-    ) -> None:
-        self.prefix, self.own, self.owner, self.columns, self.group = prefix, own, owner, columns, group
+    def __init__(self, prefix: _Padded, own: _Padded, owner: torch.Tensor, columns: torch.Tensor) -> None:
+        self.prefix, self.own, self.owner, self.columns = prefix, own, owner, columns
         # Where each token of the stream lies in the two padded batches, laid end to end.
         self.back = torch.cat([prefix.real.flatten(), own.real.flatten()]).nonzero()[:, 0]
-        self._masks: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._masks: dict[tuple[int | None, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores
     ) -> torch.Tensor:
-        among_prefixes, among_own = self._mask(window, query.dtype)
+        among_prefixes, among_own = self._mask(scores.window, len(query) // len(key), query.dtype)
         queries, keys, values = (self.own.take(t) for t in (query, key, value))
         parts = []
         if self.prefix.width:
             first, first_keys, first_values = (self.prefix.take(t) for t in (query, key, value))
-            among = grouped_attention(first, first_keys, first_values, among_prefixes, scaling)
+            among = grouped_attention(first, first_keys, first_values, among_prefixes, scores)
             parts.append(among.flatten(0, 1))
             at = self.owner.clamp(min=0)
             keys = torch.cat([first_keys.index_select(0, at), keys], 2)
             values = torch.cat([first_values.index_select(0, at), values], 2)
-        parts.append(grouped_attention(queries, keys, values, among_own, scaling).flatten(0, 1))
+        parts.append(grouped_attention(queries, keys, values, among_own, scores).flatten(0, 1))
         return torch.cat(parts).index_select(0, self.back)
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        if window not in self._masks:
+    def _mask(self, window: int | None, group: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        if (window, group) not in self._masks:
             device = self.owner.device
             steps = torch.arange(self.prefix.width, device=device)
             own = torch.arange(self.own.width, device=device)
@@ -143,9 +134,9 @@ class SharedLayout:
             of_prefix = owned[:, None] & _near(self.columns[:, :, None] - steps, window)
             of_own = _near(own[None, :, None] - own, window).expand(len(self.owner), -1, -1)
             masks = among_prefixes, torch.cat([of_prefix, of_own], 2)
-            among, beside = (additive_mask(mask, self.group, dtype) for mask in masks)
-            self._masks[window] = among, beside
-        return self._masks[window]
+            among, beside = (additive_mask(mask, group, dtype) for mask in masks)
+            self._masks[window, group] = among, beside
+        return self._masks[window, group]
 
 
 def _near(distance: torch.Tensor, window: int | None) -> torch.Tensor:

@@ -1,0 +1,190 @@
+"""Model families: played as their own forward pass has it, or refused in one line before anything is played.
+
+Each family that is refused was once played with wrong numbers, or ended in a traceback.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from rsim.engine import packed
+from rsim.engine.decoder import Decoder
+from rsim.engine.prepare import prepare
+from rsim.errors import UserError
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.lab.tokenizer import build_tokenizer
+from rsim.models.shape import context
+from rsim.policies.loading import load_planner, new_planner
+from rsim.policies.planner import Planner
+from rsim.policies.reasoner import Reasoner
+from rsim.training.agent import Agent, AgentSettings
+from rsim.training.batch import reasoner_batch
+from tiny import RULES, TINY, tiny_model
+
+PROBLEMS = [Problem(q, "1") for q in ("4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?")]
+WINDOWS = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+}
+PLAYED: dict[str, tuple[str, dict[str, Any]]] = {
+    "attention sinks": ("GptOss", {**WINDOWS, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "capped scores and logits": (
+        "Gemma2",
+        {**WINDOWS, "head_dim": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "divided logits": ("Granite", {"logits_scaling": 8.0}),
+    "multiplied logits": ("Cohere", {"logit_scale": 0.25}),
+    "other heads for keys than for values": ("DeepseekV3", LATENT),
+}
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "layers of kind conv": ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
+    "layers of kind linear_attention": ("Qwen3Next", {**LINEAR, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2}),
+    "layers of kind chunked_attention": ("Llama4", {"layer_types": ["chunked_attention", "full_attention"], "head_dim": 8}),
+    "Bamba": ("Bamba", {**MAMBA, "attn_layer_indices": [1]}),
+    "RecurrentGemma": ("RecurrentGemma", {"head_dim": 8, "lru_width": 32, "block_types": ["recurrent", "attention"]}),
+    "something else in packed passes": ("DiffLlama", {}),
+    "not told about packed passes": ("StableLm", {}),
+    "Mamba": ("Mamba", {"state_size": 8}),
+}
+
+
+def tiny(family: str, other: dict[str, Any], kind: str = "ForCausalLM") -> hf.PreTrainedModel:
+    torch.manual_seed(3)
+    config = getattr(hf, f"{family}{'Text' if family == 'Llama4' else ''}Config")(**(TINY | other))
+    model: hf.PreTrainedModel = getattr(hf, family + kind)(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("what", PLAYED)
+def test_what_a_family_does_beside_plain_attention_is_played_too(what, lab_strategies):
+    """Greedy equals generate; the sampler's log-probs and the trainer's are those of the model's own forward pass. (Sinks and
+    scales were left out, without a word: log-probs off by up to 4.)"""
+    model = tiny(*PLAYED[what])
+    plain, reasoner = copy.deepcopy(model), Reasoner(model, build_tokenizer())
+    for one in (model, plain):
+        one.generation_config.eos_token_id = reasoner.tokenizer.eos_token_id
+    for e in Game(reasoner, None, RULES).play(PROBLEMS, seed=0, greedy=True):
+        ids = torch.tensor([e.token_ids[: e.prompt_length]])
+        written = plain.generate(ids, max_new_tokens=len(e.token_ids) - e.prompt_length, do_sample=False)
+        assert written[0].tolist() == e.token_ids
+    episodes = Game(reasoner, None, RULES).play(PROBLEMS, seed=1, group_size=2)
+    agent = Agent("reasoner", model, reasoner.logits, AgentSettings(1.0, learning_rate=1e-3), head_weight=reasoner.head_weight)
+    trained = agent.evaluate(reasoner_batch(episodes, torch.device("cpu"))).logprobs
+    for row, e in enumerate(episodes):
+        table = torch.log_softmax(plain(torch.tensor([e.token_ids]), use_cache=False).logits[0], -1)
+        at = [t for t, sampled in enumerate(e.reasoner_mask) if sampled]
+        expected = table[[t - 1 for t in at], [e.token_ids[t] for t in at]]
+        assert torch.allclose(torch.tensor([e.logprobs[t] for t in at]), expected, atol=1e-4)
+        assert torch.allclose(trained[row, : len(at)], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_played_is_refused_in_one_line(what):
+    with pytest.raises(UserError, match=what) as refused:
+        prepare(tiny(*REFUSED[what]))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("family", ["GptOss", "Gemma2"])
+def test_the_ordinary_forward_pass_stays_what_it_is(family):
+    model = tiny(*next(made for made in PLAYED.values() if made[0] == family))
+    ids = torch.tensor([[5, 9, 11, 7, 30, 41, 8, 12, 6, 5, 9, 11, 33, 21, 40]])
+    before = model(ids).logits
+    prepare(model)
+    assert torch.allclose(model(ids).logits, before, atol=1e-5)
+
+
+def test_an_argument_of_attention_that_is_not_known_refuses(monkeypatch):
+    model = tiny_model("llama")
+    prepare(model)
+    layer = model.model.layers[0].self_attn
+    own = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda **how: own(**how, position_bias=torch.zeros(1)))
+    with pytest.raises(UserError, match="asks for attention with position_bias"):
+        Decoder(model, 1, 8).append([0], [[5, 6]])
+
+
+def test_a_head_that_does_more_than_is_known_is_refused():
+    model = tiny_model("llama")
+    own = model.forward
+    model.forward = lambda *a, **k: type(out := own(*a, **k))(logits=out.logits / 1.5)
+    with pytest.raises(UserError, match="log-probs are off by"):
+        prepare(model)
+
+
+def test_the_check_holds_for_planners(lab_strategies, tmp_path):
+    """A stock classifier with sinks decides as it does by itself; hybrid ones, and families without one, are refused."""
+    for family in ("GptOss", "Lfm2", "Granite", "DiffLlama"):
+        tiny(*next(m for m in (*PLAYED.values(), *REFUSED.values()) if m[0] == family)).save_pretrained(tmp_path / family)
+        build_tokenizer().save_pretrained(tmp_path / family)
+    planner = load_planner(str(tmp_path / "GptOss"), lab_strategies, seed=0, device="cpu")
+    stock = new_planner(str(tmp_path / "GptOss"), lab_strategies, seed=0).model
+    session = planner.begin(2)
+    session.start([0, 1], ["7=?", "4*17+38=?"])
+    for slot, decision in zip((0, 1), session.decide([0, 1], [0.5, 0.5], 1.0), strict=True):
+        expected = torch.softmax(stock(torch.tensor([session.ids(slot)])).logits[0], -1)
+        assert decision.probabilities == pytest.approx(expected.tolist(), abs=1e-5)
+    for family, why in {"Lfm2": "no classifier", "Granite": "no classifier", "DiffLlama": "packed passes"}.items():
+        with pytest.raises(UserError, match=why):
+            load_planner(str(tmp_path / family), lab_strategies, seed=0, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rotary_factors_that_depend_on_length_are_used_up_to_where_they_change(kind):
+    """Beyond, what a question is answered would depend on the questions beside it."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 64}
+        model = tiny("Phi3", {"original_max_position_embeddings": 64, "sliding_window": None, "rope_parameters": rope})
+    else:
+        model = tiny("Llama", {"rope_parameters": rope | {"factor": 4.0}, "max_position_embeddings": 64})
+    assert context(model.config) == 64
+    game = Game(Reasoner(model, build_tokenizer()), None, RULES)
+    with pytest.raises(UserError, match="context of 64"):
+        game.play([Problem("7=?", "1"), Problem("+".join(["12"] * 40) + "=?", "1")], seed=0)
+
+
+def test_planners_of_longrope_models_read_up_to_it(lab_strategies):
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope |= {"original_max_position_embeddings": 64, "partial_rotary_factor": 1.0}
+    model = tiny("Phi3", {"original_max_position_embeddings": 64, "rope_parameters": rope}, "ForSequenceClassification")
+    assert Planner(model, build_tokenizer(), lab_strategies).context == 64
+
+
+def test_the_check_costs_little():
+    """Of passes through a model: three plain and two packed ones for each of two short texts, whatever its size."""
+    model, calls = tiny_model("llama"), []
+    model.model.register_forward_hook(lambda *_: calls.append(1))
+    prepare(model)
+    assert len(calls) == 6
+    prepare(model)
+    assert len(calls) == 6, "once and for all"
+    assert packed.attached(model)
