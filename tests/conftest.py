@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rsim.config import Config, load_config
+from rsim.engine.prepare import prepare
 from rsim.lab.tokenizer import build_tokenizer
 from rsim.policies.loading import load_planner
 from rsim.policies.planner import Planner
@@ -20,7 +21,9 @@ def lab_strategies() -> StrategySet:
 
 @pytest.fixture
 def reasoner() -> Reasoner:
-    return Reasoner(tiny_model("qwen2"), build_tokenizer())
+    model = tiny_model("qwen2")
+    prepare(model)  # as a loaded one is
+    return Reasoner(model, build_tokenizer())
 
 
 @pytest.fixture

@@ -274,10 +274,10 @@ def test_a_sequence_is_moved_also_when_its_slot_is_full(reasoner, length):
     decoder.start([3], [[*ids, 9]])
     decoder.append([3], [ids])
     assert decoder.cache.capacity == 8
-    kept = [t[3, :, :length].clone() for t in (*decoder.cache.keys, *decoder.cache.values)]
+    kept = [t[3, :, :length].clone() for t in (*decoder.cache.keys.values(), *decoder.cache.values.values())]
     decoder.move(3, 0)
     assert decoder.cache.lengths == [length, 0, 0, 0]
-    moved = [t[0, :, :length] for t in (*decoder.cache.keys, *decoder.cache.values)]
+    moved = [t[0, :, :length] for t in (*decoder.cache.keys.values(), *decoder.cache.values.values())]
     assert all(torch.equal(a, b) for a, b in zip(kept, moved, strict=True))
 
 
