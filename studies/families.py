@@ -1,0 +1,165 @@
+"""Every causal LM family of the installed transformers, tiny and with random weights: played as it is, or refused in one line.
+
+Each is saved and loaded as a reasoner, and as the base of a planner. Played: greedy episodes are those of ``generate``, the
+sampler's and the trainer's log-probs are those of one plain forward pass, a planner's probabilities the stock classifier's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from rsim.config import RolloutConfig
+from rsim.errors import UserError, first_line
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.lab.tokenizer import build_tokenizer
+from rsim.policies.loading import load_planner, load_reasoner, new_planner, quiet_models
+from rsim.policies.strategies import load_strategies
+from rsim.training.agent import Agent, AgentSettings
+from rsim.training.batch import reasoner_batch
+from studies.ledger import Row
+
+ISSUE = 25
+_QUESTIONS = ("4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?")
+_RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=48, answer_tokens=6, delimiter="\n", batch=64)
+_LARGEST = 30e6  # parameters of what is still tiny
+_EXACT = 1e-3  # nats
+# Where a config knows the name; six layers, so that every kind of layer is there.
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "intermediate_size": 48, "max_position_embeddings": 512, "initializer_range": 0.3, "sliding_window": 12,
+    "vocab_size_per_layer_input": 400, "hidden_size_per_layer_input": 8, "moe_intermediate_size": 24, "num_experts": 4,
+    "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
+    "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "qk_head_dim": 16,
+    "v_head_dim": 12, "shared_expert_intermediate_size": 24, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
+    "mamba_n_groups": 1, "state_size": 8, "d_model": 32, "decoder_layers": 2, "encoder_layers": 2, "is_decoder": True,
+    "decoder_attention_heads": 4, "encoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_ffn_dim": 48, "ffn_dim": 48,
+}  # fmt: skip
+_OWN: dict[str, dict[str, Any]] = {  # what makes some of them tiny, or possible
+    "blt": {"encoder_hash_byte_group_vocab": 100},
+    "cpmant": {"dim_ff": 48},
+    "dots1": {"n_shared_experts": 1},
+    "dots3_note": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma3n_text": {"num_kv_shared_layers": 1},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 3]], "window_size": 12},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 3},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "reformer": {"axial_pos_embds_dim": [16, 16]},
+    "roc_bert": {"shape_embed_dim": 16, "pronunciation_embed_dim": 16},
+    "zamba2": {"layer_types": ["mamba", "hybrid"] * 3},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def run(only: Annotated[list[str] | None, typer.Option(help="Families; repeatable. By default all.")] = None) -> Iterator[Row]:
+    quiet_models()
+    torch.set_num_threads(1)
+    found: dict[str, list[str]] = {"reasoner": [], "planner": []}
+    for family in sorted(only or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        told = []
+        with tempfile.TemporaryDirectory() as folder:
+            built = _outcome(lambda: _save(family, Path(folder)))  # noqa: B023
+            for what, play in (("reasoner", _reasoner), ("planner", _planner)):
+                said = built if built != "built" else _outcome(lambda: play(folder))  # noqa: B023
+                found[what].append(said)
+                told.append(f"{what} {said}")
+        yield Row(family, built.replace("error:", "not built:") if built != "built" else "; ".join(told))
+    for what, outcomes in found.items():
+        for kind in ("played", "refused"):
+            yield Row(f"{what}s {kind}", sum(o.startswith(kind) for o in outcomes), "families")
+        for kind in ("different", "error"):
+            count = sum(o.startswith(kind) for o in outcomes)
+            yield Row(f"{what}s: {kind}", count, "families", "0", count == 0)
+
+
+def _outcome(do: Callable[[], str]) -> str:
+    try:
+        return do()
+    except UserError as error:
+        return f"refused: {error.problem}"
+    except Exception as error:  # what a user would see as a traceback
+        return f"error: {type(error).__name__}, {first_line(error)[:120]}"
+
+
+def _save(family: str, folder: Path) -> str:
+    """A tiny model of ``family`` in ``folder``; no weight of it is zero or one."""
+    tokenizer = build_tokenizer()
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 2}
+    config = _tiny(CONFIG_MAPPING[family], ends | {"vocab_size": len(tokenizer)} | _SIZES, _OWN.get(family, {}))
+    with torch.device("meta"):
+        size = AutoModelForCausalLM.from_config(config).num_parameters()
+    if size > _LARGEST:
+        raise ValueError(f"{size / 1e6:.0f} million parameters")
+    torch.manual_seed(3)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.generation_config.update(**ends)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return "built"
+
+
+def _tiny(kind: Any, sizes: dict[str, Any], own: dict[str, Any]) -> Any:
+    default = kind()
+    known = set(default.to_dict()) | set(default.attribute_map)
+    parts = {name: _tiny(type(part), sizes, {}) for name in kind.sub_configs if (part := getattr(default, name, None))}
+    given = {name: size for name, size in sizes.items() if name in known and name not in parts}
+    if getattr(default, "sliding_window", None) is None:
+        given.pop("sliding_window", None)
+    return kind(**{default.attribute_map.get(name, name): size for name, size in (given | own).items()}, **parts)
+
+
+def _reasoner(folder: str) -> str:
+    reasoner = load_reasoner(folder, device="cpu")
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    problems = [Problem(question, "1") for question in _QUESTIONS]
+    same = 0
+    for e in Game(reasoner, None, _RULES).play(problems, seed=0, greedy=True):
+        ids = torch.tensor([e.token_ids[: e.prompt_length]])
+        count = len(e.token_ids) - e.prompt_length
+        same += plain.generate(ids, max_new_tokens=count, do_sample=False)[0].tolist() == e.token_ids
+    episodes = Game(reasoner, None, _RULES).play(problems, seed=1, group_size=2)
+    settings = AgentSettings(temperature=1.0, learning_rate=0.0)
+    agent = Agent("reasoner", reasoner.model, reasoner.logits, settings, head_weight=reasoner.head_weight)
+    trained = agent.evaluate(reasoner_batch(episodes, torch.device("cpu"))).logprobs
+    off = 0.0
+    for row, e in enumerate(episodes):
+        at = [t for t, sampled in enumerate(e.reasoner_mask) if sampled]
+        with torch.no_grad():
+            table = torch.log_softmax(plain(torch.tensor([e.token_ids]), use_cache=False).logits[0].float(), -1)
+        expected = table[[t - 1 for t in at], [e.token_ids[t] for t in at]]
+        for got in (torch.tensor([e.logprobs[t] for t in at]), trained[row, : len(at)]):
+            off = max(off, float((got - expected).abs().max()))
+    kind = "played" if off < _EXACT and same == len(problems) else "different"
+    return f"{kind} (greedy equal in {same} of {len(problems)}, log-probs within {off:.1g})"
+
+
+def _planner(folder: str) -> str:
+    strategies = load_strategies("lab")
+    planner = load_planner(folder, strategies, seed=0, device="cpu")
+    stock = new_planner(folder, strategies, seed=0).model.eval()
+    session = planner.begin(len(_QUESTIONS))
+    slots = list(range(len(_QUESTIONS)))
+    session.start(slots, list(_QUESTIONS))
+    off = 0.0
+    for _ in range(2):
+        for slot, decision in zip(slots, session.decide(slots, [0.5] * len(slots), 1.0), strict=True):
+            with torch.no_grad():
+                expected = torch.softmax(stock(torch.tensor([session.ids(slot)])).logits[0].float(), -1)
+            off = max(off, float((torch.tensor(decision.probabilities) - expected).abs().max()))
+            session.observe(slot, strategies.names[slot], "4*17=68\n")
+    return f"{'played' if off < _EXACT else 'different'} (probabilities within {off:.1g})"
