@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rsim.config import RolloutConfig
+from rsim.engine import packed
 from rsim.errors import UserError, first_line
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
@@ -32,6 +33,7 @@ _QUESTIONS = ("4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how man
 _RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=48, answer_tokens=6, delimiter="\n", batch=64)
 _LARGEST = 30e6  # parameters of what is still tiny
 _EXACT = 1e-3  # nats
+_ROTARY = {"rope_type": "default", "rope_theta": 1e4}
 # Where a config knows the name; six layers, so that every kind of layer is there.
 _SIZES: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
@@ -46,18 +48,23 @@ _SIZES: dict[str, Any] = {
 }  # fmt: skip
 _OWN: dict[str, dict[str, Any]] = {  # what makes some of them tiny, or possible
     "blt": {"encoder_hash_byte_group_vocab": 100},
+    "codegen": {"rotary_dim": 8},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _ROTARY)},
     "cpmant": {"dim_ff": 48},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2}},
     "dots1": {"n_shared_experts": 1},
-    "dots3_note": {"num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4},
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {"num_kv_shared_layers": 1},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 3]], "window_size": 12},
+    "gptj": {"rotary_dim": 8},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 3},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "qwen4_exp_text": {"ple_embed_dim": 32, "ngram_vocab_size_base": 50, "split_ngram_parts": 1},
     "reformer": {"axial_pos_embds_dim": [16, 16]},
     "roc_bert": {"shape_embed_dim": 16, "pronunciation_embed_dim": 16},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 3},
     "zamba2": {"layer_types": ["mamba", "hybrid"] * 3},
     "zaya": {"num_experts_per_tok": 1},
 }
@@ -71,11 +78,13 @@ def run(only: Annotated[list[str] | None, typer.Option(help="Families; repeatabl
         told = []
         with tempfile.TemporaryDirectory() as folder:
             built = _outcome(lambda: _save(family, Path(folder)))  # noqa: B023
+            if built != "built":
+                yield Row(family, built.replace("error:", "not built:"))
+                continue
             for what, play in (("reasoner", _reasoner), ("planner", _planner)):
-                said = built if built != "built" else _outcome(lambda: play(folder))  # noqa: B023
-                found[what].append(said)
-                told.append(f"{what} {said}")
-        yield Row(family, built.replace("error:", "not built:") if built != "built" else "; ".join(told))
+                found[what].append(_outcome(lambda: play(folder)))  # noqa: B023
+                told.append(f"{what} {found[what][-1]}")
+        yield Row(family, "; ".join(told))
     for what, outcomes in found.items():
         for kind in ("played", "refused"):
             yield Row(f"{what}s {kind}", sum(o.startswith(kind) for o in outcomes), "families")
@@ -88,7 +97,7 @@ def _outcome(do: Callable[[], str]) -> str:
     try:
         return do()
     except UserError as error:
-        return f"refused: {error.problem}"
+        return f"refused: {str(error).removesuffix(packed.REMEDY).removesuffix(': ')}"
     except Exception as error:  # what a user would see as a traceback
         return f"error: {type(error).__name__}, {first_line(error)[:120]}"
 
@@ -97,7 +106,7 @@ def _save(family: str, folder: Path) -> str:
     """A tiny model of ``family`` in ``folder``; no weight of it is zero or one."""
     tokenizer = build_tokenizer()
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 2}
-    config = _tiny(CONFIG_MAPPING[family], ends | {"vocab_size": len(tokenizer)} | _SIZES, _OWN.get(family, {}))
+    config = _tiny(CONFIG_MAPPING[family], ends | {"vocab_size": len(tokenizer)} | _SIZES)
     with torch.device("meta"):
         size = AutoModelForCausalLM.from_config(config).num_parameters()
     if size > _LARGEST:
@@ -113,14 +122,16 @@ def _save(family: str, folder: Path) -> str:
     return "built"
 
 
-def _tiny(kind: Any, sizes: dict[str, Any], own: dict[str, Any]) -> Any:
-    default = kind()
+def _tiny(kind: Any, sizes: dict[str, Any]) -> Any:
+    default, own = kind(), _OWN.get(kind.model_type, {})
     known = set(default.to_dict()) | set(default.attribute_map)
-    parts = {name: _tiny(type(part), sizes, {}) for name in kind.sub_configs if (part := getattr(default, name, None))}
+    parts = {name: _tiny(type(part), sizes) for name in kind.sub_configs if (part := getattr(default, name, None))}
     given = {name: size for name, size in sizes.items() if name in known and name not in parts}
     if getattr(default, "sliding_window", None) is None:
         given.pop("sliding_window", None)
-    return kind(**{default.attribute_map.get(name, name): size for name, size in (given | own).items()}, **parts)
+    if "kv_lora_rank" in known:  # latent attention has no groups
+        given["num_key_value_heads"] = given["num_attention_heads"]
+    return kind(**parts | {default.attribute_map.get(name, name): size for name, size in (given | own).items()})
 
 
 def _reasoner(folder: str) -> str:

@@ -143,15 +143,15 @@ def _packed_or(own: Any) -> Any:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
         *,
         packed: Layout | None = None,
         **how: Any,
     ) -> Any:
         if packed is None:
-            if mask is not None and mask.dtype == torch.long:  # that of `forward`
+            if attention_mask is not None and attention_mask.dtype == torch.long:  # that of `forward`
                 raise UserError(f"{type(module).__name__} is not told about packed passes", REMEDY)
-            return own(module, query, key, value, mask, **how)
+            return own(module, query, key, value, attention_mask, **how)
         scores = Scores(*(how.pop(name, None) for name in ("scaling", "sliding_window", "softcap", "s_aux")))
         given = {name: value for name, value in how.items() if value is not None and name not in _HARMLESS}
         unknown = [name for name, value in given.items() if (name, value) != ("is_causal", True)]

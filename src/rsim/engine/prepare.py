@@ -65,8 +65,8 @@ def _off(found: torch.Tensor, expected: torch.Tensor) -> float:
 def _texts(model: PreTrainedModel) -> list[torch.Tensor]:
     """Ids that are no special tokens, spread over the vocabulary."""
     config = model.config.get_text_config()
-    special = {config.pad_token_id, config.bos_token_id}
-    special |= set(config.eos_token_id) if isinstance(config.eos_token_id, list) else {config.eos_token_id}
+    named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
+    special = {i for ids in named for i in (ids if isinstance(ids, list) else [ids])}
     size = model.get_input_embeddings().weight.shape[0]
     step = max(1, size // 20)
     ids = [i for i in range(size // 2, size // 2 + size) if i % size not in special]

@@ -166,7 +166,7 @@ def new_planner(
             base, num_labels=len(names), id2label=names, label2id={n: i for i, n in names.items()}, **how
         )
     except ValueError as error:
-        raise UserError(f"transformers has no classifier for {base!r}", first_line(error)) from error
+        raise UserError(f"transformers has no classifier for {planner_config(base).model_type} models") from error
     if "score" not in dict(model.named_children()):
         raise UserError(f"{type(model).__name__} does not classify by a matrix over its last state", packed.REMEDY)
     model.config.pad_token_id = pad
