@@ -1,6 +1,6 @@
 """Every causal LM family of the installed transformers, tiny and with random weights: played as it is, or refused in one line.
 
-Each is saved and loaded as a reasoner, and as the base of a planner. Played: greedy episodes are those of ``generate``, the
+Each is saved and loaded as a reasoner, and as the base of a planner. Played: greedy episodes are those of ``generate`` without its cache, the
 sampler's and the trainer's log-probs are those of one plain forward pass, a planner's probabilities the stock classifier's.
 """
 
@@ -61,7 +61,6 @@ _OWN: dict[str, dict[str, Any]] = {  # what makes some of them tiny, or possible
     "lfm2": {"layer_types": ["conv", "full_attention"] * 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 3},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "qwen4_exp_text": {"ple_embed_dim": 32, "ngram_vocab_size_base": 50, "split_ngram_parts": 1},
     "reformer": {"axial_pos_embds_dim": [16, 16]},
     "roc_bert": {"shape_embed_dim": 16, "pronunciation_embed_dim": 16},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 3},
@@ -142,7 +141,7 @@ def _reasoner(folder: str) -> str:
     for e in Game(reasoner, None, _RULES).play(problems, seed=0, greedy=True):
         ids = torch.tensor([e.token_ids[: e.prompt_length]])
         count = len(e.token_ids) - e.prompt_length
-        same += plain.generate(ids, max_new_tokens=count, do_sample=False)[0].tolist() == e.token_ids
+        same += plain.generate(ids, max_new_tokens=count, do_sample=False, use_cache=False)[0].tolist() == e.token_ids
     episodes = Game(reasoner, None, _RULES).play(problems, seed=1, group_size=2)
     settings = AgentSettings(temperature=1.0, learning_rate=0.0)
     agent = Agent("reasoner", reasoner.model, reasoner.logits, settings, head_weight=reasoner.head_weight)
