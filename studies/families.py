@@ -1,7 +1,8 @@
 """Every causal LM family of the installed transformers, tiny and with random weights: played as it is, or refused in one line.
 
-Each is saved and loaded as a reasoner, and as the base of a planner. Played: greedy episodes are those of ``generate`` without its cache, the
-sampler's and the trainer's log-probs are those of one plain forward pass, a planner's probabilities the stock classifier's.
+Each is saved and loaded as a reasoner, and as the base of a planner. Played: greedy episodes are those of ``generate`` without
+its cache (Moshi's own forgets its window), the sampler's and the trainer's log-probs are those of one plain forward pass, a
+planner's probabilities the stock classifier's.
 """
 
 from __future__ import annotations
