@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -22,7 +23,7 @@ from rsim.policies.planner import Planner
 from rsim.policies.strategies import load_strategies
 from rsim.serving.card import hub_folder
 from rsim.training.trainer import Trainer
-from tiny import metrics_of, tiny_model
+from tiny import TINY, metrics_of, tiny_model
 
 LORA = ("models.reasoner_lora=2", "models.planner_lora=2", "train.reasoner_lr=0.01", "train.planner_lr=0.01")
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -183,3 +184,21 @@ def test_an_adapter_remembers_the_name_of_its_base(small, base_folder):
     assert json.loads((saved(config, "reasoner") / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         base_folder
     )
+
+
+@pytest.mark.parametrize("family", ["Qwen3Moe", "Mixtral"])
+def test_merged_weights_have_the_experts_updates(family, tmp_path):
+    """peft wraps a layer's experts as parameters: the weights handed to a server lacked them."""
+    experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    config = getattr(transformers, f"{family}Config")(**TINY, **experts)
+    torch.manual_seed(0)
+    kind = getattr(transformers, f"{family}ForCausalLM")
+    model = kind(config).eval()
+    add(model, 4, "base", seed=0)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    fresh = kind(config).eval()
+    fresh.load_state_dict(merged_weights(model))
+    ids = torch.tensor([[5, 9, 11, 7, 30, 41]])
+    torch.testing.assert_close(fresh(ids).logits, model(ids).logits, atol=1e-3, rtol=1e-4)

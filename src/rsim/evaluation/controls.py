@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rsim.game.episode import Episode
+from rsim.models.prompts import begin_ids
 from rsim.models.shape import context
 from rsim.policies import template
 from rsim.policies.planner import LearnedSession, name_tokens
@@ -65,7 +66,7 @@ class PromptedPlanner:
         if self.bare:
             return stream
         lines = [f"{s.name}: {s.description}" for s in self.strategies.strategies]
-        preamble: list[int] = self.tokenizer.encode("\n".join([_INSTRUCTION, *lines, "", ""]))
+        preamble: list[int] = begin_ids(self.tokenizer, "\n".join([_INSTRUCTION, *lines, "", ""]))
         return preamble + stream
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -70,14 +70,18 @@ def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     if not has_adapter(model):
         return dict(model.state_dict())
     from peft.tuners.lora import Linear
+    from peft.tuners.lora.layer import ParamWrapper
 
-    adapted = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-    updates = {name: module.get_delta_weight(module.active_adapters[0]) for name, module in adapted.items()}
+    updates = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Linear | ParamWrapper):  # a layer's experts are one parameter, and two wrappers inside each other
+            weight = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
+            updates[_plain(f"{name}.{weight}")] = module.get_delta_weight(module.active_adapters[0])
     weights = {}
     for name, tensor in model.state_dict().items():
         if ".lora_" in name or ".original_module." in name:
             continue
-        update = updates.get(name.removesuffix(".base_layer.weight")) if name.endswith(".base_layer.weight") else None
+        update = updates.get(_plain(name))
         weights[_plain(name)] = tensor if update is None else tensor + update.to(tensor.dtype)
     return weights
 
@@ -107,7 +111,7 @@ def share_frozen(reader: PreTrainedModel, owner: PreTrainedModel) -> None:
 
 def _plain(name: str) -> str:
     """A weight's name in the model without adapters."""
-    return name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+    return name.replace("base_layer.", "").replace(".modules_to_save.default.", ".")
 
 
 def four_bits(dtype: torch.dtype) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rsim.engine.sampling import choose
 from rsim.errors import UserError, first_line
 from rsim.models import adapters, shape
 from rsim.models.device import precise
+from rsim.models.prompts import begin_ids
 from rsim.models.weights import resolve
 from rsim.policies import fitted, template
 from rsim.policies.fitted import FittedFor
@@ -125,8 +126,7 @@ class Planner:
     def opening(self, question: str) -> list[int]:
         """The stream up to the first decision."""
         shown = "" if self.sees == "number" else question
-        ids: list[int] = self.tokenizer.encode(template.question_chunk(shown))
-        return ids + self.chunk(template.MARKER)
+        return begin_ids(self.tokenizer, template.question_chunk(shown)) + self.chunk(template.MARKER)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Strategy logits ``[..., strategies]`` of final hidden states ``[..., hidden]``."""

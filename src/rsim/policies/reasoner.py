@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rsim.engine.layers import Linear
 from rsim.errors import UserError
-from rsim.models import shape
+from rsim.models import prompts, shape
 
 
 @dataclass
@@ -24,11 +24,9 @@ class Reasoner:
             messages = [{"role": "user", "content": question}]
             if self.system_prompt:
                 messages.insert(0, {"role": "system", "content": self.system_prompt})
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return self._ids(str(text))
+            return self._ids(prompts.chat_text(self.tokenizer, messages, add_generation_prompt=True))
         text = f"{self.system_prompt}\n\n{question}\n" if self.system_prompt else f"{question}\n"
-        ids: list[int] = self.tokenizer.encode(text)
-        return ids
+        return prompts.begin_ids(self.tokenizer, text)
 
     def injected_ids(self, text: str) -> list[int]:
         """A strategy prompt or delimiter, tokenised alone."""

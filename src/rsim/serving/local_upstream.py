@@ -19,6 +19,7 @@ from rsim.engine.native import NativeEngine
 from rsim.engine.protocol import SampledStep, Stop
 from rsim.engine.sampling import DelimiterStop, StringStop, Vocabulary
 from rsim.errors import UserError
+from rsim.models.prompts import begin_ids, chat_text
 from rsim.models.shape import context
 from rsim.policies.reasoner import Reasoner
 from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage
@@ -104,14 +105,11 @@ class LocalUpstream:
         if asked.prompt_ids is not None:
             return asked.prompt_ids
         if asked.messages is None:
-            ids: list[int] = tokenizer.encode(asked.prompt or "")
-            return ids
+            return begin_ids(tokenizer, asked.prompt or "")
         if not tokenizer.chat_template:
             return self.reasoner.prompt_ids(asked.question)
-        text = tokenizer.apply_chat_template(
-            asked.messages, add_generation_prompt=not asked.continues, continue_final_message=asked.continues, tokenize=False
-        )
-        return self.reasoner.injected_ids(str(text))
+        how = {"add_generation_prompt": not asked.continues, "continue_final_message": asked.continues}
+        return self.reasoner.injected_ids(chat_text(tokenizer, asked.messages, **how))
 
     # --- the thread's side ---
 

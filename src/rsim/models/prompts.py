@@ -1,0 +1,42 @@
+"""Text to ids as a prompt begins, and chats to text by the tokenizer's template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from rsim.errors import UserError, first_line
+
+
+def begin_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of ``text`` behind what the tokenizer puts before a text; what it would append (an end token) is left out."""
+    ids: list[int] = tokenizer.encode(text)
+    own: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    if not own:
+        return [i for i in ids if i != tokenizer.eos_token_id]
+    for before in range(len(ids) - len(own) + 1):
+        if ids[before : before + len(own)] == own:
+            return ids[: before + len(own)]
+    return ids
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **how: Any) -> str:
+    """The template's text; ``how``: arguments of ``apply_chat_template``.
+
+    Raises:
+        UserError: the template refuses the messages (a system role, two turns of the same role), or leaves the system text out.
+    """
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, **how))
+    except (TemplateError, ValueError, TypeError) as error:  # ValueError: named templates without a default
+        raise UserError(f"the model's chat template refuses the messages ({first_line(error)})", _REMEDY) from error
+    for message in messages:
+        content = message.get("content")
+        if message["role"] == "system" and isinstance(content, str) and content.strip() not in text:
+            raise UserError("the model's chat template leaves the system text out", _REMEDY)
+    return text
+
+
+_REMEDY = "put the system text (models.system_prompt) before the question, alternate user and assistant"
