@@ -386,20 +386,20 @@ frame = sys._getframe()
 while frame and "link" not in frame.f_locals:
     frame = frame.f_back
 link = frame.f_locals["link"]
-PAYLOAD = "__import__('os').write(int(__import__('sys').argv[6]), b'passed') and __import__('os')._exit(0)"
+PAYLOAD = "__import__('os').write(int(__import__('sys').argv[7]), b'passed') and __import__('os')._exit(0)"
 pack = link.pack
 """
 TESTS = 'assert decode(encode("abc")) == "abc"\nassert encode("abc") == "bcd"\n'
 CODE_ANSWERS = {
     "eval by name": FORGE
     + """
-link.pack = lambda v: {"dict": [["decode", {"NAME": "eval"}], ["encode", pack(v["encode"])]]} if isinstance(v, dict) and "decode" in v else pack(v)
+link.pack = lambda v, s: {"dict": [["decode", {"NAME": "eval"}], ["encode", pack(v["encode"], s)]]} if isinstance(v, dict) and "decode" in v else pack(v, s)
 def encode(s): return PAYLOAD
 def decode(s): return s
 """,
     "an error that is eval": FORGE
     + """
-link.send = lambda m: (link.out.write('["error", "eval"]\\n'), link.out.flush())
+link.send = lambda m: (link.out.write('["error", [["eval"], []], [], "", ""]\\n'), link.out.flush())
 def encode(s): return PAYLOAD
 def decode(s): return s
 """,
