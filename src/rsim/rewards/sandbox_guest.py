@@ -55,7 +55,7 @@ _NAMED = {kind.__name__: kind for kind in (*_TYPES, *(pair[0] for pair in _WRITT
 _READ: dict[str, Any] = {
     "int": lambda content: int(content, 0),
     "float": float.fromhex,
-    "complex": lambda content: complex(*map(float.fromhex, content)),
+    "complex": lambda content: complex(float.fromhex(content[0]), float.fromhex(content[1])),
     "bytes": bytes.fromhex,
     "timedelta": lambda content: datetime.timedelta(*content),
     "type": lambda content: _NAMED[content],
@@ -70,6 +70,10 @@ def _call(what: Any, *args: Any, **kwargs: Any) -> Any:
     return what(*args, **kwargs)
 
 
+def _instance(kind: Any, value: Any) -> bool:
+    return isinstance(value, kind)
+
+
 def _enter(context: Any) -> Any:
     return type(context).__enter__(context)
 
@@ -81,7 +85,7 @@ def _exit(context: Any) -> Any:
 _DO: dict[str, Any] = {name: vars(operator)[f"__{name}__"] for name in (*_COMPARE, *_COMBINE)}
 _DO |= {name: vars(operator)[f"__{name}__"] for name in ("getitem", "setitem", "delitem")}
 _DO |= {"iter": iter, "next": next, "len": len, "bool": bool, "str": str, "repr": repr, "hash": hash}
-_DO |= {"instance": lambda kind, value: isinstance(value, kind), "call": _call}
+_DO |= {"instance": _instance, "call": _call}
 _DO |= {"enter": _enter, "exit": _exit}
 
 
