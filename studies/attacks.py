@@ -28,9 +28,9 @@ TASK_SEEDS = [0, 1, 2, 3, 4]
 def run(only: Part | None = None, seed: int = 0) -> Iterator[Row]:
     parts: dict[Part, Callable[[int], list[Row]]] = {
         "attacks": attacks,
-        "code": code,
         "fuzz": fuzz,
         "tasks": tasks,
+        "code": code,
         "constants": constants,
     }
     for part in [only] if only else list(parts):
