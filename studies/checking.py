@@ -1,7 +1,4 @@
-"""The answer checker on real data: agreement, gold answers, reference programs, speed, hostile texts.
-
-Needs $RSIM_DATA and reasoning-gym.
-"""
+"""The answer checker on real data: agreement, gold answers, speed, hostile texts. Needs $RSIM_DATA."""
 
 from __future__ import annotations
 
@@ -15,20 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from rsim.data.load import gym_tasks, load_problems
+from rsim.data.load import load_problems
 from rsim.data.sources import read_theoremqa
 from rsim.game.problem import Problem
-from rsim.rewards.grade import Verdict, check, grade
+from rsim.rewards.grade import check
 from rsim.rewards.symbolic import shared_pool
 from studies.ledger import Row
 
 ISSUE = 2
-Part = Literal["cases", "gold", "gym", "code", "speed", "hostile"]
+Part = Literal["cases", "gold", "speed", "hostile"]
 Check = Callable[[int], list[Row]]  # of a seed
 
 
 def run(only: Part | None = None, seed: int = 0) -> Iterator[Row]:
-    parts: dict[Part, Check] = {"cases": cases, "gold": gold, "gym": gym, "code": code, "speed": speed, "hostile": hostile}
+    parts: dict[Part, Check] = {"cases": cases, "gold": gold, "speed": speed, "hostile": hostile}
     for part in [only] if only else list(parts):
         yield from parts[part](seed)
 
@@ -74,42 +71,6 @@ def gold(seed: int) -> list[Row]:
         count = sum(in_parallel(problems, accepted))
         rows.append(Row(f"{name}: gold answers accepted of {len(problems)}", count, goal="all", met=count == len(problems)))
     return rows
-
-
-def gym(seed: int) -> list[Row]:
-    """Every reasoning-gym task: it can be loaded, and its own gold answers, where it gives any, are accepted."""
-
-    def works(task: str) -> bool:
-        problems = load_problems(f"gym:{task}", "dev", limit=2, seed=seed)
-        judged = [(p, check(p, f"\\boxed{{{p.answer}}}")[1]) for p in problems if p.answer]
-        refused = [(p, verdict) for p, verdict in judged if not verdict.right]
-        for problem, verdict in refused:
-            print(f"  refused: {task}: {problem.answer[:80]!r}: {verdict}")
-        return not refused
-
-    tasks = gym_tasks()
-    count = sum(in_parallel(tasks, works))
-    what = f"reasoning-gym tasks that load and accept their gold answers of {len(tasks)}"
-    return [Row(what, count, goal="all", met=count == len(tasks), seeds=[seed])]
-
-
-def code(seed: int) -> list[Row]:
-    """Reference programs must pass; the same task with an empty program must fail."""
-    rows = []
-    for name, splits in (("humaneval", ("test",)), ("mbpp", ("train", "dev", "test"))):
-        problems = [p for split in splits for p in load_problems(name, split)]
-        references = [p.meta.get("prefix", "") + p.meta["reference"] for p in problems]
-        passed = sum(v.right for v in in_parallel(list(zip(problems, references, strict=True)), _run))
-        bodies = [f"{p.meta['prefix']}    pass\n" if "prefix" in p.meta else "pass\n" for p in problems]
-        empty = sum(v.right for v in in_parallel(list(zip(problems, bodies, strict=True)), _run))
-        what = f"{name}: reference programs that pass of {len(problems)}"
-        rows.append(Row(what, passed, goal="all", met=passed == len(problems)))
-        rows.append(Row(f"{name}: empty programs that pass of {len(problems)}", empty, goal="0", met=empty == 0))
-    return rows
-
-
-def _run(job: tuple[Problem, str]) -> Verdict:
-    return grade(*job)
 
 
 def speed(seed: int) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import socket
 import time
@@ -24,92 +25,10 @@ from test_check import fork_of, idle_worker
 
 needs_sandbox = pytest.mark.skipif(not sandbox_works(), reason="this kernel allows no user namespaces")
 
-TOUCH = "__import__('os').system('touch PATH')"
-OPEN = "open('PATH','w')"
-WRITE = r"[__import__('os').write(i, b'same\n') for i in range(64)]"
-# The task and the answer; PATH becomes a file that must not come into being.
-GYM = [
-    ("n_queens", TOUCH),
-    ("string_insertion", TOUCH),
-    ("binary_matrix", TOUCH),
-    ("spiral_matrix", TOUCH),
-    ("simple_integration", TOUCH),
-    ("intermediate_integration", TOUCH),
-    ("polynomial_multiplication", TOUCH),
-    ("countdown", TOUCH),
-    ("puzzle24", TOUCH),
-    ("n_queens", WRITE),
-    ("spiral_matrix", WRITE),
-    ("countdown", WRITE),
-    ("puzzle24", f"24 + 0*len({WRITE})"),
-    ("n_queens", "__import__('os')._exit(0)"),
-    ("string_insertion", "oracle_answer"),
-    ("string_insertion", "entry['answer']"),
-    ("spiral_matrix", "[oracle_answer]"),
-    ("n_queens", "valid_solutions[0]"),
-    ("binary_matrix", "[[c for c in r] for r in oracle_answer]"),
-    (
-        "spiral_matrix",
-        "[setattr(__import__('reasoning_gym').algorithmic.spiral_matrix.SpiralMatrixDataset, 'score_answer', lambda *a: 1.0)]",
-    ),
-    ("polynomial_multiplication", "setattr(Basic, '__eq__', lambda a, b: True)"),
-    ("polynomial_multiplication", f'sympify("{TOUCH}")'),
-    ("polynomial_multiplication", f'lambdify(x, "{TOUCH}")(1)'),
-    ("polynomial_multiplication", OPEN),
-    ("polynomial_multiplication", f'eval("{TOUCH}")'),
-    ("polynomial_multiplication", f'exec("{OPEN}")'),
-    ("polynomial_multiplication", f'sin("{TOUCH}")'),
-    ("polynomial_multiplication", f'Max(1, "{TOUCH}")'),
-    ("polynomial_multiplication", "Symbol('x').__class__.__init__.__globals__"),
-    ("polynomial_multiplication", f"Function('f')(\"{TOUCH}\")"),
-    ("countdown", "().__class__.__base__.__subclasses__()"),
-    ("countdown", "(lambda: 24)()"),
-    ("puzzle24", f'S("{TOUCH}")'),
-    ("puzzle24", "9**9**9**9"),
-    ("simple_integration", "Integral(INTEGRAND, VARIABLE)"),
-    ("simple_integration", "integrate(INTEGRAND, VARIABLE)"),
-    ("intermediate_integration", "Integral(INTEGRAND, VARIABLE) + C"),
-    ("simple_integration", "Symbol('VARIABLE', integer=True).subs(1, 2)"),
-    ("n_queens", f'f"{{{TOUCH}}}"'),
-    ("binary_matrix", f"[0, {OPEN}]"),
-    ("string_insertion", f"(y := {OPEN})"),
-    ("spiral_matrix", f"{{1: {OPEN}}}"),
-    ("string_insertion", f"*{OPEN},"),
-    ("binary_matrix", f"0 if {OPEN} else 1"),
-    ("n_queens", "(" * 3000 + ")" * 3000),
-    ("chain_sum", TOUCH),
-    ("number_sorting", f"[{OPEN}]"),
-    ("jugs", f"[{OPEN}]"),
-    ("prime_factorization", TOUCH),
-    ("rubiks_cube", TOUCH),
-]
-MATH = [
-    TOUCH,
-    f"${TOUCH}$",
-    f"$\\text{{{TOUCH}}}$",
-    f"\\operatorname{{{TOUCH}}}",
-    f"x_{{{TOUCH}}}",
-    f"\\mathrm{{eval}}({OPEN})",
-    "\\write18{touch PATH}",
-    "\\input{/etc/passwd}",
-    "\\immediate\\openout5=PATH",
-    f"1 + {TOUCH}",
-    f"(lambda: {OPEN})()",
-    '{"same": true}',
-    "same",
-    "0 same\nsame\n",
-    f'sympify("{TOUCH}")',
-    f"\\frac{{{TOUCH}}}{{1}}",
-    f"$f({OPEN})$",
-    "x.__class__",
-    "$x.\\_\\_class\\_\\_$",
-    WRITE,
-    "\\begin{verbatim}same\\end{verbatim}",
-    "10^{10^{10^{10}}}",
-    "$" + "(" * 5000 + "1" + ")" * 5000 + "$",
-    "\0same\n",
-    "\udcff",
-]
+# Answers by what judges them, read by `studies.attacks` too. PATH becomes a file that must not come into being.
+ATTACKS = json.loads(Path(__file__).with_name("attacks.json").read_text(encoding="utf-8"))
+GYM: list[tuple[str, str]] = [tuple(pair) for pair in ATTACKS["gym"]]
+MATH: list[str] = ATTACKS["math"]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +77,9 @@ def test_no_attack_gets_as_far_as_the_sandbox(problems, tmp_path, monkeypatch):
     for task, attack in GYM:
         answer = gym_answer(attack, problems[task], tmp_path / "touched")
         assert not pool.gym_mark(task, problems[task].meta["entry"], answer, unsafe=True).same, attack
-    for attack in MATH[:-1]:
+    for attack in MATH:
+        if attack == "\udcff":
+            continue  # no text at all: `grade` refuses it
         assert not pool.same("$x+1$", attack.replace("PATH", str(tmp_path / "touched"))).same, attack
     assert not (tmp_path / "touched").exists()
     pool.close()
@@ -380,49 +301,13 @@ def test_without_namespaces_gym_answers_are_refused_and_latex_is_not(problems, m
 
 # --- code that forges the verdict ---
 
-FORGE = """
-import sys
-frame = sys._getframe()
-while frame and "link" not in frame.f_locals:
-    frame = frame.f_back
-link = frame.f_locals["link"]
-PAYLOAD = "__import__('os').write(int(__import__('sys').argv[6]), b'passed') and __import__('os')._exit(0)"
-pack = link.pack
-"""
 TESTS = 'assert decode(encode("abc")) == "abc"\nassert encode("abc") == "bcd"\n'
-CODE_ANSWERS = {
-    "eval by name": FORGE
-    + """
-link.pack = lambda v: {"dict": [["decode", {"NAME": "eval"}], ["encode", pack(v["encode"])]]} if isinstance(v, dict) and "decode" in v else pack(v)
-def encode(s): return PAYLOAD
-def decode(s): return s
-""",
-    "an error that is eval": FORGE
-    + """
-link.send = lambda m: (link.out.write('["error", "eval"]\\n'), link.out.flush())
-def encode(s): return PAYLOAD
-def decode(s): return s
-""",
-    "a message of its own": FORGE
-    + """
-link.send = lambda m: (link.out.write('{"passed": true}\\n' * 9), link.out.flush())
-def encode(s): return s
-decode = encode
-""",
-    "names that nobody asked for": "def encode(s): return s\ndecode = encode\nassert_ = check = len = str = link = None\n",
-    "equal to all": "class A(str):\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\ndef encode(s): return A(s)\ndef decode(s): return A(s)\n",
-    "an exit with 0": "import os\ndef encode(s): os._exit(0)\ndecode = encode\n",
-    "every file": "import os\nfor i in range(3, 64):\n    try:\n        os.write(i, b'passed\\n')\n    except OSError:\n        pass\ndef encode(s): return s\ndecode = encode\n",
-    "the tests' memory": "import os\nfor p in os.listdir('/proc'):\n    if p.isdigit() and int(p) != os.getpid():\n        open(f'/proc/{p}/mem', 'r+b').write(b'passed')\ndef encode(s): return s\ndecode = encode\n",
-    "a host's file": "open('PATH', 'w').write('x')\ndef encode(s): return s\ndecode = encode\n",
-}
 
 
 @needs_sandbox
-@pytest.mark.parametrize("name", CODE_ANSWERS)
-@pytest.mark.parametrize("word", ["builtin", "type"])
-def test_code_attacks(name, word, tmp_path):
-    answer = CODE_ANSWERS[name].replace("PATH", str(tmp_path / "touched")).replace("NAME", word)
+@pytest.mark.parametrize("name", ATTACKS["code"])
+def test_code_attacks(name, tmp_path):
+    answer = ATTACKS["code"][name].replace("PATH", str(tmp_path / "touched"))
     assert not grade(Problem("", TESTS, kind="code"), answer).right
     assert not (tmp_path / "touched").exists()
 

@@ -293,3 +293,17 @@ def test_gym_tasks_that_seed_numpy_load_at_any_seed():
 def test_integrals_that_the_library_cannot_solve_are_left_out():
     problems = load_problems("gym:intermediate_integration", "dev", limit=40)
     assert not any("Integral(" in problem.answer for problem in problems)
+
+
+def test_code_problems_may_have_cases_instead_of_tests(tmp_path):
+    path = tmp_path / "code.jsonl"
+
+    def load(**meta):
+        path.write_text(json.dumps({"question": "Add.", "kind": "code", "meta": meta}))
+        return load_problems(str(path), "train")
+
+    assert load(cases=[{"input": "1 2", "output": "3"}])[0].answer == "pass"
+    assert load(cases=[{"input": [1], "output": 3}], entry_point="f")[0].meta["entry_point"] == "f"
+    for broken in ({"cases": [{"input": [1], "output": 3}]}, {"cases": [{"input": "1"}]}, {"cases": 3}, {"extra_inputs": [[1]]}, {}):
+        with pytest.raises(UserError):
+            load(**broken)

@@ -76,7 +76,7 @@ FRAME = "\n```output\n{}\n```\n"
         ("print('é' * 3, end='')", "ééé"),
         ("import os; os._exit(7)", "the program was ended (status 7)"),
         ("print(open('/etc/passwd').read())", "FileNotFoundError: [Errno 2] No such file or directory: '/etc/passwd'"),
-        ("import socket; socket.create_connection(('1.1.1.1', 80), 1)", "OSError: [Errno 101] Network is unreachable"),
+        ("import socket; socket.create_connection(('1.1.1.1', 80), 1)", "PermissionError: [Errno 1] Operation not permitted"),
         ("x = [0] * 10**11", "MemoryError"),
         ("if __name__ == '__main__': print('main')", "main"),
         ("\ud800", "SyntaxError: not a text"),
@@ -88,7 +88,7 @@ def test_what_a_program_printed(program, printed):
 
 @needs_sandbox
 @pytest.mark.parametrize(
-    "program", ["while True: pass", "import time; time.sleep(60)", "import os\nos.fork()\nos.fork()\nwhile 1: 0"]
+    "program", ["while True: pass", "import time; time.sleep(60)", "import threading\nthreading.Thread(target=lambda: exec('while 1: 0')).start()"]
 )
 def test_a_program_that_does_not_end_is_stopped(program):
     began = time.perf_counter()

@@ -303,7 +303,26 @@ def _column_map(columns: tuple[str, ...]) -> dict[str, str]:
     return mapping
 
 
+def _has_cases(meta: Any, place: str) -> bool:
+    """Whether a code problem has cases or inputs of its own (`rsim.rewards.code`); raises `UserError` where they are broken."""
+    meta = meta if isinstance(meta, dict) else {}
+    cases, inputs, name = meta.get("cases", []), meta.get("extra_inputs", []), meta.get("entry_point")
+    kind = list if name else str
+    if not isinstance(cases, list) or not all(
+        isinstance(c, dict) and isinstance(c.get("input"), kind) and "output" in c for c in cases
+    ):
+        raise UserError(
+            f"{place}: cases",
+            'each is {"input": ..., "output": ...}; input is a list of arguments, or without entry_point a text',
+        )
+    if inputs and not (name and isinstance(meta.get("reference"), str) and isinstance(inputs, list)):
+        raise UserError(f"{place}: extra_inputs", "a list that needs entry_point and reference, a program")
+    return bool(cases or inputs)
+
+
 def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
+    if isinstance(record, dict) and record.get(columns["kind"]) == "code" and _has_cases(record.get("meta"), place):
+        record = {columns["answer"]: "pass", **record}  # the cases are tests enough
     texts = [record.get(columns[key]) for key in ("question", "answer")] if isinstance(record, dict) else [None]
     if not all(isinstance(t, str | int | float) and not isinstance(t, bool) and str(t).strip() for t in texts):
         raise UserError(place, f"needs the fields {columns['question']!r} and {columns['answer']!r}, neither empty")

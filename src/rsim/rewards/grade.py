@@ -26,10 +26,9 @@ from rsim.answers.extract import (
 )
 from rsim.errors import UserError
 from rsim.game.problem import Kind, Problem
-from rsim.rewards.sandbox import run_tests
+from rsim.rewards.code import code_blocks, run_answer
 from rsim.rewards.symbolic import LONGEST, shared_pool
 
-_BLOCK = re.compile(r"^```(?:python|py)?[^\S\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # What math-verify may be asked: it takes a part of whatever it does not know for the whole.
 _KNOWN = re.compile(r"[\x00-\x7f−–π√°×·÷≤≥≠∞∪∈±²³½¼¾’]*")
 _FORMULA = re.compile(
@@ -83,7 +82,7 @@ def check(
 def read_answer(text: str, mode: Mode, kind: Kind) -> str | None:
     """The answer that ``text`` gives, by the kind of problem; None when there is none."""
     if kind == "code":
-        blocks = _BLOCK.findall(text)
+        blocks = code_blocks(text)
         if mode == "strict":
             return blocks[0] if len(blocks) == 1 else None
         return blocks[-1] if blocks else text or None
@@ -102,12 +101,7 @@ def grade(problem: Problem, answer: str, *, unsafe: bool = False, loose: bool = 
     """Whether a bare ``answer`` is right; ``loose``: it is a text in which an answer has to be found."""
     kind = problem.kind
     if kind == "code":
-        prefix, name = problem.meta.get("prefix", ""), problem.meta.get("entry_point")
-        program = prefix + answer
-        if prefix and name and f"def {name}" in answer:  # the whole function, not its body alone
-            program = f"{prefix}    pass\n\n{answer}"
-        shadowed = tuple(problem.meta.get("shadowed", ()))
-        result = run_tests(program, problem.answer, shadowed=shadowed, unsafe=unsafe)
+        result = run_answer(problem, answer, unsafe=unsafe)
         return Verdict(result.passed, "code", result.failure)
     if len(answer) > LONGEST:
         return Verdict(False, failure="too long")

@@ -17,16 +17,19 @@ from rsim.config import RewardsConfig
 from rsim.errors import UserError
 from rsim.game.tools import Runner, check_tools
 from rsim.policies.protocol import AnyPlanner
-from rsim.rewards.sandbox import ENVIRONMENT, Limits, sandbox_works, sandboxed
+from rsim.rewards.sandbox import ENVIRONMENT, Limits, confinement, processes, sandbox_works, sandboxed
 from rsim.rules import Tool
 
 _MOST = 1 << 16  # bytes of its output that are read; more ends it
 _LONGEST_ERROR = 200  # characters
-# argv: the file descriptors of the program's text and of the error line.
+# argv: the file descriptors of the program's text and of the error line, and `confinement`.
 _GUEST = """
 import os, sys
 with os.fdopen(int(sys.argv[1]), encoding="utf-8") as file:
     source = file.read()
+confine = {"for_programs": lambda: None}
+exec(compile(sys.argv[3], "confine", "exec"), confine)
+confine["for_programs"]()
 try:
     exec(compile(source, "program", "exec"), {"__name__": "__main__"})
 except SystemExit:
@@ -109,8 +112,8 @@ def _start(folder: str, fds: list[int], limits: Limits, *, unsafe: bool) -> subp
         "--core=0",
         "--nofile=64",
     ]
-    command += [f"--fsize={limits.file_mb << 20}", *([] if unsafe else [f"--nproc={limits.processes}"])]
-    command += [python, "-I", "-u", "-c", _GUEST, *map(str, fds)]
+    command += [f"--fsize={limits.file_mb << 20}", *([] if unsafe else [f"--nproc={processes(limits)}"])]
+    command += [python, "-I", "-u", "-c", _GUEST, *map(str, fds), confinement()]
     if not unsafe:
         root = os.path.join(folder, "root")
         os.mkdir(root)

@@ -1,8 +1,9 @@
 """Running model-written Python against tests, where it can do no harm.
 
 Each program runs in its own namespaces (mount, network, process, IPC; user, unless root starts it). It sees a
-read-only Python, an empty ``/tmp`` in memory and nothing else, has no network, is alone among its processes,
-and has limits on processor time, memory, processes and file size. When it is over, or out of time, everything
+read-only Python, an empty ``/tmp`` in memory and nothing else, has no network and no socket, is alone among
+its processes and starts none, and has limits on processor time, memory, threads and file size, which add up:
+one address space and one small folder. When it is over, or out of time, everything
 in it is killed at once. Where the kernel does not allow this, the answer is a clear refusal, unless
 ``unsafe`` says to go on with limits alone.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import selectors
 import shutil
@@ -27,6 +29,8 @@ from pathlib import Path
 
 from rsim.errors import UserError
 
+_log = logging.getLogger(__name__)
+_FEW = 4
 _GUEST = Path(__file__).with_name("sandbox_guest.py")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}  # of what runs in a sandbox
 _BOUND = ("/usr", "/lib", "/lib64", "/bin")  # read-only, where they exist, beside Python's own prefix
@@ -36,7 +40,7 @@ _BOUND = ("/usr", "/lib", "/lib64", "/bin")  # read-only, where they exist, besi
 _ENTER = """
 set -e
 root=$1; user=$2; proc=$3; shift 3
-mount -t tmpfs -o size=32m,mode=755,nosuid,nodev tmpfs "$root"
+mount -t tmpfs -o size=32m,nr_inodes=4k,mode=755,nosuid,nodev tmpfs "$root"
 while [ "$1" != -- ]; do
   if [ -e "$1" ]; then
     mkdir -p "$root$1"
@@ -65,9 +69,12 @@ exec setpriv $user --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
 
 @dataclass(frozen=True)
 class Limits:
-    seconds: float = 10.0  # wall clock, both programs together
+    """Of each of the two programs; its files lie in a folder of 32 MB."""
+
+    seconds: float = 10.0  # of processor time; a busy machine makes no right program wrong
+    patience: float = 6.0  # wall clock to processor time
     memory_mb: int = 512
-    processes: int = 16
+    processes: int = 16  # threads, where system calls are filtered
     file_mb: int = 16
 
 
@@ -84,12 +91,14 @@ def run_tests(
     tests: str,
     *,
     shadowed: tuple[str, ...] = (),
+    script: bool = False,
     limits: Limits | None = None,
     unsafe: bool = False,
 ) -> Result:
     """Runs ``tests`` against the names that ``candidate`` defines.
 
     Args:
+        script: the tests run the whole candidate instead, by ``run_script(text on its standard input)``.
         shadowed: names that the tests take from the candidate although Python has built-ins of the same name.
 
     Raises:
@@ -114,7 +123,13 @@ def run_tests(
             file.write(program.encode())
             file.seek(0)
         guests = [
-            _start(["candidate", ""], folder, limits, unsafe, [a.fileno(), to_candidate[0], to_tests[1]]),
+            _start(
+                ["script" if script else "candidate", ""],
+                folder,
+                limits,
+                unsafe,
+                [a.fileno(), to_candidate[0], to_tests[1]],
+            ),
             _start(
                 ["tests", ",".join(shadowed)],
                 folder,
@@ -126,7 +141,7 @@ def run_tests(
         try:
             for end in (*to_candidate, *to_tests, verdict[1]):
                 os.close(end)
-            said = _read(verdict[0], limits.seconds)
+            said = _read(verdict[0], limits.patience * limits.seconds)
         finally:
             os.close(verdict[0])
             for guest in guests:
@@ -152,11 +167,11 @@ def _start(
     python = os.path.realpath(sys.executable)
     seconds = int(limits.seconds) + 1
     sizes = f"--as={limits.memory_mb << 20}", f"--fsize={limits.file_mb << 20}", "--core=0"
-    counts = f"--nproc={limits.processes}", "--nofile=64"
-    guest = python, "-I", "-c", _GUEST.read_text(encoding="utf-8"), *role, *map(str, fds)
+    counts = f"--nproc={processes(limits)}", "--nofile=64"
+    guest = python, "-I", "-c", _GUEST.read_text(encoding="utf-8"), *role, confinement(), *map(str, fds)
     command = ["prlimit", f"--cpu={seconds}", *sizes, *counts, *guest]
     if unsafe:
-        command.remove(f"--nproc={limits.processes}")  # would count all of the user's processes
+        command.remove(f"--nproc={processes(limits)}")  # would count all of the user's processes
     else:
         root = os.path.join(folder, role[0])
         os.mkdir(root)
@@ -210,6 +225,27 @@ def sandbox_works() -> bool:
     with tempfile.TemporaryDirectory(prefix="rsim-") as root:
         command = sandboxed(["true"], root, proc=True)
         return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
+
+
+@functools.cache
+def confinement() -> str:
+    """The text of `rsim.rewards.guest.confine`, for what runs in a sandbox; empty, and said once, where
+    system calls cannot be filtered."""
+    text = _GUEST.with_name("guest").joinpath("confine.py").read_text(encoding="utf-8")
+    trial = [sys.executable, "-I", "-c", f"{text}\nfor_programs()"]
+    if subprocess.run(trial, capture_output=True, check=False, timeout=30).returncode == 0:
+        return text
+    _log.warning(
+        "this machine cannot filter system calls (seccomp on x86-64): a program that a model wrote may have "
+        "%d processes, each with memory of its own, memory that counts nowhere, and AF_VSOCK sockets",
+        _FEW,
+    )
+    return ""
+
+
+def processes(limits: Limits) -> int:
+    """How many a program may have: threads of one address space; or few, as each has memory of its own."""
+    return limits.processes if confinement() else _FEW
 
 
 def _read(fd: int, seconds: float) -> str | None:

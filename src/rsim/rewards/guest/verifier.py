@@ -12,6 +12,7 @@ line, ``NONCE VERDICT``; a verdict is ``same``, ``different`` or why there is no
 
 from __future__ import annotations
 
+import fractions
 import gc
 import importlib
 import logging
@@ -27,6 +28,7 @@ from typing import Any
 from rsim.rewards.guest import confine, plain
 
 _VERDICT = re.compile(r"same|different|memory|error: \w{1,80}")
+_NO_NUMBER = re.compile(r"(?<![a-z])(?:nan|inf|infinity)(?![a-z])")
 _PATIENCE = 12  # wall clock to processor time: the machine may be busy
 _SHARES = 300  # answers that one fork judges, if none of them can be code
 Judge = Callable[[dict[str, Any]], bool]
@@ -147,11 +149,29 @@ def _math_verify(request: dict[str, Any]) -> bool:
 
 
 def _gym(request: dict[str, Any]) -> bool:
-    """Full marks only: these verifiers give wrong answers a part."""
+    """Full marks only: these verifiers give wrong answers a part; and no more than `_may_be_right` allows."""
     from reasoning_gym.factory import get_score_answer_fn  # type: ignore[import-untyped,unused-ignore]
 
+    if not _may_be_right(request["task"], request["answer"], str(request["entry"].get("answer") or "")):
+        return False
     mark: float = get_score_answer_fn(request["task"])(request["answer"], request["entry"])
     return mark > 0.99
+
+
+def _may_be_right(task: str, answer: str, gold: str) -> bool:
+    """False for what some verifiers take although it is wrong: nothing, no number, any word for a truth, the
+    first digits of a probability."""
+    said = answer.strip().casefold()
+    if not said:
+        return not gold.strip()
+    if _NO_NUMBER.search(said) and not _NO_NUMBER.search(gold.casefold()):
+        return False
+    if task == "game_of_life_halting":
+        return said == gold.casefold()
+    if task == "coin_flip":
+        given, wanted = (float(fractions.Fraction(text.replace(",", ""))) for text in (said, gold))
+        return abs(given - wanted) <= min(1e-4, 0.01 * wanted)
+    return True
 
 
 _JUDGES: dict[str, Judge] = {"math_verify": _math_verify, "reasoning_gym": _gym}
