@@ -174,3 +174,14 @@ def test_without_planner_only_accuracy_and_format(lab_strategies):
     s = score(e, None, RewardsConfig())
     assert s.reasoner == pytest.approx(1.1)
     assert s.parts["follow"] == s.parts["terminal"] == s.parts["penalty"] == 0
+
+
+@pytest.mark.parametrize("steps", [
+    [("validation", " \n"), ("termination", " \\boxed{5}")],  # a step that says nothing
+    [("validation", " so \\boxed{5}"), ("termination", " \\boxed{5}")],  # a box before the final step
+])  # fmt: skip
+def test_a_right_answer_in_bad_form_is_right_and_no_more(lab_strategies, steps):
+    s = score(episode(lab_strategies, steps), lab_strategies, RewardsConfig())
+    assert s.correct
+    assert s.parts["format"] == 0
+    assert s.parts["terminal"] == 0.1

@@ -149,13 +149,16 @@ def test_joint_loss_and_gradient_equal_a_float64_reference(reasoner, planner, pl
             assert metrics[f"{name}/clip_fraction"] > 0, "clipping must act in this test"
 
 
-def test_ppo_advantages_come_from_the_value_head(reasoner, planner, played):
+@pytest.mark.parametrize("gae_lambda", [0.95, 0.4])
+def test_ppo_advantages_come_from_the_value_head(reasoner, planner, played, gae_lambda):
     episodes, scores = played
+    config = config_of("ppo")
+    config = replace(config, objective=replace(config.objective, gae_lambda=gae_lambda))
     agent = agents_of(reasoner, planner, "ppo")["reasoner"]
     torch.nn.init.normal_(agent.value_head.weight, std=0.2, generator=torch.Generator().manual_seed(0))
     before = agent.value_head.weight.clone()
     gradients = capture(agent)
-    metrics = Update(config_of("ppo"), StageConfig("stage", 1, 0.7), 0, alone=False).agent(agent, episodes, scores)
+    metrics = Update(config, StageConfig("stage", 1, 0.7), 0, alone=False).agent(agent, episodes, scores)
     kept = range(12)  # a critic learns from groups of like returns too, and so does the policy by it
     model, total, expected, value_error = agent.model, 0, 0.0, 0.0
     with torch.no_grad():  # undo the plain step, so that the model is the one the update started from
@@ -169,7 +172,7 @@ def test_ppo_advantages_come_from_the_value_head(reasoner, planner, played):
             advantage, following = 0.0, 0.0
             for k in reversed(range(len(at))):
                 reward = scores[i].reasoner if k == len(at) - 1 else 0.0
-                advantage = reward + following - values[k] + 0.95 * advantage
+                advantage = reward + following - values[k] + gae_lambda * advantage
                 following = values[k]
                 expected += advantage  # ratio 1: the surrogate is the advantage
                 value_error += advantage**2  # target minus value
@@ -409,6 +412,41 @@ def test_a_policy_that_has_collapsed_is_still_held_by_kl_entropy_and_critic(reas
     assert (metrics[f"{name}/alike_groups"], metrics[f"{name}/skipped_groups"]) == (3, 3)
 
 
+def weights_of(agent: Agent) -> list[torch.Tensor]:
+    """Grows by the weights of the actions of each micro-batch that the agent is asked about."""
+    seen: list[torch.Tensor] = []
+    original = agent.evaluate
+
+    def evaluate(batch, **how):
+        seen.append(batch.weights[batch.mask.bool()])
+        return original(batch, **how)
+
+    agent.evaluate = evaluate
+    return seen
+
+
+@pytest.mark.parametrize("normaliser", ["token", "sequence"])
+def test_each_minibatch_is_a_mean_of_its_own(reasoner, planner, played, normaliser):
+    """Its weights add up to one over all its micro-batches, as if it were the whole batch."""
+    episodes, scores = played
+    agent = agents_of(reasoner, planner, "grpo")["reasoner"]
+    counts: list[int] = []
+    seen, original = weights_of(agent), agent.turns
+
+    def turns(batch, max_tokens):
+        rows = original(batch, max_tokens)
+        counts.append(len(rows))
+        return rows
+
+    agent.turns = turns
+    capture(agent)
+    tiny_update(ObjectiveConfig(normaliser=normaliser), minibatches=2, micro_tokens=60).agent(agent, episodes, scores)
+    before, first, second = counts  # one pass for the old log-probs, then one for each of the two minibatches
+    assert min(first, second) > 1
+    assert float(torch.cat(seen[before : before + first]).sum()) == pytest.approx(1)
+    assert float(torch.cat(seen[before + first :]).sum()) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_dr_grpo_divides_by_all_episodes_played(reasoner, planner, played, masked):
     """Those of skipped groups and those that are masked as well (arXiv 2503.20783: a constant, whatever was sampled)."""
@@ -417,15 +455,8 @@ def test_dr_grpo_divides_by_all_episodes_played(reasoner, planner, played, maske
         e.truncated = False
     episodes[0].truncated = True
     update = tiny_update(ObjectiveConfig(loss="dr_grpo", mask_truncated=masked), minibatches=2)
-    seen: list[torch.Tensor] = []
     agent = agents_of(reasoner, planner, "dr_grpo")["reasoner"]
-    original = agent.evaluate
-
-    def evaluate(batch, **how):
-        seen.append(batch.weights[batch.mask.bool()])
-        return original(batch, **how)
-
-    agent.evaluate = evaluate
+    seen = weights_of(agent)
     capture(agent)
     update.agent(agent, episodes, scores)
     weights = torch.cat(seen[-2:])  # of the two minibatches, half of the episodes each
@@ -483,3 +514,61 @@ def test_a_value_head_has_a_rate_of_its_own(reasoner, planner, played):
         moved = max(float((p - b).abs().max()) for p, b in zip(agent.parameters, before, strict=True))
         assert moved == pytest.approx(1e-3, rel=0.01)
         assert float(agent.value_head.weight.abs().max()) == pytest.approx(head_moves, rel=0.01)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_the_importance_correction_is_each_episodes_own(reasoner, planner, played, level):
+    """A sampler that reported other log-probs: the factors are those of the rows, in whatever micro-batch they come."""
+    episodes, scores = played
+    odd = [
+        replace(e, logprobs=[p + 0.4 * math.sin(i + 3 * t) for t, p in enumerate(e.logprobs)]) for i, e in enumerate(episodes)
+    ]
+    update = {tokens: tiny_update(ObjectiveConfig(importance_cap=1.3, importance_level=level), micro_tokens=tokens)
+              for tokens in (100_000, 60, 1)}  # fmt: skip
+    agent = agents_of(reasoner, planner, "grpo")["reasoner"]
+    total, actions = 0.0, 0
+    for i, (e, plain) in enumerate(zip(odd, episodes, strict=True)):
+        if 4 <= i < 8:
+            continue  # alike
+        group = [s.reasoner for s in scores[i - i % 4 : i - i % 4 + 4]]
+        differences = [p - q for p, q, m in zip(plain.logprobs, e.logprobs, e.reasoner_mask, strict=True) if m]
+        if level == "sequence":
+            differences = [sum(differences)] * len(differences)
+        total += (scores[i].reasoner - sum(group) / 4) * sum(min(math.exp(d), 1.3) for d in differences)
+        actions += len(differences)
+    found = [moved_by(agent, each, odd, scores) for each in update.values()]
+    for metrics, gradient in found:
+        assert metrics["reasoner/loss"] == pytest.approx(-total / actions, abs=1e-4)
+        for name, expected in found[0][1].items():
+            assert torch.allclose(gradient[name], expected, atol=2e-6), name
+
+
+def test_a_value_head_does_not_move_the_trunk(reasoner, planner, played):
+    """However wrong it is: a critic's error would drown the policy's own gradient."""
+    episodes, scores = played
+    gradients = []
+    for coefficient in (0.0, 100.0):
+        agent = agents_of(reasoner, planner, "ppo")["reasoner"]
+        torch.nn.init.constant_(agent.value_head.weight, 0.1)
+        update = tiny_update(ObjectiveConfig(loss="ppo", value_coefficient=coefficient))
+        gradients.append(moved_by(agent, update, episodes, scores)[1])
+    for name, expected in gradients[0].items():
+        assert torch.equal(gradients[1][name], expected), name
+
+
+def test_even_use_is_that_of_all_decisions_of_the_batch(reasoner, planner, played):
+    """Those of episodes that are not trained on too; not of a single state."""
+    episodes, scores = played
+    agent = agents_of(reasoner, planner, "grpo")["planner"]
+    used: list[torch.Tensor] = []
+    original = agent.evaluate
+
+    def evaluate(batch, **how):
+        used.append(how["usage"])
+        return original(batch, **how)
+
+    agent.evaluate = evaluate
+    moved_by(agent, tiny_update(ObjectiveConfig(usage_weight=0.1)), episodes, scores)
+    every = [d.probabilities for e in episodes for d in e.decisions]
+    expected = [sum(column) / len(every) for column in zip(*every, strict=True)]
+    assert used[-1].tolist() == pytest.approx(expected, abs=1e-6)
