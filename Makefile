@@ -3,7 +3,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-full lint results clean
+.PHONY: setup demo test test-full mutants lint results clean
 
 setup: .venv/.ready
 
@@ -29,6 +29,10 @@ test-full: setup
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation 'deepspeed>=0.18'
 	studies/llama_server.sh
 	RSIM_REAL_SERVERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# an hour or so on one core; each mutant is a small change of the source that some test must notice
+mutants: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies mutants --record
 
 lint: setup
 	$(BIN)/ruff check .
