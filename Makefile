@@ -23,12 +23,15 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# what takes a server that is built first, or packages of several GB: llama.cpp's server, Ray, DeepSpeed
+# what takes a server that is built first, or packages of several GB: llama.cpp's server, vLLM, Ray, DeepSpeed; the last line
+# records with its date what these tests came to
 test-full: setup
 	$(BIN)/pip install -q --disable-pip-version-check 'ray[train]>=2.50'
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation 'deepspeed>=0.18'
 	studies/llama_server.sh
+	studies/vllm_env.sh
 	RSIM_REAL_SERVERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies full --record
 
 # an hour or so on one core; each mutant is a small change of the source that some test must notice
 mutants: setup

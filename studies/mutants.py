@@ -1,11 +1,12 @@
 """Mutants of objective, game, rewards, update and packing: how many do the tests notice, and which not?
 
-Those that tests once let pass (`tests/mutants.toml`), and others drawn by seed from the syntax tree. Each runs against the tests
-of its module alone, in a copy of the project, until the first failure; what takes longer than it should counts as noticed.
+Those that tests once let pass (`tests/mutants.toml`), and others drawn by seed from the syntax tree. Each runs against its
+module's tests alone, in a copy of the project, until the first failure; what takes longer than it should counts as noticed.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ _ROOT = Path(__file__).parents[1]
 def run(draw: int = 200, seed: int = 0, known: bool = True) -> Iterator[Row]:
     """``draw`` mutants by ``seed``, and with ``known`` those of the list."""
     sys.path.insert(0, str(_ROOT / "tests"))
-    import mutate  # needs pytest
+    mutate: Any = importlib.import_module("mutate")  # needs pytest
 
     with tempfile.TemporaryDirectory() as folder:
         tree = mutate.Tree(Path(folder))
