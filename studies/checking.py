@@ -1,10 +1,14 @@
-"""The answer checker on real data: agreement, gold answers, speed, hostile texts. Needs $RSIM_DATA."""
+"""The answer checker on real data: agreement, gold answers, reference programs, speed, hostile texts.
+
+Needs $RSIM_DATA and reasoning-gym.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -12,20 +16,36 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from rsim.answers.extract import parse_number
 from rsim.data.load import load_problems
 from rsim.data.sources import read_theoremqa
 from rsim.game.problem import Problem
 from rsim.rewards.grade import check
 from rsim.rewards.symbolic import shared_pool
+from studies import wordings
 from studies.ledger import Row
 
 ISSUE = 2
-Part = Literal["cases", "gold", "speed", "hostile"]
+Part = Literal["cases", "inputs", "gold", "fuzz", "speed", "hostile"]
+GOLDS = {  # data set to the splits whose answers are tried
+    "math": ("train", "dev", "test"),
+    "gsm8k": ("train", "dev", "test"),
+    "theoremqa": ("test",),
+    "svamp": ("test",),
+    "aqua": ("dev", "test"),
+}
 Check = Callable[[int], list[Row]]  # of a seed
 
 
 def run(only: Part | None = None, seed: int = 0) -> Iterator[Row]:
-    parts: dict[Part, Check] = {"cases": cases, "gold": gold, "speed": speed, "hostile": hostile}
+    parts: dict[Part, Check] = {
+        "cases": cases,
+        "inputs": inputs,
+        "gold": gold,
+        "fuzz": fuzz,
+        "speed": speed,
+        "hostile": hostile,
+    }
     for part in [only] if only else list(parts):
         yield from parts[part](seed)
 
@@ -55,22 +75,81 @@ def cases(seed: int) -> list[Row]:
 
 
 def gold(seed: int) -> list[Row]:
-    """Every gold answer, given back in a boxed sentence."""
+    """Every gold answer in other wordings, which have to be accepted, and altered a little, which have to be refused."""
     rows = []
-    for name in ("math", "gsm8k", "theoremqa", "svamp", "aqua"):
-        problems = load_problems(name, "test")
+    for name, splits in GOLDS.items():
+        problems = [p for split in splits for p in load_problems(name, split)]
         if name == "theoremqa":
             problems = read_theoremqa(Path(os.environ["RSIM_DATA"]) / name, pictures=True)["test"]
-
-        def accepted(problem: Problem) -> bool:
-            verdict = check(problem, f"So the final answer is \\boxed{{{problem.answer}}}.", "strict")[1]
-            if not verdict.right:
-                print(f"  refused: {problem.id}: {problem.answer!r}: {verdict}")
-            return verdict.right
-
-        count = sum(in_parallel(problems, accepted))
-        rows.append(Row(f"{name}: gold answers accepted of {len(problems)}", count, goal="all", met=count == len(problems)))
+        for table, wanted in ((wordings.WORDINGS, True), (wordings.ALTERED, False)):
+            for what, write in table.items():
+                rows += _judged(f"{name}, {what}", problems, write, wanted)
     return rows
+
+
+def _judged(name: str, problems: list[Problem], write: wordings.Writer, wanted: bool) -> list[Row]:
+    written = [(p, text) for p in problems if (text := write(p)) is not None]
+    texts = [(p, text) for p, text in written if wanted or not wordings.within_tolerance(p, text)]
+    if not texts:
+        return []
+    verdicts = in_parallel(texts, lambda pair: check(pair[0], f"So the final answer is \\boxed{{{pair[1]}}}.")[1])
+    for (p, text), verdict in zip(texts, verdicts, strict=True):
+        if verdict.right != wanted:
+            print(f"  {'refused' if wanted else 'accepted'}: {name}: {p.id}: gold {p.answer!r} answer {text!r}: {verdict}")
+    count = sum(verdict.right == wanted for verdict in verdicts)
+    skipped = f" ({len(written) - len(texts)} within the tolerance left out)" if len(written) > len(texts) else ""
+    what = f"{name}: {'right answers accepted' if wanted else 'altered answers refused'} of {len(texts)}{skipped}"
+    return [Row(what, count, goal="all", met=count == len(texts))]
+
+
+def inputs(seed: int) -> list[Row]:
+    """The text inputs of the shared cases: what earlier checkers got wrong."""
+    path = Path(os.environ["RSIM_DATA"]).parent / "cases" / "checker.jsonl"
+    known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    known = [case for case in known if case["kind"] not in ("gym", "code")]
+
+    def agrees(case: dict[str, Any]) -> bool:
+        problem = Problem("", case["gold"], kind=case["kind"], meta=case.get("meta", {}))
+        right = check(problem, f"So it is \\boxed{{{case['answer']}}}.")[1].right
+        if right != case["expected"]:
+            print(f"  wrong: gold {case['gold']!r} answer {case['answer']!r}: {right}")
+        return bool(right == case["expected"])
+
+    count = sum(in_parallel(known, agrees))
+    return [
+        Row(f"text inputs of known faults judged as they should be of {len(known)}", count, goal="all", met=count == len(known))
+    ]
+
+
+def fuzz(seed: int) -> list[Row]:
+    """Golds with signs put in, taken out and doubled, as answers of every kind: nothing may crash."""
+    rng = random.Random(seed)
+    golds = [p.answer for p in load_problems("math", "test")]
+    problems = [Problem("", rng.choice(golds), kind=kind) for kind in ("latex", "numeric", "text") for _ in range(40)]
+    problems += [Problem("", letter, kind="choice", meta={"options": rng.choices(golds, k=4)}) for letter in "ABCD"]
+    pieces = [*_PIECES.split(), "\\text{not}", "\\pm", "_5", "'", "million", "\\cup", "\\begin{pmatrix}", "&", "\\\\", "²", "½"]
+
+    def mutated() -> str:
+        text = rng.choice(golds)
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randrange(len(text) + 1)
+            text = text[:at] + rng.choice([rng.choice(pieces), "", text[at:], text[:at]]) + text[at + rng.randint(0, 2) :]
+        return text[:2000]
+
+    texts = [mutated() for _ in range(5000)]
+
+    def crashes(text: str) -> bool:
+        try:
+            for problem in (problems[len(text) % 120], problems[-1 - len(text) % 4]):
+                check(problem, f"\\boxed{{{text}}}")
+                check(problem, text, "flexible")
+        except Exception as error:  # counted: that is what is measured
+            print(f"  crash: {type(error).__name__}: {text!r}")
+            return True
+        return False
+
+    count = sum(in_parallel(texts, crashes))
+    return [Row(f"fuzzed answers that crash the checker of {len(texts)}", count, goal="0", met=count == 0, seeds=[seed])]
 
 
 def speed(seed: int) -> list[Row]:
@@ -95,12 +174,37 @@ def speed(seed: int) -> list[Row]:
     rate = 1 / statistics.median(ours)
     ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
     share = len(plain) / len(texts)
+    # Formulas: what neither a number nor a word is. The other side of a pair is written differently.
+    formulas = [p for p in problems if p.kind == "latex" and re.search(r"[a-z](?![a-z])|\\\\(?:sqrt|pi|sin|cos|tan)", p.answer)]
+    formulas = [p for p in formulas if parse_number(p.answer) is None and "\\text" not in p.answer]
+    pairs = [
+        (p, f"So it is \\boxed{{{_turned((p if rng.random() < 0.5 else rng.choice(formulas)).answer)}}}.") for p in formulas
+    ]
+    asked = [check(p, t)[1] for p, t in pairs]
+    needed = sum(v.how == "symbolic" for v in asked) / len(pairs)
+    our_way, their_way, agreed = [], [], 0.0
+    for _ in range(3):
+        our_way.append(_seconds(lambda: [check(p, t) for p, t in pairs[:300]]))
+        their_way.append(_seconds(lambda: [_math_verify(math_verify, p, t) for p, t in pairs[:300]]))
+    agreed = statistics.mean(v.right == _math_verify(math_verify, p, t) for v, (p, t) in zip(asked[:300], pairs, strict=False))
+    faster = statistics.median(t / o for t, o in zip(their_way, our_way, strict=True))
+    algebra = f"MATH formulas ({len(formulas)} of {len(problems)} answers)"
     quick = "answers per second on one core, no symbolic algebra needed"
     return [
         Row(quick, round(rate), "1/s", "at least 2,000", rate >= 2000, seeds=[seed]),
         Row("share of mixed GSM8K and MATH answers that need none", share, "share", seeds=[seed]),
         Row("times faster than math-verify on the same answers", round(ratio, 1), "x", seeds=[seed]),
+        Row(f"{algebra}: per second on one core", round(300 / statistics.median(our_way)), "1/s", seeds=[seed]),
+        Row(f"{algebra}: times faster than math-verify", round(faster, 1), "x", "at least 3", faster >= 3, seeds=[seed]),
+        Row(f"{algebra}: same verdict as math-verify", agreed, "share", seeds=[seed]),
+        Row(f"{algebra}: share that needs math-verify", needed, "share", seeds=[seed]),
     ]
+
+
+def _turned(formula: str) -> str:
+    """Another way to write it: the last term first."""
+    found = re.fullmatch(r"([^-+=,(){}\\\\]+)\+([^-+=,(){}\\\\]+)", formula)
+    return f"{found[2]}+{found[1]}" if found else formula.replace("\\frac", "\\dfrac").replace(" ", "")
 
 
 def _seconds(work: Any) -> float:

@@ -8,6 +8,7 @@ its own normal form: equal forms are equal values then, and unequal ones may be.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -167,10 +168,9 @@ def _digits(number: Fraction) -> int:
 def _size(name: str) -> float | None:
     if name in ("pi", "e"):
         return math.pi if name == "pi" else math.e
-    base = name.removeprefix(OPAQUE)
-    if base.startswith(_ROOT) and ":" in base:
-        degree, radicand = base.removeprefix(_ROOT).split(":")
-        return float(int(radicand) ** (1 / int(degree)))
+    found = re.fullmatch(rf"\{OPAQUE}?{_ROOT}(\d+):(\d+)", name)
+    if found:
+        return float(int(found[2]) ** (1 / int(found[1])))
     return None
 
 

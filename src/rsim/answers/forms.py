@@ -8,12 +8,14 @@ ordered; a letter is no unit; of two units both must agree; a name on the left o
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from rsim.answers import algebra, units
 from rsim.answers.algebra import NoValueError, TooHardError, Value
 
+_MEMBER = "in "  # the name of the one item of ``x \\in A``
 _LONGEST, _DEEPEST, _LONGEST_NUMBER = 600, 40, 60
 
 
@@ -94,6 +96,14 @@ def same(gold: Form, given: Form, tolerance: float = 0.0) -> bool | None:
     Args:
         tolerance: of real numbers, relative to gold.
     """
+    members = [form.name if isinstance(form, Items) and form.name.startswith(_MEMBER) else "" for form in (gold, given)]
+    if any(members):
+        if all(members) and members[0] != members[1]:
+            return False
+        gold, given = (
+            form.items[0] if name and isinstance(form, Items) else form
+            for name, form in zip(members, (gold, given), strict=True)
+        )
     if isinstance(gold, Relation) and gold.name and not isinstance(given, Relation | Items):
         return same(Amount(gold.sides[1]), given, tolerance)
     if isinstance(given, Relation) and given.name and isinstance(gold, Amount):
@@ -116,10 +126,34 @@ def same(gold: Form, given: Form, tolerance: float = 0.0) -> bool | None:
 def _mixed(gold: Form, given: Form) -> bool | None:
     """Two forms of different kinds; a number to a base may be told without it."""
     for one, other in ((gold, given), (given, gold)):
+        if isinstance(one, Relation) and isinstance(other, Tuple):
+            interval = _interval(one)
+            return interval is not None and same(interval, other)
         if isinstance(one, Based) and isinstance(other, Amount):
+            if one.base == 10:
+                return other.value.rational == Fraction(one.digits)
             digits = other.value.rational
             return one is gold and digits is not None and str(digits) == one.digits and not other.unit
     return False
+
+
+def _interval(relation: Relation) -> Tuple | None:
+    """What ``1 < x <= 2`` or ``x < 2`` says of a letter."""
+    signs, sides = relation.signs, [Amount(side) for side in relation.sides]
+    named = [
+        value.rational is None and len(value.terms) == 1 and value.letters == {value.terms[0][0][0][0]}
+        for value in relation.sides
+    ]
+    far = algebra.atom("infinity")
+    if not set(signs) <= {"<", "<="}:
+        return None
+    if len(signs) == 2 and named == [False, True, False]:
+        return Tuple("[" if signs[0] == "<=" else "(", "]" if signs[1] == "<=" else ")", (sides[0], sides[2]))
+    if len(signs) == 1 and named[0]:
+        return Tuple("(", "]" if signs[0] == "<=" else ")", (Amount(-far), sides[1]))
+    if len(signs) == 1 and named[1]:
+        return Tuple("[" if signs[0] == "<=" else "(", ")", (sides[0], Amount(far)))
+    return None
 
 
 def _all(verdicts: list[bool | None]) -> bool | None:
@@ -230,11 +264,12 @@ _SIGNS = str.maketrans(
 )
 _SPACES = r"\\(?:displaystyle|textstyle|limits|nonumber|hfill|thinspace|medspace|quad|qquad)(?![A-Za-z])|\\[,!;: ]|~"
 _TEXT = r"\\(?:text|mathrm|mathbf|textbf|textit|mathit|mbox|emph|operatorname|textnormal|rm|bf|it)\s*\{([^{}]*)\}"
-_REWRITES = [
+_REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\\\"), "¶"),  # a matrix's new row
     (re.compile(r"\\\$"), "§"),  # a dollar; a bare $ opens and closes formulas
     (re.compile(r"<sup>(.*?)</sup>"), r"^{\1}"),
     (re.compile(r"\{,\}|,\\!\s*|\\,(?=\d{3}(?!\d))|(?<=\d),\\,(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"(?<![\d.,/^_}])\d{1,3}(?: \d{3})+(?![\d/])"), lambda m: m[0].replace(" ", "")),
     (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?:[lr]?)(?![A-Za-z])\.?"), ""),
     (re.compile(_SPACES), " "),
     (re.compile(r"\\\(|\\\)|\\\[|\\\]"), " "),
@@ -249,7 +284,9 @@ _REWRITES = [
     (re.compile(r"\\lt(?![A-Za-z])"), "<"),
     (re.compile(r"\\gt(?![A-Za-z])"), ">"),
     (re.compile(r"\\%"), "%"),
-    (re.compile(_TEXT), "⟦\\1⟧"),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
+    (re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])"), r"\1*10^{\2}"),
+    (re.compile(_TEXT), lambda m: "⟦" + re.sub(r"\s*,\s*", "⟧,⟦", m[1]) + "⟧"),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])|(?<=\d)pi(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"(?<![\\A-Za-z])sqrt(?![A-Za-z])"), r"\\sqrt"),
     (re.compile(r"\{\s*\}"), ""),
@@ -266,6 +303,8 @@ _RELATIONS = {"=": "=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "≠": "!=
 _TURNED = {">": "<", ">=": "<="}
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _JOINING = {"and", "or"}
+_NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_BASES = {word: base for base, word in enumerate(_NUMERALS.split())}
 
 
 def read(text: str) -> Form:
@@ -284,6 +323,15 @@ def read(text: str) -> Form:
     return _Reader(tokens).whole()
 
 
+def readable(text: str) -> bool:
+    """Whether `read` knows the form of ``text``."""
+    try:
+        read(text)
+    except (UnreadableError, NoValueError, TooHardError):
+        return False
+    return True
+
+
 def _normal(text: str) -> str:
     text = text.translate(_SIGNS).strip()
     while "\\boxed{" in text or "\\fbox{" in text:
@@ -294,7 +342,8 @@ def _normal(text: str) -> str:
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
     text = text.replace("$", "§" if text.count("$") % 2 else " ")
-    return re.sub(r"^\s*(?:\\approx|=)", "", text).strip().rstrip(".").strip()
+    text = re.sub(r"^\s*(?:\\approx|=)", "", text).strip().rstrip(".").strip()
+    return re.sub(r"(?i)^⟦?(?:the )?(?:final )?answer(?: is)?:?\s*⟧?(?=.)", "", text)
 
 
 @dataclass(frozen=True)
@@ -378,7 +427,7 @@ class _Reader:
     def _entry(self) -> Form:
         parts = self._split({"\\in"})
         if len(parts) == 2 and len(parts[0]) == 1 and parts[0][0].kind == "letters":
-            return self._inner(parts[1])._entry()
+            return Items((self._inner(parts[1])._entry(),), f"{_MEMBER}{parts[0][0].text}")
         ratio = self._split({":"})
         if len(ratio) > 1 and all(ratio):
             return Tuple(":", "", tuple(self._inner(part)._amount() for part in ratio))
@@ -388,7 +437,8 @@ class _Reader:
         signs = [t.text for t in self._at_top() if t.text in _RELATIONS and t.kind == "sign"]
         if signs:
             return self._relation([_RELATIONS[sign] for sign in signs])
-        if any(t.text in ("\\pm", "\\mp") for t in self.tokens):
+        is_set = self.tokens[0].text == "\\{" and self._closing(0) == len(self.tokens) - 1
+        if not is_set and any(t.text in ("\\pm", "\\mp") for t in self.tokens):
             return self._either()
         return self._bracketed() or self._word() or self._based() or self._amount()
 
@@ -404,6 +454,14 @@ class _Reader:
         parts = self._split(set(_RELATIONS))
         if any(not part for part in parts):
             raise UnreadableError
+        if set(signs) == {"="} and all(not _is_name(part) for part in parts[:-1]):
+            chain = [self._inner(part)._entry() for part in parts]
+            if all(same(one, chain[-1]) for one in chain) and isinstance(chain[-1], Amount) and not chain[-1].value.letters:
+                return chain[-1]  # 2 + 3 = 5
+        if set(signs) == {"="} and _is_name(parts[0]):
+            parts, signs = [parts[0], parts[-1]], ["="]
+        if signs == ["="] and _is_name(parts[1]) and not _is_name(parts[0]):
+            parts = parts[::-1]
         if signs == ["="] and _is_name(parts[0]):
             right = self._inner(parts[1])._entry()
             if not isinstance(right, Amount) or right.unit:
@@ -484,7 +542,8 @@ class _Reader:
     def _based(self) -> Based | None:
         """``12_5``, ``203_{10}``; digits above 9 are letters."""
         text = "".join(token.text for token in self.tokens)
-        found = re.fullmatch(r"(-?)([0-9A-F,.]+)_(?:\{(\d+)\}|(\d+))", text)
+        text = re.sub(r"_\{?(?:base)?([a-z]+)\}?$", lambda m: f"_{_BASES.get(m[1], m[1])}", text)
+        found = re.fullmatch(r"(-?)([0-9A-F,.]+)_(?:\{(?:base)?(\d+)\}|(\d+))", text)
         digits = found[2].replace(",", "").lstrip("0") if found else ""
         return Based(found[1] + (digits or "0"), int(found[3] or found[4])) if found else None
 

@@ -16,6 +16,13 @@ _WORDS = (
 )
 _SHORT = dict(pair.split(":") for pair in _WORDS.split()) | {"mph": "mile per hour", "kmh": "kilometer per hour"}
 _BARE = frozenset(_SHORT) - {"in", "m", "g", "s", "L", "h"}  # of two letters and more, also without \text
+# Behind a number these make another number, a sentence or a doubt of it.
+_NO_UNITS = (
+    "not no nor never wrong false incorrect is isn't are was but and or if than minus plus times over by more less fewer "
+    "greater half halves third thirds quarter quarters fourths fifths sixths eighths tenth tenths hundredth hundredths "
+    "thousandth thousandths squared cubed factorial choose mod modulo base pi it the this that to from between root sqrt"
+)
+_NO_UNIT = frozenset(_NO_UNITS.split())
 _CENTS = {("cent", "dollar"): Fraction(1, 100), ("dollar", "cent"): Fraction(100)}
 _PRODUCT = re.compile(r"(?=[a-z]{2,4}\Z)a?b?c?d?e?f?g?h?i?j?k?l?m?n?o?p?q?r?s?t?u?v?w?x?y?z?\Z")
 
@@ -37,6 +44,8 @@ def parse(words: str) -> tuple[str, Fraction] | None:
     text = re.sub(r"\s*([/^])\s*", r"\1", text).replace("/", " per ")
     if re.fullmatch(r"[A-Za-z\s.^23-]{1,60}", text) is None:
         return None
+    if any(word.lower().rstrip(".") in _NO_UNIT for word in text.split()):
+        return None
     factor = Fraction(1)
     shown: list[str] = []
     power = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
@@ -46,7 +55,7 @@ def parse(words: str) -> tuple[str, Fraction] | None:
             factor *= MAGNITUDES[word.lower()]
         elif word.lower() in power:
             pending = "^" + power[word.lower()]
-        elif word.lower() in ("of", "the"):
+        elif word.lower() == "of":
             continue
         else:
             shown.append(_singular(word.partition("^")[0]) + (("^" + word.partition("^")[2]) if "^" in word else pending))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from rsim.answers import forms, units
 from rsim.answers.algebra import NoValueError, TooHardError
@@ -33,6 +34,18 @@ from rsim.rewards.symbolic import LONGEST, shared_pool
 _KNOWN = re.compile(r"[\x00-\x7f−–π√°×·÷≤≥≠∞∪∈±²³½¼¾’]*")
 _FORMULA = re.compile(
     rf"(?:\\[A-Za-z]+|(?<![A-Za-z\\])[A-Za-z]{{1,3}}(?![A-Za-z])|(?![A-Za-z]){_KNOWN.pattern[:-1]})*"
+)
+_VAGUE = re.compile(r"\\(?:approx|sim|not|neq?|text|mbox)(?![A-Za-z])|[≈≠%:]|\d'")
+_SIGN = re.compile(r"[=<>]|\\(?:le|ge|lt|gt|in|leq|geq)(?![A-Za-z])")
+# Of a whole text: it holds words or formulas; its last words deny what they name.
+_SENTENCE = re.compile(r"^\d{4,},\d+$|(?<![\\A-Za-z])[A-Za-z]{2,}|[$\n]|\\boxed|\\\[|\\\(")
+_DENIED = re.compile(
+    r"(?i)(?:\bnot|\bnever|n't)\s+(?:\w+\s+)?\S+\s*$"
+    r"|\b(?:at (?:least|most)|(?:less|more|greater|fewer) than)\s+\S+\s*$"
+    r"|\b(?:or (?:more|less)|(?:is|are) (?:wrong|incorrect|false|not))\W*$"
+)
+_PROSE = re.compile(
+    r"^\d{4,},\d+$|\b(?i:so|is|it|we|an|of|to|at|by|if|as)\s|(?<![\\A-Za-z{])[A-Za-z']{2,}[.,:]?\s+(?:[A-Za-z]{2}|[$\\])|\n|.\$.|.\\[(\[]"
 )
 # "A dog" and "I think" name no option.
 _LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z'])(?!(?<=[AI]) [a-z])")
@@ -94,7 +107,10 @@ def read_answer(text: str, mode: Mode, kind: Kind) -> str | None:
         return found_answers[-1] if found_answers else None
     if kind == "latex" or (kind in ("text", "gym") and "\\boxed" not in text):
         return text.strip() or None  # no box or several: the comparison itself looks for the last expression
-    return extract(text, "flexible")
+    whole = text.strip()
+    if "\\boxed" in whole or _is_prose(whole) or not forms.readable(whole):
+        return extract(text, "flexible")
+    return whole
 
 
 def grade(problem: Problem, answer: str, *, unsafe: bool = False, loose: bool = False) -> Verdict:
@@ -125,14 +141,43 @@ def _grade_formula(problem: Problem, answer: str, *, loose: bool) -> Verdict:
     exactly = plain_latex(answer) == plain_latex(problem.answer) != ""
     if exactly or (problem.kind == "numeric" and plain_text(answer) == plain_text(problem.answer) != ""):
         return Verdict(True, "text")
-    options = {name: problem.meta[name] for name in ("decimals", "set_relations") if name in problem.meta}
+    options: dict[str, Any] = {
+        name: problem.meta[name] for name in ("decimals", "set_relations") if name in problem.meta
+    }
     if not options:
         decided = _by_form(problem, answer)
-        if decided is not None and not (loose and not decided.right):
+        if decided is not None and not (loose and not decided.right and _is_prose(answer)):
             return decided
-    if not options and not ((loose or _FORMULA.fullmatch(answer)) and _KNOWN.fullmatch(problem.answer)):
+    if loose:
+        askable = _SENTENCE.search(answer) is not None and not _DENIED.search(answer)
+    else:
+        askable = _may_ask(problem.answer, answer) or len(problem.answer) > 100  # gold is a whole solution
+    if not options and not (askable and _KNOWN.fullmatch(problem.answer)):
         return Verdict(False, "text")
-    outcome = shared_pool().same(as_latex(problem.answer), as_latex(answer), **options)
+    return _by_algebra(problem.answer, answer, options, whole=loose or bool(options))
+
+
+def _is_prose(text: str) -> bool:
+    """Two words in a row, a formula among words, a decimal comma."""
+    return _PROSE.search(text) is not None
+
+
+def _may_ask(gold: str, answer: str) -> bool:
+    """Whether math-verify may compare two bare answers: formulas with the same relations in them."""
+    if not _FORMULA.fullmatch(answer) or _VAGUE.search(gold + answer):
+        return False
+    signs = [sorted(_SIGN.findall(text)) for text in (gold, answer)]
+    return signs[0] == signs[1] and not ("," in answer and signs[0])
+
+
+def _by_algebra(gold: str, answer: str, options: dict[str, Any], *, whole: bool) -> Verdict:
+    """By math-verify. It rounds to six decimals, so that two small numbers are the same to it; of two
+    formulas it has to find their quotient to be 1 as well."""
+    outcome = shared_pool().same(as_latex(gold), as_latex(answer), **options)
+    if outcome.same and not whole and not re.search(r"[,=<>]|\\(?:le|ge|in|begin)", gold + answer):
+        zero = parse_number(gold) == 0
+        quotient = f"$10^{{30}}({answer})$" if zero else f"$\\frac{{{gold}}}{{{answer}}}$"
+        outcome = shared_pool().same("$0$" if zero else "$1$", quotient.replace("$$", "$"))
     return Verdict(outcome.same, "symbolic", outcome.failure)
 
 
@@ -177,13 +222,15 @@ def _grade_choice(problem: Problem, answer: str) -> Verdict:
     options = [plain_latex(option) for option in problem.meta.get("options", [])]
     place, shown = ord(problem.answer) - 65, plain_latex(answer)
     chosen = _CHOSEN.fullmatch(shown)
-    if shown in options:
+    if shown in options and not (len(shown) == 1 and chosen):
         return Verdict(place < len(options) and shown == options[place], "choice")
     if not chosen or (chosen[1] and not chosen[3]) or (chosen[5] and not (chosen[3] or chosen[4])):
         return Verdict(False, "choice")
     words = chosen[5] or ""
-    other = words in options and options.index(words) != place
-    several = re.search(r"\b[A-J]\)|\bor\b", words) is not None and words not in options
+    said = {words, plain_latex(words), (chosen[4] or "") + words} - {""}
+    agrees = place < len(options) and options[place] in said
+    other = not agrees and not said.isdisjoint(options)
+    several = re.search(r"\b[A-J]\)|\bor\b|^[A-J]\b", words) is not None and not agrees
     return Verdict(chosen[2].upper() == problem.answer and not other and not several, "choice")
 
 
