@@ -134,6 +134,7 @@ def test_servers_slots_give_the_native_engines_log_and_read_a_question_once(want
     there = collect(served, tmp_path / "there")
     assert files(there) == files(here)
     assert there.header["settings"]["quantisation"] == "all F32"
+    assert there.header["settings"]["model"] == "base", "no path of this machine"
     whole = {record["id"]: record["prompt"] for record in there.records() if record["arm"] == "alone"}
     asked = {record["id"]: record["prompt"] for record in there.records() if record["arm"] == "asked"}
     first_read = sum(whole.values()) + sum(asked.values())  # an arm with a system prompt of its own shares nothing

@@ -176,7 +176,7 @@ def _settings(wanted: Collection, config: Config, arms: Arms, player: Game | Ser
         precision = "4 bits" if config.models.quantised else str(player.reasoner.model.dtype).removeprefix("torch.")
         at_server = player.servers.quantisation if isinstance(player.servers, LlamaServers) else "unknown"
         model = {
-            "model": config.models.reasoner,
+            "model": _shown(config.models.reasoner),
             "weights": origin(config.models.reasoner),
             "quantisation": precision if player.servers is None else at_server,
             "template": template,
@@ -192,3 +192,8 @@ def _settings(wanted: Collection, config: Config, arms: Arms, player: Game | Ser
         "strategies": hashlib.sha256(to_toml(arms.strategies).encode()).hexdigest(),
         **{f"rules.{name}": getattr(config.rollout, name) for name in RULE_FIELDS},
     }
+
+
+def _shown(model: str) -> str:
+    """A model's name as a log has it: of a file or folder its last part, so that the log can go to another machine."""
+    return Path(model).name if Path(model).exists() else model
