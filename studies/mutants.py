@@ -46,7 +46,7 @@ def run(draw: int = 200, seed: int = 0, known: bool = True) -> Iterator[Row]:
 def _seconds(tree: Any, file: str) -> float:
     """What a module's tests take, all of which must pass on the source as it is."""
     began = time.monotonic()
-    if tree.notices(file, (_ROOT / "src/rsim" / file).read_text(encoding="utf-8"), 600):
+    if tree.notices(file, (tree.folder / "src/rsim" / file).read_text(encoding="utf-8"), 600):
         raise UserError(f"the tests of {file} fail on the source as it is", "make test")
     return time.monotonic() - began
 
