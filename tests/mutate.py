@@ -100,7 +100,7 @@ def _changed(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
         case ast.Name(name) if name in _WORDS:
             yield node, _WORDS[name]
         case ast.Attribute(value, name) if name in _WORDS:
-            yield node, f"{ast.unparse(value)}.{_WORDS[name]}"
+            yield node, f"({ast.unparse(value)}).{_WORDS[name]}"
         case ast.If(test) | ast.IfExp(test) if isinstance(test, ast.Name | ast.Attribute | ast.Call):
             yield test, f"(not {ast.unparse(test)})"
         case ast.Expr(ast.Call()) | ast.AugAssign():
