@@ -304,6 +304,12 @@ def test_code_problems_may_have_cases_instead_of_tests(tmp_path):
 
     assert load(cases=[{"input": "1 2", "output": "3"}])[0].answer == "pass"
     assert load(cases=[{"input": [1], "output": 3}], entry_point="f")[0].meta["entry_point"] == "f"
-    for broken in ({"cases": [{"input": [1], "output": 3}]}, {"cases": [{"input": "1"}]}, {"cases": 3}, {"extra_inputs": [[1]]}, {}):
+    for broken in (
+        {"cases": [{"input": [1], "output": 3}]},
+        {"cases": [{"input": "1"}]},
+        {"cases": 3},
+        {"extra_inputs": [[1]]},
+        {},
+    ):
         with pytest.raises(UserError):
             load(**broken)

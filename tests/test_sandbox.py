@@ -38,9 +38,7 @@ def test_right_and_wrong_programs():
     ("__import__('collections').Counter('aab')", "a Counter"), ("frozenset({1})", "a frozenset"), ("range(3)", "a range"),
 ])  # fmt: skip
 def test_values_cross_unchanged(values, kind):
-    assert run_tests(
-        "def same(v): return v", f"v = {values}\nassert same(v) == v and type(same(v)) is type(v)"
-    ).passed, kind
+    assert run_tests("def same(v): return v", f"v = {values}\nassert same(v) == v and type(same(v)) is type(v)").passed, kind
 
 
 @needs_sandbox
@@ -309,7 +307,9 @@ def test_a_machine_without_a_filter_says_so_and_allows_few_processes(monkeypatch
 
 @needs_sandbox
 def test_a_program_that_waits_has_time_and_one_that_computes_has_little():
-    assert run_tests("import time\ndef f():\n    time.sleep(2)\n    return 1", "assert f() == 1", limits=Limits(seconds=1.0)).passed
+    assert run_tests(
+        "import time\ndef f():\n    time.sleep(2)\n    return 1", "assert f() == 1", limits=Limits(seconds=1.0)
+    ).passed
     assert run_tests("import time\ntime.sleep(60)", TESTS, limits=Limits(seconds=0.5, patience=2.0)).failure == "timeout"
     began = time.monotonic()
     assert not run_tests("while True:\n    pass", TESTS, limits=Limits(seconds=1.0, patience=60.0)).passed
@@ -329,7 +329,9 @@ def test_cases_of_a_function_and_of_a_solution_class():
     add = "def add(a, b): return a + b\n"
     assert grade(coded(cases=cases, entry_point="add"), add).right
     assert not grade(coded(cases=cases, entry_point="add"), "def add(a, b): return 3").right
-    assert not grade(coded(cases=cases[:1], entry_point="add"), "def add(a, b): return 3.0 if a else True").right, "another type"
+    assert not grade(coded(cases=cases[:1], entry_point="add"), "def add(a, b): return 3.0 if a else True").right, (
+        "another type"
+    )
     solution = "class Solution:\n    def add(self, a, b): return a + b\n"
     assert grade(coded(cases=cases, entry_point="Solution.add"), solution).right
     assert not grade(coded(cases=cases, entry_point="Solution.add"), add).right
@@ -342,7 +344,15 @@ def test_cases_of_a_program_that_reads_and_prints():
     right = "import sys\nif __name__ == '__main__':\n    v = list(map(int, sys.stdin.buffer.read().split()))\n    print(sum(v))\n    if v[0] == 1: print('0.500  ')\n"
     assert grade(problem, right).right
     assert grade(problem, right + "sys.exit(0)").right
-    for wrong in ("", "print(5)", right + "1/0", right + "sys.exit(1)", right + "print()\nprint(1)", "import os\nos.write(1, b'passed')\nos._exit(0)", right.replace("0.500", "0.51")):
+    for wrong in (
+        "",
+        "print(5)",
+        right + "1/0",
+        right + "sys.exit(1)",
+        right + "print()\nprint(1)",
+        "import os\nos.write(1, b'passed')\nos._exit(0)",
+        right.replace("0.500", "0.51"),
+    ):
         assert not grade(problem, wrong).right, wrong
 
 

@@ -88,7 +88,12 @@ def test_what_a_program_printed(program, printed):
 
 @needs_sandbox
 @pytest.mark.parametrize(
-    "program", ["while True: pass", "import time; time.sleep(60)", "import threading\nthreading.Thread(target=lambda: exec('while 1: 0')).start()"]
+    "program",
+    [
+        "while True: pass",
+        "import time; time.sleep(60)",
+        "import threading\nthreading.Thread(target=lambda: exec('while 1: 0')).start()",
+    ],
 )
 def test_a_program_that_does_not_end_is_stopped(program):
     began = time.perf_counter()

@@ -65,7 +65,13 @@ class Value:
         return {atom for atom in self.atoms if not atom.startswith(_ROOT) and atom not in ("pi", "e", "i")}
 
     def number(self) -> float | None:
-        """Its value as a float, if it is a real number."""
+        """Its value as a float, if it is a real number of a float's size."""
+        try:
+            return self._number()
+        except OverflowError:
+            return None
+
+    def _number(self) -> float | None:
         total = 0.0
         for monomial, coefficient in self.terms:
             factor = float(coefficient)

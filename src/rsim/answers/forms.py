@@ -192,8 +192,8 @@ def _rounded(exact: Amount, decimal: Amount) -> bool:
         return False
     number = exact.value.rational
     if number is None:
-        real = exact.value.number()
-        return real is not None and abs(real - float(shown)) <= 0.5000001 * 10.0**-decimal.decimals
+        real, near = exact.value.number(), decimal.value.number()
+        return real is not None and near is not None and abs(real - near) <= 0.5000001 * 10.0**-decimal.decimals
     return abs(number - shown) <= Fraction(1, 2 * 10**decimal.decimals)
 
 
@@ -425,6 +425,8 @@ class _Reader:
         return parts
 
     def _entry(self) -> Form:
+        if not self.tokens:
+            raise UnreadableError
         parts = self._split({"\\in"})
         if len(parts) == 2 and len(parts[0]) == 1 and parts[0][0].kind == "letters":
             return Items((self._inner(parts[1])._entry(),), f"{_MEMBER}{parts[0][0].text}")
