@@ -45,7 +45,8 @@ _DENIED = re.compile(
     r"|\b(?:or (?:more|less)|(?:is|are) (?:wrong|incorrect|false|not))\W*$"
 )
 _PROSE = re.compile(
-    r"^\d{4,},\d+$|\b(?i:so|is|it|we|an|of|to|at|by|if|as)\s|(?<![\\A-Za-z{])[A-Za-z']{2,}[.,:]?\s+(?:[A-Za-z]{2}|[$\\])|\n|.\$.|.\\[(\[]"
+    r"^\d{4,},\d+$|\b(?i:so|is|it|we|an|of|to|at|by|if|as)\s|\n|.\$.|.\\[(\[]"
+    r"|(?<![\\A-Za-z{])[A-Za-z']{2,}[.,:]?\s+(?:[A-Za-z]{2}|[$\\])|(?<![\\A-Za-z{])[A-Za-z']{3,}[.,:]?\s+-?\d"
 )
 # "A dog" and "I think" name no option.
 _LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z'])(?!(?<=[AI]) [a-z])")
