@@ -260,7 +260,16 @@ _SIGNS = str.maketrans(
     | dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", (f"^{n}" for n in range(10)), strict=True))
     | dict(zip("½¼¾⅓⅔", (f"\\frac{n} " for n in (12, 14, 34, 13, 23)), strict=True))
     | {"π": "\\pi ", "√": "\\sqrt ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∞": "\\infty ", "°": "^\\circ ", "∪": "\\cup "}
-    | {"≈": "\\approx ", "∈": "\\in ", "±": "\\pm ", "∅": "\\emptyset ", "θ": "\\theta ", "\u00a0": " ", "\u2009": " ", "\u202f": " "}
+    | {
+        "≈": "\\approx ",
+        "∈": "\\in ",
+        "±": "\\pm ",
+        "∅": "\\emptyset ",
+        "θ": "\\theta ",
+        "\u00a0": " ",
+        "\u2009": " ",
+        "\u202f": " ",
+    }
 )
 _SPACES = r"\\(?:displaystyle|textstyle|limits|nonumber|hfill|thinspace|medspace|quad|qquad)(?![A-Za-z])|\\[,!;: ]|~"
 _TEXT = r"\\(?:text|mathrm|mathbf|textbf|textit|mathit|mbox|emph|operatorname|textnormal|rm|bf|it)\s*\{([^{}]*)\}"
@@ -744,6 +753,8 @@ def _flat(entries: list[Form]) -> Items:
 def _is_name(tokens: list[_Token]) -> bool:
     """A letter, with or without a subscript or an argument: ``x``, ``a_1``, ``f(x)``."""
     text = "".join(t.text for t in tokens)
+    if any(not units.is_plain(t.text) for t in tokens if t.kind == "words"):
+        return False  # "not = 5" names nothing
     return re.fullmatch(r"\\?[A-Za-z]+'*(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?", text) is not None and (
         len(re.sub(r"\(.*|_.*|'", "", text)) == 1 or text[0] == "\\" or tokens[0].kind == "words"
     )
