@@ -160,7 +160,9 @@ def base(p: Problem) -> str | None:
 
 
 def digit(p: Problem) -> str | None:
-    """The first digit of the last number, another one."""
+    """The first digit of the last number, another one; not in the rounded side of ``2/3 = 0.67``, whose exact side counts."""
+    if "\\approx" in p.answer[1:]:
+        return None
     if p.kind in ("choice", "text") or re.search(r"\^\{?0|\D0\D*$", p.answer):
         return None
     return changed_number(p.answer, lambda n: str((int(n[0]) + 1) % 9 + 1) + n[1:], last=True)

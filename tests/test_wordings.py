@@ -162,6 +162,8 @@ DIFFERENT = r"""
 1,2,2 ;; 1,1,2
 5 ;; not 5
 5 ;; it isn't 5
+5 ;; \text{not} = 5
+5 ;; \text{not } \approx 5
 5 ;; \text{not } 5
 5 ;; either 4 or 5
 5 ;; maybe 5

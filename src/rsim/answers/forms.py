@@ -260,7 +260,16 @@ _SIGNS = str.maketrans(
     | dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", (f"^{n}" for n in range(10)), strict=True))
     | dict(zip("½¼¾⅓⅔", (f"\\frac{n} " for n in (12, 14, 34, 13, 23)), strict=True))
     | {"π": "\\pi ", "√": "\\sqrt ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∞": "\\infty ", "°": "^\\circ ", "∪": "\\cup "}
-    | {"∈": "\\in ", "±": "\\pm ", "∅": "\\emptyset ", "θ": "\\theta ", "\u00a0": " ", "\u2009": " ", "\u202f": " "}
+    | {
+        "≈": "\\approx ",
+        "∈": "\\in ",
+        "±": "\\pm ",
+        "∅": "\\emptyset ",
+        "θ": "\\theta ",
+        "\u00a0": " ",
+        "\u2009": " ",
+        "\u202f": " ",
+    }
 )
 _SPACES = r"\\(?:displaystyle|textstyle|limits|nonumber|hfill|thinspace|medspace|quad|qquad)(?![A-Za-z])|\\[,!;: ]|~"
 _TEXT = r"\\(?:text|mathrm|mathbf|textbf|textit|mathit|mbox|emph|operatorname|textnormal|rm|bf|it)\s*\{([^{}]*)\}"
@@ -430,6 +439,9 @@ class _Reader:
         parts = self._split({"\\in"})
         if len(parts) == 2 and len(parts[0]) == 1 and parts[0][0].kind == "letters":
             return Items((self._inner(parts[1])._entry(),), f"{_MEMBER}{parts[0][0].text}")
+        about = self._split({"\\approx"})
+        if len(about) > 1:  # 2/3 ≈ 0.67 says two thirds, x ≈ 11 says 11
+            return self._inner(about[1] if _is_name(about[0]) else about[0])._entry()
         ratio = self._split({":"})
         if len(ratio) > 1 and all(ratio):
             return Tuple(":", "", tuple(self._inner(part)._amount() for part in ratio))
@@ -741,6 +753,8 @@ def _flat(entries: list[Form]) -> Items:
 def _is_name(tokens: list[_Token]) -> bool:
     """A letter, with or without a subscript or an argument: ``x``, ``a_1``, ``f(x)``."""
     text = "".join(t.text for t in tokens)
+    if any(not units.is_plain(t.text) for t in tokens if t.kind == "words"):
+        return False  # "not = 5" names nothing
     return re.fullmatch(r"\\?[A-Za-z]+'*(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?", text) is not None and (
         len(re.sub(r"\(.*|_.*|'", "", text)) == 1 or text[0] == "\\" or tokens[0].kind == "words"
     )

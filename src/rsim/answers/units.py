@@ -34,6 +34,11 @@ def is_product(run: str) -> bool:
     return len(run) == 2 or (len(run) == 3 and _PRODUCT.match(run) is not None)
 
 
+def is_plain(words: str) -> bool:
+    """None of them denies, compares or counts."""
+    return not any(word.lower().rstrip(".") in _NO_UNIT for word in words.split())
+
+
 def parse(words: str) -> tuple[str, Fraction] | None:
     """A unit and the factor of a magnitude before it; None where the words are none.
 
@@ -44,7 +49,7 @@ def parse(words: str) -> tuple[str, Fraction] | None:
     text = re.sub(r"\s*([/^])\s*", r"\1", text).replace("/", " per ")
     if re.fullmatch(r"[A-Za-z\s.^23-]{1,60}", text) is None:
         return None
-    if any(word.lower().rstrip(".") in _NO_UNIT for word in text.split()):
+    if not is_plain(text):
         return None
     factor = Fraction(1)
     shown: list[str] = []
