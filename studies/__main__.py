@@ -47,12 +47,15 @@ def command_line(name: str, recorded: bool = False, changed: bool = False) -> ty
 
     @functools.wraps(run)
     def command(**options: Any) -> None:
+        measured = set()
         for row in run(**options):
+            measured.add(row.what)
             met = "" if row.met is None else "met" if row.met else "MISSED"
             print(f"{row.what:<78} {row.shown:<16} {row.between:<18} {row.goal:<14} {met}".rstrip(), flush=True)
             if recorded:
                 ledger.record(name, module.ISSUE, [row], changed=changed)
         if recorded:
+            ledger.retire(name, measured)
             ledger.write_page()
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

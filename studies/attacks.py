@@ -19,7 +19,7 @@ from rsim.rewards.grade import check, grade
 from studies.checking import in_parallel
 from studies.ledger import Row
 
-ISSUE = 24
+ISSUE = 12
 Part = Literal["attacks", "tasks", "constants", "code", "fuzz"]
 CONSTANTS = ("", "0", "1", "nan", "None", "True", "False", "no", "[]")  # and the question, and its longest line
 TASK_SEEDS = [0, 1, 2, 3, 4]

@@ -25,7 +25,7 @@ from rsim.rewards.symbolic import shared_pool
 from studies import wordings
 from studies.ledger import Row
 
-ISSUE = 2
+ISSUE = 12
 Part = Literal["cases", "inputs", "gold", "fuzz", "speed", "hostile"]
 GOLDS = {  # data set to the splits whose answers are tried
     "math": ("train", "dev", "test"),
@@ -34,6 +34,7 @@ GOLDS = {  # data set to the splits whose answers are tried
     "svamp": ("test",),
     "aqua": ("dev", "test"),
 }
+CODED = (("humaneval", "test"), *(("mbpp", split) for split in ("train", "dev", "test")))
 Check = Callable[[int], list[Row]]  # of a seed
 
 
@@ -103,21 +104,32 @@ def _judged(name: str, problems: list[Problem], write: wordings.Writer, wanted: 
 
 
 def inputs(seed: int) -> list[Row]:
-    """The text inputs of the shared cases: what earlier checkers got wrong."""
+    """The shared cases: what earlier checkers got wrong."""
     path = Path(os.environ["RSIM_DATA"]).parent / "cases" / "checker.jsonl"
     known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    known = [case for case in known if case["kind"] not in ("gym", "code")]
+    coded = {p.id: p for name, split in CODED for p in load_problems(name, split)}
+    touched = Path("/tmp/rsim_gym_case")  # what the cases' attacks make
+    touched.unlink(missing_ok=True)
 
     def agrees(case: dict[str, Any]) -> bool:
-        problem = Problem("", case["gold"], kind=case["kind"], meta=case.get("meta", {}))
-        right = check(problem, f"So it is \\boxed{{{case['answer']}}}.")[1].right
-        if right != case["expected"]:
-            print(f"  wrong: gold {case['gold']!r} answer {case['answer']!r}: {right}")
-        return bool(right == case["expected"])
+        gold, answer, kind = case["gold"], case["answer"], case["kind"]
+        shown = f"```python\n{answer}\n```" if kind == "code" and "```" not in answer else answer
+        shown = shown if kind == "code" else f"So it is \\boxed{{{answer}}}."
+        problems = [coded.get(gold, Problem("", gold, kind=kind, meta=case.get("meta", {})))]
+        if kind == "gym":  # a constant is wrong where gold is another
+            problems = [p for p in load_problems(f"gym:{case['task']}", "dev", limit=20) if p.answer != answer]
+        right = any(check(problem, shown)[1].right for problem in problems)
+        wanted = case["expected"] is True and not touched.exists()
+        if right != wanted:
+            print(f"  wrong: gold {gold!r} answer {answer!r}: {right}")
+        return bool(right == wanted)
 
     count = sum(in_parallel(known, agrees))
+    made = touched.exists()
+    what = f"inputs of known faults judged as they should be of {len(known)}"
     return [
-        Row(f"text inputs of known faults judged as they should be of {len(known)}", count, goal="all", met=count == len(known))
+        Row(what, count, goal="all", met=count == len(known)),
+        Row("files that they made on the host", int(made), goal="0", met=not made),
     ]
 
 

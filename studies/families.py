@@ -29,7 +29,7 @@ from rsim.training.agent import Agent, AgentSettings
 from rsim.training.batch import reasoner_batch
 from studies.ledger import Row
 
-ISSUE = 25
+ISSUE = 13
 _QUESTIONS = ("4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?")
 _RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=48, answer_tokens=6, delimiter="\n", batch=64)
 _LARGEST = 30e6  # parameters of what is still tiny

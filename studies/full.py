@@ -11,7 +11,7 @@ from pathlib import Path
 
 from studies.ledger import Row
 
-ISSUE = 30
+ISSUE = 10
 _TESTS = ["tests/test_ranks.py", "tests/test_replicas.py", "tests/test_vllm.py", "tests/test_llama.py"]
 
 

@@ -117,6 +117,22 @@ def record(topic: str, issue: int, rows: Sequence[Row], root: Path = Path(), cha
         file.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def retire(topic: str, measured: set[str], root: Path = Path()) -> None:
+    """After a command: rows that it, or a part of it (``--only``), once measured and does no more are superseded.
+
+    Args:
+        measured: the names of the rows that it has now.
+    """
+    folder = root / RESULTS
+    file, command = folder / f"{topic}.json", _command()
+    with _alone(folder):
+        ledger = json.loads(file.read_text(encoding="utf-8"))
+        for row in ledger["rows"]:
+            own = row["command"] == command or row["command"].startswith(f"{command} --only")
+            row["superseded"] |= own and row["what"] not in measured
+        file.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def read(file: Path) -> list[Row]:
     return [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
 
@@ -147,7 +163,7 @@ _LEAD = """# Results
 Every measurement, made from `results/*.json` by `make results`. A study writes its rows itself (`python -m studies NAME
 --record`); a missed goal stays. *Issue* is the number of the piece of work, in this project's history, that a study was made
 for; *measured by* points to the command, date, commit, seeds and machine below each table. A superseded row was measured with
-settings that were changed later, when its result was known; it stays and is not claimed."""
+settings that were changed later, when its result was known, or is measured no more; it stays and is not claimed."""
 
 
 def page(root: Path = Path()) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from rsim.errors import UserError
 from studies.ledger import Row
 
-ISSUE = 30
+ISSUE = 10
 _ROOT = Path(__file__).parents[1]
 
 

@@ -93,6 +93,20 @@ def test_measured_again_with_other_settings_the_first_row_stays_superseded(tmp_p
     assert [(r.value, r.superseded) for r in found["b"]] == [(1, False)]
 
 
+def test_what_a_command_measures_no_more_is_superseded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["studies/__main__.py", "topic", "--record"])
+    whole, part, other = ("python -m studies topic" + more for more in ("", " --only a", " --seeds 3"))
+    rows = [Row("a", 1, command=whole), Row("b", 1, command=part), Row("c", 1, command=whole), Row("d", 1, command=other)]
+    ledger.record("topic", 1, rows, tmp_path)
+    ledger.retire("topic", {"a"}, tmp_path)
+    assert {name: found[0].superseded for name, found in rows_of(tmp_path).items()} == {
+        "a": False,
+        "b": True,
+        "c": True,
+        "d": False,
+    }
+
+
 def test_the_command_of_a_row_is_what_measured_it_not_where_it_went(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["somewhere/studies/__main__.py", "gpu", "--only", "speed", "--record", "--supersede"])
     assert Row("x", 1).command == "python -m studies gpu --only speed"

@@ -109,6 +109,8 @@ def read_answer(text: str, mode: Mode, kind: Kind) -> str | None:
     if kind == "latex" or (kind in ("text", "gym") and "\\boxed" not in text):
         return text.strip() or None  # no box or several: the comparison itself looks for the last expression
     whole = text.strip()
+    if "\\boxed" not in whole and _DENIED.search(whole):
+        return None
     if "\\boxed" in whole or _is_prose(whole) or not forms.readable(whole):
         return extract(text, "flexible")
     return whole
