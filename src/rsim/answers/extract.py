@@ -1,4 +1,4 @@
-"""Reading answers out of text, in linear time; what they say is for `rsim.answers.forms`.
+"""Reading answers out of text, in linear time; what they say is for `rsim.answers.reading`.
 
 *strict* takes the one ``\\boxed{...}`` that a text holds; *flexible* takes the last box or else the last number.
 """
@@ -9,8 +9,9 @@ import re
 from fractions import Fraction
 from typing import Literal
 
-from rsim.answers import forms
+from rsim.answers import forms, reading
 from rsim.answers.algebra import NoValueError, TooHardError
+from rsim.answers.notation import UnreadableError
 
 Mode = Literal["strict", "flexible"]
 
@@ -134,8 +135,8 @@ def parse_number(text: str) -> Fraction | None:
     (Fraction(-2469, 2), Fraction(3, 4), Fraction(12, 1), None)
     """
     try:
-        form = forms.read(text)
-    except (forms.UnreadableError, NoValueError, TooHardError):
+        form = reading.read(text)
+    except (UnreadableError, NoValueError, TooHardError):
         return None
     if isinstance(form, forms.Relation) and form.name:
         return form.sides[1].rational

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from rsim.collecting.log import Log
+from rsim.collecting.questions import questions
 from rsim.collecting.regression import Array, Choices, Head, cross_fitted, fit, fold_of
 from rsim.collecting.tree import Node, Outcome, Step, Tree, game_arms, trees
-from rsim.config import DataConfig
-from rsim.data.load import load_problems
-from rsim.data.sources import SOURCES
+from rsim.config import Config, DataConfig
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import bootstrap_interval
 from rsim.game.problem import Problem
@@ -76,8 +75,8 @@ def fit_planner(
     known = [tree for log in logs for tree in trees(log)]
     if len(known) < 20:
         raise UserError(f"{len(known)} questions that all arms have played", "collect 20 at least")
-    questions = {(log.header["settings"]["data"], p.id): p.question for log in logs for p in _problems(log, data)}
-    choices = choices_of(planner, known, questions, price, on_state)
+    texts = {(log.header["settings"]["data"], p.id): p.question for log in logs for p in _asked(log, data)}
+    choices = choices_of(planner, known, texts, price, on_state)
     head = fit(choices, np.ones(len(known), dtype=bool))
     with torch.no_grad():
         planner.model.score.weight.copy_(torch.tensor(head.weights))
@@ -104,33 +103,31 @@ def _same(logs: list[Log]) -> Log:
     return first
 
 
-def _problems(log: Log, data: DataConfig | None) -> list[Problem]:
-    settings, rules = log.header["settings"], data or DataConfig()
-    source = settings["data"]
-    split = "test" if source in SOURCES and SOURCES[source].splits == ("test",) else settings["split"]
-    return load_problems(source, split, data_dir=rules.data_dir, columns=rules.columns)
+def _asked(log: Log, data: DataConfig | None) -> list[Problem]:
+    settings, config = log.header["settings"], Config(data=data or DataConfig())
+    return questions(settings["data"], settings["split"], config=config)
 
 
 def choices_of(
     planner: Planner,
     known: list[Tree],
-    questions: dict[tuple[str, str], str],
+    texts: dict[tuple[str, str], str],
     price: float,
     on_state: Callable[[int, int], None] = lambda done, of: None,
 ) -> Choices:
-    """The states of some questions with the planner's hidden states; ``questions``: their texts by data and id.
+    """The states of some questions with the planner's hidden states; ``texts``: of the questions, by data and id.
 
     Raises:
         UserError: no arm leaves the model alone, or a question's text is not there.
     """
     nodes, owner, features = [], [], []
     for number, tree in enumerate(known):
-        if (tree.data, tree.id) not in questions:
+        if (tree.data, tree.id) not in texts:
             raise UserError(f"question {tree.id} is not in {tree.data}", "give the data that the log was collected on")
         own = list(tree.root.walk())
         nodes += own
         owner += [number] * len(own)
-        features.append(_hidden(planner, questions[tree.data, tree.id], own))
+        features.append(_hidden(planner, texts[tree.data, tree.id], own))
         on_state(number + 1, len(known))
     names = planner.strategies.names
     null = [names.index(name) for name in known[0].root.branches if names.index(name) in planner.strategies.unlimited]
@@ -196,14 +193,19 @@ def _standing(data: str, name: str, pairs: list[tuple[Outcome, Outcome]]) -> Sta
     return Standing(data, name, len(pairs), float(right), float(np.mean(gains)), low, high, float(tokens), float(acts))
 
 
-def best_arm(choices: Choices, *, by_set: bool, folds: int = 5) -> list[Outcome]:
+def best_arm(choices: Choices, *, by_set: bool) -> list[Outcome]:
     """Each question's outcome under the arm of the greatest utility on the other folds' questions (of its set)."""
-    found = []
-    for tree in choices.trees:
-        fold = fold_of(tree, "outer")
-        others = [t for t in choices.trees if fold_of(t, "outer") != fold and (not by_set or t.data == tree.data)]
-        found.append(tree.outcomes[max(tree.outcomes, key=lambda arm: sum(choices.utility(t.outcomes[arm]) for t in others))])
-    return found
+    folds = [fold_of(tree, "outer") for tree in choices.trees]
+    names: dict[tuple[int, str], str] = {}
+    for fold, data in {(fold, tree.data) for fold, tree in zip(folds, choices.trees, strict=True)}:
+        others = [
+            tree.outcomes
+            for own, tree in zip(folds, choices.trees, strict=True)
+            if own != fold and (not by_set or tree.data == data)
+        ]
+        worth = {arm: sum(choices.utility(outcomes[arm]) for outcomes in others) for arm in choices.trees[0].outcomes}
+        names[fold, data] = max(worth, key=lambda arm: worth[arm])
+    return [tree.outcomes[names[fold, tree.data]] for fold, tree in zip(folds, choices.trees, strict=True)]
 
 
 def _flat(choices: Choices) -> Choices:

@@ -112,7 +112,7 @@ def of_questions(choices: Choices, ends: list[Outcome]) -> list[Outcome]:
 
 
 def fit(choices: Choices, questions: Mask, *, gated: bool = True) -> Head:
-    """A head for the questions that a mask ``[questions]`` names. Raises ValueError where fewer than two folds have some."""
+    """A head for the questions that a mask ``[questions]`` names."""
     rows = np.flatnonzero(questions[choices.question])
     folds = np.array([fold_of(tree, "inner") for tree in choices.trees])[choices.question][rows]
     scale = _Scale.of(choices.features[rows])

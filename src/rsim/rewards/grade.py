@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from rsim.answers import forms, units
+from rsim.answers import forms, reading, units
 from rsim.answers.algebra import NoValueError, TooHardError
 from rsim.answers.extract import (
     Mode,
@@ -25,6 +25,7 @@ from rsim.answers.extract import (
     plain_text,
     same_amount,
 )
+from rsim.answers.notation import UnreadableError
 from rsim.errors import UserError
 from rsim.game.problem import Kind, Problem
 from rsim.rewards.code import code_blocks, run_answer
@@ -111,7 +112,7 @@ def read_answer(text: str, mode: Mode, kind: Kind) -> str | None:
     whole = text.strip()
     if "\\boxed" not in whole and _DENIED.search(whole):
         return None
-    if "\\boxed" in whole or _is_prose(whole) or not forms.readable(whole):
+    if "\\boxed" in whole or _is_prose(whole) or not reading.readable(whole):
         return extract(text, "flexible")
     return whole
 
@@ -188,13 +189,13 @@ def _by_form(problem: Problem, answer: str) -> Verdict | None:
     """The verdict where both answers have a normal form; None: algebra has to tell."""
     try:
         gold = _gold_form(problem.answer)
-    except (NoValueError, forms.UnreadableError, TooHardError):
+    except (NoValueError, UnreadableError, TooHardError):
         return None
     try:
-        given = forms.read(answer)
+        given = reading.read(answer)
     except NoValueError:
         return Verdict(False, "number")
-    except forms.UnreadableError as error:
+    except UnreadableError as error:
         return Verdict(False, "text") if error.prose else None
     except TooHardError:
         return None
@@ -209,7 +210,7 @@ def _by_form(problem: Problem, answer: str) -> Verdict | None:
 def _gold_form(text: str) -> forms.Form:
     """Of a gold answer that is a solution, its boxes are read."""
     boxes = boxed(text)
-    return forms.read(", ".join(boxes) if boxes else text)
+    return reading.read(", ".join(boxes) if boxes else text)
 
 
 def _grade_choice(problem: Problem, answer: str) -> Verdict:
