@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -31,6 +32,15 @@ Value = float | int | str | None
 def _command() -> str:
     """What was typed, without where its rows go."""
     return f"python -m studies {shlex.join(a for a in sys.argv[1:] if a not in FLAGS)}".strip()
+
+
+def _whole(command: str) -> str:
+    """The command without ``--only PART``: a part of a study measures what the whole does.
+
+    >>> _whole("python -m studies checking --only gold --seed 1")
+    'python -m studies checking --seed 1'
+    """
+    return re.sub(r" --only \S+", "", command)
 
 
 @cache
@@ -99,8 +109,8 @@ class Row:
 def record(topic: str, issue: int, rows: Sequence[Row], root: Path = Path(), changed: bool = False) -> None:
     """Puts ``rows`` into the topic's ledger, under ``root``.
 
-    An older row of the same name is replaced if the same command measured it on the same seeds; else, or where settings inside
-    the study were ``changed`` since, it stays, superseded.
+    An older row of the same name is replaced if the same command, or a part of it, measured it on the same seeds; else, or
+    where settings inside the study were ``changed`` since, it stays, superseded.
     """
     folder = root / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +121,7 @@ def record(topic: str, issue: int, rows: Sequence[Row], root: Path = Path(), cha
             latest = new.get(old.what)
             if latest is None or old.superseded:
                 kept.append(old)
-            elif changed or (old.command, old.seeds) != (latest.command, latest.seeds):
+            elif changed or (_whole(old.command), old.seeds) != (_whole(latest.command), latest.seeds):
                 kept.append(replace(old, superseded=True))
         ledger = {"issue": issue, "rows": [asdict(row) for row in (*kept, *rows)]}
         file.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -128,7 +138,7 @@ def retire(topic: str, measured: set[str], root: Path = Path()) -> None:
     with _alone(folder):
         ledger = json.loads(file.read_text(encoding="utf-8"))
         for row in ledger["rows"]:
-            own = row["command"] == command or row["command"].startswith(f"{command} --only")
+            own = command in (row["command"], _whole(row["command"]))
             row["superseded"] |= own and row["what"] not in measured
         file.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
