@@ -15,7 +15,7 @@ command = typer.Typer(no_args_is_help=True)
 
 @command.command()
 def pretrain(
-    size: Annotated[str, typer.Option(help="nano-xs, nano-s, nano-m, nano-l, nano-llama or nano-x")] = "nano-s",
+    size: Annotated[str, typer.Option(help="nano-xs, nano-s, nano-m, nano-l or nano-llama")] = "nano-s",
     out: Annotated[str, typer.Option(help="Default: where the size's name finds it, in the cache.")] = "",
     seed: Annotated[int, typer.Option()] = 0,
     steps: Annotated[int, typer.Option(help="0: the size's own number.", min=0)] = 0,

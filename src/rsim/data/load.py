@@ -32,8 +32,7 @@ from rsim.data.leaks import separate
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError, first_line
 from rsim.game.problem import Kind, Problem, generated_split
-from rsim.lab.expressions import render
-from rsim.lab.problems import OUTSIDE, SPLITS, ProblemMix, sample_problems
+from rsim.lab.problems import SPLITS, ProblemMix, render, sample_problems
 
 _COLUMNS = ("question", "answer", "id", "kind")
 _SMALL_SEEDS = {"pool_matrix"}  # seeds NumPy with its own seed, which must be below 2**32
@@ -146,7 +145,7 @@ def endless(source: str) -> bool:
 def _mix(source: str) -> ProblemMix:
     """What ``lab`` or ``lab:A+B`` is made of; families keep their weights to each other."""
     usual = ProblemMix()
-    known = usual.families | OUTSIDE
+    known = usual.families
     chosen = source.removeprefix("lab").removeprefix(":").split("+") if ":" in source else list(usual.families)
     for name in chosen:
         if name not in known:
@@ -165,7 +164,7 @@ def _lab(mix: ProblemMix, split: str, limit: int, seed: int) -> list[Problem]:
                 yield problem
 
     return [
-        Problem(p.question, str(p.answer), f"lab-{split}-{seed}-{i}", {"family": p.family, "expression": render(p.expression)})
+        Problem(p.question, str(p.answer), f"lab-{split}-{seed}-{i}", {"family": p.family, "terms": render(p.terms)})
         for i, p in enumerate(islice(fresh(), limit))
     ]
 

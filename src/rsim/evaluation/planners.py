@@ -110,7 +110,7 @@ def _shuffled(needs: Needs) -> AnyPlanner:
 
 
 def _oracle(needs: Needs) -> AnyPlanner:
-    if not all("expression" in problem.meta for problem in needs.problems):
+    if not all("terms" in problem.meta for problem in needs.problems):
         raise UserError("--planner oracle", "the oracle knows lab problems only: use --data lab")
     return oracle_planner(needs.strategies, needs.problems)
 

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 from rsim.errors import UserError
 from rsim.lab.behaviour import write_solution
-from rsim.lab.problems import OUTSIDE, ProblemMix, sample_problems
+from rsim.lab.problems import ProblemMix, sample_problems
 from rsim.lab.steps import Rates
 from rsim.lab.tokenizer import ANSWER, DELIMITER, EOS, QUESTION, build_tokenizer
 from rsim.policies.strategies import load_strategies
 from rsim.policies.template import MARKER, question_chunk, strategy_chunk
 
 _KEEP_EVERY = 100  # steps
-_SETS = {"": "lab", "decoding": "lab-ten"}
 
 
 @dataclass(frozen=True)
 class Size:
-    """``spelled``: Llama architecture, and a tokenizer that spells phrases, names and things; else Qwen2's and one of words.
-    ``tenth``: a tenth kind of step that the text has, beside the problems that take it."""
+    """``spelled``: Llama architecture, and a tokenizer that spells phrases, names and things; else Qwen2's and one of words."""
 
     hidden: int
     layers: int
@@ -46,14 +44,12 @@ class Size:
     steps: int
     learning_rate: float
     spelled: bool = False
-    tenth: str = ""
 
 
 SIZES = {
     "nano-xs": Size(hidden=40, layers=3, heads=4, intermediate=96, steps=3000, learning_rate=6e-3),
-    "nano-s": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3),
+    "nano-s": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=3000, learning_rate=5e-3),
     "nano-m": Size(hidden=192, layers=4, heads=6, intermediate=448, steps=2000, learning_rate=2e-3),
-    "nano-x": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=5e-3, tenth="decoding"),
     "nano-l": Size(hidden=384, layers=5, heads=6, intermediate=896, steps=2000, learning_rate=1e-3),
     "nano-llama": Size(hidden=128, layers=3, heads=4, intermediate=256, steps=6000, learning_rate=4e-3, spelled=True),
 }
@@ -65,7 +61,7 @@ class PretrainConfig:
     seed: int = 0
     batch: int = 48  # documents per step
     steps: int | None = None  # None: the size's own
-    planner_share: float = 0.1
+    planner_share: float = 0.2
     mix: ProblemMix = field(default_factory=ProblemMix)
     rates: Rates = field(default_factory=Rates)
 
@@ -90,12 +86,10 @@ def new_model(size: Size, tokenizer: Qwen2Tokenizer) -> PreTrainedModel:
 
 def documents(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Iterator[tuple[list[int], int]]:
     """Endless ``(token ids, length of the part without loss)``."""
-    tenth = SIZES[config.size].tenth
-    strategies = load_strategies(_SETS[tenth])
-    mix = replace(config.mix, families=config.mix.families | OUTSIDE) if tenth else config.mix
+    strategies = load_strategies("lab")
     rng = random.Random(f"pretrain:{config.seed}")
-    for problem in sample_problems("train", config.seed, mix):
-        question, steps = problem.question, write_solution(problem, rng, config.rates, tenth=tenth)
+    for problem in sample_problems("train", config.seed, config.mix):
+        question, steps = problem.question, write_solution(problem, rng, config.rates)
         if rng.random() < config.planner_share:
             head, body = _planner_text(question, steps)
         else:
@@ -148,7 +142,7 @@ def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[
     torch.manual_seed(config.seed)
     size = SIZES[config.size]
     steps = config.steps or size.steps
-    tokenizer = build_tokenizer(spelled=size.spelled, tenth=size.tenth)
+    tokenizer = build_tokenizer(spelled=size.spelled)
     model = new_model(size, tokenizer)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]

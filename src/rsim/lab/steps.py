@@ -1,23 +1,24 @@
 """How each of the nine kinds of step is written in lab solutions, slips included.
 
-A solution is a walk over `State`. `write_step` is the only place that says what a strategy does: what it is good at, what it
-cannot do, and at which stated rate (`Rates`) it goes wrong. No strategy is good everywhere:
+A solution is a walk over `State`: a total in two columns, and the terms that are left. `write_step` is the only place that
+says what a strategy does. What a join leaves behind decides what is needed next, and is seen in the steps alone: ``7:15`` (a
+carry), ``7:-4`` (a ten to break), ``75?`` (a digit that is in doubt, and wrong), ``75~`` (the term behind was lost).
 
-=================  ====================================================================================
-sub-planning       writes the expression hidden in a worded question; nothing else to do later
-prioritization     works out the first bracket
-decomposition      works out the first product in parts
-deliberation       joins the first two numbers place by place
-summarization      joins all numbers at once, in the head; nothing while products are left
-continuation       joins the next two terms in the head, brackets and products included
-validation         works the last calculation out again and corrects it
-self-reflection    reads the question again and adds the part that was overlooked
-termination        boxes the value; while there is work left, the running total after one hasty join
-decoding           a tenth: writes the digits of a cipher; nothing to do elsewhere
-=================  ====================================================================================
+=================  =======================================  ======================================================
+strategy           what it is good for                      elsewhere
+=================  =======================================  ======================================================
+sub-planning       writes down the sum hidden in words      nothing
+prioritization     works out a bracket                      nothing
+continuation       joins the next term, column by column    forgets a carry, a broken ten, half of a bracket
+deliberation       settles a carry                          nothing
+decomposition      breaks a ten                             breaks a ten that was whole (a carry is left)
+validation         corrects a digit that is in doubt        spoils a right digit
+self-reflection    puts a lost term back                    puts the last term in once more
+summarization      joins all the rest, if it is round       forgets the ones of the rest
+termination        boxes the total                          boxes it as it is
+=================  =======================================  ======================================================
 
-A worded question that is worked on without a plan is read hastily: its last part is overlooked at `Rates.misread`.
-A cipher that was not decoded cannot be worked on at all: steps leave it as it is, and what is boxed is a guess.
+A worded question that is worked on without a plan loses its last term, unseen.
 """
 
 from __future__ import annotations
@@ -25,99 +26,73 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from rsim.lab.expressions import (
-    Expression,
-    Term,
-    careful_pair,
-    careful_product,
-    careful_sum,
-    carryless_product,
-    carryless_sum,
-    number,
-    place_parts,
-    render,
-    value_of,
-)
-from rsim.lab.expressions import (
-    replace as replace_terms,
-)
-from rsim.lab.problems import LabProblem, encode
+from rsim.lab.problems import LabProblem, Term, Terms
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of steps that go wrong in the written solutions; every one is a free choice, recorded with the model."""
+    """How often the written solutions go wrong by chance; recorded with the model."""
 
-    misread: float = 0.7  # a worded question used without a plan: its last part is overlooked
-    head_slip: float = 0.3  # a calculation in the head that needs a carry drops it
-    bracket_slip: float = 0.5  # a bracket joined in the head is multiplied out for its first number only
-    careful_slip: float = 0.04  # a calculation in parts drops a carry at the end
-    catch: float = 0.95  # validation and self-reflection notice what is wrong
-
-
-@dataclass(frozen=True)
-class Calculation:
-    """The last calculation: where its result stands and how to do it again."""
-
-    index: int
-    redo: str
-    right: int
+    slip: float = 0.5  # a join without carry or broken ten leaves a doubt or loses a term
+    harm: float = 0.6  # a question read without a plan, or a whole total checked, broken or added to, is spoilt
 
 
 @dataclass(frozen=True)
 class State:
+    """``tens`` and ``ones`` are the total's columns, settled where ones are 0 to 9; ``joined`` the last term that was joined,
+    ``before`` the total it was joined to; ``right`` the digit that is in doubt, as it should be."""
+
     problem: LabProblem
-    expression: Expression
-    read: bool  # the expression has been written down (always true for arithmetic)
-    overlooked: bool = False
-    last: Calculation | None = None
+    tens: int
+    ones: int
+    rest: Terms
+    read: bool
+    joined: Term | None = None
+    before: int = 0
+    right: int | None = None
+    lost: Term | None = None
     done: bool = False
 
     @property
-    def slipped(self) -> bool:
-        return self.last is not None and self.expression[self.last.index].b != self.last.right
+    def carries(self) -> bool:
+        return self.ones > 9
 
     @property
-    def right(self) -> bool:
-        """Nothing has gone wrong so far."""
-        return value_of(self.expression) == self.problem.answer
+    def borrows(self) -> bool:
+        return self.ones < 0
+
+    @property
+    def doubted(self) -> bool:
+        return self.right is not None
+
+    @property
+    def total(self) -> int:
+        """As a hasty person reads the columns: a carry is dropped, a digit below zero is taken the other way round."""
+        return 10 * self.tens + abs(self.ones) % 10
+
+    def __str__(self) -> str:
+        settled = 0 <= self.ones <= 9
+        total = str(self.total) if settled else f"{self.tens}:{self.ones}"
+        return total + "?" * self.doubted + "~" * (self.lost is not None) + "".join(map(str, self.rest))
 
 
 def start(problem: LabProblem) -> State:
-    return State(problem, problem.expression, read=not problem.is_worded)
+    tens, ones = divmod(problem.terms[0].b, 10)
+    return State(problem, tens, ones, problem.terms[1:], read=not problem.is_worded)
 
 
 def write_step(state: State, strategy: str, rng: random.Random, rates: Rates) -> tuple[str, State]:
     """The text of one step (without its strategy phrase and delimiter) and the state after it."""
-    if state.problem.is_cipher and not state.read:
-        return _face_cipher(state, strategy, rng)
-    if strategy == "sub-planning" and not state.read:
+    if strategy == "sub-planning" or state.read:
         state = replace(state, read=True)
-        return _so("plan", state.expression), replace(state, last=None)
-    if not state.read:
-        overlook = rng.random() < rates.misread
-        expression = state.expression[:-1] if overlook else state.expression
-        state = replace(state, read=True, overlooked=overlook, expression=expression)
+    else:
+        state = replace(state, read=True, rest=state.rest[:-1] if rng.random() < rates.harm else state.rest)
     if strategy == "termination":
-        return f" \\boxed{{{_final_value(state, rng, rates)}}}", replace(state, done=True)
-    if strategy == "validation":
-        return _validate(state, rng, rates)
-    if strategy == "self-reflection":
-        return _reflect(state, rng, rates)
-    work = _WORK[strategy](state.expression, rng, rates) if strategy in _WORK else None
-    word = WORDS[strategy]
-    if work is None:
-        return _so(word, state.expression), replace(state, last=None)
-    shown, expression, calculation = work
-    return _so(f"{word} {shown}", expression), replace(state, expression=expression, last=calculation)
-
-
-def _face_cipher(state: State, strategy: str, rng: random.Random) -> tuple[str, State]:
-    if strategy == "decoding":
-        return _so("digits", state.expression), replace(state, read=True)
-    if strategy == "termination":
-        return f" \\boxed{{{rng.randint(1, 99)}}}", replace(state, done=True)
-    return f" {WORDS[strategy]} so {encode(state.expression)}", state
+        return f" \\boxed{{{state.total}}}", replace(state, done=True)
+    shown, new = _WORK[strategy](state, rng, rates)
+    if not 0 <= new.tens <= 9:  # only after something has gone wrong: there is nothing sensible to write
+        shown, new = "", state
+    return f" {WORDS[strategy]}{shown and ' ' + shown} so {new}", new
 
 
 # The word each kind of step opens with; also its evidence keyword.
@@ -130,152 +105,92 @@ WORDS = {
     "prioritization": "first",
     "sub-planning": "plan",
     "continuation": "next",
-    "decoding": "digits",
 }
 
-_Work = tuple[str, Expression, Calculation]
+_Work = tuple[str, State]  # what is shown, "" where the step does nothing; and the state after it
 
 
-def _so(shown: str, expression: Expression) -> str:
-    return f" {shown} so {render(expression)}"
+def _plan(state: State, rng: random.Random, rates: Rates) -> _Work:
+    return "", state
 
 
-def _settle(expression: Expression, index: int, width: int, sign: int, result: int, right: int) -> tuple[int, Expression]:
-    """Puts ``result`` in place of ``width`` terms; a slip that would let the sum run below zero is noticed and not made."""
-    new = replace_terms(expression, index, width, number(result, sign))
-    if result < 0 or any(value_of(new[: i + 1]) < 0 for i in range(len(new))):
-        return right, replace_terms(expression, index, width, number(right, sign))
-    return result, new
-
-
-def _decompose(expression: Expression, rng: random.Random, rates: Rates) -> _Work | None:
-    for index, term in enumerate(expression):
-        if term.is_product:
-            redo, right = careful_product(term.factor, term.b)
-            result = right
-            if rng.random() < rates.careful_slip and redo.count("=") == 2:
-                tens, ones = map(int, redo.split("=")[1].split("+"))
-                result = carryless_sum(tens, 1, ones)
-            result, new = _settle(expression, index, 1, term.sign, result, right)
-            return _with_result(redo, result), new, Calculation(index, redo, right)
-    return None
-
-
-def _deliberate(expression: Expression, rng: random.Random, rates: Rates) -> _Work | None:
-    if len(expression) < 2 or not (expression[0].is_number and expression[1].is_number):
-        return None
-    left, right = expression[0].b, expression[1]
-    redo, correct = careful_sum(left, right.sign, right.b)
-    if correct < 0:  # an earlier slip left too little to take from: nothing sensible to write
-        return None
-    result = correct
-    if rng.random() < rates.careful_slip:
-        last_part = place_parts(right.b)[-1]
-        result = carryless_sum(correct - right.sign * last_part, right.sign, last_part)
-    result, new = _settle(expression, 0, 2, 1, result, correct)
-    return _with_result(redo, result), new, Calculation(0, redo, correct)
-
-
-def _with_result(calculation: str, result: int) -> str:
-    return f"{calculation.rpartition('=')[0]}={result}"
-
-
-def _prioritize(expression: Expression, rng: random.Random, rates: Rates) -> _Work | None:
-    for index, term in enumerate(expression):
+def _prioritize(state: State, rng: random.Random, rates: Rates) -> _Work:
+    for i, term in enumerate(state.rest):
         if term.is_bracket:
-            inner = term.b + term.c
-            new = replace_terms(expression, index, 1, Term(term.sign, inner, term.factor))
-            redo, _ = careful_sum(term.b, 1 if term.c > 0 else -1, abs(term.c))
-            return redo, new, Calculation(index, redo, inner)
-    return None
+            whole = Term(term.sign, term.b + term.c)
+            return f"{term.body()}={whole.b}", replace(state, rest=(*state.rest[:i], whole, *state.rest[i + 1 :]))
+    return "", state
 
 
-def _summarize(expression: Expression, rng: random.Random, rates: Rates) -> _Work | None:
-    if len(expression) < 2 or not all(term.is_number for term in expression):
-        return None
-    if any(value_of(expression[: i + 1]) < 0 for i in range(len(expression))):
-        return None
-    correct = value_of(expression)
-    hasty = _hasty_total(expression) if rng.random() < rates.head_slip else correct
-    result, new = _settle(expression, 0, len(expression), 1, hasty, correct)
-    redo = ";".join(_chain(expression))
-    return f"{render(expression)}={result}", new, Calculation(0, redo, correct)
+def _continue(state: State, rng: random.Random, rates: Rates) -> _Work:
+    if not state.rest:
+        return "", state
+    term, rest = state.rest[0], state.rest[1:]
+    tens, ones = divmod(term.b, 10)
+    before = state.total
+    new = replace(
+        state,
+        tens=state.tens + term.sign * tens,
+        ones=before % 10 + term.sign * ones,
+        rest=rest,
+        joined=Term(term.sign, term.b),
+        before=before,
+        right=None,
+    )
+    if 0 <= new.ones <= 9 and rng.random() < rates.slip:
+        if new.ones % 3 == 1 and rest and not rest[0].is_bracket and new.lost is None:
+            new = replace(new, lost=rest[0], rest=rest[1:])
+        else:
+            new = replace(new, ones=_beside(new.ones), right=new.ones)
+    return f"{before}{term}", new
 
 
-def _continue(expression: Expression, rng: random.Random, rates: Rates) -> _Work | None:
-    if len(expression) == 1:
-        term = expression[0]
-        if term.is_number:
-            return None
-        result = _hasty_value(term, rng, rates)
-        redo, correct = careful_product(term.factor, term.b + term.c)
-        return f"{term.body()}={result}", (number(result),), Calculation(0, redo, correct)
-    left, right = expression[:2]
-    redo, correct = careful_pair(left, right)
-    if correct < 0:
-        return None
-    left_value, right_value = _hasty_value(left, rng, rates), _hasty_value(right, rng, rates)
-    slip = rng.random() < rates.head_slip
-    result = carryless_sum(left_value, right.sign, right_value) if slip else left_value + right.sign * right_value
-    result, new = _settle(expression, 0, 2, 1, result, correct)
-    return f"{render((left, right))}={result}", new, Calculation(0, redo, correct)
+def _summarize(state: State, rng: random.Random, rates: Rates) -> _Work:
+    if not state.rest:
+        return "", state
+    tens = state.tens + sum(term.sign * (term.b // 10) for term in state.rest)
+    shown = f"{state.total}{''.join(map(str, state.rest))}"
+    return shown, replace(state, tens=tens, ones=state.total % 10, rest=(), joined=None, right=None)
+
+
+def _deliberate(state: State, rng: random.Random, rates: Rates) -> _Work:
+    if not state.carries:
+        return "", state
+    return f"{state.tens}0+{state.ones}", replace(state, tens=state.tens + 1, ones=state.ones - 10)
+
+
+def _decompose(state: State, rng: random.Random, rates: Rates) -> _Work:
+    if state.carries or state.tens == 0 or not (state.borrows or rng.random() < rates.harm):
+        return "", state
+    return f"{state.tens}0{state.ones:+d}", replace(state, tens=state.tens - 1, ones=state.ones + 10, right=None)
+
+
+def _validate(state: State, rng: random.Random, rates: Rates) -> _Work:
+    if state.joined is None or state.carries or state.borrows or not (state.doubted or rng.random() < rates.harm):
+        return "", state
+    ones = _beside(state.ones) if state.right is None else state.right
+    return f"{state.before}{state.joined}", replace(state, ones=ones, right=None)
+
+
+def _reflect(state: State, rng: random.Random, rates: Rates) -> _Work:
+    term = state.lost or state.joined
+    if term is None or not (state.lost or rng.random() < rates.harm):
+        return "", state
+    return str(term), replace(state, rest=(term, *state.rest), lost=None)
+
+
+def _beside(digit: int) -> int:
+    """The digit that is taken for ``digit`` by mistake."""
+    return digit + 1 if digit < 9 else 8
 
 
 _WORK = {
-    "decomposition": _decompose,
-    "deliberation": _deliberate,
+    "sub-planning": _plan,
     "prioritization": _prioritize,
-    "summarization": _summarize,
     "continuation": _continue,
+    "summarization": _summarize,
+    "deliberation": _deliberate,
+    "decomposition": _decompose,
+    "validation": _validate,
+    "self-reflection": _reflect,
 }
-
-
-def _validate(state: State, rng: random.Random, rates: Rates) -> tuple[str, State]:
-    last = state.last
-    if last is None:
-        return _so("check ok", state.expression), state
-    if state.slipped and rng.random() < rates.catch:
-        term = state.expression[last.index]
-        expression = replace_terms(state.expression, last.index, 1, replace(term, b=last.right))
-        return _so(f"check {last.redo} fixed", expression), replace(state, expression=expression, last=None)
-    return _so("check ok" if state.slipped else f"check {last.redo} ok", state.expression), replace(state, last=None)
-
-
-def _reflect(state: State, rng: random.Random, rates: Rates) -> tuple[str, State]:
-    if state.overlooked and rng.random() < rates.catch:
-        missing = state.problem.expression[-1]
-        expression = (*state.expression, missing)
-        shown = f"back {'+' if missing.sign > 0 else '-'}{missing.body()} missing"
-        return _so(shown, expression), replace(state, expression=expression, overlooked=False, last=None)
-    return _so("back ok", state.expression), replace(state, last=None)
-
-
-def _final_value(state: State, rng: random.Random, rates: Rates) -> int:
-    """The value that is boxed: the number that is left, or the running total after one last hasty join."""
-    work = _continue(state.expression, rng, rates)
-    first = (work[1] if work else state.expression)[0]
-    return first.b if first.is_number else _hasty_value(first, rng, rates)
-
-
-def _hasty_value(term: Term, rng: random.Random, rates: Rates) -> int:
-    """The size of one term, worked out in the head."""
-    if term.is_bracket and rng.random() < rates.bracket_slip:
-        return max(term.factor * term.b + term.c, 1)
-    if term.is_product and rng.random() < rates.head_slip:
-        return carryless_product(term.factor, term.b)
-    return term.factor * (term.b + term.c)
-
-
-def _hasty_total(expression: Expression) -> int:
-    total = expression[0].b
-    for term in expression[1:]:
-        total = carryless_sum(total, term.sign, term.b)
-    return total
-
-
-def _chain(expression: Expression) -> list[str]:
-    texts, total = [], expression[0].b
-    for term in expression[1:]:
-        text, total = careful_sum(total, term.sign, term.b)
-        texts.append(text)
-    return texts

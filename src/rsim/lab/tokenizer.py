@@ -12,16 +12,16 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer
 
 from rsim.lab.problems import NAMES, THINGS
+from rsim.lab.steps import WORDS
 from rsim.policies.strategies import load_strategies
 from rsim.policies.template import MARKER, QUESTION_PREFIX, strategy_chunk
 
 PAD, EOS, QUESTION, ANSWER = "<pad>", "<eos>", "<q>", "<a>"
 DELIMITER = "\n"
 
-_STORY = (" has", " finds", " buys", " gives", " loses", " boxes", " of", ". how many?")
-_OTHER = (", x=?", "=?", " minus all", ", how much?", "day", " days", " weeks", ", then", " later", " earlier", ", which day?")
-_WORDS = (" back", " parts", " slowly", " check", " total", " first", " plan", " next")
-_STEPS = (*_WORDS, " so", " ok", " fixed", " missing", " \\boxed{")
+_STORY = (" has", " finds", " buys", " gives", " loses", ". how many?")
+_OTHER = (", x=?", "=?", "day", " days", ", then", " later", " earlier", ", which day?")
+_STEPS = (*(f" {word}" for word in WORDS.values()), " so", " \\boxed{")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<a>{{ m['content'] }}{% else %}<q>{{ m['content'] }}"
@@ -29,14 +29,10 @@ CHAT_TEMPLATE = (
 )
 
 
-_TENTH = {"": (), "decoding": (" digits", "Decode:", "In digits:", strategy_chunk("decoding"))}
-
-
-def build_tokenizer(*, spelled: bool = False, tenth: str = "") -> Qwen2Tokenizer:
+def build_tokenizer(*, spelled: bool = False) -> Qwen2Tokenizer:
     """The lab tokenizer, made from nothing; the same on every machine.
 
-    ``spelled``: the second family's, which spells the strategies' prompts, names and things letter by letter. ``tenth``:
-    a tenth strategy, *decoding*, whose words come last.
+    ``spelled``: the second family's, which spells the strategies' prompts, names and things letter by letter.
     """
     strategies = load_strategies("lab")
     phrases = [prompt for s in strategies.strategies for prompt in s.prompts]
@@ -49,6 +45,6 @@ def build_tokenizer(*, spelled: bool = False, tenth: str = "") -> Qwen2Tokenizer
         vocab=vocabulary, merges=[], unk_token=None, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )
     tokenizer.add_special_tokens({"additional_special_tokens": [QUESTION, ANSWER]})
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in (*words, *_TENTH[tenth])])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

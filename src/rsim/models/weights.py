@@ -34,7 +34,7 @@ from rsim.errors import UserError, first_line
 
 _LAB = Path(__file__).parents[1] / "lab"
 _PACKAGED = {"nano-s": _LAB / "nano-s"}
-_PRETRAINED = ("nano-xs", "nano-m", "nano-l", "nano-llama", "nano-x")  # by rsim lab pretrain, into the cache
+_PRETRAINED = ("nano-xs", "nano-m", "nano-l", "nano-llama")  # by rsim lab pretrain, into the cache
 
 
 @dataclass(frozen=True)

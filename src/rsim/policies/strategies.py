@@ -34,7 +34,6 @@ _PACKAGED = {
     "tables": _SETS / "tables.toml",
     "code": _SETS / "code.toml",
     "lab": _LAB / "strategies.toml",
-    "lab-ten": _LAB / "strategies_ten.toml",
 }
 _FIELDS = {"name", "description", "prompts", "keywords", "repeat_free", "unlimited", "tool"}
 
@@ -113,7 +112,7 @@ class StrategySet:
 
 def load_strategies(source: str = "default") -> StrategySet:
     """The strategy set of a packaged name (``default``, ``instruct``, ``acting``, ``arms``, ``sentences``, ``tables``,
-    ``code``, ``lab``, ``lab-ten``) or of a TOML file.
+    ``code``, ``lab``) or of a TOML file.
 
     Raises:
         UserError: the file is missing or malformed, a field is unknown, a name is doubled, fewer than one prompt is
