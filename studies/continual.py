@@ -15,7 +15,7 @@ ISSUE = 4
 LIMITS = """The tasks share their arithmetic and most of their best strategies; forgetting between tasks that pull the
 planner apart is not tested. Only the planner learns."""
 
-TASKS = ("arithmetic", "story", "equation", "comparison")
+TASKS = ("arithmetic", "story", "equation", "calendar")
 _SIX_STEPS = ("stages.stage1.steps=6", "stages.stage2.steps=0", "cold_start.episodes=0", "train.eval_every=2")
 _PLANNER_ONLY = ("stages.stage1.train_reasoner=false", *_SIX_STEPS)
 _METHODS = {"with replay": True, "without replay": False}

@@ -47,7 +47,7 @@ def test_the_plug_in_snippet_answers_as_rsim_eval_does(here, monkeypatch):
     asked = [r["question"] for r in records]
     said = io.StringIO()
     with redirect_stdout(said):
-        snippet = snippet.replace('print(planned.generate("7*(12+5)-38=?").text)', "print(planned.generate('7*(12+5)-38=?').text)\n"
+        snippet = snippet.replace('print(planned.generate("85-(12+5)+26=?").text)', "print(planned.generate('85-(12+5)+26=?').text)\n"
                                   "    answers = planned.generate(asked)")  # fmt: skip
         names = {"asked": asked}
         exec(snippet, names)

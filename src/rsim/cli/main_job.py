@@ -56,7 +56,7 @@ def run_demo(out: Path, seed: int, questions: int, overrides: list[str], *, quie
     if not quiet:
         _print(rows, str(table["title"]))
         print(f"report: {page}   ({time.perf_counter() - began:.0f} s)")
-        print(f"ask it yourself: rsim solve '7*(12+5)-38=?' --run {config.folder}")
+        print(f"ask it yourself: rsim solve '85-(12+5)+26=?' --run {config.folder}")
     return table | {"report": str(page)}
 
 

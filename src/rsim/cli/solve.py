@@ -24,7 +24,7 @@ def command(
 ) -> None:
     """Answer one question greedily, printing each step with its strategy as it is made."""
     if not question.strip():
-        raise UserError("the question is empty", 'e.g. rsim solve "12+7*13=?"')
+        raise UserError("the question is empty", 'e.g. rsim solve "12+71-26=?"')
     from rsim.evaluation.evaluate import episode_record, evaluate
     from rsim.evaluation.loading import load_game
     from rsim.game.problem import Problem

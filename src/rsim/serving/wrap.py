@@ -1,7 +1,7 @@
 """``Planner.wrap``: a transformers model or an OpenAI client whose answers are planned, in this process.
 
     planned = Planner.from_pretrained("runs/nano/checkpoints/final/planner").wrap(model, tokenizer)
-    planned.generate("7*(12+5)-38=?").text
+    planned.generate("85-(12+5)+26=?").text
 
     client = planner.wrap(openai.OpenAI())          # or AsyncOpenAI
     client.chat.completions.create(model="gpt-4o-mini", messages=[...], stream=True)
