@@ -15,6 +15,7 @@ from rsim.errors import UserError
 
 COMMANDS = {
     "train": "Train a planner and a reasoner together, stage by stage.",
+    "sweep": "Search the settings of a run at random: trials, the best again on other seeds, a table and a plot.",
     "plan": "Foretell time, memory and traffic of a run on other machines.",
     "eval": "Measure accuracy, with a 95% interval, and write the episodes and a summary.",
     "collect": "Play every arm on every question, keep the log, and say what there is to gain.",

@@ -1,0 +1,244 @@
+"""Random search over keys of a config: ``rsim sweep sweep.toml``.
+
+Each trial is a run of its own in a process of its own, scored by its held-out accuracy; the best quarter is run on the other
+seeds too, and the best mean wins. Every trial's settings lie in an optuna journal, so that a sweep that was stopped goes on
+with the trial it was at (and that one with its last checkpoint).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rsim.config import from_table, load_config
+from rsim.errors import UserError
+from rsim.runs.folder import records
+from rsim.settings import check_setting, setting
+
+_EDGE = 0.05  # of a range, at either end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A sweep's file, the table ``[search]`` aside."""
+
+    config: str = setting("", "preset or file that the trials change")
+    set: tuple[str, ...] = setting((), "overrides that all trials share, as in rsim train --set")
+    trials: int = setting(24, "settings that are tried", at_least=2)
+    seeds: tuple[int, ...] = setting((100, 101), "of the runs: the first for every trial, the others for the best")
+    confirmed: float = setting(0.25, "share of the trials that is run on the other seeds too", above=0, at_most=1)
+    budgets: tuple[int, ...] = setting((), "sampled tokens at which runs are read; none: at their end")
+    seed: int = setting(0, "of the draws")
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a key is drawn from: a list of values, or the numbers between two."""
+
+    key: str
+    values: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+
+    def on_edge(self, value: Any) -> bool:
+        """Whether a value is so near an end that a better one may lie beyond. Of values without order none is."""
+        if self.values:
+            ordered = all(type(v) in (int, float) for v in self.values)
+            return ordered and len(self.values) > 1 and value in (min(self.values), max(self.values))
+        low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        place: float = (value - low) / (high - low)
+        return not _EDGE < place < 1 - _EDGE
+
+
+@dataclass(frozen=True)
+class Sweep:
+    settings: Settings
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """``scores``: by budget (0: the end), of each seed that was run; none of a run that failed, with ``error``."""
+
+    number: int
+    chosen: dict[str, Any]
+    scores: dict[int, list[float]]
+    error: str = ""
+
+    def mean(self, budget: int) -> float:
+        found = self.scores.get(budget, [])
+        return sum(found) / len(found) if found else -1.0
+
+
+def load_sweep(path: Path) -> Sweep:
+    """
+    Raises:
+        UserError: a missing or malformed file, an unknown or doubtful key, a range that is none.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"cannot read {path}", str(error)) from error
+    search = table.pop("search", None)
+    if not isinstance(search, dict) or not search:
+        raise UserError(f"{path} has no table [search]", 'e.g. "train.planner_lr" = {low = 1e-5, high = 1e-2, log = true}')
+    settings: Settings = from_table(Settings, table, str(path))
+    for field in fields(settings):
+        check_setting(field, getattr(settings, field.name), f"{path}: {field.name}")
+    if not settings.config:
+        raise UserError(f"{path} names no config", 'add e.g. config = "nano-grpo"')
+    if not settings.seeds:
+        raise UserError(f"{path}: seeds is empty", "give one at least")
+    sweep = Sweep(settings, tuple(_range(str(key), value) for key, value in search.items()))
+    for ends in ("low", "high"):  # keys and values are checked before anything runs
+        chosen = {r.key: (r.values[0 if ends == "low" else -1] if r.values else getattr(r, ends)) for r in sweep.ranges}
+        load_config(settings.config, _overrides(settings, chosen))
+    return sweep
+
+
+def _range(key: str, value: Any) -> Range:
+    if isinstance(value, list) and value:
+        return Range(key, values=tuple(value))
+    if not isinstance(value, dict) or not {"low", "high"} <= set(value) <= {"low", "high", "log"}:
+        raise UserError(f"search.{key} = {value!r}", "give a list of values, or {low = ..., high = ..., log = true}")
+    low, high, log = value["low"], value["high"], value.get("log", False)
+    if not all(type(x) in (int, float) and math.isfinite(x) for x in (low, high)) or low >= high or (log and low <= 0):
+        raise UserError(f"search.{key} = {value!r}", "low and high are numbers, low below high (and above 0 where log = true)")
+    return Range(key, low=low, high=high, log=bool(log))
+
+
+def _overrides(settings: Settings, chosen: dict[str, Any]) -> list[str]:
+    return [*settings.set, *(f"{key}={json.dumps(value)}" for key, value in chosen.items())]
+
+
+def run_sweep(sweep: Sweep, out: Path, on_trial: Any = lambda trial, of: None) -> list[Trial]:
+    """Runs what is left of a sweep in ``out``; returns its trials, those with most seeds and the best mean first.
+
+    Raises:
+        UserError: optuna is missing, or ``out`` holds another sweep.
+    """
+    study = _study(sweep, out)
+    settings, trials = sweep.settings, []
+    for number in range(settings.trials):
+        chosen = study[number]
+        trials.append(_played(settings, out, number, chosen, settings.seeds[:1]))
+        on_trial(trials[-1], settings.trials)
+    for trial in ranked(trials, settings)[: max(1, math.ceil(settings.confirmed * len(trials)))]:
+        if trial.scores and settings.seeds[1:]:
+            trials[trial.number] = _played(settings, out, trial.number, trial.chosen, settings.seeds)
+            on_trial(trials[trial.number], settings.trials)
+    return ranked(trials, settings)
+
+
+def ranked(trials: list[Trial], settings: Settings) -> list[Trial]:
+    """By the number of seeds, then by the mean at the last budget."""
+    last = settings.budgets[-1] if settings.budgets else 0
+    return sorted(trials, key=lambda t: (-len(t.scores.get(last, [])), -t.mean(last), t.number))
+
+
+def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
+    """What each trial has chosen, drawn by optuna's random sampler and kept in ``out/trials.journal``."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("rsim sweep needs optuna", "pip install 'rsim[sweep]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    out.mkdir(parents=True, exist_ok=True)
+    journal = optuna.storages.journal
+    storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(out / "trials.journal")))
+    sampler = optuna.samplers.RandomSampler(seed=sweep.settings.seed)
+    study = optuna.create_study(
+        storage=storage, study_name="sweep", sampler=sampler, direction="maximize", load_if_exists=True
+    )
+    wanted = repr(sweep)
+    if study.user_attrs.setdefault("sweep", wanted) != wanted:
+        raise UserError(f"{out} holds another sweep", "give --out another folder")
+    study.set_user_attr("sweep", wanted)
+    spaces: dict[str, Any] = {
+        r.key: optuna.distributions.CategoricalDistribution(r.values)
+        if r.values
+        else optuna.distributions.FloatDistribution(r.low, r.high, log=r.log)
+        for r in sweep.ranges
+    }
+    if not study.trials:  # all are drawn at once: a sweep that was stopped draws nothing anew
+        for _ in range(sweep.settings.trials):
+            study.ask(spaces)
+    return [trial.params for trial in study.trials]
+
+
+def _played(settings: Settings, out: Path, number: int, chosen: dict[str, Any], seeds: tuple[int, ...]) -> Trial:
+    scores: dict[int, list[float]] = {}
+    for seed in seeds:
+        folder = out / f"trial-{number:03d}" / f"seed-{seed}"
+        error = _run(settings, folder, [*_overrides(settings, chosen), f"seed={seed}", f"out={json.dumps(str(folder))}"])
+        if error:
+            return Trial(number, chosen, {}, error)
+        for budget in settings.budgets or (0,):
+            scores.setdefault(budget, []).append(_score(folder, budget))
+    return Trial(number, chosen, scores)
+
+
+def _run(settings: Settings, folder: Path, overrides: list[str]) -> str:
+    """Trains to the end what is not; returns the last line of what went wrong."""
+    if (folder / "checkpoints" / "final").exists():
+        return ""
+    changed = [part for override in overrides for part in ("--set", override)]
+    resume = ["--resume"] if any((folder / "checkpoints").glob("step-*")) else []
+    command = [sys.executable, "-m", "rsim", "train", settings.config, *changed, *resume, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0 or done.returncode == 130:
+        raise KeyboardInterrupt
+    return (done.stderr.strip().splitlines() or ["?"])[-1].removeprefix("rsim: ") if done.returncode else ""
+
+
+def _score(folder: Path, budget: int) -> float:
+    """Held-out accuracy at the last evaluation within the budget of sampled tokens (0: at the end)."""
+    accuracy, tokens = 0.0, 0
+    for record in records(folder):
+        tokens = record.get("sampled_tokens", tokens)
+        if "eval/accuracy" in record and (not budget or tokens <= budget):
+            accuracy = record["eval/accuracy"]
+    return accuracy
+
+
+def edges(sweep: Sweep, best: Trial) -> list[str]:
+    """The keys whose best value lies on the edge of its range: the range is to be widened."""
+    return [r.key for r in sweep.ranges if r.on_edge(best.chosen[r.key])]
+
+
+def write_table(sweep: Sweep, trials: list[Trial], out: Path) -> Path:
+    """``table.md`` and ``plot.png``: every trial with its settings and scores, and the scores over each key."""
+    from matplotlib import pyplot
+
+    keys, budgets = [r.key for r in sweep.ranges], sweep.settings.budgets or (0,)
+    head = ["trial", *keys, *(f"at {budget:,} tokens" if budget else "at the end" for budget in budgets), "seeds"]
+    rows = [
+        [
+            str(t.number),
+            *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in (t.chosen[key] for key in keys)),
+            *(f"{t.mean(b):.1%}" if t.scores else t.error for b in budgets),
+            str(len(t.scores.get(budgets[-1], []))),
+        ]
+        for t in trials
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    figure, axes = pyplot.subplots(1, len(keys), figsize=(3 * len(keys), 3), sharey=True, squeeze=False, layout="constrained")
+    shown = [t for t in trials if t.scores]
+    for r, axis in zip(sweep.ranges, axes[0], strict=True):
+        values = [t.chosen[r.key] if not r.values else str(t.chosen[r.key]) for t in shown]
+        axis.scatter(values, [t.mean(budgets[-1]) for t in shown], s=[18 * len(t.scores[budgets[-1]]) for t in shown])
+        axis.set_xlabel(r.key)
+        if r.log:
+            axis.set_xscale("log")
+    axes[0][0].set_ylabel("held-out accuracy")
+    figure.savefig(out / "plot.png", dpi=120)
+    pyplot.close(figure)
+    return out / "table.md"

@@ -1,0 +1,144 @@
+"""Random search over a config: what is drawn, what is run once, what wins, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import rsim.training.sweep as sweeping
+from conftest import SMALL
+from rsim.cli.main import main
+from rsim.errors import UserError
+from rsim.training.sweep import Range, edges, load_sweep, run_sweep, write_table
+
+FILE = """
+config = "nano-grpo"
+set = ["train.eval_every=1"]
+trials = 8
+seeds = [100, 101, 102]
+budgets = [100, 200]
+[search]
+"train.reasoner_lr" = {low = 1e-5, high = 1e-2, log = true}
+"train.group" = [4, 8, 16]
+"""
+
+
+def written(tmp_path, text=FILE):
+    path = tmp_path / "sweep.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """In place of runs: held-out accuracy is the learning rate's third of the range, a little off by seed; group 16 fails."""
+    begun = []
+
+    def fake(settings, folder, overrides):
+        values = dict(o.split("=", 1) for o in overrides)
+        begun.append((folder.parent.name, values["seed"]))
+        if values["train.group"] == "16":
+            return "rsim: out of memory"
+        folder.mkdir(parents=True, exist_ok=True)
+        rate, seed = float(values["train.reasoner_lr"]), int(values["seed"]) - 100
+        lines = [{"step": 0, "eval/accuracy": 0.0}]
+        for step, tokens in enumerate((90, 150, 260), 1):
+            lines += [{"step": step, "sampled_tokens": tokens}, {"step": step, "eval/accuracy": step * rate * 10 - seed * 1e-9}]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return ""
+
+    monkeypatch.setattr(sweeping, "_run", fake)
+    return begun
+
+
+def test_the_best_quarter_is_run_on_the_other_seeds_and_the_best_mean_wins(tmp_path, runs):
+    sweep = load_sweep(written(tmp_path))
+    trials = run_sweep(sweep, tmp_path / "out")
+    assert sorted(t.number for t in trials) == list(range(8))
+    alive = [t for t in trials if t.chosen["train.group"] != 16]
+    assert 2 < len(alive) < 8, "the draw is of no use for this test"
+    best = max(alive, key=lambda t: t.chosen["train.reasoner_lr"])
+    assert trials[0].number == best.number
+    assert [len(t.scores.get(200, [])) for t in trials] == [3, 3] + [1] * (len(alive) - 2) + [0] * (8 - len(alive))
+    assert trials[0].scores[100][0] == pytest.approx(10 * best.chosen["train.reasoner_lr"])  # one run is read at both budgets
+    assert trials[0].mean(200) == pytest.approx(20 * best.chosen["train.reasoner_lr"] - 1e-9)
+    assert trials[-1].error == "rsim: out of memory"
+    table = write_table(sweep, trials, tmp_path / "out").read_text()
+    assert table.count("\n") == 10
+    assert "out of memory" in table
+    assert (tmp_path / "out" / "plot.png").stat().st_size > 1000
+
+
+def test_a_stopped_sweep_goes_on_with_the_same_draws(tmp_path, runs, monkeypatch):
+    sweep = load_sweep(written(tmp_path))
+    whole = run_sweep(sweep, tmp_path / "whole")
+    fake = sweeping._run
+
+    def stopping(settings, folder, overrides):
+        if folder.parent.name == "trial-003":
+            raise KeyboardInterrupt
+        return fake(settings, folder, overrides)
+
+    monkeypatch.setattr(sweeping, "_run", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(sweep, tmp_path / "cut")
+    monkeypatch.setattr(sweeping, "_run", fake)
+    assert run_sweep(sweep, tmp_path / "cut") == whole
+    other = load_sweep(written(tmp_path, FILE.replace("1e-2", "1e-3")))
+    with pytest.raises(UserError, match="another sweep"):
+        run_sweep(other, tmp_path / "cut")
+
+
+def test_a_winner_on_the_edge_is_told():
+    """A grid's best value at its end says that a better one may lie beyond."""
+    rate = Range("lr", low=1e-5, high=1e-1, log=True)
+    assert [rate.on_edge(x) for x in (1.2e-5, 3e-5, 1e-3, 9e-2)] == [True, False, False, True]
+    assert [Range("group", values=(4, 8, 16)).on_edge(x) for x in (4, 8, 16)] == [True, False, True]
+    assert not Range("loss", values=("grpo", "cispo")).on_edge("grpo")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("[search]", "[found]"), "no table"),
+        (('"train.group"', '"train.groups"'), "unknown key 'train.groups'"),
+        (("[4, 8, 16]", "[4, -8]"), "train.group = -8"),
+        (("trials = 8", "trials = 1"), "trials = 1"),
+        (("low = 1e-5", "low = 0.0"), "above 0 where log"),
+        (("low = 1e-5", "low = 1"), "low below high"),
+        (('config = "nano-grpo"', ""), "names no config"),
+        (("trials = 8", "trails = 8"), "unknown key"),
+        (("seeds = [100, 101, 102]", "seeds = []"), "seeds is empty"),
+        (("[4, 8, 16]", "[]"), "give a list of values"),
+    ],
+)
+def test_a_doubtful_file_is_refused_before_anything_runs(tmp_path, capsys, change, said):
+    path = written(tmp_path, FILE.replace(*change))
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", str(path), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert (stopped.value.code, error.count("\n")) == (2, 1)
+    assert said in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_runs_from_the_command_line(tmp_path, capsys, base_folder):
+    shared = [*(o for o in SMALL if "rewards.custom" not in o), f'models.reasoner="{base_folder}"', f'models.planner="{base_folder}"', "stages.stage2.steps=1"]
+    text = f"""
+config = "nano"
+set = {json.dumps(shared)}
+trials = 2
+seeds = [1]
+[search]
+"train.planner_lr" = [1e-4, 1e-3]
+"""
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", str(written(tmp_path, text)), "--out", str(tmp_path / "out"), "--json"])
+    out = capsys.readouterr()
+    assert not stopped.value.code, out.err
+    record = json.loads(out.out)
+    assert len(record["trials"]) == 2
+    assert 0 <= record["best"]["scores"]["0"][0] <= 1
+    assert Path(tmp_path / "out/trial-001/seed-1/config.toml").is_file()
