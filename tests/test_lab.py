@@ -22,7 +22,6 @@ from rsim.lab.problems import LabProblem, ProblemMix, parse, render, sample_prob
 from rsim.lab.steps import Rates, start, write_step
 from rsim.lab.tokenizer import build_tokenizer
 from rsim.policies.loading import load_reasoner
-from rsim.policies.strategies import load_strategies
 from tiny import tiny_model
 
 SURE = Rates(slip=0.0)
@@ -85,13 +84,13 @@ def test_a_slip_is_seen_and_put_right_by_its_own_strategy_alone():
     slips = Rates(slip=1.0, harm=1.0)
     doubt = after(shown("42+23"), "continuation", rates=slips)
     lost = after(shown("45+22-31"), "continuation", rates=slips)
-    assert (str(doubt), needs(doubt)) == ("66?", "validation")
-    assert (str(lost), needs(lost)) == ("67~", "self-reflection")
+    assert (str(doubt), needs(doubt)) == ("?66", "validation")
+    assert (str(lost), needs(lost)) == ("~67", "self-reflection")
     rng = random.Random(0)
     assert str(write_step(doubt, "validation", rng, slips)[1]) == "65"
-    assert str(write_step(doubt, "self-reflection", rng, slips)[1]) == "66?+23"
+    assert str(write_step(doubt, "self-reflection", rng, slips)[1]) == "?66+23"
     assert str(write_step(lost, "self-reflection", rng, slips)[1]) == "67-31"
-    assert str(write_step(lost, "validation", rng, slips)[1]) == "68~"
+    assert str(write_step(lost, "validation", rng, slips)[1]) == "~68"
 
 
 def test_a_question_in_words_that_is_not_planned_loses_its_last_term():

@@ -11,7 +11,7 @@ import rsim.training.sweep as sweeping
 from conftest import SMALL
 from rsim.cli.main import main
 from rsim.errors import UserError
-from rsim.training.sweep import Range, edges, load_sweep, run_sweep, write_table
+from rsim.training.sweep import Range, load_sweep, run_sweep, write_table
 
 FILE = """
 config = "nano-grpo"
@@ -111,7 +111,7 @@ def test_a_winner_on_the_edge_is_told():
         (('config = "nano-grpo"', ""), "names no config"),
         (("trials = 8", "trails = 8"), "unknown key"),
         (("seeds = [100, 101, 102]", "seeds = []"), "seeds is empty"),
-        (("[4, 8, 16]", "[]"), "give a list of values"),
+        (("[4, 8, 16]", "[]"), "give a list"),
     ],
 )
 def test_a_doubtful_file_is_refused_before_anything_runs(tmp_path, capsys, change, said):
@@ -125,7 +125,12 @@ def test_a_doubtful_file_is_refused_before_anything_runs(tmp_path, capsys, chang
 
 
 def test_real_runs_from_the_command_line(tmp_path, capsys, base_folder):
-    shared = [*(o for o in SMALL if "rewards.custom" not in o), f'models.reasoner="{base_folder}"', f'models.planner="{base_folder}"', "stages.stage2.steps=1"]
+    shared = [
+        *(o for o in SMALL if "rewards.custom" not in o),
+        f'models.reasoner="{base_folder}"',
+        f'models.planner="{base_folder}"',
+        "stages.stage2.steps=1",
+    ]
     text = f"""
 config = "nano"
 set = {json.dumps(shared)}

@@ -12,7 +12,7 @@ from rsim.lab.problems import Terms, parse, round_tail
 from rsim.policies.scripted import ScriptedPlanner, one_hot
 from rsim.policies.strategies import StrategySet
 
-_STATE = re.compile(r"(?P<total>\d+(?::-?\d+)?)(?P<doubt>\??)(?P<lost>~?)(?P<rest>(?:[+-].+)?)")
+_STATE = re.compile(r"(?P<doubt>\??)(?P<lost>~?)(?P<total>\d+(?::-?\d+)?)(?P<rest>(?:[+-].+)?)")
 
 
 def oracle_planner(strategies: StrategySet, problems: list[Problem]) -> ScriptedPlanner:

@@ -67,7 +67,8 @@ def parse(text: str) -> Terms:
     Raises:
         ValueError: ``text`` is not exactly one well-formed sum.
     """
-    terms, position = [], 0
+    terms: list[Term] = []
+    position = 0
     while position < len(text) or not terms:
         match = _TERM.match(text, position)
         if match is None or (terms and not match[1]):
@@ -85,9 +86,9 @@ class ProblemMix:
     families: dict[str, float] = field(
         default_factory=lambda: {"arithmetic": 0.64, "story": 0.12, "equation": 0.12, "calendar": 0.12}
     )
-    joins: tuple[float, ...] = (0.4, 0.3, 0.3)  # how often one, two, three things are to be done before the answer
+    joins: tuple[float, ...] = (0.45, 0.25, 0.3)  # how often one, two, three things are to be done before the answer
     bracket_share: float = 0.15  # of the terms after the first
-    tail_share: float = 0.15  # of the problems: they end in two or three round numbers
+    tail_share: float = 0.15  # of the problems: they end in two round numbers
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _sample_terms(rng: random.Random, family: str, mix: ProblemMix) -> Terms | N
             terms.append(Term(sign, rng.randint(11, 69)))
             wanted -= 1
     if tail:
-        terms += [Term(rng.choice((1, -1)), 10 * rng.randint(1, 4)) for _ in range(rng.randint(2, 3))]
+        terms += [Term(rng.choice((1, -1)), 10 * rng.randint(1, 4)) for _ in range(2)]
     running = [sum(term.value for term in terms[: i + 1]) for i in range(len(terms))]
     return tuple(terms) if len(terms) > 1 and min(running) >= 10 and max(running) <= 99 else None
 

@@ -2,7 +2,7 @@
 
 A solution is a walk over `State`: a total in two columns, and the terms that are left. `write_step` is the only place that
 says what a strategy does. What a join leaves behind decides what is needed next, and is seen in the steps alone: ``7:15`` (a
-carry), ``7:-4`` (a ten to break), ``75?`` (a digit that is in doubt, and wrong), ``75~`` (the term behind was lost).
+carry), ``7:-4`` (a ten to break), ``?75`` (a digit that is in doubt, and wrong), ``~75`` (the term behind was lost).
 
 =================  =======================================  ======================================================
 strategy           what it is good for                      elsewhere
@@ -73,7 +73,7 @@ class State:
     def __str__(self) -> str:
         settled = 0 <= self.ones <= 9
         total = str(self.total) if settled else f"{self.tens}:{self.ones}"
-        return total + "?" * self.doubted + "~" * (self.lost is not None) + "".join(map(str, self.rest))
+        return "?" * self.doubted + "~" * (self.lost is not None) + total + "".join(map(str, self.rest))
 
 
 def start(problem: LabProblem) -> State:
@@ -138,7 +138,7 @@ def _continue(state: State, rng: random.Random, rates: Rates) -> _Work:
         right=None,
     )
     if 0 <= new.ones <= 9 and rng.random() < rates.slip:
-        if new.ones % 3 == 1 and rest and not rest[0].is_bracket and new.lost is None:
+        if new.ones % 2 and rest and not rest[0].is_bracket and new.lost is None:
             new = replace(new, lost=rest[0], rest=rest[1:])
         else:
             new = replace(new, ones=_beside(new.ones), right=new.ones)

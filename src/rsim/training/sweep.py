@@ -1,8 +1,8 @@
 """Random search over keys of a config: ``rsim sweep sweep.toml``.
 
-Each trial is a run of its own in a process of its own, scored by its held-out accuracy; the best quarter is run on the other
-seeds too, and the best mean wins. Every trial's settings lie in an optuna journal, so that a sweep that was stopped goes on
-with the trial it was at (and that one with its last checkpoint).
+Each trial is a run of its own in a process of its own, scored by its held-out accuracy; the best quarter is
+run on the other seeds too, and the best mean wins. Every trial's settings lie in an optuna journal, so that a
+sweep that was stopped goes on with the trial it was at (and that one with its last checkpoint).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Settings:
     config: str = setting("", "preset or file that the trials change")
     set: tuple[str, ...] = setting((), "overrides that all trials share, as in rsim train --set")
     trials: int = setting(24, "settings that are tried", at_least=2)
-    seeds: tuple[int, ...] = setting((100, 101), "of the runs: the first for every trial, the others for the best")
-    confirmed: float = setting(0.25, "share of the trials that is run on the other seeds too", above=0, at_most=1)
+    seeds: tuple[int, ...] = setting((100, 101), "the first for every trial, the others for the best")
+    confirmed: float = setting(0.25, "share that is run on the other seeds too", above=0, at_most=1)
     budgets: tuple[int, ...] = setting((), "sampled tokens at which runs are read; none: at their end")
     seed: int = setting(0, "of the draws")
 
@@ -48,7 +48,7 @@ class Range:
     log: bool = False
 
     def on_edge(self, value: Any) -> bool:
-        """Whether a value is so near an end that a better one may lie beyond. Of values without order none is."""
+        """Whether a value is near an end, so that a better one may lie beyond."""
         if self.values:
             ordered = all(type(v) in (int, float) for v in self.values)
             return ordered and len(self.values) > 1 and value in (min(self.values), max(self.values))
@@ -65,7 +65,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Trial:
-    """``scores``: by budget (0: the end), of each seed that was run; none of a run that failed, with ``error``."""
+    """``scores``: by budget (0: the end), of each seed that was run; none after an ``error``."""
 
     number: int
     chosen: dict[str, Any]
@@ -88,7 +88,8 @@ def load_sweep(path: Path) -> Sweep:
         raise UserError(f"cannot read {path}", str(error)) from error
     search = table.pop("search", None)
     if not isinstance(search, dict) or not search:
-        raise UserError(f"{path} has no table [search]", 'e.g. "train.planner_lr" = {low = 1e-5, high = 1e-2, log = true}')
+        remedy = 'e.g. "train.planner_lr" = {low = 1e-5, high = 1e-2, log = true}'
+        raise UserError(f"{path} has no table [search]", remedy)
     settings: Settings = from_table(Settings, table, str(path))
     for field in fields(settings):
         check_setting(field, getattr(settings, field.name), f"{path}: {field.name}")
@@ -97,9 +98,9 @@ def load_sweep(path: Path) -> Sweep:
     if not settings.seeds:
         raise UserError(f"{path}: seeds is empty", "give one at least")
     sweep = Sweep(settings, tuple(_range(str(key), value) for key, value in search.items()))
-    for ends in ("low", "high"):  # keys and values are checked before anything runs
-        chosen = {r.key: (r.values[0 if ends == "low" else -1] if r.values else getattr(r, ends)) for r in sweep.ranges}
-        load_config(settings.config, _overrides(settings, chosen))
+    for r in sweep.ranges:  # keys and values are checked before anything runs
+        for value in r.values or (r.low, r.high):
+            load_config(settings.config, _overrides(settings, {r.key: value}))
     return sweep
 
 
@@ -107,10 +108,12 @@ def _range(key: str, value: Any) -> Range:
     if isinstance(value, list) and value:
         return Range(key, values=tuple(value))
     if not isinstance(value, dict) or not {"low", "high"} <= set(value) <= {"low", "high", "log"}:
-        raise UserError(f"search.{key} = {value!r}", "give a list of values, or {low = ..., high = ..., log = true}")
+        raise UserError(f"search.{key} = {value!r}", "give a list, or {low = ..., high = ..., log = true}")
     low, high, log = value["low"], value["high"], value.get("log", False)
-    if not all(type(x) in (int, float) and math.isfinite(x) for x in (low, high)) or low >= high or (log and low <= 0):
-        raise UserError(f"search.{key} = {value!r}", "low and high are numbers, low below high (and above 0 where log = true)")
+    numbers = all(type(x) in (int, float) and math.isfinite(x) for x in (low, high))
+    if not numbers or low >= high or (log and low <= 0):
+        remedy = "low and high are numbers, low below high (and above 0 where log = true)"
+        raise UserError(f"search.{key} = {value!r}", remedy)
     return Range(key, low=low, high=high, log=bool(log))
 
 
@@ -119,7 +122,7 @@ def _overrides(settings: Settings, chosen: dict[str, Any]) -> list[str]:
 
 
 def run_sweep(sweep: Sweep, out: Path, on_trial: Any = lambda trial, of: None) -> list[Trial]:
-    """Runs what is left of a sweep in ``out``; returns its trials, those with most seeds and the best mean first.
+    """Runs what is left of a sweep in ``out``; returns its trials, the best one first.
 
     Raises:
         UserError: optuna is missing, or ``out`` holds another sweep.
@@ -173,11 +176,14 @@ def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
     return [trial.params for trial in study.trials]
 
 
-def _played(settings: Settings, out: Path, number: int, chosen: dict[str, Any], seeds: tuple[int, ...]) -> Trial:
+def _played(
+    settings: Settings, out: Path, number: int, chosen: dict[str, Any], seeds: tuple[int, ...]
+) -> Trial:
     scores: dict[int, list[float]] = {}
     for seed in seeds:
         folder = out / f"trial-{number:03d}" / f"seed-{seed}"
-        error = _run(settings, folder, [*_overrides(settings, chosen), f"seed={seed}", f"out={json.dumps(str(folder))}"])
+        own = [f"seed={seed}", f"out={json.dumps(str(folder))}"]
+        error = _run(settings, folder, [*_overrides(settings, chosen), *own])
         if error:
             return Trial(number, chosen, {}, error)
         for budget in settings.budgets or (0,):
@@ -195,7 +201,8 @@ def _run(settings: Settings, folder: Path, overrides: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode < 0 or done.returncode == 130:
         raise KeyboardInterrupt
-    return (done.stderr.strip().splitlines() or ["?"])[-1].removeprefix("rsim: ") if done.returncode else ""
+    said = done.stderr.strip().splitlines() or ["it said nothing"]
+    return said[-1].removeprefix("rsim: ") if done.returncode else ""
 
 
 def _score(folder: Path, budget: int) -> float:
@@ -214,11 +221,16 @@ def edges(sweep: Sweep, best: Trial) -> list[str]:
 
 
 def write_table(sweep: Sweep, trials: list[Trial], out: Path) -> Path:
-    """``table.md`` and ``plot.png``: every trial with its settings and scores, and the scores over each key."""
+    """``table.md`` and ``plot.png``: every trial with its settings and scores; the scores over each key."""
     from matplotlib import pyplot
 
     keys, budgets = [r.key for r in sweep.ranges], sweep.settings.budgets or (0,)
-    head = ["trial", *keys, *(f"at {budget:,} tokens" if budget else "at the end" for budget in budgets), "seeds"]
+    head = [
+        "trial",
+        *keys,
+        *(f"at {budget:,} tokens" if budget else "at the end" for budget in budgets),
+        "seeds",
+    ]
     rows = [
         [
             str(t.number),
@@ -230,11 +242,15 @@ def write_table(sweep: Sweep, trials: list[Trial], out: Path) -> Path:
     ]
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    figure, axes = pyplot.subplots(1, len(keys), figsize=(3 * len(keys), 3), sharey=True, squeeze=False, layout="constrained")
+    size = (3 * len(keys), 3)
+    figure, axes = pyplot.subplots(
+        1, len(keys), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     shown = [t for t in trials if t.scores]
     for r, axis in zip(sweep.ranges, axes[0], strict=True):
         values = [t.chosen[r.key] if not r.values else str(t.chosen[r.key]) for t in shown]
-        axis.scatter(values, [t.mean(budgets[-1]) for t in shown], s=[18 * len(t.scores[budgets[-1]]) for t in shown])
+        sizes = [18 * len(t.scores[budgets[-1]]) for t in shown]
+        axis.scatter(values, [t.mean(budgets[-1]) for t in shown], s=sizes)
         axis.set_xlabel(r.key)
         if r.log:
             axis.set_xscale("log")
