@@ -70,6 +70,15 @@ def test_one_seed_is_the_plain_bootstrap_and_seeds_that_differ_widen_it():
     assert spread.high - spread.low > 2 * (alone.high - alone.low)
 
 
+def test_few_seeds_that_differ_get_the_interval_of_students_t():
+    """Two seeds: a bootstrap of two means is far too narrow."""
+    rows = np.repeat([[0.4], [0.6]], 4000, axis=1)
+    found = crossed(rows)
+    assert (found.low, found.high) == pytest.approx((0.5 - 12.706 * 0.1, 0.5 + 12.706 * 0.1))
+    ten = crossed(np.repeat(np.linspace(0.4, 0.6, 10)[:, None], 4000, axis=1))
+    assert ten.high - ten.mean == pytest.approx(2.262 * np.std(np.linspace(0.4, 0.6, 10), ddof=1) / 10**0.5)
+
+
 def test_differences_are_paired_and_one_evaluation_stands_for_every_seed():
     a = [measured([True, True, False]), measured([True, False, False])]
     b = [measured([True, False, False])]

@@ -1,14 +1,17 @@
-"""The scripted oracle planner of the lab: the ceiling in every table, never a teacher.
+"""Scripted planners of the lab: the oracle, which is the ceiling in every table, and one that sees the question alone.
 
-It reads what the last step left, as anyone can, and picks the strategy that is good at it.
+Neither is ever a teacher. The oracle reads what the last step left, as anyone can, and picks the strategy that is good at
+it. The other works the whole question out in its head beforehand, better than any model of this size could.
 """
 
 from __future__ import annotations
 
+import random
 import re
 
 from rsim.game.problem import Problem
-from rsim.lab.problems import Terms, parse, round_tail
+from rsim.lab.problems import LabProblem, Terms, parse, round_tail
+from rsim.lab.steps import Rates, start, write_step
 from rsim.policies.scripted import ScriptedPlanner, one_hot
 from rsim.policies.strategies import StrategySet
 
@@ -49,3 +52,21 @@ def needed(left: str) -> str:
     if rest and rest[0].is_bracket:
         return "prioritization"
     return "continuation" if rest else "termination"
+
+
+def foreseeing_planner(strategies: StrategySet, problems: list[Problem], *, slips: bool) -> ScriptedPlanner:
+    """What can be planned from the question alone: the steps that are needed if no join slips, or if every one does."""
+    plans: dict[str, list[str]] = {}
+    for problem in problems:
+        told = LabProblem(problem.meta["family"], problem.question, parse(problem.meta["terms"]))
+        state, plan = start(told), []
+        while not state.done:
+            plan.append(needed(str(state)) if state.read else "sub-planning")
+            _, state = write_step(state, plan[-1], random.Random(0), Rates(slip=float(slips)))
+        plans[problem.question] = plan
+
+    def rule(question: str, steps: list[tuple[str, str]], uniform: float) -> list[float]:
+        left = plans[question][len(steps) :]
+        return one_hot(strategies.index(left[0] if left else "termination"), len(strategies))
+
+    return ScriptedPlanner(strategies, rule)
