@@ -175,8 +175,11 @@ class Trackers:
         self.loggers: dict[str, Any] = {}
         for name in names:
             if name == "tensorboard":
-                from torch.utils.tensorboard import SummaryWriter
-
+                try:
+                    from torch.utils.tensorboard import SummaryWriter
+                except ImportError as error:
+                    remedy = "pip install 'rsim-rl[train]', or --set 'train.trackers=[]'"
+                    raise UserError("tracker 'tensorboard' is not installed", remedy) from error
                 self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
             elif name in ("wandb", "trackio"):
                 try:
