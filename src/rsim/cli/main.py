@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import rsim
 from rsim.errors import UserError
 
 COMMANDS = {
@@ -61,7 +60,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"rsim {rsim.__version__}")
+        print(f"rsim {import_module('rsim').__version__}")
         raise typer.Exit
 
 
