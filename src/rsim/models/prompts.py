@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from rsim.errors import UserError, first_line
+
+if TYPE_CHECKING:  # it takes seconds to import, and who reads data does not need it
+    from transformers import PreTrainedTokenizerBase
+
+
+def plain_text(content: Any, where: str) -> str:
+    """What a message says, whose ``content`` is a text or a list of parts that are texts.
+
+    Raises:
+        UserError: there is something else in it, which a model of text cannot read; it names ``where``.
+    """
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+        raise UserError(f"{where}: a message's content must be a text, or a list of parts that are texts")
+    return "\n".join(part["text"] for part in parts)
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
