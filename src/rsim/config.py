@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from rsim.errors import UserError
 from rsim.rules import PlayRules
+from rsim.rules_file import check_day
 from rsim.settings import check_setting, read_toml, setting
 
 PRESETS = Path(__file__).with_name("presets")
@@ -385,6 +386,7 @@ def validate(config: Config) -> None:
         raise UserError("train.value_lr", f"objective.loss = {objective.loss} has no value head: leave it out, or take ppo")
     if not rollout.delimiter:
         raise UserError("rollout.delimiter is empty", 'use e.g. "\\n\\n"')
+    check_day(rollout.day, "rollout.day")
     _check_adapters(config)
     for stage in config.stages:
         if not (stage.train_planner or stage.train_reasoner):

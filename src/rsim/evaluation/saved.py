@@ -18,6 +18,7 @@ from rsim.evaluation.upstream import ServedGame, ServedModel
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.policies.strategies import load_strategies, to_toml
+from rsim.rules import PlayRules
 from rsim.runs.locate import locate
 from rsim.runs.lock import locked
 
@@ -134,8 +135,9 @@ def _meaning(config: Config, data: str) -> dict[str, Any]:
     """What the names in the settings stand for: the part of the config that matters here, the strategies, the data."""
     table = to_table(config)
     del table["rollout"]["cuda_graphs"]  # how, not what
-    if not table["rollout"]["gate"]:  # which evaluations of earlier versions do not name
-        del table["rollout"]["gate"]
+    for name in ("gate", "day"):  # which evaluations of earlier versions do not name
+        if table["rollout"][name] == getattr(PlayRules, name):
+            del table["rollout"][name]
     files = [Path(source) for source in mixed(data) if Path(source).is_file()]
     return {
         **{key: table[key] for key in ("models", "data", "rollout", "rewards")},

@@ -74,7 +74,7 @@ def _lifespan(
         planning = PlannerBatcher(planner, config.slots)
         worker = asyncio.create_task(planning.run())
         metrics, slots = Metrics(CollectorRegistry()), asyncio.Semaphore(config.slots)
-        local = LocalUpstream(reasoner, config.slots) if reasoner is not None else None
+        local = LocalUpstream(reasoner, config.slots, config.rules.day) if reasoner is not None else None
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(_client(config)) if local is None else None
             app.state.rsim = state = State(
