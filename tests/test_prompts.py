@@ -23,7 +23,7 @@ _STRICT = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}<q>{{ m['content'] }}{% endfor %}<a>"
 )
-_PARTS = "{% for m in messages %}{% if m.role == 'user' %}{% for p in m.content %}{{ p.text }}{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}"  # fmt: skip  # noqa: E501
+_PARTS = "{% for m in messages %}{% if m.role == 'user' %}{% for p in m.content %}{{ p.text }}{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}"  # fmt: skip
 _DEAF = "{% for m in messages if m['role'] == 'user' %}<q>{{ m['content'] }}{% endfor %}<a>"
 
 

@@ -49,9 +49,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
     try:
         template = _TODAY.sub(lambda asked: repr(date.fromisoformat(day).strftime(asked[2])), tokenizer.get_chat_template())
         if "strftime_now(" in template:
-            raise UserError(
-                "the model's chat template asks for the date in a form made up on the spot", "write it into the call"
-            )
+            raise UserError("the model's chat template asks for the date in a form of its own making", "write it out")
         text = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **how))
     except (TemplateError, ValueError, TypeError) as error:  # ValueError: named templates without a default
         raise UserError(f"the model's chat template refuses the messages ({first_line(error)})", _REMEDY) from error

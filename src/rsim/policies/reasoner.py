@@ -36,9 +36,7 @@ class Reasoner:
             how = {"add_generation_prompt": not continues, "continue_final_message": continues}
             return self.injected_ids(prompts.chat_text(self.tokenizer, messages, day, **how))
         if [message["role"] for message in messages] not in (["user"], ["system", "user"]):
-            raise UserError(
-                "a model without a chat template takes one question, behind a system text or alone", "send a prompt"
-            )
+            raise UserError("a model without a chat template takes one question, behind a system text or not", "send a prompt")
         return prompts.begin_ids(self.tokenizer, "\n\n".join(message["content"] for message in messages) + "\n")
 
     def injected_ids(self, text: str) -> list[int]:

@@ -88,7 +88,7 @@ class LocalUpstream:
             raise UserError(f"a prompt of {len(ids)} tokens exceeds the model's context of {self.context}")
         temperature, seed = asked.sampling.get("temperature"), asked.sampling.get("seed")
         key = uuid.uuid4().hex if seed is None else f"seed:{seed}"
-        warmth = 1.0 if temperature is None else float(temperature)
+        warmth = 0.0 if asked.greedy else 1.0 if temperature is None else float(temperature)
         return _LocalConversation(self, _Answer(await self.free.get(), ids, key, warmth, len(ids)))
 
     def decode(self, ids: list[int]) -> str:
