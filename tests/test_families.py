@@ -187,11 +187,28 @@ def test_planners_of_longrope_models_read_up_to_it(lab_strategies):
 
 
 def test_the_check_costs_little():
-    """Of passes through a model: three plain and two packed ones of fifteen tokens, whatever its size."""
-    model, calls = tiny_model("llama"), []
+    """Of passes through a model: three plain and two packed ones of fifteen tokens, whatever its size, by two of alike layers
+    (through all thirty of them it took SmolLM2-135M as long as loading it)."""
+    model, calls, layers = tiny_model("llama", num_hidden_layers=12), [], []
     model.model.register_forward_hook(lambda *_: calls.append(1))
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda *_: layers.append(1))
     prepare(model)
-    assert len(calls) == 5
+    assert (len(calls), len(layers)) == (5, 10)
     prepare(model)
     assert len(calls) == 5, "once and for all"
     assert packed.attached(model)
+    assert len(model.model.layers) == 12
+
+
+def test_a_layer_of_its_own_kind_is_checked_wherever_it_lies():
+    class Odd(hf.models.llama.modeling_llama.LlamaAttention):
+        def forward(self, *args, **how):
+            out, weights = super().forward(*args, **how)
+            return (2 if "packed" in how else 1) * out, weights
+
+    model = tiny_model("llama", num_hidden_layers=8)
+    model.model.layers[6].self_attn.__class__ = Odd
+    with pytest.raises(UserError, match="something else in packed passes"):
+        prepare(model)
+    assert len(model.model.layers) == 8
