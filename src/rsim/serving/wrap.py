@@ -34,6 +34,7 @@ from rsim.serving.http_upstream import HttpUpstream, probe
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked, Event, Finished, Mode, Upstream, Usage, play
+from rsim.serving.upstream_client import upstream_client
 
 T = TypeVar("T")
 Question = str | list[dict[str, Any]]  # a question, or the messages of a chat
@@ -217,8 +218,9 @@ class PlannedClient:
     async def events(self, request: api.Request, asked: Asked) -> AsyncGenerator[Event]:
         """One answer, cut at the caller's stop strings."""
         if self.upstream is None:
-            mode = self.mode or await probe(self.http, asked.model)
-            self.upstream = HttpUpstream(self.http, mode, count=self.inner.planning.count, retries=self.retries)
+            mode, tells = (self.mode, False) if self.mode else await probe(self.http, asked.model)
+            count = self.inner.planning.count
+            self.upstream = HttpUpstream(self.http, mode, count=count, tells=tells, retries=self.retries)
         spent = Usage()
         source = play(asked, self.inner.planning, self.upstream, self.rules, request.limit, spent, self.runner)
         async with aclosing(api.Stops(request.stops).cut(source, spent)) as events:
@@ -245,7 +247,7 @@ def _timeout(given: Any) -> httpx.Timeout:
 
 
 async def _http_client(base: str, headers: dict[str, str], timeout: httpx.Timeout) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout)
+    return upstream_client(base, "", timeout, headers=headers)
 
 
 class _Chat:
