@@ -194,8 +194,8 @@ class _Content:
     def _split(self, text: str) -> list[str | Thought]:
         text, self.held = _whole_characters(self.held + text)
         half = self.held
-        if self.place == "start":
-            bare = text.lstrip()
+        bare = text.lstrip()
+        if self.place == "start" and bare:
             if len(bare) < len(_OPEN) and _OPEN.startswith(bare):
                 self.held = text + half
                 return []
