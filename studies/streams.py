@@ -12,10 +12,12 @@ import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 
+from rsim.policies.protocol import AnyPlanner
 from rsim.policies.scripted import random_planner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
@@ -316,27 +318,34 @@ def _stream(draw: Draw) -> tuple[list[bytes], bool, str, str, bool]:
     return parts, fate < 0.6 and draw.random() < 0.2, content, thinking, fate >= 0.6
 
 
+@asynccontextmanager
+async def behind_the_server(
+    answer: Callable[[httpx.Request], httpx.Response], planner: AnyPlanner, **config: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the plug-in server, in this process, whose upstream's responses are what ``answer`` gives."""
+    app = create_app(ServeConfig(upstream="http://upstream/v1", mode="turn", **config), planner)
+    async with app.router.lifespan_context(app):
+        client = httpx.AsyncClient(base_url="http://upstream/v1/", transport=httpx.MockTransport(answer))
+        app.state.rsim.client = app.state.rsim.upstream.client = client
+        app.state.rsim.upstream.backoff = 0.0
+        async with httpx.AsyncClient(base_url="http://rsim/v1/", transport=httpx.ASGITransport(app)) as asking:
+            yield asking
+
+
 async def fuzz(count: int, seed: int) -> Counter[str]:
     """How many of ``count`` streams came to what."""
     draw, found, now = Draw(seed), Counter[str](), {}
-    app = create_app(
-        ServeConfig(upstream="http://upstream/v1", mode="turn", rules=PlayRules(gate=1.0)),
-        random_planner(load_strategies("default")),
-    )
-    async with app.router.lifespan_context(app):
-        upstream = app.state.rsim.upstream
-        answer = httpx.MockTransport(lambda request: httpx.Response(200, stream=now["wire"]))
-        upstream.client, upstream.retries = httpx.AsyncClient(base_url="http://upstream/v1/", transport=answer), 0
-        async with httpx.AsyncClient(base_url="http://rsim/v1/", transport=httpx.ASGITransport(app)) as client:
-            for number in range(count):
-                parts, breaks, content, thinking, whole = _stream(draw)
-                now["wire"] = _Wire(parts, breaks)
-                body = {"model": f"m{SUFFIX}", "messages": [{"role": "user", "content": "?"}], "stream": draw.random() < 0.5}
-                told = await asyncio.wait_for(_ask(client, body), 20)
-                outcome = _judged(told, content, thinking, whole)
-                found[outcome] += 1
-                if outcome not in ("whole answer", "error", "upstream's own reason"):
-                    print(f"  stream {number}: {outcome}: {told}, said {content!r}: {b''.join(parts)[:2000]!r}")
+    planner, alone = random_planner(load_strategies("default")), PlayRules(gate=1.0)
+    async with behind_the_server(lambda request: httpx.Response(200, stream=now["wire"]), planner, rules=alone) as client:
+        for number in range(count):
+            parts, breaks, content, thinking, whole = _stream(draw)
+            now["wire"] = _Wire(parts, breaks)
+            body = {"model": f"m{SUFFIX}", "messages": [{"role": "user", "content": "?"}], "stream": draw.random() < 0.5}
+            told = await asyncio.wait_for(_ask(client, body), 20)
+            outcome = _judged(told, content, thinking, whole)
+            found[outcome] += 1
+            if outcome not in ("whole answer", "error", "upstream's own reason"):
+                print(f"  stream {number}: {outcome}: {told}, said {content!r}: {b''.join(parts)[:2000]!r}")
     return found
 
 

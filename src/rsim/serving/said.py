@@ -31,8 +31,11 @@ class UpstreamError(Exception):
     """The upstream's answer to a request that it did not fulfil: an HTTP status and an OpenAI error object."""
 
     def __init__(self, status: int, error: dict[str, Any], retry_after: str | None = None) -> None:
-        super().__init__(f"{status}: {error.get('message', '')}")
+        super().__init__()
         self.status, self.error, self.retry_after = status, error, retry_after
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.error.get('message', '')}"
 
 
 @dataclass(frozen=True)
