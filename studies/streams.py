@@ -334,7 +334,8 @@ async def behind_the_server(
 
 async def fuzz(count: int, seed: int) -> Counter[str]:
     """How many of ``count`` streams came to what."""
-    draw, found, now = Draw(seed), Counter[str](), {}
+    draw, found = Draw(seed), Counter[str]()
+    now: dict[str, _Wire] = {}
     planner, alone = random_planner(load_strategies("default")), PlayRules(gate=1.0)
     async with behind_the_server(lambda request: httpx.Response(200, stream=now["wire"]), planner, rules=alone) as client:
         for number in range(count):

@@ -55,7 +55,8 @@ def ask(answers: Any, *, headers: Any = None, model: str = f"m{SUFFIX}", rules: 
     async def asked() -> httpx.Response:
         async with behind_the_server(answer, SCRIPTED, rules=rules) as client:
             full = {"model": model, "messages": QUESTION, "temperature": 0} | body
-            return await client.post("chat/completions", json=full, headers=headers)
+            own = {"Content-Type": "application/json"}
+            return await client.post("chat/completions", content=json.dumps(full), headers=own | (headers or {}))
 
     return asyncio.run(asked()), requests
 
@@ -310,7 +311,7 @@ def test_causes_are_named():
 
 def test_fields_of_the_client_go_on_as_they_are():
     more = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low", "stop_token_ids": [5], "logit_bias": {},
-            "presence_penalty": 0, "user": "me"}  # fmt: skip
+            "presence_penalty": 0, "user": "half \ud83d"}  # fmt: skip
     said = stream(chunk("12"), STOP, COUNTED)
     (body,) = bodies(ask(said, max_completion_tokens=50, tools=[], n=1, **more)[1])
     assert {key: body[key] for key in more} == more

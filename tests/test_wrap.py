@@ -226,6 +226,17 @@ def test_turn_mode_sends_strategies_as_messages_and_keeps_the_rest():
     assert not any("stop" in body for body in upstream.bodies)
 
 
+def test_what_a_client_calls_with_is_sent_as_the_client_sends_it():
+    upstream = StandIn(["so 5"])
+    given = {"extra_body": {"top_k": 7}, "temperature": openai.NOT_GIVEN, "max_tokens": openai.omit, "timeout": 5,
+             "extra_headers": {"a": "b"}}  # fmt: skip
+    with serving(upstream.app) as there, wrap(SCRIPTED, openai.OpenAI(base_url=there, api_key="k"), mode="turn") as planned:
+        planned.chat.completions.create(model="m", messages=[{"role": "user", "content": "q"}], **given)
+    (body,) = upstream.bodies
+    assert body["top_k"] == 7
+    assert not {"extra_body", "temperature", "timeout", "extra_headers"} & set(body)
+
+
 @pytest.mark.parametrize("to_end", [True, False])
 def test_the_final_step_goes_to_the_end_of_the_turn_where_the_rules_say_so(to_end):
     upstream = StandIn(["one", "two", "so\n\n5"])

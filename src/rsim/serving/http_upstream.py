@@ -12,6 +12,7 @@ injected, one call goes on from step to step.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sys
 import time
@@ -29,6 +30,7 @@ from rsim.serving.said import UNSAID, Said, UpstreamError, broken, read, refusal
 from rsim.serving.upstream_client import refused
 
 _RETRIED = {408, 429, 500, 502, 503, 504}
+_JSON = {"Content-Type": "application/json"}  # in ASCII: a client's half of a character is passed on as it came
 _PROBE = "one two three four five six seven eight"
 
 
@@ -78,7 +80,8 @@ class HttpUpstream:
 
     async def _send(self, path: str, body: dict[str, Any]) -> httpx.Response:
         try:
-            response = await self.client.send(self.client.build_request("POST", path, json=body), stream=True)
+            request = self.client.build_request("POST", path, content=json.dumps(body), headers=_JSON)
+            response = await self.client.send(request, stream=True)
         except httpx.TimeoutException as error:
             raise unreached("the upstream did not answer in time", error) from error
         except httpx.RequestError as error:
@@ -207,7 +210,7 @@ class _HttpConversation:
         end: End | None = None
         while end is None:
             said = await call.next()
-            if not text and self._thinks(said, call):  # and was not expected to
+            if not self.steps[-1][1] and self._thinks(said, call):  # and was not expected to
                 await self.close()
                 call = await self._ask(max_new_tokens, until)
             elif isinstance(said, Thought):
@@ -267,6 +270,7 @@ class _HttpConversation:
         if call.stops and said.stopped_at is UNSAID:  # it did tell when it was probed
             self.upstream.tells = False
             return "delimiter" if text.strip() else "end_of_turn"
+        self.upstream.tells |= said.stopped_at is not UNSAID
         return "delimiter" if said.stopped_at in call.stops else "end_of_turn"
 
     async def _ask(self, max_new_tokens: int, until: Until) -> _Call:

@@ -23,7 +23,7 @@ log = logging.getLogger("rsim.serve")
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """``upstream`` is the base URL of an OpenAI-compatible server, up to and with ``/v1``; "": a model is in this process."""
+    """``upstream`` is the base URL of an OpenAI-compatible server, see `upstream_client`; "": a model is in this process."""
 
     upstream: str = ""
     upstream_key: str = field(default="", repr=False)

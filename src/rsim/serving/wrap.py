@@ -37,6 +37,7 @@ from rsim.serving.play import Asked, Event, Finished, Mode, Upstream, Usage, pla
 from rsim.serving.upstream_client import upstream_client
 
 T = TypeVar("T")
+_OPTIONS = {"extra_headers", "extra_query", "timeout"}  # of one call of an OpenAI client: no fields of its body
 Question = str | list[dict[str, Any]]  # a question, or the messages of a chat
 
 
@@ -276,6 +277,8 @@ class _Endpoint:
             UserError: something that is not planned (tools, log-probs): ask the client itself for it.
         """
         owner = self.owner
+        body = {k: v for k, v in body.items() if type(v).__name__ not in ("NotGiven", "Omit") and k not in _OPTIONS}
+        body |= body.pop("extra_body", None) or {}
         if api.passes_through(body):
             raise UserError("tools, log-probs and formats are not planned", "call the wrapped client itself for them")
         request = api.read_request(self.kind, body, str(body.get("model", "")), owner.rules.max_tokens)
