@@ -16,9 +16,7 @@ def command(
     mode: Annotated[str, typer.Option(help="prefill or turn; default: probed.")] = "",
     host: Annotated[str, typer.Option()] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8017,
-    gate: Annotated[
-        float | None, typer.Option(help="Less sure than this, the planner says nothing; 1: never.", min=0, max=1)
-    ] = None,
+    gate: Annotated[float | None, typer.Option(help="Less sure than this, the planner says nothing.", min=0, max=1)] = None,
     delimiter: Annotated[str | None, typer.Option(help="What ends a step; \\n is a line break.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Decisions before the answer is forced.", min=1)] = None,
     step_tokens: Annotated[int | None, typer.Option(help="Longest step.", min=1)] = None,
@@ -32,8 +30,7 @@ def command(
         list[str] | None, typer.Option(help="python: programs that the model writes are run, in the sandbox.")
     ] = None,
 ) -> None:
-    """Serve any LLM with a planner, over OpenAI's API. $RSIM_API_KEY guards it; $RSIM_UPSTREAM_API_KEY is the upstream's, as KEY
-    or HEADER: KEY.
+    """Serve any LLM with a planner, over OpenAI's API. $RSIM_API_KEY guards it; $RSIM_UPSTREAM_API_KEY is the upstream's.
 
     The planner plays by the rules that it was trained under, where no others are given.
     """
