@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -39,7 +40,7 @@ TEXTS = (
 
 def run(count: int = 1000, seed: int = 0) -> Iterator[Row]:
     found = asyncio.run(fuzz(count, seed))
-    what = f"{count} mutated streams of {len(SHAPES)} servers"
+    what = f"{count} mutated streams in {len(SHAPES)} servers' shapes ({', '.join(SHAPES)})"
     for fault in ("crash", "wrong answer told as whole", "harmless change told as an error"):
         yield Row(f"{what}: {fault}", found[fault], goal="0", met=found[fault] == 0, seeds=[seed])
     for outcome in ("whole answer", "upstream's own reason", "error"):
@@ -49,64 +50,49 @@ def run(count: int = 1000, seed: int = 0) -> Iterator[Row]:
 # --- the shapes ---
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a server's deltas and chunks hold beside the text. ``counts``: of the last chunk, with the usage; None: it has none."""
+
+    first: Chunk | None = None
+    delta: Chunk = field(default_factory=dict)
+    chunk: Chunk = field(default_factory=dict)
+    last: Chunk = field(default_factory=dict)
+    reason: str = "stop"
+    counts: Chunk | None = field(default_factory=lambda: {"choices": []})
+
+
+_ROLE = {"role": "assistant"}
+_MORE = {"function_call": None, "tool_calls": None, "audio": None}
+SHAPES = {
+    "OpenAI": Shape(_ROLE | {"content": "", "refusal": None}, chunk={"usage": None, "obfuscation": "a1"}),
+    "vLLM": Shape(_ROLE | {"content": ""}, last={"content": ""}),
+    "llama.cpp": Shape(_ROLE | {"content": None}, counts={"choices": [], "timings": {"prompt_n": 7, "predicted_ms": 1.5}}),
+    "Ollama": Shape(None, _ROLE, {"system_fingerprint": "fp_ollama"}, _ROLE | {"content": ""}),
+    "TGI": Shape(None, _ROLE, last={"content": ""}, reason="eos_token", counts=None),
+    "LiteLLM": Shape(_ROLE | _MORE | {"content": None}, last={"content": None}, counts=None),
+    "OpenRouter": Shape(
+        None, _ROLE | {"reasoning": None}, {"provider": "P"}, _ROLE | {"content": ""}, counts={"provider": "P"}
+    ),
+}
+
+
+def _chunk(delta: Chunk, finish: str | None = None) -> Chunk:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+
+
 def _usage(pieces: int) -> Chunk:
     return {"prompt_tokens": 7, "completion_tokens": pieces + 1, "total_tokens": pieces + 8}
 
 
-def _chunk(delta: Chunk, finish: str | None = None, **more: Any) -> Chunk:
-    return {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"} | more | {
-        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]
-    }  # fmt: skip
-
-
-def _openai(pieces: list[str]) -> list[Chunk]:
-    chunks = [_chunk({"role": "assistant", "content": "", "refusal": None}, usage=None)]
-    chunks += [_chunk({"content": p}, usage=None, system_fingerprint="fp", obfuscation="a1") for p in pieces]
-    return [*chunks, _chunk({}, "stop", usage=None), _chunk({}) | {"choices": [], "usage": _usage(len(pieces))}]
-
-
-def _vllm(pieces: list[str]) -> list[Chunk]:
-    chunks = [
-        _chunk({"role": "assistant", "content": ""}),
-        *(_chunk({"content": p}) for p in pieces),
-        _chunk({"content": ""}, "stop"),
-    ]
+def _shaped(shape: Shape, pieces: list[str]) -> list[Chunk]:
+    said = [shape.first] if shape.first else []
+    chunks = [_chunk(delta) for delta in (*said, *(shape.delta | {"content": piece} for piece in pieces))]
+    chunks = [chunk | shape.chunk for chunk in (*chunks, _chunk(dict(shape.last), shape.reason))]
     chunks[-1]["choices"][0]["stop_reason"] = None
-    return [*chunks, _chunk({}) | {"choices": [], "usage": _usage(len(pieces))}]
-
-
-def _llama(pieces: list[str]) -> list[Chunk]:
-    timings = {"prompt_n": 7, "predicted_ms": 1.5}
-    chunks = [_chunk({"role": "assistant", "content": None}), *(_chunk({"content": p}) for p in pieces), _chunk({}, "stop")]
-    return [*chunks, _chunk({}) | {"choices": [], "usage": _usage(len(pieces)), "timings": timings}]
-
-
-def _ollama(pieces: list[str]) -> list[Chunk]:
-    chunks = [_chunk({"role": "assistant", "content": p}, system_fingerprint="fp_ollama") for p in pieces]
-    return [
-        *chunks,
-        _chunk({"role": "assistant", "content": ""}, "stop"),
-        _chunk({}) | {"choices": [], "usage": _usage(len(pieces))},
-    ]
-
-
-def _tgi(pieces: list[str]) -> list[Chunk]:
-    return [*(_chunk({"role": "assistant", "content": p}) for p in pieces), _chunk({"content": ""}, "eos_token")]
-
-
-def _litellm(pieces: list[str]) -> list[Chunk]:
-    first = {"role": "assistant", "content": pieces[0], "function_call": None, "tool_calls": None, "audio": None}
-    return [_chunk(first), *(_chunk({"content": p}) for p in pieces[1:]), _chunk({"content": None}, "stop")]
-
-
-def _openrouter(pieces: list[str]) -> list[Chunk]:
-    last = _chunk({"role": "assistant", "content": ""}, "stop", provider="P")
-    last["choices"][0]["native_finish_reason"] = "stop"
-    said = [_chunk({"role": "assistant", "content": p, "reasoning": None}, provider="P") for p in pieces]
-    return [*said, last, _chunk({"role": "assistant", "content": ""}, None, usage=_usage(len(pieces)))]
-
-
-SHAPES: tuple[Callable[[list[str]], list[Chunk]], ...] = (_openai, _vllm, _llama, _ollama, _tgi, _litellm, _openrouter)
+    counts = [] if shape.counts is None else [_chunk({}) | {"usage": _usage(len(pieces))} | shape.counts]
+    return chunks + counts
 
 
 # --- what is changed: harmless ---
@@ -300,7 +286,7 @@ def _stream(draw: Draw) -> tuple[list[bytes], bool, str, str, bool]:
     """What goes over the wire, whether the connection breaks then, the content and the thinking that were said, and whether
     the answer is whole."""
     halves = draw.random() < 0.3
-    chunks: list[Any] = draw.choice(SHAPES)(_pieces(draw, draw.choice(TEXTS), halves))
+    chunks: list[Any] = _shaped(draw.choice(list(SHAPES.values())), _pieces(draw, draw.choice(TEXTS), halves))
     for change in draw.sample(HARMLESS, draw.choice((0, 1, 1, 2))):
         change(draw, chunks)
     content, thinking = _said(chunks, "content"), _said(chunks, "reasoning_content") + _said(chunks, "reasoning")

@@ -289,7 +289,9 @@ def test_retry_after_is_obeyed(monkeypatch, date):
     assert 5 < waited[0] < 10 if date else waited == [2.5]
 
 
-def test_causes_are_named():
+def test_causes_are_named(monkeypatch, no_proxies):
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@proxy.example:3128")
+
     def failing(error: Exception) -> Any:
         def answer(request: httpx.Request) -> httpx.Response:
             raise error
@@ -301,7 +303,10 @@ def test_causes_are_named():
         for model in (f"m{SUFFIX}", "m"):
             reply, _ = ask(failing(error), model=model)
             assert reply.status_code == 502
-            assert str(cause).split()[0] in reply.json()["error"]["message"]
+            told = reply.json()["error"]["message"]
+            assert str(cause).split()[0] in told
+            assert "through the proxy proxy.example:3128" in told
+            assert "secret" not in told
     reply, _ = ask(lambda request: httpx.Response(401, json={"error": {"message": "no key"}}))
     assert reply.json()["error"]["message"] == "no key ($RSIM_UPSTREAM_API_KEY is not set)"
 

@@ -26,8 +26,8 @@ import httpx
 from rsim.rules import End, in_block, step_end
 from rsim.serving.planner_batcher import estimated_tokens
 from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Thought, Until, Usage, text_of
-from rsim.serving.said import UNSAID, Said, UpstreamError, broken, read, refusal, unreached
-from rsim.serving.upstream_client import refused
+from rsim.serving.said import UNSAID, Said, UpstreamError, broken, read, refusal
+from rsim.serving.upstream_client import refused, unanswered
 
 _RETRIED = {408, 429, 500, 502, 503, 504}
 _JSON = {"Content-Type": "application/json"}  # in ASCII: a client's half of a character is passed on as it came
@@ -82,10 +82,8 @@ class HttpUpstream:
         try:
             request = self.client.build_request("POST", path, content=json.dumps(body), headers=_JSON)
             response = await self.client.send(request, stream=True)
-        except httpx.TimeoutException as error:
-            raise unreached("the upstream did not answer in time", error) from error
         except httpx.RequestError as error:
-            raise unreached("the upstream cannot be reached", error) from error
+            raise unanswered(error) from error
         if response.status_code != 200:
             raise await refused(response)
         return response
@@ -135,7 +133,7 @@ async def prompt_tokens(client: httpx.AsyncClient, body: dict[str, Any]) -> tupl
         try:
             response = await client.post("chat/completions", json=body | {limit: 1})
         except httpx.RequestError as error:
-            raise unreached("the upstream cannot be reached", error) from error
+            raise unanswered(error) from error
         if response.status_code != 400 or "max_completion_tokens" not in response.text:
             break
     if response.status_code != 200:

@@ -108,13 +108,15 @@ async def _chunks(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
 
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:
     """Only the protocol's own line breaks end a line: U+2028, U+2029 and U+0085 are text."""
-    rest, first = b"", True
+    rest: list[bytes] = []  # a long line may come in very many parts
+    first = True
     async for part in response.aiter_bytes():
-        *lines, rest = (rest + part).split(b"\n")
+        *lines, last = part.split(b"\n")
         for line in lines:
-            yield _text_line(line, first)
-            first = False
-    yield _text_line(rest, first)
+            yield _text_line(b"".join([*rest, line]), first)
+            rest, first = [], False
+        rest.append(last)
+    yield _text_line(b"".join(rest), first)
 
 
 def _text_line(line: bytes, first: bool) -> str:

@@ -32,10 +32,10 @@ from rsim.serving.answers import answer, event_data
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
-from rsim.serving.said import UpstreamError, unreached
+from rsim.serving.said import UpstreamError
 from rsim.serving.state import Refusal, ServeConfig, State, enter, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
-from rsim.serving.upstream_client import list_models, own_name, upstream_client
+from rsim.serving.upstream_client import list_models, own_name, unanswered, upstream_client
 
 SUFFIX = "-rsim"
 _HOP = {"host", "content-length", "connection", "transfer-encoding", "keep-alive", "accept-encoding", "te", "upgrade", "origin"}
@@ -183,8 +183,7 @@ async def _pass_through(
 def _not_sent_on(error: httpx.RequestError | ClientGone) -> Refusal:
     if isinstance(error, ClientGone):
         return Refusal(499, "the client went away", "client_disconnected")
-    late = isinstance(error, httpx.TimeoutException)
-    return from_upstream(unreached("the upstream did not answer in time" if late else "the upstream cannot be reached", error))
+    return from_upstream(unanswered(error))
 
 
 async def _sent_on(client: httpx.AsyncClient, sent: httpx.Request) -> tuple[httpx.Response, bytes | None]:

@@ -84,7 +84,9 @@ def transport(url: str, limits: httpx.Limits | None = None) -> httpx.AsyncHTTPTr
         return httpx.AsyncHTTPTransport(proxy=proxy or None, limits=limits or httpx.Limits(), trust_env=True)
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         needs = "pip install 'httpx[socks]'" if isinstance(error, ImportError) else str(error)
-        raise UserError(f"the proxy {proxy} for {urlsplit(url).hostname}", f"{needs}; or name the host in NO_PROXY") from error
+        raise UserError(
+            f"the proxy {proxy.rpartition('@')[2]} for {urlsplit(url).hostname}", f"{needs}; or name the host in NO_PROXY"
+        ) from error
 
 
 def upstream_client(
@@ -109,7 +111,9 @@ async def list_models(client: httpx.AsyncClient) -> list[dict[str, Any]]:
     try:
         response = await client.get("models")
     except httpx.RequestError as error:
-        raise unreached(at, error) from error
+        failed = unanswered(error)
+        failed.error["message"] = f"{at}: {failed.error['message']}"
+        raise failed from error
     if response.status_code == 200:
         try:
             listed = [{"id": str(model["id"])} | model for model in response.json()["data"]]
@@ -122,6 +126,14 @@ async def list_models(client: httpx.AsyncClient) -> list[dict[str, Any]]:
         failed = await refused(response)
     message = f"{at} ({failed})"
     raise UpstreamError(failed.status, failed.error | {"message": message}, failed.retry_after)
+
+
+def unanswered(cause: httpx.RequestError) -> UpstreamError:
+    """The error of a request that got no response: whether it was late, the cause, and the proxy, if one lies between."""
+    late = isinstance(cause, httpx.TimeoutException)
+    _, _, proxy = proxy_of(str(cause.request.url)).rpartition("@")  # without its password
+    through = f" through the proxy {proxy}" if proxy else ""
+    return unreached(f"the upstream {'did not answer in time' if late else 'cannot be reached'}{through}", cause)
 
 
 async def refused(response: httpx.Response) -> UpstreamError:
