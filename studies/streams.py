@@ -52,7 +52,7 @@ def run(count: int = 1000, seed: int = 0) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a server's deltas and chunks hold beside the text. ``counts``: of the last chunk, with the usage; None: it has none."""
+    """What a server's deltas and chunks hold beside the text. ``counts``: of the chunk with the usage; None: it sends none."""
 
     first: Chunk | None = None
     delta: Chunk = field(default_factory=dict)

@@ -24,7 +24,7 @@ from rsim.serving.play import TO_END, Asked, Until, Usage
 from rsim.serving.said import UpstreamError
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
-from rsim.serving.upstream_client import check_address, list_models, proxy_of, upstream_client
+from rsim.serving.upstream_client import check_address, first_model, proxy_of, upstream_client
 from serving import serving
 from studies.streams import behind_the_server, fuzz
 
@@ -179,7 +179,9 @@ def conversation(mode: str, answer: Any, asked: Asked) -> Any:
     return http_upstream._HttpConversation(http_upstream.HttpUpstream(client, mode), asked)
 
 
-def test_an_empty_first_prompt_sends_no_empty_message():
+@pytest.mark.parametrize("mode", ["prefill", "turn"])
+def test_an_empty_first_prompt_sends_no_empty_message(mode):
+    question = [{"role": "user", "content": [{"type": "text", "text": "5+7?"}]}]
     sent: list[dict[str, Any]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -187,16 +189,17 @@ def test_an_empty_first_prompt_sends_no_empty_message():
         return httpx.Response(200, content=stream(chunk("one\n\ntwo"), STOP))
 
     async def go() -> None:
-        talk = conversation("prefill", answer, Asked("m", QUESTION, None))
+        talk = conversation(mode, answer, Asked("m", question, None))
         for prompt in ("", "Then "):
             talk.inject(prompt)
             _ = [piece async for piece in talk.step(50, Until("\n\n"))]
         await talk.close()
 
     asyncio.run(go())
-    assert sent[0]["messages"] == QUESTION
+    assert sent[0]["messages"] == question
     assert "continue_final_message" not in sent[0]
-    assert sent[1]["messages"][-1] == {"role": "assistant", "content": "one\n\nThen "}
+    said = ["one\n\nThen "] if mode == "prefill" else ["one", "Then"]
+    assert [message["content"] for message in sent[1]["messages"][1:]] == said
 
 
 # --- thinking ---
@@ -444,7 +447,7 @@ def test_a_proxy_that_cannot_be_used_is_one_line(monkeypatch, no_proxies, tmp_pa
 
 
 @pytest.mark.parametrize(("answer", "status", "told"), [
-    (httpx.Response(404, text="Not Found"), 404, "http://h/v1/models"), (httpx.Response(200, json={"data": []}), 502, "none"),
+    (httpx.Response(404, text="Not Found"), 404, "http://h/v1/models"), (httpx.Response(200, json={"data": []}), 502, "no model"),
     (httpx.Response(200, json={"models": []}), 502, "no list"), (httpx.Response(200, text="<html>"), 502, "<html>"),
     (httpx.Response(307, headers={"location": "https://there"}), 502, "https://there"),
     (httpx.Response(401, json={"error": "no key"}), 401, "RSIM_UPSTREAM_API_KEY is not set"),
@@ -452,7 +455,7 @@ def test_a_proxy_that_cannot_be_used_is_one_line(monkeypatch, no_proxies, tmp_pa
 def test_models_that_cannot_be_listed_say_why(answer, status, told):
     async def go() -> Any:
         async with httpx.AsyncClient(base_url="http://h/v1/", transport=httpx.MockTransport(lambda request: answer)) as client:
-            return await list_models(client)
+            return await first_model(client)
 
     with pytest.raises(UpstreamError, match=told) as failed:
         asyncio.run(go())

@@ -30,7 +30,7 @@ from rsim.serving.http_upstream import HttpUpstream, probe, prompt_tokens
 from rsim.serving.planner_batcher import PlannerBatcher, estimated_tokens
 from rsim.serving.play import TO_END, Asked, Finished, Injected, Mode, StepEnd, TextDelta, Usage, play
 from rsim.serving.said import UpstreamError
-from rsim.serving.upstream_client import KEY, check_address, list_models, upstream_client
+from rsim.serving.upstream_client import KEY, check_address, first_model, upstream_client
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ServedGame:
         self.parameters = {"reasoner": 0, "planner": planner.parameters if planner else 0}
         self.mode: Mode | None = None
         self.tells = False  # see `HttpUpstream`
-        self.model = served.name or first_model(served.url)
+        self.model = served.name or _first_model(served.url)
         self.injected: dict[str, int] = {}  # tokens of what may be injected, as the upstream counts them
         self.seconds = {"planner": 0.0, "all": 0.0}
 
@@ -207,18 +207,18 @@ async def _alone(episode: Episode, upstream: HttpUpstream, asked: Asked, limit: 
     return usage
 
 
-def first_model(url: str) -> str:
+def _first_model(url: str) -> str:
     """The name of the first model that a server lists.
 
     Raises:
         UserError: it cannot be reached, or lists none.
     """
 
-    async def listed() -> list[dict[str, Any]]:
+    async def first() -> str:
         async with upstream_client(url, os.environ.get(KEY, ""), httpx.Timeout(10.0)) as client:
-            return await list_models(client)
+            return await first_model(client)
 
     try:
-        return str(asyncio.run(listed())[0]["id"])
+        return asyncio.run(first())
     except UpstreamError as error:
         raise UserError(f"--upstream {url}: {error}", "is it running? name one with --model") from error

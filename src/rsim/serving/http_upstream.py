@@ -307,9 +307,9 @@ class _HttpConversation:
         for number, (injected, written) in enumerate(self.steps):
             if number == 0 and messages and messages[-1].get("role") == "user":
                 content = messages[-1].get("content")
-                more = {"type": "text", "text": injected}
+                more = [{"type": "text", "text": injected}] if injected else []
                 messages[-1]["content"] = (
-                    [*content, more] if isinstance(content, list) else "\n\n".join(t for t in (text_of(content), injected) if t)
+                    content + more if isinstance(content, list) else "\n\n".join(t for t in (text_of(content), injected) if t)
                 )
             else:
                 messages.append({"role": "user", "content": injected.strip() or "Go on."})

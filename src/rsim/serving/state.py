@@ -16,7 +16,7 @@ from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Mode, Upstream
 from rsim.serving.said import UpstreamError
-from rsim.serving.upstream_client import list_models
+from rsim.serving.upstream_client import first_model
 
 log = logging.getLogger("rsim.serve")
 
@@ -95,7 +95,7 @@ async def upstream_of(state: State, model: str) -> Upstream:
                 assert state.client is not None
                 mode, tells = state.config.mode, False
                 if mode is None:
-                    named = model or state.config.model or (await list_models(state.client))[0]["id"]
+                    named = model or state.config.model or await first_model(state.client)
                     mode, tells = await probe(state.client, named)
                 log.info("injection mode: %s", mode)
                 state.upstream = HttpUpstream(state.client, mode, count=state.planning.count, tells=tells)

@@ -102,10 +102,9 @@ def upstream_client(
 
 
 async def list_models(client: httpx.AsyncClient) -> list[dict[str, Any]]:
-    """At least one.
-
+    """
     Raises:
-        UpstreamError: the upstream lists none; the message names the address and the cause.
+        UpstreamError: the upstream does not list them; the message names the address and the cause.
     """
     at = f"the models at {client.base_url}models cannot be listed"
     try:
@@ -116,16 +115,21 @@ async def list_models(client: httpx.AsyncClient) -> list[dict[str, Any]]:
         raise failed from error
     if response.status_code == 200:
         try:
-            listed = [{"id": str(model["id"])} | model for model in response.json()["data"]]
-            if listed:
-                return listed
-            failed = broken("there are none")
+            return [{"id": str(model["id"])} | model for model in response.json()["data"]]
         except (ValueError, KeyError, TypeError):
             failed = broken("that is no list", response.text)
     else:
         failed = await refused(response)
     message = f"{at} ({failed})"
     raise UpstreamError(failed.status, failed.error | {"message": message}, failed.retry_after)
+
+
+async def first_model(client: httpx.AsyncClient) -> str:
+    """The name of the first model that is listed. Raises `UpstreamError` if there is none."""
+    listed = await list_models(client)
+    if not listed:
+        raise broken(f"the upstream at {client.base_url} lists no model")
+    return str(listed[0]["id"])
 
 
 def unanswered(cause: httpx.RequestError) -> UpstreamError:
