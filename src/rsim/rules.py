@@ -146,7 +146,8 @@ class Rulebook:
         if action is None:
             return Move(self.termination, final=True, forced=True)
         if confidence < self.rules.gate:
-            return Move(self.neutral, injects=False)
+            alone = self.rules.gate == 1  # it will never be sure enough
+            return Move(self.neutral, injects=False, final=alone, unlimited=alone)
         if action in self.unlimited:
             return Move(action, final=True, unlimited=True)
         return Move(action, final=action == self.termination, tool=self.tools.get(action))

@@ -25,7 +25,12 @@ from rsim.policies.reasoner import Reasoner
 from rsim.rules import PlayRules
 from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage
 
-SAMPLING = {"temperature", "seed"}  # what requests may set
+# What changes an answer and is not done here, and the values that ask for nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,), "presence_penalty": (0,),
+    "frequency_penalty": (0,), "logit_bias": ({},), "stop_token_ids": ([],), "min_tokens": (0,), "ignore_eos": (False,),
+    "chat_template_kwargs": ({},), "reasoning_effort": ("none",),
+}  # fmt: skip
 
 _Piece = str | StepEnd | Exception
 Emit = Callable[[_Piece], object]
@@ -78,9 +83,9 @@ class LocalUpstream:
 
     async def open(self, asked: Asked) -> Conversation:
         """Raises `UserError` for a prompt that does not fit, or sampling settings that only a server has."""
-        unknown = {k for k, v in asked.sampling.items() if k not in SAMPLING and v is not None and (k, v) != ("top_p", 1)}
-        if unknown:
-            raise UserError(f"{sorted(unknown)[0]} is not supported by a model in this process", "use an upstream server")
+        undone = sorted(k for k, v in asked.sampling.items() if v not in _NEUTRAL.get(k, (v,)))
+        if undone:
+            raise UserError(f"{undone[0]} is not supported by a model in this process", "use an upstream server")
         ids = self._prompt(asked)
         if not ids:
             raise UserError("the prompt is empty")
