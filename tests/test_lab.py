@@ -83,7 +83,7 @@ def test_what_each_strategy_does(terms, names, left):
 def test_a_slip_is_seen_and_put_right_by_its_own_strategy_alone():
     slips = Rates(slip=1.0, harm=1.0)
     doubt = after(shown("42+23"), "continuation", rates=slips)
-    lost = after(shown("45+22-31"), "continuation", rates=slips)
+    lost = after(shown("89-22-31"), "continuation", rates=slips)
     assert (str(doubt), needs(doubt)) == ("?66", "validation")
     assert (str(lost), needs(lost)) == ("~67", "self-reflection")
     rng = random.Random(0)

@@ -26,9 +26,11 @@ from rsim.policies.protocol import AnyPlanner, Decision
 from rsim.policies.strategies import StrategySet
 from rsim.rewards.programs import runner_for
 from rsim.rewards.rewards import score_all
-from rsim.serving.http_upstream import HttpUpstream, UpstreamError, check_address, probe, prompt_tokens
+from rsim.serving.http_upstream import HttpUpstream, probe, prompt_tokens
 from rsim.serving.planner_batcher import PlannerBatcher, estimated_tokens
-from rsim.serving.play import TO_END, Asked, Finished, Injected, Mode, StepEnd, Usage, play
+from rsim.serving.play import TO_END, Asked, Finished, Injected, Mode, StepEnd, TextDelta, Usage, play
+from rsim.serving.said import UpstreamError
+from rsim.serving.upstream_client import KEY, check_address, first_model, upstream_client
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class ServedGame:
         self.names = planner.strategies.names if planner else ()
         self.parameters = {"reasoner": 0, "planner": planner.parameters if planner else 0}
         self.mode: Mode | None = None
-        self.model = served.name or first_model(served.url)
+        self.tells = False  # see `HttpUpstream`
+        self.model = served.name or _first_model(served.url)
         self.injected: dict[str, int] = {}  # tokens of what may be injected, as the upstream counts them
         self.seconds = {"planner": 0.0, "all": 0.0}
 
@@ -101,10 +104,11 @@ class ServedGame:
         self, problems: list[Problem], seed: int, greedy: bool, samples: int, first: int
     ) -> tuple[list[Episode], list[Spent]]:  # fmt: skip
         timeout = httpx.Timeout(self.config.rollout.vllm_timeout, connect=10.0)
-        async with httpx.AsyncClient(base_url=self.served.url.rstrip("/") + "/", headers=_headers(), timeout=timeout) as client:
+        async with upstream_client(self.served.url, os.environ.get(KEY, ""), timeout) as client:
             await self._prepare(client)
             assert self.mode is not None
-            upstream, gate = HttpUpstream(client, self.mode, count=self._count), asyncio.Semaphore(self.served.at_once)
+            upstream = HttpUpstream(client, self.mode, count=self._count, tells=self.tells, retries=5, patience=120.0)
+            gate = asyncio.Semaphore(self.served.at_once)
             warmth = 0.0 if greedy else self.config.rollout.planner_temperature
             batcher = PlannerBatcher(self.planner, self.served.at_once, warmth) if self.planner else None
             worker = asyncio.create_task(batcher.run()) if batcher else None
@@ -137,16 +141,17 @@ class ServedGame:
             return
         user = {"role": "user", "content": "x"}
         try:
-            alone = await prompt_tokens(client, {"model": self.model, "messages": [user]})
+            alone, self.tells = await prompt_tokens(client, {"model": self.model, "messages": [user]})
         except UpstreamError as error:
             if error.status == 501:
                 raise UserError(f"the upstream at {self.served.url} counts no prompt tokens", "rsim eval needs them") from error
             raise
-        mode = self.served.mode or await probe(client, self.model)
+        mode = self.served.mode or (await probe(client, self.model))[0]
         prompts = [p for s in self.planner.strategies.strategies for p in s.prompts]
         for prompt in [*(as_message(p) if mode == "turn" else p for p in prompts), self.rules.delimiter]:
             longer = {"role": "user", "content": f"x{prompt}"}
-            self.injected[prompt] = await prompt_tokens(client, {"model": self.model, "messages": [longer]}) - alone
+            counted, _ = await prompt_tokens(client, {"model": self.model, "messages": [longer]})
+            self.injected[prompt] = counted - alone
         self.mode = mode  # type: ignore[assignment]
 
     def _count(self, text: str) -> int:
@@ -169,9 +174,9 @@ class ServedGame:
                     _open_step(episode, batcher.strategies, event)
                 elif isinstance(event, Finished):
                     finished = event
-                elif event.sampled:
+                elif isinstance(event, TextDelta) and event.sampled:
                     episode.steps[-1].text += event.text
-                elif event.output:
+                elif isinstance(event, TextDelta) and event.output:
                     episode.steps[-1].output, episode.steps[-1].before = event.text, len(episode.steps[-1].text)
         episode.truncated, episode.terminated = finished.ending.truncated, finished.ending.terminated
         episode.reasoner_ended = finished.ending.reasoner_ended
@@ -192,30 +197,28 @@ async def _alone(episode: Episode, upstream: HttpUpstream, asked: Asked, limit: 
     episode.steps.append(Step(-1, 0, 0, 0))
     usage = Usage()
     conversation = await upstream.open(asked)
-    async for piece in conversation.step(limit, TO_END):
-        if isinstance(piece, StepEnd):
-            usage, episode.truncated = piece.usage, piece.reason == "cap"
-        else:
-            episode.steps[-1].text += piece
+    async with aclosing(conversation.step(limit, TO_END)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, StepEnd):
+                usage, episode.truncated = piece.usage, piece.reason == "cap" or piece.told == "length"
+            elif isinstance(piece, str):
+                episode.steps[-1].text += piece
+    await conversation.close()
     return usage
 
 
-def first_model(url: str) -> str:
+def _first_model(url: str) -> str:
     """The name of the first model that a server lists.
 
     Raises:
         UserError: it cannot be reached, or lists none.
     """
+
+    async def first() -> str:
+        async with upstream_client(url, os.environ.get(KEY, ""), httpx.Timeout(10.0)) as client:
+            return await first_model(client)
+
     try:
-        listed = httpx.get(f"{url.rstrip('/')}/models", headers=_headers(), timeout=10.0).raise_for_status().json()["data"]
-        return str(listed[0]["id"])
-    except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
-        raise UserError(
-            f"the upstream at {url}: its models cannot be listed ({type(error).__name__})",
-            "is it running? name one with --model",
-        ) from error
-
-
-def _headers() -> dict[str, str]:
-    key = os.environ.get("RSIM_UPSTREAM_API_KEY", "")
-    return {"Authorization": f"Bearer {key}"} if key else {}
+        return asyncio.run(first())
+    except UpstreamError as error:
+        raise UserError(f"--upstream {url}: {error}", "is it running? name one with --model") from error

@@ -61,7 +61,8 @@ class PretrainConfig:
     seed: int = 0
     batch: int = 48  # documents per step
     steps: int | None = None  # None: the size's own
-    planner_share: float = 0.2
+    planner_share: float = 0.2  # of the documents: the planner's stream of a solution
+    drill_share: float = 0.35  # of the documents: steps drawn at random
     mix: ProblemMix = field(default_factory=ProblemMix)
     rates: Rates = field(default_factory=Rates)
 
@@ -89,7 +90,8 @@ def documents(config: PretrainConfig, tokenizer: Qwen2Tokenizer) -> Iterator[tup
     strategies = load_strategies("lab")
     rng = random.Random(f"pretrain:{config.seed}")
     for problem in sample_problems("train", config.seed, config.mix):
-        question, steps = problem.question, write_solution(problem, rng, config.rates)
+        drill = rng.random() < config.drill_share
+        question, steps = problem.question, write_solution(problem, rng, config.rates, drill=drill)
         if rng.random() < config.planner_share:
             head, body = _planner_text(question, steps)
         else:

@@ -138,7 +138,7 @@ def _continue(state: State, rng: random.Random, rates: Rates) -> _Work:
         right=None,
     )
     if 0 <= new.ones <= 9 and rng.random() < rates.slip:
-        if new.ones % 2 and rest and not rest[0].is_bracket and new.lost is None:
+        if term.sign < 0 and rest and not rest[0].is_bracket and new.lost is None:
             new = replace(new, lost=rest[0], rest=rest[1:])
         else:
             new = replace(new, ones=_beside(new.ones), right=new.ones)
