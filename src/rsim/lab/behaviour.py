@@ -1,9 +1,9 @@
 """The stochastic writer of lab solutions: which kind of step comes next in the pre-training text.
 
 The writer has habits, not a plan: its most likely step is often a poor one, and the step that would help is seldom taken. Some
-solutions are drills instead, in which the steps are drawn at random, as exercise books have them. So a model trained on the text
-can do all nine kinds of step when it is told to, and by itself keeps to the habits. The choices depend on what a careless
-person sees at a glance.
+solutions are drills instead, in which the steps are drawn at random, as exercise books have them. So a model trained on the
+text can do all nine kinds of step when it is told to, and by itself keeps to the habits. The choices depend on what a
+careless person sees at a glance.
 """
 
 from __future__ import annotations
