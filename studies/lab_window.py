@@ -12,7 +12,7 @@ from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.evaluation.evaluate import Evaluation, evaluate
 from rsim.evaluation.planners import planner_from
-from rsim.evaluation.search import SequenceSearch, best_fixed
+from rsim.evaluation.search import SequenceSearch, accuracies, best_fixed
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.lab.oracle import foreseeing_planner
@@ -67,9 +67,10 @@ def run(model: str = "nano-s", questions: int = 500, seed: int = 1, search: bool
         yield share(f"a sequence written by hand ({sequence.replace(',', ', ')})", played(f"sequence:{sequence},termination"))
     if not search:
         return
+    many = replace(config, rollout=replace(config.rollout, batch=512))
     searching = SequenceSearch(
         strategies.names,
-        lambda specs, count: [played(spec, picking[:count]).accuracy for spec in specs],
+        lambda specs, count: accuracies(reasoner, strategies, specs, picking[:count], many),
         longest=config.rollout.max_steps,
     )
     best = played(searching.best())

@@ -7,7 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from rsim.evaluation.search import SequenceSearch
+from rsim.config import load_config
+from rsim.data.load import load_problems
+from rsim.evaluation.search import SequenceSearch, play_sequences
+from rsim.game.rollout import Game
+from rsim.policies.scripted import sequence_planner
 
 NAMES = ("a", "b", "c", "d", "termination")
 
@@ -55,3 +59,22 @@ def test_halving_asks_few_problems_of_the_many():
     many = [word for word, count in asked if count == 500]
     assert len(many) < len(asked) / 2
     assert max(map(len, many)) == 3
+
+
+def test_sequences_that_are_played_together_score_as_each_alone(reasoner, lab_strategies):
+    """More episodes than slots, so that slots are taken again by other sequences."""
+    config = load_config("nano", ["rollout.batch=7", "rollout.max_tokens=80", "rollout.step_tokens=8"])
+    problems = load_problems("lab", "dev", limit=4, seed=0)
+    specs = [
+        "sequence:sub-planning,continuation,termination",
+        "sequence:termination",
+        "sequence:validation,summarization,termination",
+    ]
+    asked = []
+    played = play_sequences(reasoner, lab_strategies, specs, problems, config)
+    for spec, episodes in zip(specs, played, strict=True):
+        names = spec.removeprefix("sequence:").split(",")
+        alone = Game(reasoner, sequence_planner(lab_strategies, names), config.rollout).play(problems, seed=0, greedy=True)
+        assert [e.token_ids for e in episodes] == [e.token_ids for e in alone]
+        asked += [lab_strategies.names[s.strategy] for s in episodes[0].steps]
+    assert {"sub-planning", "summarization", "termination"} <= set(asked)

@@ -6,9 +6,18 @@ Both are picked on dev problems, never on those that a claim is measured on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from rsim.policies.strategies import TERMINATION
+from rsim.config import Config
+from rsim.game.episode import Episode
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.policies.protocol import Decision
+from rsim.policies.reasoner import Reasoner
+from rsim.policies.scripted import ScriptedPlanner, ScriptedSession, one_hot
+from rsim.policies.strategies import TERMINATION, StrategySet
+from rsim.rewards.programs import runner_for
+from rsim.rewards.rewards import score_all
 
 Accuracy = Callable[[str], float]  # of a planner's specification, e.g. "fixed:validation"
 Scores = Callable[[list[str], int], list[float]]  # the accuracies of specifications on the first so many dev problems
@@ -78,3 +87,55 @@ class SequenceSearch:
 
 def _spec(sequence: tuple[str, ...]) -> str:
     return "sequence:" + ",".join([*sequence, TERMINATION])
+
+
+def accuracies(
+    reasoner: Reasoner, strategies: StrategySet, specs: list[str], problems: list[Problem], config: Config
+) -> list[float]:
+    """The greedy accuracy of each ``sequence:A,B,...`` on ``problems``."""
+    found = []
+    for episodes in play_sequences(reasoner, strategies, specs, problems, config):
+        scores = score_all(episodes, strategies, config.rewards)
+        found.append(sum(score.correct for score in scores) / len(problems))
+    return found
+
+
+def play_sequences(
+    reasoner: Reasoner, strategies: StrategySet, specs: list[str], problems: list[Problem], config: Config
+) -> list[list[Episode]]:
+    """Each ``sequence:A,B,...`` on all ``problems``, greedily, all of them in the same batches."""
+    sequences = [tuple(spec.removeprefix("sequence:").split(",")) for spec in specs]
+    planner = _Sequences(strategies, lambda *_: [], sequences=sequences, each=len(problems))
+    game = Game(reasoner, planner, config.rollout, runner_for(planner, config.rewards))
+    episodes = game.play(problems * len(sequences), seed=0, greedy=True)
+    return [episodes[i : i + len(problems)] for i in range(0, len(episodes), len(problems))]
+
+
+@dataclass
+class _Sequences(ScriptedPlanner):
+    """Several sequences at once: the first ``each`` questions that begin are played by the first one, and so on."""
+
+    sequences: list[tuple[str, ...]] = field(default_factory=list)
+    each: int = 1
+
+    def begin(self, slots: int) -> ScriptedSession:
+        return _InTurn(self, slots)
+
+
+class _InTurn(ScriptedSession):
+    def __init__(self, planner: _Sequences, slots: int) -> None:
+        super().__init__(planner, slots)
+        self.all, self.each, self.begun = planner.sequences, planner.each, 0
+        self.mine: list[tuple[str, ...]] = [()] * slots
+
+    def start(self, slots: list[int], questions: list[str]) -> None:
+        super().start(slots, questions)
+        for slot in slots:
+            self.mine[slot] = self.all[self.begun // self.each]
+            self.begun += 1
+
+    def decide(self, slots: list[int], uniforms: list[float], temperature: float) -> list[Decision]:
+        left = [self.mine[slot][len(self.steps[slot]) :] for slot in slots]
+        names = [sequence[0] if sequence else TERMINATION for sequence in left]
+        actions = [self.planner.strategies.index(name) for name in names]
+        return [Decision(-1, action, 0.0, one_hot(action, len(self.planner.strategies))) for action in actions]
