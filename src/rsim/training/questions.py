@@ -9,6 +9,7 @@ from rsim.config import Config
 from rsim.data.load import load_problems, with_replay
 from rsim.errors import UserError
 from rsim.game.problem import Problem
+from rsim.policies.planner import Planner
 from rsim.policies.reasoner import Reasoner
 
 
@@ -39,15 +40,16 @@ def check_enough(config: Config, problems: list[Problem]) -> None:
         raise UserError(f"train.questions = {config.train.questions}", remedy)
 
 
-def without_long(config: Config, reasoner: Reasoner, problems: list[Problem]) -> list[Problem]:
-    """The training questions that ``data.max_question_tokens`` allows.
+def without_long(config: Config, reader: Reasoner | Planner | None, problems: list[Problem]) -> list[Problem]:
+    """The training questions that ``data.max_question_tokens`` of ``reader`` allow.
 
     Raises:
         UserError: fewer than a step's are left.
     """
-    longest, encode = config.data.max_question_tokens, reasoner.tokenizer.encode
-    if not longest:
+    longest = config.data.max_question_tokens
+    if not longest or reader is None:
         return problems
+    encode = reader.tokenizer.encode
     kept = [p for p in problems if len(encode(p.question, add_special_tokens=False)) <= longest]
     check_enough(config, kept)
     return kept
