@@ -125,7 +125,7 @@ def test_a_planner_learns_what_the_model_behind_the_server_needs(settings, tmp_p
     assert planner.rules is not None
     assert planner.rules.max_steps == 2
     assert load_config(str(config.folder / "config.toml")).upstream.model == "m", "a run keeps to the model that was listed"
-    with pytest.raises(UserError, match="the run was trained before http"):
+    with pytest.raises(UserError, match="the reasoner is behind http"):
         load_game(config, final, "", "", [])
 
 
@@ -244,6 +244,7 @@ def test_the_command_tells_the_cost_before_it_begins(settings, capsys, tmp_path)
     code, _, err = run("--upstream", url, "--dry-run")
     assert code == 2
     assert "cannot be listed" in err
+    assert "leave the launcher out" in run("--upstream", url, "--launcher", "ray")[2]
 
 
 @pytest.mark.parametrize(("setting", "message"), [

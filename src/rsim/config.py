@@ -236,6 +236,13 @@ class Config:
         return Path(self.out or f"runs/{self.name}")
 
     @property
+    def reasoner(self) -> str:
+        """``models.reasoner``. Raises `UserError` where the reasoner is behind an upstream in its place."""
+        if self.upstream.url:
+            raise UserError(f"the reasoner is behind {self.upstream.url}", "give --upstream, or name one of this machine")
+        return self.models.reasoner
+
+    @property
     def trains_reasoner(self) -> bool:
         return bool(self.cold_start.episodes) or any(stage.train_reasoner for stage in self.stages)
 

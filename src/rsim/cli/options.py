@@ -29,6 +29,6 @@ def merged(
     upstream: dict[str, str | float] | None = None,
 ) -> list[str]:
     """The ``--set`` overrides with those that have an option of their own."""
-    own = {"models.strategies": strategies, "rewards.custom": rewards, "data.data_dir": data_dir}
+    own: dict[str, Any] = {"models.strategies": strategies, "rewards.custom": rewards, "data.data_dir": data_dir}
     own |= {f"upstream.{key}": value for key, value in (upstream or {}).items()}
     return [*(overrides or []), *(f"{key}={json.dumps(value)}" for key, value in own.items() if value)]

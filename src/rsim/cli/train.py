@@ -51,6 +51,8 @@ def command(
     if dry_run:
         _estimate(config, as_json)
         return
+    if launcher and config.upstream.url:
+        raise UserError("--launcher with --upstream", "one process asks the server: leave the launcher out")
     if launcher and resume_from:
         raise UserError("--resume-from with --launcher", "the cluster goes on from the newest checkpoint: use --resume")
     if launcher not in ("", "ray"):

@@ -57,12 +57,9 @@ def load_game(
         UserError: a model cannot be loaded, or there is no such planner (see `planner_from`).
     """
     models, device = config.models, choose_device(config)
-    if config.upstream.url and not reasoner:
-        remedy = "its reasoner is there: give --upstream URL, or a reasoner of this machine"
-        raise UserError(f"the run was trained before {config.upstream.url}", remedy)
     allow_tf32(device)
     trained = part_of(checkpoint, "reasoner")  # there is none where only the planner was trained
-    source = reasoner or (str(trained) if trained else models.reasoner)
+    source = reasoner or (str(trained) if trained else config.reasoner)
     strategies = load_strategies(models.strategies)
     served = config.rollout.engine != "native"
     # Else the server has the model that is meant; llama.cpp's takes no other.

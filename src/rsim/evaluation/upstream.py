@@ -24,6 +24,7 @@ from rsim.evaluation.obeyed import rules_for
 from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
 from rsim.game.rollout import OnStep
+from rsim.game.rulebook import check_budget, rulebook_of
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.strategies import StrategySet
 from rsim.rewards.programs import runner_for
@@ -184,13 +185,19 @@ class ServedGame:
             if not self.served.mode:
                 remedy = "say how prompts are injected, turn or prefill (--mode): they are then counted by estimate"
                 raise UserError(f"the upstream at {self.served.url} counts no prompt tokens", remedy) from error
-            self.mode = self.served.mode  # type: ignore[assignment]
+            self._begin(self.served.mode)
             return
         mode = self.served.mode or await probe(client, self.model)
         prompts = [p for s in self.planner.strategies.strategies for p in s.prompts]
         for prompt in [*(as_message(p) if mode == "turn" else p for p in prompts), self.rules.delimiter]:
             longer = {"role": "user", "content": f"x{prompt}"}
             self.injected[prompt] = await prompt_tokens(client, {"model": self.model, "messages": [longer]}) - alone
+        self._begin(mode)
+
+    def _begin(self, mode: str) -> None:
+        """Raises `UserError` where the budget has no room for an answer."""
+        assert self.planner is not None
+        check_budget(rulebook_of(self.planner, self.rules, self._count))
         self.mode = mode  # type: ignore[assignment]
 
     def _count(self, text: str) -> int:
