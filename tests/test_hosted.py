@@ -57,17 +57,25 @@ class Upstream:
         if self.breaks_at and self.requests >= self.breaks_at:
             return JSONResponse({"error": {"message": "out of credit"}}, 402)
         said = [m["content"] for m in body["messages"]]
-        words = sum(3 + len(text.split()) for text in said)
+        tokens = sum(3 + len(text.split()) for text in said)
         if not body.get("stream"):
-            return JSONResponse({"usage": {"prompt_tokens": words} if self.counts else None})
+            return JSONResponse({"choices": [], "usage": {"prompt_tokens": tokens} if self.counts else None})
         if body["temperature"] > 0 and len(said) == 1:
             self.questions.append(said[0].split("\n\n")[0])
         asked_for = said[0].split("\n\n")[0].split()[-1]
         checked = any("Check it." in text for text in said)
-        text = f"\\boxed{{{asked_for if checked else 'no'}}}" if "Answer now." in said[-1] else "so it goes"
-        pieces = [{"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]}]
+        answer = f"\\boxed{{{asked_for if checked else 'no'}}}"
+        words = (
+            [answer]
+            if "Answer now." in said[-1]
+            else ["so ", "it ", "goes"]
+            if body.get("stop")
+            else ["so ", "it ", "goes\n\nand ", "on"]
+        )
+        pieces = [{"choices": [{"index": 0, "delta": {"content": word}}]} for word in words]
+        pieces.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         if self.counts:
-            pieces.append({"choices": [], "usage": {"prompt_tokens": words, "completion_tokens": 3}})
+            pieces.append({"choices": [], "usage": {"prompt_tokens": tokens, "completion_tokens": len(words)}})
         if self.breaks_off and "Answer now." in said[-1]:
             self.breaks_off -= 1
             pieces = [pieces[0], {"error": {"message": "lost"}}]
@@ -117,7 +125,8 @@ def test_a_planner_learns_what_the_model_behind_the_server_needs(settings, tmp_p
     assert (begun["eval/accuracy"], result["accuracy"]) == (0.0, 1.0)
     assert sum(r["accuracy"] for r in steps[-2:]) > sum(r["accuracy"] for r in steps[:2])
     assert steps[0]["planner/ratio"] == pytest.approx(1, abs=1e-4), "log-probs are those that the trainer finds"
-    assert steps[0]["length/sampled"] == 3 * steps[0]["length/steps"], "tokens are as the server counts them"
+    sampled = 3 * (steps[0]["length/steps"] - 1) + 1  # three words a step, and the answer
+    assert steps[0]["length/sampled"] == sampled, "tokens are as the server counts them"
     assert steps[-1]["upstream/requests"] < there.requests, "the last evaluation comes after the last step"
     final = config.folder / "checkpoints" / "final"
     assert [p.name for p in sorted(final.iterdir())] == ["manifest.json", "planner"]
