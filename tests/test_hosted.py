@@ -272,6 +272,16 @@ def test_settings_that_make_no_sense_are_refused(settings, setting, message):
     assert refused.value.remedy
 
 
+def test_questions_that_the_planner_cannot_read_are_not_paid_for(settings, tmp_path):
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"question": "7 " * 1100, "answer": "7"}) + "\n")
+    config = config_of(settings, "http://127.0.0.1:9/v1", "upstream.model=m")
+    with pytest.raises(UserError, match=r"exceeds the planner's context of 1024.*data.max_question_tokens"):
+        Trainer(config)
+    shorter = config_of(settings, "http://127.0.0.1:9/v1", "upstream.model=m", "data.max_question_tokens=900")
+    assert Trainer(shorter).left_out == 1
+
+
 def test_estimates_count_what_is_left(settings):
     config = config_of(settings, "http://127.0.0.1:9/v1", "train.eval_every=1")
     trainer_has = hosted.load_questions(config)

@@ -44,14 +44,20 @@ def without_long(config: Config, reader: Reasoner | Planner | None, problems: li
     """The training questions that ``data.max_question_tokens`` of ``reader`` allow.
 
     Raises:
-        UserError: fewer than a step's are left.
+        UserError: fewer than a step's are left; or the planner, ``reader`` before an upstream, cannot read one:
+            it would be paid for, and nothing learned.
     """
     longest = config.data.max_question_tokens
-    if not longest or reader is None:
-        return problems
-    encode = reader.tokenizer.encode
-    kept = [p for p in problems if len(encode(p.question, add_special_tokens=False)) <= longest]
-    check_enough(config, kept)
+    kept = problems
+    if longest and reader is not None:
+        encode = reader.tokenizer.encode
+        kept = [p for p in problems if len(encode(p.question, add_special_tokens=False)) <= longest]
+        check_enough(config, kept)
+    if isinstance(reader, Planner):
+        most = max(len(reader.opening(p.question)) for p in kept)
+        if most > reader.context:
+            problem = f"a question of {most} tokens exceeds the planner's context of {reader.context}"
+            raise UserError(problem, "leave long questions out (data.max_question_tokens)")
     return kept
 
 
