@@ -44,8 +44,8 @@ def without_long(config: Config, reader: Reasoner | Planner | None, problems: li
     """The training questions that ``data.max_question_tokens`` of ``reader`` allow.
 
     Raises:
-        UserError: fewer than a step's are left; or the planner, ``reader`` before an upstream, cannot read one:
-            it would be paid for, and nothing learned.
+        UserError: fewer than a step's are left; or ``reader`` is a planner (before an upstream) that
+            cannot read one: it would be paid for, and nothing learned.
     """
     longest = config.data.max_question_tokens
     kept = problems
