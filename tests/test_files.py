@@ -38,6 +38,19 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
         assert read(str(tmp_path / "f.toml")) == read(str(file))
 
 
+@pytest.mark.parametrize(
+    "text", ['{"question": "q"}\n', '{"question": "q", "answer"', '{"question": "q", "answer": 7}\n', "[1]\n"]
+)
+def test_a_known_set_in_another_form_is_one_line(tmp_path, text):
+    """A column that was not there, or a file that was cut, was a traceback."""
+    for name in ("train", "test"):
+        (tmp_path / "gsm8k").mkdir(exist_ok=True)
+        (tmp_path / "gsm8k" / f"{name}.jsonl").write_text(text)
+    with pytest.raises(UserError, match="gsm8k is not gsm8k as it is known here") as refused:
+        load_problems("gsm8k", "test", data_dir=str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
 def test_json_files_are_lists_of_records_or_a_record_a_line(tmp_path):
     """``.json`` was an unknown data set."""
     records = [{"question": "3+4=?", "answer": 7}, {"question": "q", "answer": "x"}]

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+import rsim
 from rsim.config import load_config
 from rsim.errors import UserError
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
+from rsim.lab.tokenizer import build_tokenizer
 from rsim.models.prompts import begin_ids
 from rsim.policies.planner import Planner
 from rsim.policies.reasoner import Reasoner
@@ -57,6 +59,14 @@ def test_a_template_that_refuses_is_one_line_that_names_the_setting(reasoner, te
     with pytest.raises(UserError, match=why) as refused:
         prompted.prompt_ids("7=?")
     assert "models.system_prompt" in str(refused.value)
+
+
+def test_training_with_a_system_prompt_that_the_template_refuses_is_one_line(small, base_folder):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = _STRICT
+    tokenizer.save_pretrained(base_folder)
+    with pytest.raises(UserError, match=r"System role not supported.*models\.system_prompt"):
+        rsim.train(small("run", "models.system_prompt=Think in steps."))
 
 
 _DATED = (

@@ -13,12 +13,15 @@ from fastapi.responses import JSONResponse
 from typer.testing import CliRunner
 
 from rsim.cli.main import app
-from rsim.config import PRESETS
+from rsim.config import PRESETS, load_config
+from rsim.data.load import load_problems
 from rsim.errors import UserError
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.saved import evaluate_into
-from rsim.evaluation.upstream import ServedModel
+from rsim.evaluation.upstream import ServedGame, ServedModel
+from rsim.game.rollout import Game
 from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.planner import Planner
 from rsim.policies.scripted import random_planner
 from rsim.policies.strategies import load_strategies
 from rsim.serving.server import SUFFIX, create_app
@@ -162,3 +165,17 @@ def test_an_upstream_that_fails_is_one_line_and_keeps_what_was_answered(server, 
     for options in (["--planner", "shuffled"], ["--match-tokens", "x"]):
         result = CliRunner().invoke(app, [*arguments, server, *options])
         assert isinstance(result.exception, UserError)
+
+
+def test_what_the_planner_read_and_chose_is_recorded_as_in_this_process(server, planner):
+    """Training learns from these ids and decisions."""
+    config = load_config("nano", ['rollout.paraphrase="first"'])
+    problems = load_problems("lab", "test", limit=6, seed=0)
+    chosen = Planner.from_pretrained(planner)
+    there = ServedGame(ServedModel(server, "nano-s", at_once=3), chosen, config).play(problems, seed=0, greedy=True)
+    here = Game(load_reasoner("nano-s"), chosen, config.rollout).play(problems, seed=0, greedy=True)
+    for a, b in zip(there, here, strict=True):
+        assert a.planner_ids == b.planner_ids
+        assert [(d.position, d.action) for d in a.decisions] == [(d.position, d.action) for d in b.decisions]
+        assert [d.logprob for d in a.decisions] == pytest.approx([d.logprob for d in b.decisions], abs=1e-4)
+        assert (a.sampled_tokens, a.injected_tokens) == (b.sampled_tokens, b.injected_tokens)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rsim.errors import UserError
+from rsim.errors import UserError, check_url
 from rsim.rules import PlayRules
 from rsim.rules_file import check_day
 from rsim.settings import check_setting, read_toml, setting
@@ -78,6 +78,19 @@ class RolloutConfig(PlayRules):
     vllm_timeout: float = setting(600.0, "seconds that one step may take")
     llama_url: str = setting("http://127.0.0.1:8080", "llama.cpp's server, or several with commas between them")
     llama_timeout: float = setting(3600.0, "seconds that one step may take; on a CPU a step of many at a time is slow")
+
+
+@dataclass(frozen=True)
+class UpstreamConfig:
+    """The reasoner of a training of the planner alone, behind any OpenAI-compatible server: text, no token ids."""
+
+    url: str = setting("", "its base URL, with /v1; empty: the reasoner is models.reasoner")
+    model: str = setting("", "its name there; empty: the first that is listed")
+    mode: Literal["", "prefill", "turn"] = setting("", "how prompts are injected there; empty: probed")
+    connections: int = setting(8, "answers asked for together", at_least=1)
+    max_requests: int = setting(0, "of the whole run, resumed or not; then it stops; 0: no limit", at_least=0)
+    price_in: float = setting(0.0, "dollars for a million tokens that it reads", at_least=0)
+    price_out: float = setting(0.0, "dollars for a million tokens that it writes", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -210,6 +223,7 @@ class Config:
     models: ModelsConfig = field(default_factory=ModelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
@@ -223,13 +237,20 @@ class Config:
         return Path(self.out or f"runs/{self.name}")
 
     @property
+    def reasoner(self) -> str:
+        """``models.reasoner``. Raises `UserError` where the reasoner is behind an upstream in its place."""
+        if self.upstream.url:
+            raise UserError(f"the reasoner is behind {self.upstream.url}", "give --upstream, or name one of this machine")
+        return self.models.reasoner
+
+    @property
     def trains_reasoner(self) -> bool:
         return bool(self.cold_start.episodes) or any(stage.train_reasoner for stage in self.stages)
 
     @property
     def holds_reasoner(self) -> bool:
         """Whether the reasoner's weights are needed here, and not on a server alone."""
-        return self.trains_reasoner or self.rollout.engine == "native"
+        return self.trains_reasoner or (self.rollout.engine == "native" and not self.upstream.url)
 
     @property
     def total_steps(self) -> int:
@@ -388,6 +409,7 @@ def validate(config: Config) -> None:
         raise UserError("rollout.delimiter is empty", 'use e.g. "\\n\\n"')
     check_day(rollout.day, "rollout.day")
     _check_adapters(config)
+    _check_upstream(config)
     for stage in config.stages:
         if not (stage.train_planner or stage.train_reasoner):
             raise UserError(f"stages.{stage.name} trains nothing", "set train_planner or train_reasoner")
@@ -406,6 +428,27 @@ def _check_bounds(table: Any, where: str) -> None:
             _check_bounds(value, f"{path}.")
         else:
             check_setting(f, value, path)
+
+
+def _check_upstream(config: Config) -> None:
+    if not config.upstream.url:
+        if config.upstream != UpstreamConfig():
+            raise UserError("upstream", "its settings are of a server: give upstream.url (--upstream URL) too")
+        return
+    check_url("upstream.url", config.upstream.url)
+    models, there = config.models, "the reasoner is behind upstream.url"
+    if config.rollout.engine != "native":
+        raise UserError(f"rollout.engine = {config.rollout.engine}", f"{there}, which samples: leave it at native")
+    if config.cold_start.episodes:
+        raise UserError(f"cold_start.episodes = {config.cold_start.episodes}", f"{there} and cannot be fine-tuned: set 0")
+    for stage in config.stages:
+        if stage.train_reasoner:
+            raise UserError(f"stages.{stage.name}.train_reasoner", f"{there} and cannot be trained: set it to false")
+    if models.planner == "none":
+        raise UserError("models.planner = none", f"{there}, so a planner is all that can be trained: name its base")
+    if models.shared_base or models.reasoner_lora:
+        name = "shared_base" if models.shared_base else "reasoner_lora"
+        raise UserError(f"models.{name}", f"{there}, its weights are not here: leave it out")
 
 
 def _check_adapters(config: Config) -> None:

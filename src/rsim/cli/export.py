@@ -29,6 +29,6 @@ def command(
     if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").is_file():
         config, checkpoint = locate(source, [])
         trained = checkpoint / "reasoner" if checkpoint else None
-        source = str(trained) if trained and trained.is_dir() else config.models.reasoner
+        source = str(trained) if trained and trained.is_dir() else config.reasoner
     export(source, folder)
     tell({"folder": str(folder)}, f"wrote {folder}", as_json)

@@ -21,8 +21,14 @@ def tell(record: Any, text: str, as_json: bool) -> None:
 
 
 def merged(
-    overrides: list[str] | None, *, strategies: str = "", rewards: list[str] | None = None, data_dir: str = ""
+    overrides: list[str] | None,
+    *,
+    strategies: str = "",
+    rewards: list[str] | None = None,
+    data_dir: str = "",
+    upstream: dict[str, str | float] | None = None,
 ) -> list[str]:
     """The ``--set`` overrides with those that have an option of their own."""
-    own = {"models.strategies": strategies, "rewards.custom": rewards, "data.data_dir": data_dir}
+    own: dict[str, Any] = {"models.strategies": strategies, "rewards.custom": rewards, "data.data_dir": data_dir}
+    own |= {f"upstream.{key}": value for key, value in (upstream or {}).items()}
     return [*(overrides or []), *(f"{key}={json.dumps(value)}" for key, value in own.items() if value)]

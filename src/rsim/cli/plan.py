@@ -27,6 +27,8 @@ def command(
 
     quiet_models()
     config = load_config(source, overrides or [])
+    if config.upstream.url:
+        raise UserError("rsim plan", "is of machines; what an upstream costs says rsim train --dry-run")
     counts = workers or [1, 8, 64]
     for count in counts:
         if count < 1:

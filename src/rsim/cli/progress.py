@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rsim.config import Config
 from rsim.policies.loading import quiet_models
+from rsim.training import hosted
 from rsim.training.trainer import Stopped, Trainer
 
 
@@ -24,6 +25,9 @@ def train_with_progress(
     quiet_models()
     console = Console(stderr=True, quiet=quiet or not first_process())
     trainer = Trainer(config, resume=resume, resume_from=resume_from, force=force)
+    if config.upstream.url and trainer.strategies:
+        cost = hosted.most(trainer.config, trainer.strategies, trainer.train_set, trainer.eval_set, trainer.step)
+        console.print(hosted.describe(trainer.config, cost), highlight=False, soft_wrap=True)
     introduction = [trainer.device.reason]
     bar = BarColumn(bar_width=12), MofNCompleteColumn(), TextColumn("{task.fields[shown]}")
     left = TextColumn("ETA"), TimeRemainingColumn(compact=True)

@@ -24,18 +24,35 @@ def command(
         str, typer.Option(metavar="CHECKPOINT", help="Go on from this one of the run's, e.g. step-000010.")
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Resume although the config has changed.")] = False,
+    upstream: Annotated[
+        str, typer.Option(metavar="URL", help="Train the planner alone, for a model behind this OpenAI-compatible server.")
+    ] = "",
+    upstream_model: Annotated[str, typer.Option(metavar="NAME", help="Its name there (default: the first listed).")] = "",
+    max_requests: Annotated[
+        int,
+        typer.Option(help="Stop, and keep the run, when as many requests are sent to it, resumed or not; 0: no limit.", min=0),
+    ] = 0,
+    price_in: Annotated[float, typer.Option(help="Dollars for a million tokens that it reads.", min=0)] = 0.0,
+    price_out: Annotated[float, typer.Option(help="Dollars for a million tokens that it writes.", min=0)] = 0.0,
     launcher: Annotated[str, typer.Option(help="ray: train on a Ray cluster (docs/scaling.md).")] = "",
     workers: Annotated[str, typer.Option(metavar="N|MIN:MAX", help="Processes there.")] = "1",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate memory and time; exit 2 if it cannot fit.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only estimate memory and time (exit 2 if it cannot fit), or an upstream's cost.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a planner and a reasoner together, stage by stage."""
     from rsim.config import load_config
 
-    config = load_config(source, merged(overrides, strategies=strategies, rewards=reward, data_dir=data_dir))
+    there: dict[str, str | float] = {"url": upstream, "model": upstream_model, "max_requests": max_requests}
+    there |= {"price_in": price_in, "price_out": price_out}
+    options = merged(overrides, strategies=strategies, rewards=reward, data_dir=data_dir, upstream=there)
+    config = load_config(source, options)
     if dry_run:
         _estimate(config, as_json)
         return
+    if launcher and config.upstream.url:
+        raise UserError("--launcher with --upstream", "one process asks the server: leave the launcher out")
     if launcher and resume_from:
         raise UserError("--resume-from with --launcher", "the cluster goes on from the newest checkpoint: use --resume")
     if launcher not in ("", "ray"):
@@ -60,6 +77,11 @@ def _estimate(config: Config, as_json: bool) -> None:
     from rsim.training import cost
 
     quiet_models()
+    if config.upstream.url:
+        from rsim.training import hosted
+
+        tell(*hosted.check(config), as_json)
+        return
     if config.parallel.shard or config.parallel.deepspeed:
         raise UserError(
             "--dry-run with parallel.shard or parallel.deepspeed",

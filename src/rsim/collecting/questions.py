@@ -30,7 +30,7 @@ def questions(data: str, split: str, *, limit: int = 0, exclude: str = "", confi
         problems = [problem for problem in problems if generated_split(problem.id) == split]
     if exclude and not Path(exclude).is_file():
         raise UserError(f"--exclude {exclude}", "give a file with an id on each line")
-    used = set(Path(exclude).read_text(encoding="utf-8").split("\n")) if exclude else set()
+    used = set(Path(exclude).read_text(encoding="utf-8-sig").splitlines()) if exclude else set()
     if len({problem.id for problem in problems}) < len(problems):
         raise UserError(f"{data}: two questions have one id", "give each its own")
     problems = [problem for problem in problems if problem.id not in used]

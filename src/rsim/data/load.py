@@ -222,4 +222,14 @@ def raw_splits(name: str, data_dir: str) -> dict[str, list[Problem]]:
             f"no data folder {chosen}".rstrip(), f"set $RSIM_DATA or data.data_dir to the folder that holds {name}'s"
         )
     source = SOURCES[name]
-    return source.read(Path(chosen) / source.folder)
+    folder = Path(chosen) / source.folder
+    try:
+        return source.read(folder)
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OSError,
+    ) as error:  # another version of the set, or a file that was cut
+        raise UserError(f"{folder} is not {name} as it is known here ({type(error).__name__}: {first_line(error)})") from error

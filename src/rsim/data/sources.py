@@ -221,4 +221,4 @@ def _text(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"data file not found: {path}", "check data.data_dir or $RSIM_DATA")
     raw = path.read_bytes()
-    return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+    return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")

@@ -72,8 +72,9 @@ def grow(
     config, checkpoint = locate(run, list(changes))
     if checkpoint is None or not (checkpoint / "planner").is_dir():
         raise UserError(f"{run} has no trained planner", "give the folder of a run that trained one")
-    if (checkpoint / "reasoner").is_dir():
-        config = replace(config, models=replace(config.models, reasoner=str(checkpoint / "reasoner")))
+    trained = checkpoint / "reasoner"
+    reasoner = str(trained) if trained.is_dir() else config.reasoner
+    config = replace(config, models=replace(config.models, reasoner=reasoner))
     planner = checkpoint / "planner"
     current = load(str(planner)).strategies
     new = [strategy for strategy in candidates.strategies if strategy.name not in current.names]

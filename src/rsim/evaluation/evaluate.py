@@ -14,7 +14,8 @@ from rsim.config import RewardsConfig
 from rsim.game.episode import FLAGS, Episode
 from rsim.game.problem import Problem
 from rsim.game.record import episode_json
-from rsim.game.rollout import Game, OnStep
+from rsim.game.rollout import OnStep
+from rsim.policies.protocol import AnyPlanner
 from rsim.rewards.grade import check
 from rsim.rewards.rewards import Score, checked_as, score_all
 
@@ -22,8 +23,20 @@ Record = dict[str, Any]
 
 
 class Players(Protocol):
-    """Who played: a `Game`, or a model on a server (`upstream.ServedGame`), whose size is not known and given as 0."""
+    """Who plays: a `Game`, or a planner and a model on a server (`upstream.ServedGame`), of which no size is known: 0."""
 
+    planner: AnyPlanner | None
+
+    def play(
+        self,
+        problems: list[Problem],
+        *,
+        seed: int,
+        group_size: int = 1,
+        keys: list[str] | None = None,
+        greedy: bool = False,
+        on_step: OnStep | None = None,
+    ) -> list[Episode]: ...
     @property
     def names(self) -> tuple[str, ...]: ...
     @property
@@ -73,7 +86,7 @@ class Evaluation:
 
 def evaluate(
     name: str,
-    game: Game,
+    game: Players,
     problems: list[Problem],
     rewards: RewardsConfig,
     *,
@@ -87,7 +100,7 @@ def evaluate(
 
 
 def play_scored(
-    game: Game,
+    game: Players,
     problems: list[Problem],
     rewards: RewardsConfig,
     *,

@@ -13,7 +13,7 @@ from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record, episode_record, play_scored
 from rsim.evaluation.obeyed import rules_for
 from rsim.evaluation.planners import planner_from
-from rsim.evaluation.upstream import ServedGame
+from rsim.evaluation.upstream import ServedEpisode, ServedGame
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.models.device import allow_tf32, choose_device
@@ -59,7 +59,7 @@ def load_game(
     models, device = config.models, choose_device(config)
     allow_tf32(device)
     trained = part_of(checkpoint, "reasoner")  # there is none where only the planner was trained
-    source = reasoner or (str(trained) if trained else models.reasoner)
+    source = reasoner or (str(trained) if trained else config.reasoner)
     strategies = load_strategies(models.strategies)
     served = config.rollout.engine != "native"
     # Else the server has the model that is meant; llama.cpp's takes no other.
@@ -119,11 +119,10 @@ def play_part(
 ) -> list[Record]:
     """The records of problems number ``first``, ``first + 1``, ..., as they are kept."""
     seed, greedy, samples = settings.seed, settings.greedy, settings.samples
-    if isinstance(game, ServedGame):
-        done, shown = game.play_scored(problems, seed=seed, greedy=greedy, samples=samples, first=first)
-    else:
-        done, episodes, scores = play_scored(
-            game, problems, config.rewards, seed=seed, greedy=greedy, samples=samples, first=first
-        )
-        shown = [episode_record(e, s, game.names) for e, s in zip(episodes, scores, strict=True)]
-    return [{"step": 0} | text | numbers | {"group": numbers["index"]} for text, numbers in zip(shown, done, strict=True)]
+    done, episodes, scores = play_scored(game, problems, config.rewards, seed=seed, greedy=greedy, samples=samples, first=first)
+    records = []
+    for numbers, episode, score in zip(done, episodes, scores, strict=True):
+        counted = {"estimated": episode.usage.estimated} if isinstance(episode, ServedEpisode) else {}
+        text = episode_record(episode, score, game.names)
+        records.append({"step": 0} | text | numbers | counted | {"group": numbers["index"]})
+    return records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ class Reasoner:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     system_prompt: str = ""
+
+    def save_pretrained(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Model and tokenizer as a folder; ``weights``: in the place of the model's own."""
+        self.model.save_pretrained(folder, state_dict=weights)
+        self.tokenizer.save_pretrained(folder)
 
     def prompt_ids(self, question: str, day: str = PlayRules.day) -> list[int]:
         """The ids up to and including the opening of the assistant's turn; ``day``: see `PlayRules`."""

@@ -59,7 +59,7 @@ class RunFolder:
             fixed.append("stages: whether the reasoner is trained")
         if fixed:
             raise UserError(f"--resume: {'; '.join(fixed)}", "that cannot be changed in mid-run: begin another one")
-        if changed and not force:
+        if not force and any(not change.startswith(_FREE) or change.endswith(" -> 0") for change in changed):
             raise UserError(
                 f"--resume: the config differs from {known}: {'; '.join(changed)}",
                 "resume with the same settings, or pass --force to go on with the new ones",
@@ -136,6 +136,10 @@ _FIXED = (
     *("models.reasoner", "models.planner", "models.shared_base", "models.quantised", "models.strategies"),
     *("objective.loss", "objective.beta: 0.0"),
 )
+
+
+# What a run goes on with as it is told, without --force: how much may be spent (but not a limit that is left out).
+_FREE = ("upstream.connections:", "upstream.max_requests:", "upstream.price_")
 
 
 def differences(old: Config, new: Config) -> list[str]:

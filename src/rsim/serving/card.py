@@ -106,6 +106,7 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
 def _card(config: Config, strategies: StrategySet, checkpoint: Path, repo: str, licence: str) -> str:
     run = checkpoint.parent.parent
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    up = config.upstream
     rows = [f"| {s.name} | {s.description} | {' / '.join(s.prompts)} |" for s in strategies.strategies]
     return _CARD.format(
         licence=licence,
@@ -113,7 +114,7 @@ def _card(config: Config, strategies: StrategySet, checkpoint: Path, repo: str, 
         name=repo.rpartition("/")[2],
         repo=repo,
         strategies="\n".join(rows),
-        reasoner=config.models.reasoner,
+        reasoner=f"{up.model} (behind a server: text only, approximate)" if up.url else config.models.reasoner,
         data=config.data.train,
         stages=_taken(checkpoint),
         questions=config.train.questions,

@@ -120,5 +120,9 @@ class PlannedAnswer:
         if self.question is None:
             self.batcher.session.observe(self.slot, strategy, text)
 
+    def ids(self) -> list[int]:
+        """What its model has read."""
+        return [] if self.question is not None else self.batcher.session.ids(self.slot)
+
     def close(self) -> None:
         self.batcher.release(self.slot)

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from rsim.answers.prefix import as_message, open_prefix
 from rsim.game.rulebook import rulebook_of
 from rsim.game.tools import Runner, Tools
+from rsim.policies.protocol import Decision
 from rsim.rules import ALONE, FENCE, End, Ending, Move, PlayRules, Progress, Rulebook
 from rsim.serving.planner_batcher import PlannedAnswer, PlannerBatcher
 
@@ -153,12 +154,14 @@ class Upstream(Protocol):
 
 @dataclass(frozen=True)
 class Injected:
-    """A strategy's prompt, put into the answer; an empty ``text`` where the planner did not intervene."""
+    """A strategy's prompt, put into the answer; an empty ``text`` where the planner did not intervene, no ``decision`` where it
+    was not asked."""
 
     strategy: str
     text: str
     probabilities: dict[str, float]
     forced: bool = False
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -173,13 +176,14 @@ class TextDelta:
 @dataclass(frozen=True)
 class Finished:
     """The end of an answer. ``reason``: stop, length, or the upstream's own; ``stop``: the client's stop string that ended it;
-    ``injected_tokens`` as the budget counts them."""
+    ``injected_tokens`` as the budget counts them; ``planner_ids``: what the planner has read at its last decision."""
 
     reason: str
     usage: Usage
     ending: Ending = field(default_factory=lambda: Ending(over=True))
     injected_tokens: int = 0
     stop: str | None = None
+    planner_ids: list[int] = field(default_factory=list)
 
 
 Event = Injected | Thought | TextDelta | Finished
@@ -250,10 +254,10 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
     progress, injected_tokens, ending = Progress(), 0, Ending()
     last = ""  # step, as it was sampled
     while not ending.over:
-        move, probabilities = await _choose(players.planner, book, progress)
+        move, decision = await _choose(players.planner, book, progress)
         name = strategies[move.strategy if move != ALONE else strategies.neutral].name
         prompt = _prompt(players, book, move)
-        yield Injected(name, prompt, _shown(strategies.names, probabilities), forced=move.forced)
+        yield Injected(name, prompt, _shown(strategies.names, decision), move.forced, decision)
         step, report = _opened(players, book, move, progress, prompt, last)
         if report:
             yield TextDelta(report, sampled=False, output=True)
@@ -270,7 +274,8 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
         injected_tokens += step.injected
         progress = Progress(progress.steps + 1, progress.tokens + step.injected + step.sampled)
         players.planner.observe(name, step.read)
-    yield Finished("length" if ending.truncated else step.told or "stop", usage, ending, injected_tokens)
+    reason = "length" if ending.truncated else step.told or "stop"
+    yield Finished(reason, usage, ending, injected_tokens, planner_ids=players.planner.ids())
 
 
 def _opened(players: _Players, book: Rulebook, move: Move, progress: Progress, prompt: str, last: str) -> tuple[_Step, str]:
@@ -325,18 +330,18 @@ def _written(message: str, end: End) -> str | None:
     return blocks[-1].partition("\n")[2] if end != "cap" and blocks else None
 
 
-async def _choose(planner: PlannedAnswer, book: Rulebook, progress: Progress) -> tuple[Move, list[float]]:
-    """The next step, and the probabilities of the strategies if the planner was asked.
+async def _choose(planner: PlannedAnswer, book: Rulebook, progress: Progress) -> tuple[Move, Decision | None]:
+    """The next step, and the planner's decision if it was asked.
 
     A question that it cannot read is answered without it, in one step; once its context is full, the answer is due.
     """
     reads = planner.reads()
     if progress.steps == 0 and not reads:
-        return ALONE, []
+        return ALONE, None
     if book.must_end(progress) or not reads:
-        return book.move(None), []
+        return book.move(None), None
     decision = await planner.decide()
-    return book.move(decision.action, max(decision.probabilities)), decision.probabilities
+    return book.move(decision.action, max(decision.probabilities)), decision
 
 
 def _prompt(players: _Players, book: Rulebook, move: Move) -> str:
@@ -349,5 +354,5 @@ def _prompt(players: _Players, book: Rulebook, move: Move) -> str:
     return as_message(prompt) if players.turns else prompt
 
 
-def _shown(names: tuple[str, ...], probabilities: list[float]) -> dict[str, float]:
-    return {name: round(p, 4) for name, p in zip(names, probabilities, strict=False)}
+def _shown(names: tuple[str, ...], decision: Decision | None) -> dict[str, float]:
+    return {name: round(p, 4) for name, p in zip(names, decision.probabilities, strict=True)} if decision else {}

@@ -13,8 +13,8 @@ import torch
 from rsim.config import Config
 from rsim.distributed.world import World
 from rsim.errors import UserError
+from rsim.evaluation.evaluate import Players
 from rsim.game.problem import Problem
-from rsim.game.rollout import Game
 from rsim.policies.planner import Planner
 
 _HIGHEST = 1e6  # a temperature
@@ -22,7 +22,7 @@ _HIGHEST = 1e6  # a temperature
 
 @torch.no_grad()
 def reset_entropy(
-    config: Config, game: Game, planner: Planner, problems: list[Problem], world: World
+    config: Config, game: Players, planner: Planner, problems: list[Problem], world: World
 ) -> tuple[dict[str, float], int]:
     """A planner that is surer in ``problems`` than ``train.entropy_reset`` allows begins less sure.
 

@@ -9,6 +9,7 @@ from rsim.config import Config
 from rsim.data.load import load_problems, with_replay
 from rsim.errors import UserError
 from rsim.game.problem import Problem
+from rsim.policies.planner import Planner
 from rsim.policies.reasoner import Reasoner
 
 
@@ -39,17 +40,24 @@ def check_enough(config: Config, problems: list[Problem]) -> None:
         raise UserError(f"train.questions = {config.train.questions}", remedy)
 
 
-def without_long(config: Config, reasoner: Reasoner, problems: list[Problem]) -> list[Problem]:
-    """The training questions that ``data.max_question_tokens`` allows.
+def without_long(config: Config, reader: Reasoner | Planner | None, problems: list[Problem]) -> list[Problem]:
+    """The training questions that ``data.max_question_tokens`` of ``reader`` allow.
 
     Raises:
-        UserError: fewer than a step's are left.
+        UserError: fewer than a step's are left; or ``reader`` is a planner (before an upstream) that
+            cannot read one: it would be paid for, and nothing learned.
     """
-    longest, encode = config.data.max_question_tokens, reasoner.tokenizer.encode
-    if not longest:
-        return problems
-    kept = [p for p in problems if len(encode(p.question, add_special_tokens=False)) <= longest]
-    check_enough(config, kept)
+    longest = config.data.max_question_tokens
+    kept = problems
+    if longest and reader is not None:
+        encode = reader.tokenizer.encode
+        kept = [p for p in problems if len(encode(p.question, add_special_tokens=False)) <= longest]
+        check_enough(config, kept)
+    if isinstance(reader, Planner):
+        most = max(len(reader.opening(p.question)) for p in kept)
+        if most > reader.context:
+            problem = f"a question of {most} tokens exceeds the planner's context of {reader.context}"
+            raise UserError(problem, "leave long questions out (data.max_question_tokens)")
     return kept
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from rsim.config import Config
 from rsim.distributed.shards import full_state_dict
 from rsim.distributed.world import World
 from rsim.engine.vllm import VllmServers
+from rsim.evaluation.upstream import ServedGame
 from rsim.game.rollout import Game
 from rsim.models.adapters import has_adapter
 from rsim.models.device import Device
@@ -35,10 +35,10 @@ class Saver:
     config: Config
     world: World
     folder: RunFolder
-    reasoner: Reasoner
+    reasoner: Reasoner | None  # None: behind an upstream
     planner: Planner | None
     agents: dict[str, Agent]
-    game: Game
+    game: Game | ServedGame
 
     @property
     def in_background(self) -> bool:
@@ -47,14 +47,17 @@ class Saver:
     def resumable(self, name: str, place: dict[str, Any]) -> None:
         """A checkpoint to resume from; ``place``: where the run is in its schedule."""
         states = {key: agent.state() for key, agent in self.agents.items()}
-        self.write(name, place | {"agents": copy.deepcopy(states) if self.in_background else states})
+        state = place | {"agents": copy.deepcopy(states) if self.in_background else states}
+        if isinstance(self.game, ServedGame):
+            state["account"] = dict(self.game.account)
+        self.write(name, state)
 
     def write(self, name: str, state: dict[str, Any] | None = None, *, wait: bool = False) -> None:
         """The checkpoint ``name``: both models and, where it is to be resumed from, ``state``."""
         savers: dict[str, Save] = {}
-        if self.config.holds_reasoner:
+        if self.reasoner and self.config.holds_reasoner:
             weights = self._weights("reasoner", self.reasoner.model)
-            savers["reasoner"] = partial(self._save_reasoner, weights=weights)
+            savers["reasoner"] = partial(self.reasoner.save_pretrained, weights=weights)
         if self.planner:
             weights = self._weights("planner", self.planner.model)
             savers["planner"] = partial(self.planner.save_pretrained, weights=weights)
@@ -69,11 +72,11 @@ class Saver:
 
     def write_reference(self) -> None:
         """The reasoner as it is now, for `load_reference`, where there is a KL term."""
-        if not self._has_reference:
+        if self.reasoner is None or not self._has_reference:
             return
         weights = self._weights("reasoner", self.reasoner.model)
         if self.world.is_main:
-            self._save_reasoner(self.folder.path / "reference", weights)
+            self.reasoner.save_pretrained(self.folder.path / "reference", weights)
         self.world.barrier()
 
     def load_reference(self, device: Device) -> None:
@@ -86,21 +89,17 @@ class Saver:
 
     def check_servers(self) -> None:
         """Raises `UserError` where sampling servers take no new weights and the reasoner is to get some."""
-        if isinstance(self.game.servers, VllmServers) and self.config.trains_reasoner:
+        if self.reasoner and isinstance(self.game.servers, VllmServers) and self.config.trains_reasoner:
             if self.world.is_main:
                 self.game.servers.check_updates(self.reasoner.model, self.folder.path / "vllm")
             self.world.barrier()
 
     def hand_over(self) -> None:
         """Gives sampling servers the reasoner's new weights, through the run's folder."""
-        if isinstance(self.game.servers, VllmServers) and self.config.trains_reasoner:
+        if self.reasoner and isinstance(self.game.servers, VllmServers) and self.config.trains_reasoner:
             if self.world.is_main:
                 self.game.servers.update_weights(self.reasoner.model, self.folder.path / "vllm")
             self.world.barrier()
-
-    def _save_reasoner(self, path: Path, weights: Weights | None = None) -> None:
-        self.reasoner.model.save_pretrained(path, state_dict=weights)
-        self.reasoner.tokenizer.save_pretrained(path)
 
     def _weights(self, name: str, model: PreTrainedModel) -> Weights | None:
         """What is to be saved of an agent's model; None: whatever it holds when it is written."""

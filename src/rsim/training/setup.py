@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ from rsim.config import Config
 from rsim.distributed.deepspeed import read_settings
 from rsim.distributed.world import World
 from rsim.errors import UserError
+from rsim.evaluation.upstream import ServedGame, ServedModel, first_model
+from rsim.game.rollout import Game
 from rsim.models.adapters import share_frozen
 from rsim.models.device import Device
 from rsim.policies.loading import load_planner, load_reasoner
 from rsim.policies.planner import Planner
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.strategies import load_strategies
+from rsim.rewards.programs import runner_for
 from rsim.rules_file import overridden
 from rsim.training.agent import Agent, AgentSettings
 
 
 def check_world(config: Config, world: World, held_out: int) -> None:
-    """Every rank needs a question to play; shards need ranks.
+    """Every rank needs a question to play; shards need ranks; an upstream is asked by one process.
 
     Raises:
         UserError: it is not so, or DeepSpeed's config is none.
@@ -33,6 +37,8 @@ def check_world(config: Config, world: World, held_out: int) -> None:
             raise UserError(name, "there is one process: start several with torchrun, or leave it out")
     if parallel.deepspeed:
         read_settings(parallel.deepspeed)
+    if config.upstream.url and world.size > 1:
+        raise UserError("upstream.url", f"one process asks it, and there are {world.size}: start one")
     sizes = {"train.questions": config.train.questions, "data.eval_size": held_out}
     if config.cold_start.episodes:
         sizes["cold_start.episodes"] = config.cold_start.episodes
@@ -42,8 +48,10 @@ def check_world(config: Config, world: World, held_out: int) -> None:
             raise UserError(f"{name} = {size}", remedy)
 
 
-def load_policies(config: Config, device: Device, checkpoint: Path | None) -> tuple[Reasoner, Planner | None]:
-    """Both policies, as ``checkpoint`` has them or as they begin.
+def load_policies(
+    config: Config, device: Device, checkpoint: Path | None
+) -> tuple[Reasoner | None, Planner | None]:
+    """Both policies, as ``checkpoint`` has them or as they begin; no reasoner where it is behind an upstream.
 
     Raises:
         UserError: a model cannot be loaded.
@@ -52,13 +60,15 @@ def load_policies(config: Config, device: Device, checkpoint: Path | None) -> tu
     how: dict[str, Any] = {"seed": config.seed, "device": device.name, "dtype": device.dtype}
     how["quantised"] = models.quantised
     saved = checkpoint / "reasoner" if checkpoint else None
-    reasoner = load_reasoner(
-        str(saved) if saved and saved.is_dir() else models.reasoner,
-        system_prompt=models.system_prompt,
-        weights=config.holds_reasoner,
-        lora=models.reasoner_lora,
-        **how,
-    )
+    reasoner = None
+    if not config.upstream.url:
+        reasoner = load_reasoner(
+            str(saved) if saved and saved.is_dir() else models.reasoner,
+            system_prompt=models.system_prompt,
+            weights=config.holds_reasoner,
+            lora=models.reasoner_lora,
+            **how,
+        )
     if models.planner == "none":
         return reasoner, None
     planner = load_planner(
@@ -70,13 +80,32 @@ def load_policies(config: Config, device: Device, checkpoint: Path | None) -> tu
         **how,
     )
     planner.rules = overridden(config.rollout)
-    if models.shared_base:
+    if models.shared_base and reasoner:
         share_frozen(planner.model, reasoner.model)
     return reasoner, planner
 
 
+def named(config: Config) -> Config:
+    """The config with the name of the upstream's model, so that a run keeps to one.
+
+    Raises:
+        UserError: it is not given, and the upstream lists none.
+    """
+    up = config.upstream
+    return replace(config, upstream=replace(up, model=up.model or first_model(up.url))) if up.url else config
+
+
+def make_game(config: Config, reasoner: Reasoner | None, planner: Planner | None) -> Game | ServedGame:
+    """Who plays the rollouts: a reasoner of this process or its servers' tokens, or an upstream over text."""
+    if reasoner is None:
+        up = config.upstream
+        served = ServedModel(up.url, up.model, up.mode, up.connections, up.max_requests)
+        return ServedGame(served, planner, config)
+    return Game(reasoner, planner, config.rollout, runner_for(planner, config.rewards))
+
+
 def make_agents(
-    config: Config, reasoner: Reasoner, planner: Planner | None, world: World
+    config: Config, reasoner: Reasoner | None, planner: Planner | None, world: World
 ) -> dict[str, Agent]:
     """The policies that are trained: a reasoner that never changes needs no optimiser."""
     train, rollout = config.train, config.rollout
@@ -90,7 +119,7 @@ def make_agents(
         "deepspeed": config.parallel.deepspeed,
     }
     agents = {}
-    if config.trains_reasoner:
+    if reasoner and config.trains_reasoner:
         _realign(reasoner.model)
         settings = AgentSettings(temperature=rollout.temperature, learning_rate=train.reasoner_lr, **common)
         weight = reasoner.head_weight

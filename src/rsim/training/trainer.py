@@ -14,12 +14,11 @@ from rsim.distributed.shards import ShardedModel, unsharded
 from rsim.distributed.world import join
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, play_scored, summarise
+from rsim.evaluation.upstream import ServedGame, UpstreamStopped
 from rsim.game.episode import Episode
-from rsim.game.rollout import Game
 from rsim.models.device import allow_tf32, choose_device, torch_device
 from rsim.policies.loading import quiet_models
 from rsim.rewards.custom import load_custom
-from rsim.rewards.programs import runner_for
 from rsim.rewards.rewards import Score, score_all
 from rsim.runs.folder import RunFolder
 from rsim.runs.lock import unlock
@@ -29,7 +28,7 @@ from rsim.training.memory import peak_on_gpu, release_freed
 from rsim.training.questions import load_questions, questions_of_step, without_long
 from rsim.training.records import Records, held_out_metrics, rollout_metrics
 from rsim.training.saving import Saver
-from rsim.training.setup import check_world, load_policies, make_agents
+from rsim.training.setup import check_world, load_policies, make_agents, make_game, named
 from rsim.training.update import Update
 
 OnMetrics = Callable[[dict[str, Any]], None]
@@ -65,7 +64,7 @@ class Trainer:
         if config.rollout.gate:
             remedy = "is for a finished planner: train without, and set it after"
             raise UserError(f"rollout.gate = {config.rollout.gate}", remedy)
-        self.config = config
+        self.config = config = named(config)
         self.on_metrics = on_metrics or (lambda record: None)
         self.world = join(cpu=torch_device(config.models.device).type == "cpu")
         self.custom = load_custom(config.rewards.custom)
@@ -79,13 +78,13 @@ class Trainer:
         allow_tf32(self.device)
         self.reasoner, self.planner = load_policies(config, self.device, checkpoint)
         self.strategies = self.planner.strategies if self.planner else None
-        self.train_set = without_long(config, self.reasoner, questions)
+        self.train_set = without_long(config, self.reasoner or self.planner, questions)
         self.left_out = len(questions) - len(self.train_set)
         self.agents = make_agents(config, self.reasoner, self.planner, self.world)
-        runner = runner_for(self.planner, config.rewards)
-        self.game = Game(self.reasoner, self.planner, config.rollout, runner)
+        self.game = make_game(config, self.reasoner, self.planner)
         self.saver = Saver(config, self.world, folder, self.reasoner, self.planner, self.agents, self.game)
         self.step, self.sampled_tokens, self.best, self.cold_started = 0, 0, -1.0, False
+        self.unevaluated = False  # the step is one that is evaluated, and an upstream failed meanwhile
         # What this process was told: by anyone, by SIGTERM.
         self.stop_requested, self.terminated = False, False
         if checkpoint:
@@ -101,6 +100,8 @@ class Trainer:
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
         self.step, self.sampled_tokens, self.best = state["step"], state["sampled_tokens"], state["best"]
         self.cold_started = True
+        if isinstance(self.game, ServedGame):
+            self.game.account, self.unevaluated = state["account"], state["unevaluated"]
         for name, agent in self.agents.items():
             agent.load_state(state["agents"][name])
         self.saver.load_reference(self.device)
@@ -110,9 +111,15 @@ class Trainer:
 
         Raises:
             Stopped: some rank was asked to stop; all of them have saved and stop.
+            UserError: an upstream failed; what was finished before is saved, since it was paid for.
         """
         try:
             return self._run()
+        except UpstreamStopped as error:
+            if not self.checkpoints.latest():
+                raise
+            self.save(f"step-{self.step:06d}")
+            raise UserError(error.problem, f"step {self.step} is kept: go on with --resume") from error
         finally:
             unlock(self.config.folder)
 
@@ -120,11 +127,12 @@ class Trainer:
         if not self.cold_started:
             self._start()
         train, save_every = self.config.train, self.config.checkpoint.save_every
-        result: dict[str, Any] = {}
+        result = self.evaluate().to_json() if self.unevaluated else {}
         stopping = self.world.any(self.stop_requested)
         while not self._ended and not stopping:
             self.train_step()
-            if self._ended or (train.eval_every and self.step % train.eval_every == 0):
+            self.unevaluated = self._ended or bool(train.eval_every and self.step % train.eval_every == 0)
+            if self.unevaluated:
                 result = self.evaluate().to_json()
             stopping = self.world.any(self.stop_requested)
             if self._ended or stopping or self.step % save_every == 0:
@@ -147,7 +155,7 @@ class Trainer:
         if self.config.data.max_question_tokens:
             counts = {"data/questions": len(self.train_set), "data/left_out": self.left_out}
             self._log({"step": 0, "stage": "data"} | counts)
-        if self.config.cold_start.episodes:
+        if self.reasoner and self.config.cold_start.episodes:
             report, tokens = cold_start(
                 self.config, self.reasoner, self.train_set, self.custom, self.world, self._sync
             )
@@ -173,7 +181,7 @@ class Trainer:
         out alike."""
         began = time.perf_counter()
         stage = self.config.stage_at(self.step)
-        update = Update(self.config, stage, self.step, alone=self.planner is None)
+        update = Update(self.config, stage, self.step, alone=self.planner is None or self.reasoner is None)
         leads = self.planner is not None and stage.train_planner
         episodes, scores = self._rollout("a")
         rollout = time.perf_counter() - began
@@ -198,6 +206,8 @@ class Trainer:
             "tokens_per_second": sum(e.sampled_tokens for e in episodes) / seconds,
         }
         record |= peak_on_gpu(self.device)
+        if isinstance(self.game, ServedGame):
+            record |= {f"upstream/{name}": count for name, count in self.game.account.items()}
         self._log(record)
         if self.config.train.samples_every and self.step % self.config.train.samples_every == 0:
             self.records.sample(self.step, episodes, scores)
@@ -233,6 +243,7 @@ class Trainer:
         with unsharded(self._sharded):
             records, _, _ = play_scored(self.game, part, rewards, seed=0, greedy=True, first=mine.start)
         result = summarise("held-out", self.world.all_gather(records), self.game)
+        self.unevaluated = False
         self._log({"step": self.step} | held_out_metrics(result))
         if result.accuracy > self.best:
             self.best = result.accuracy
@@ -242,6 +253,7 @@ class Trainer:
     def save(self, name: str) -> None:
         """Writes a checkpoint to resume from."""
         place = {"step": self.step, "sampled_tokens": self.sampled_tokens, "best": self.best}
+        place["unevaluated"] = self.unevaluated
         self.saver.resumable(name, place)
 
     def _log(self, record: dict[str, Any]) -> None:

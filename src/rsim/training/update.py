@@ -43,7 +43,7 @@ class Update:
     config: Config
     stage: StageConfig
     step: int
-    alone: bool  # no planner: lambda plays no part
+    alone: bool  # one agent is not there: lambda plays no part
 
     def agent(self, agent: Agent, episodes: list[Episode], scores: list[Score]) -> dict[str, float]:
         """Trains ``agent`` on ``episodes`` and returns its metrics, keys prefixed with its name.
