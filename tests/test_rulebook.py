@@ -227,7 +227,7 @@ class Reasoner:
     tokenizer = Characters()
     end_ids = {0}  # noqa: RUF012
 
-    def prompt_ids(self, question: str) -> list[int]:
+    def prompt_ids(self, question: str, day: str = "") -> list[int]:
         return self.tokenizer.encode(question)
 
     injected_ids = prompt_ids

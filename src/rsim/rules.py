@@ -43,6 +43,7 @@ class PlayRules:
     tool_tokens: int = setting(200, "the most that it takes", at_least=1)
     tool_seconds: float = setting(5.0, "the longest that a program runs", above=0)
     tool_ends_step: bool = setting(False, "after a program's output the planner chooses what follows")
+    day: str = setting("2026-01-01", "what a chat template that says the date takes for today")
 
     def within(self, limit: int) -> PlayRules:
         """The same rules for ``limit`` tokens; a quarter at most is kept for a forced end or an output."""

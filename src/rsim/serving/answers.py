@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -60,7 +61,7 @@ async def answer(
     with _refusing():
         await unless_gone(request.receive, collect())
     used = [step["strategy"] for step in choices[0].steps]
-    shown = {"X-Rsim-Strategies": ",".join(used)} if planned else {}
+    shown = {"X-Rsim-Strategies": quote(",".join(used), safe=",")} if planned else {}  # a header is ASCII, a name is anything
     return JSONResponse(api.whole(wanted, choices, mode), headers=headers | shown)
 
 

@@ -13,6 +13,7 @@ from rsim.serving.play import Asked, Event, Finished, Injected, TextDelta, Thoug
 
 Kind = Literal["chat", "completion"]
 _CHOICES = 1024  # of one request
+_HOTTEST = 1000  # temperature
 
 # Requests with any of these pass through as they are.
 _NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix")
@@ -70,8 +71,10 @@ def read_request(
     sampling = {key: value for key, value in body.items() if key not in _READ and value is not None}
     for key, kinds in (("temperature", (int, float)), ("seed", (int,))):
         value = sampling.get(key, 0)
-        if not isinstance(value, kinds) or isinstance(value, bool) or (key == "temperature" and not 0 <= value < float("inf")):
-            raise BadRequest(f"{key} must be a {'number from 0' if key == 'temperature' else 'whole number'}", key)
+        if not isinstance(value, kinds) or isinstance(value, bool) or (key == "temperature" and not 0 <= value <= _HOTTEST):
+            raise BadRequest(
+                f"{key} must be a {f'number from 0 to {_HOTTEST}' if key == 'temperature' else 'whole number'}", key
+            )
     limit = _whole(body, "max_completion_tokens", _whole(body, "max_tokens", default_limit, 1), 1)
     count = _whole(body, "n", 1, 1)
     given = body.get("stop") or []
@@ -111,9 +114,19 @@ def _whole(body: dict[str, Any], key: str, default: int, low: int) -> int:
 
 
 def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """A chat's messages; whether a model can read their parts (images, ...) is its own to say."""
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and m.get("role") for m in messages):
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise BadRequest("messages must be a list of messages with a role", "messages")
+    for number, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not role:
+            raise BadRequest(f"messages[{number}].role must be a text", "messages")
+        parts = [{"text": content}] if isinstance(content, str) else content
+        if content is None and role == "assistant":  # it called a tool
+            continue
+        if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text", ""), str) for p in parts):
+            raise BadRequest(f"messages[{number}].content must be a text or a list of parts", "messages")
     return messages
 
 

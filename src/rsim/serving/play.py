@@ -114,7 +114,8 @@ class Asked:
 
     @property
     def greedy(self) -> bool:
-        return self.sampling.get("temperature") == 0
+        temperature = self.sampling.get("temperature")
+        return temperature is not None and temperature < 1e-6  # logits that are divided by less are no numbers any more
 
 
 def text_of(content: Any) -> str:

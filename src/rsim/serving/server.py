@@ -77,7 +77,7 @@ def _lifespan(
         planning = PlannerBatcher(planner, config.slots)
         worker = asyncio.create_task(planning.run())
         metrics, slots = Metrics(CollectorRegistry()), asyncio.Semaphore(config.slots)
-        local = LocalUpstream(reasoner, config.slots) if reasoner is not None else None
+        local = LocalUpstream(reasoner, config.slots, config.rules.day) if reasoner is not None else None
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(_client(config)) if local is None else None
             app.state.rsim = state = State(
@@ -111,13 +111,8 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     state: State = request.app.state.rsim
     _authorise(request, state.config.api_key)
     raw = await _read_body(request, state.config)
-    try:
-        body = json.loads(raw)
-    except ValueError as error:
-        raise Refusal(400, "the body is not valid JSON", "invalid_request_error") from error
-    if not isinstance(body, dict):
-        raise Refusal(400, "the body must be a JSON object", "invalid_request_error")
-    named = str(body.get("model") or "")
+    body = _parsed(raw)
+    named = body.get("model") or ""
     planned = named.endswith(SUFFIX) and body.get("rsim", True) is not False and not api.passes_through(body)
     if not planned and state.client is not None:
         return await _pass_through(state, request, kind, raw, body, named)
@@ -142,6 +137,20 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     return reply
 
 
+def _parsed(raw: bytes) -> dict[str, Any]:
+    """A request's body. What Python reads beyond JSON is refused: NaN and infinity, halves of characters (lone surrogates)."""
+    try:
+        body = json.loads(raw)
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "the body is not valid JSON", "invalid_request_error") from error
+    if not isinstance(body, dict):
+        raise Refusal(400, "the body must be a JSON object", "invalid_request_error")
+    if not isinstance(body.get("model") or "", str):
+        raise Refusal(400, "model must be a text", "invalid_request_error", param="model")
+    return body
+
+
 # --- without a planner ---
 
 
@@ -154,7 +163,8 @@ async def _pass_through(
     if named.endswith(SUFFIX) or "rsim" in body:
         body = {k: v for k, v in body.items() if k != "rsim"} | {"model": named.removesuffix(SUFFIX)}
         raw = json.dumps(body).encode()
-    headers = {k: v for k, v in request.headers.items() if k not in _HOP and not any(part in k for part in _PRIVATE)}
+    named_headers = [(k.decode("latin-1"), (k, v)) for k, v in request.headers.raw]  # bytes: any name, any value
+    headers = [pair for k, pair in named_headers if k not in _HOP and not any(part in k for part in _PRIVATE)]
     path = "chat/completions" if kind == "chat" else "completions"
     sent = state.client.build_request("POST", path, content=raw, headers=headers)
     try:
@@ -163,6 +173,7 @@ async def _pass_through(
         refusal = _not_sent_on(error)
         state.metrics.done(kind, planned=False, status=refusal.status, seconds=time.perf_counter() - began)
         raise refusal from error
+    response.headers.encoding = "latin-1"  # as they came
     kept = {k: response.headers[k] for k in _ANSWERED if k in response.headers}
     state.metrics.done(kind, planned=False, status=response.status_code, seconds=time.perf_counter() - began)
     if content is not None:

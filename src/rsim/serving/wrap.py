@@ -125,7 +125,7 @@ class PlannedModel:
     ) -> None:
         self.rules, self.runner = rules, runner
         self.inner = _Loop(planner, slots)
-        self.upstream = LocalUpstream(Reasoner(model.eval(), tokenizer), slots)
+        self.upstream = LocalUpstream(Reasoner(model.eval(), tokenizer), slots, rules.day)
 
     def generate(self, questions: Question | Sequence[str], *, temperature: float = 0.0, max_tokens: int = 0,
                  seed: int | None = None) -> Any:  # fmt: skip
