@@ -1,8 +1,9 @@
 """Upstream streams in the shapes of real servers, mutated: what breaks the plug-in, and what is told as whole that is not.
 
-Each stream is one answer, asked for through the server's own app, which leaves the model alone (a gate of 1). *harmless*
-changes keep the answer: it must come through, character by character. Any other must end in an error or in the
-upstream's own reason, unless the answer is whole all the same.
+The shapes are those of OpenAI, vLLM, llama.cpp, Ollama, TGI, LiteLLM and OpenRouter. Each stream is one answer, asked for
+through the server's own app, which leaves the model alone (a gate of 1). *harmless* changes keep the answer: it must come
+through, character by character. Any other must end in an error or in the upstream's own reason, unless the answer is whole
+all the same.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ TEXTS = (
 
 def run(count: int = 1000, seed: int = 0) -> Iterator[Row]:
     found = asyncio.run(fuzz(count, seed))
-    what = f"{count} mutated streams in {len(SHAPES)} servers' shapes ({', '.join(SHAPES)})"
+    what = f"{count} mutated streams in {len(SHAPES)} servers' shapes"
     for fault in ("crash", "wrong answer told as whole", "harmless change told as an error"):
         yield Row(f"{what}: {fault}", found[fault], goal="0", met=found[fault] == 0, seeds=[seed])
     for outcome in ("whole answer", "upstream's own reason", "error"):

@@ -261,6 +261,18 @@ def test_thinking_without_end_is_an_answer_that_was_cut():
     assert reply.json()["choices"][0]["finish_reason"] == "length"
 
 
+def test_a_continued_answer_that_is_taken_for_thinking_is_an_error_with_its_remedy():
+    said = stream(chunk(None, reasoning_content="So 12."), STOP, COUNTED)
+
+    async def go() -> None:
+        talk = conversation("prefill", lambda request: httpx.Response(200, content=said), Asked("m", QUESTION, None))
+        talk.inject("Then ")
+        _ = [piece async for piece in talk.step(50, Until("\n\n"))]
+
+    with pytest.raises(UpstreamError, match="--mode turn"):
+        asyncio.run(go())
+
+
 # --- refusals ---
 
 
@@ -319,7 +331,7 @@ def test_causes_are_named(monkeypatch, no_proxies):
 
 def test_fields_of_the_client_go_on_as_they_are():
     more = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low", "stop_token_ids": [5], "logit_bias": {},
-            "presence_penalty": 0, "user": "half \ud83d"}  # fmt: skip
+            "presence_penalty": 0, "user": "me"}  # fmt: skip
     said = stream(chunk("12"), STOP, COUNTED)
     (body,) = bodies(ask(said, max_completion_tokens=50, tools=[], n=1, **more)[1])
     assert {key: body[key] for key in more} == more

@@ -243,12 +243,16 @@ class _HttpConversation:
                     if until.delimiter and in_block(until.answer_prefix + text) and usage.completion_tokens and left > 0:
                         pieces, end = 0, None
                         call = await self._ask(left, until)
-                if end == "end_of_turn" and said.reason == "stop" and not (thoughts or usage.completion_tokens or self._any()):
-                    raise broken("the upstream ended its answer without a word")
+                if end == "end_of_turn" and not told and not any(written for _, written in self.steps):
+                    self._check_silence(thoughts, usage)
         yield StepEnd("end_of_turn" if told else end, spent, text, thoughts, told)
 
-    def _any(self) -> bool:
-        return any(written for _, written in self.steps)
+    def _check_silence(self, thoughts: int, usage: Usage) -> None:
+        """Raises `UpstreamError` for an answer without a word, unless the model did end its turn at once."""
+        if thoughts and self.continues:  # vLLM's reasoning parsers wait for the end of a thinking that was not begun
+            raise broken("the upstream takes an answer that it continues for thinking: use --mode turn")
+        if not thoughts and not usage.completion_tokens:
+            raise broken("the upstream ended its answer without a word")
 
     def _wrote(self, text: str) -> None:
         injected, written = self.steps[-1]
