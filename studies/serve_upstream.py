@@ -2,7 +2,8 @@
 
     python -m studies.serve_upstream PORT
 
-``DELAY=SECONDS`` in a question puts so long between two pieces. It counts prompt tokens so that the probe finds *turn* mode.
+``DELAY=SECONDS`` in a question puts so long between two pieces; a blank line ends an answer, and so a step. It counts prompt
+tokens so that the probe finds *turn* mode.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ async def _stream(name: str, delay: float, usage: dict[str, int]) -> AsyncIterat
     for _ in range(_PIECES):
         yield _data(envelope | {"choices": [{"index": 0, "delta": {"content": f"{name} "}, "finish_reason": None}]})
         await asyncio.sleep(delay)
-    yield _data(envelope | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": "\n\n"}]})
+    yield _data(envelope | {"choices": [{"index": 0, "delta": {"content": "\n\n"}, "finish_reason": None}]})
+    yield _data(envelope | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     yield _data(envelope | {"choices": [], "usage": usage})
     yield "data: [DONE]\n\n"
 

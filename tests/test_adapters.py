@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -188,12 +189,14 @@ def test_an_adapter_remembers_the_name_of_its_base(small, base_folder):
 
 @pytest.mark.parametrize("family", ["Qwen3Moe", "Mixtral"])
 def test_merged_weights_have_the_experts_updates(family, tmp_path):
-    """peft wraps a layer's experts as parameters: the weights handed to a server lacked them."""
+    """peft wraps a layer's experts as parameters: the weights handed to a server lacked them. Later they had names and shapes
+    that are transformers' own, in memory, where the server reads the hub's."""
     experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
     config = getattr(transformers, f"{family}Config")(**TINY, **experts)
     torch.manual_seed(0)
     kind = getattr(transformers, f"{family}ForCausalLM")
     model = kind(config).eval()
+    model.save_pretrained(tmp_path / "hub")
     add(model, 4, "base", seed=0)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -202,3 +205,17 @@ def test_merged_weights_have_the_experts_updates(family, tmp_path):
     fresh.load_state_dict(merged_weights(model))
     ids = torch.tensor([[5, 9, 11, 7, 30, 41]])
     torch.testing.assert_close(fresh(ids).logits, model(ids).logits, atol=1e-3, rtol=1e-4)
+    save_untied(model, tmp_path / "served")
+    before, served = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hub", "served"))
+    assert {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in served.items()}
+    assert sum(not torch.equal(before[n], served[n]) for n in before if ".experts." in n) == 2 * 4 * 3
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "served")
+    torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-3, rtol=1e-4)
+
+
+def test_an_adapter_whose_update_is_not_known_is_not_merged_without_it():
+    """A layer of another kind was left as its base has it, without a word."""
+    model = tiny_model("qwen2")
+    model.add_adapter(LoraConfig(target_modules=["embed_tokens"], task_type="CAUSAL_LM"))
+    with pytest.raises(UserError, match=r"model\.embed_tokens, a Embedding, cannot be merged"):
+        merged_weights(model)

@@ -97,8 +97,8 @@ def test_a_vllm_server_is_asked_to_go_on(cap, said, end):
     engine.close()
 
 
-def said_by(mode, asked, knows_why, program=PROGRAM, counted=True):
-    """Text and end of one step through HTTP, and what was asked for."""
+def said_by(mode, asked, tells, program=PROGRAM, counted=True):
+    """Text and end of one step through HTTP, and what was asked for. ``tells``: the upstream says where it stopped."""
     bodies = []
 
     def answer(request):
@@ -106,9 +106,9 @@ def said_by(mode, asked, knows_why, program=PROGRAM, counted=True):
         bodies.append(body)
         earlier = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
         rest = program[len(earlier.removeprefix("Q")) :]
-        said, found, _ = rest.partition(body["stop"][0])
+        said, found, _ = rest.partition(body["stop"][0]) if "stop" in body else (rest, "", "")
         choice = {"text": said, "delta": {"content": said}, "finish_reason": "stop"}
-        if knows_why:
+        if tells:
             choice["stop_reason"] = body["stop"][0] if found else None
         lines = [{"choices": [choice]}]
         if counted:
@@ -117,7 +117,7 @@ def said_by(mode, asked, knows_why, program=PROGRAM, counted=True):
 
     async def run():
         async with httpx.AsyncClient(base_url="http://x/v1", transport=httpx.MockTransport(answer)) as client:
-            conversation = await HttpUpstream(client, mode).open(asked)
+            conversation = await HttpUpstream(client, mode, tells=tells).open(asked)
             pieces = [piece async for piece in conversation.step(500, Until("\n\n"))]
         return "".join(p for p in pieces if isinstance(p, str)), pieces[-1]
 
@@ -126,14 +126,13 @@ def said_by(mode, asked, knows_why, program=PROGRAM, counted=True):
     return text, end, bodies
 
 
-@pytest.mark.parametrize("knows_why", [True, False])
 @pytest.mark.parametrize("chat", [True, False])
-def test_an_upstream_that_continues_is_asked_to_go_on(chat, knows_why):
+def test_an_upstream_that_continues_is_asked_to_go_on(chat):
     question = [{"role": "user", "content": "Q"}] if chat else None
     asked = Asked("m", question, None if chat else "Q", {"seed": 3})
-    text, end, bodies = said_by("prefill", asked, knows_why)
+    text, end, bodies = said_by("prefill", asked, True)
     assert text == PROGRAM.removesuffix("Done.")
-    assert end.reason == ("delimiter" if knows_why else "unknown")
+    assert end.reason == "delimiter"
     assert end.usage.completion_tokens == len(PROGRAM.removesuffix("Done."))
     assert [b["seed"] for b in bodies] == [3, 4, 5]
     assert [b["max_tokens"] for b in bodies] == sorted({b["max_tokens"] for b in bodies}, reverse=True)
@@ -152,8 +151,11 @@ def test_an_upstream_that_says_nothing_and_counts_nothing_is_not_asked_for_ever(
     assert len(bodies) == 2
 
 
-def test_where_every_step_is_a_message_it_ends_there():
-    text, end, bodies = said_by("turn", Asked("m", [{"role": "user", "content": "Q"}], None, {}), True)
-    assert text == PROGRAM.partition("\n\n")[0] + "\n\n"
-    assert end.reason == "delimiter"
+@pytest.mark.parametrize("mode", ["turn", "prefill"])
+def test_an_upstream_that_does_not_say_where_it_stopped_is_not_asked_to_stop(mode):
+    """Nor one whose answers cannot be continued in the middle; the step is the same."""
+    asked = Asked("m", [{"role": "user", "content": "Q"}], None, {})
+    text, end, bodies = said_by(mode, asked, mode == "turn")
+    assert (text, end.reason, end.usage.estimated) == (PROGRAM.removesuffix("Done."), "delimiter", True)
     assert len(bodies) == 1
+    assert "stop" not in bodies[0]

@@ -58,12 +58,19 @@ PLAYED: dict[str, tuple[str, dict[str, Any]]] = {
         {**WINDOWS, "head_dim": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
     ),
     "divided logits": ("Granite", {"logits_scaling": 8.0}),
+    "divided logits of experts": ("GraniteMoe", {"logits_scaling": 6.0, "num_local_experts": 2, "num_experts_per_tok": 1}),
     "multiplied logits": ("Cohere", {"logit_scale": 0.25}),
+    "multiplied logits, windows": ("Cohere2", {**WINDOWS, "logit_scale": 0.25, "head_dim": 8}),
     "other heads for keys than for values": ("DeepseekV3", LATENT),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "layers of kind conv": ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
     "layers of kind linear_attention": ("Qwen3Next", {**LINEAR, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2}),
+    "Qwen3_5ForCausalLM has layers of kind linear_attention": ("Qwen3_5", {**LINEAR, "head_dim": 16}),
+    "GraniteMoeHybridForCausalLM has layers of kind": (
+        "GraniteMoeHybrid",
+        {**MAMBA, "layer_types": ["mamba", "attention"], "num_local_experts": 2, "num_experts_per_tok": 1},
+    ),
     "layers of kind chunked_attention": ("Llama4", {"layer_types": ["chunked_attention", "full_attention"], "head_dim": 8}),
     "Bamba": ("Bamba", {**MAMBA, "attn_layer_indices": [1]}),
     "RecurrentGemma": ("RecurrentGemma", {"head_dim": 8, "lru_width": 32, "block_types": ["recurrent", "attention"]}),
@@ -75,7 +82,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 
 def tiny(family: str, other: dict[str, Any], kind: str = "ForCausalLM") -> hf.PreTrainedModel:
     torch.manual_seed(3)
-    config = getattr(hf, f"{family}{'Text' if family == 'Llama4' else ''}Config")(**(TINY | other))
+    config = getattr(hf, f"{family}{'Text' if family in ('Llama4', 'Qwen3_5') else ''}Config")(**(TINY | other))
     model: hf.PreTrainedModel = getattr(hf, family + kind)(config).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("sinks"):
@@ -180,11 +187,28 @@ def test_planners_of_longrope_models_read_up_to_it(lab_strategies):
 
 
 def test_the_check_costs_little():
-    """Of passes through a model: three plain and two packed ones of fifteen tokens, whatever its size."""
-    model, calls = tiny_model("llama"), []
+    """Of passes through a model: three plain and two packed ones of fifteen tokens, whatever its size, by two of alike layers
+    (through all thirty of them it took SmolLM2-135M as long as loading it)."""
+    model, calls, layers = tiny_model("llama", num_hidden_layers=12), [], []
     model.model.register_forward_hook(lambda *_: calls.append(1))
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda *_: layers.append(1))
     prepare(model)
-    assert len(calls) == 5
+    assert (len(calls), len(layers)) == (5, 10)
     prepare(model)
     assert len(calls) == 5, "once and for all"
     assert packed.attached(model)
+    assert len(model.model.layers) == 12
+
+
+def test_a_layer_of_its_own_kind_is_checked_wherever_it_lies():
+    class Odd(hf.models.llama.modeling_llama.LlamaAttention):
+        def forward(self, *args, **how):
+            out, weights = super().forward(*args, **how)
+            return (2 if "packed" in how else 1) * out, weights
+
+    model = tiny_model("llama", num_hidden_layers=8)
+    model.model.layers[6].self_attn.__class__ = Odd
+    with pytest.raises(UserError, match="something else in packed passes"):
+        prepare(model)
+    assert len(model.model.layers) == 8

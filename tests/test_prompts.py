@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from rsim.config import load_config
 from rsim.errors import UserError
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
 from rsim.models.prompts import begin_ids
+from rsim.policies.planner import Planner
 from rsim.policies.reasoner import Reasoner
+from rsim.rules_file import overridden
+from rsim.serving.local_upstream import LocalUpstream
+from rsim.serving.play import Asked
+from tiny import RULES
 
 _STRICT = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}<q>{{ m['content'] }}{% endfor %}<a>"
 )
+_PARTS = "{% for m in messages %}{% if m.role == 'user' %}{% for p in m.content %}{{ p.text }}{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}"  # fmt: skip
 _DEAF = "{% for m in messages if m['role'] == 'user' %}<q>{{ m['content'] }}{% endfor %}<a>"
 
 
@@ -35,13 +46,75 @@ def test_an_end_token_that_a_tokenizer_appends_is_not_in_the_prompt(reasoner, pl
     [
         (_STRICT, "System role not supported"),
         (_DEAF, "leaves the system text out"),
+        (_PARTS, "leaves the user text out"),
         ({"rag": _DEAF, "tool_use": _DEAF}, "refuses the messages"),
     ],
 )
 def test_a_template_that_refuses_is_one_line_that_names_the_setting(reasoner, template, why):
-    """It was a traceback in training and a 500 from the server; a dropped system text was not noticed at all."""
+    """It was a traceback in training and a 500 from the server; a text that was left out was not noticed at all."""
     prompted = Reasoner(reasoner.model, reasoner.tokenizer, "Think in steps.")
     prompted.tokenizer.chat_template = template
     with pytest.raises(UserError, match=why) as refused:
         prompted.prompt_ids("7=?")
     assert "models.system_prompt" in str(refused.value)
+
+
+_DATED = (
+    "{% if strftime_now is defined %}Today is {{ strftime_now( '%d %b %Y' ) }}{% endif %}<q>{{ messages[-1]['content'] }}<a>"
+)
+
+
+def test_a_template_that_says_the_date_says_a_recorded_one(reasoner, planner, tmp_path):
+    """It said the day on which it was asked: a resumed run, and a later evaluation, had other prompts."""
+    reasoner.tokenizer.chat_template = _DATED
+    said = reasoner.tokenizer.decode(reasoner.prompt_ids("7=?"))
+    assert said == reasoner.tokenizer.decode(reasoner.injected_ids("Today is 01 Jan 2026<q>7=?<a>"))
+    rules = replace(RULES, day="2027-03-02")
+    expected = reasoner.injected_ids("Today is 02 Mar 2027<q>7=?<a>")
+    episode = Game(reasoner, planner, rules).play([Problem("7=?", "7")], seed=0)[0]
+    assert episode.token_ids[: episode.prompt_length] == expected
+    planner.rules = overridden(rules)
+    planner.save_pretrained(tmp_path / "p")
+    assert Planner.from_pretrained(tmp_path / "p").rules.day == "2027-03-02"
+    with planner.wrap(reasoner.model, reasoner.tokenizer) as wrapped:
+        assert wrapped.upstream._prompt(Asked("", [{"role": "user", "content": "7=?"}], None)) == expected
+    reasoner.tokenizer.chat_template = "{{ strftime_now(form) }}"
+    with pytest.raises(UserError, match="asks for the date"):
+        reasoner.prompt_ids("7=?")
+    with pytest.raises(UserError, match=r"rollout\.day = 'today'.*YYYY-MM-DD"):
+        load_config("nano", ["rollout.day=today"])
+    with pytest.raises(UserError, match="YYYY-MM-DD"):
+        overridden(rules, day="2027-02-30")
+
+
+@pytest.mark.parametrize("template", ["the lab's", None])
+def test_a_chat_reaches_the_model_as_the_texts_that_it_holds(reasoner, template):
+    """Parts became Python's repr, and without a template all turns but the last user's were left out, without a word."""
+    if template is None:
+        reasoner.tokenizer.chat_template = None
+    user, turn = {"role": "user", "content": "7=?"}, {"role": "assistant", "content": "7"}
+    upstream = LocalUpstream(reasoner, slots=1)
+
+    def prompt(*messages, continues=False):
+        return upstream._prompt(Asked("m", list(messages), None, continues=continues))
+
+    try:
+        parts = user | {"content": [{"type": "text", "text": "7"}, {"type": "text", "text": "=?"}]}
+        assert prompt(user) == reasoner.prompt_ids("7=?")
+        assert prompt(parts) == reasoner.prompt_ids("7\n=?")
+        system = {"role": "system", "content": "1+1=2"}
+        prompted = Reasoner(reasoner.model, reasoner.tokenizer, "1+1=2")
+        if template is None:
+            assert prompt(system, user) == prompted.prompt_ids("7=?")
+            for refused in ([user, turn, user], [user, turn], [user, user]):
+                with pytest.raises(UserError, match="takes one question"):
+                    prompt(*refused)
+        else:
+            reasoner.tokenizer.chat_template = "{% for m in messages %}<q>{{ m['content'] }}{% endfor %}<a>"
+            assert prompt(user, turn, user) == reasoner.injected_ids("<q>7=?<q>7<q>7=?<a>")
+        image = {"type": "image_url", "image_url": {"url": "x"}}
+        for content in (None, [image], [{"type": "text", "text": 7}], 7, {"text": "7"}):
+            with pytest.raises(UserError, match=r"messages\[1\]: a message's content must be a text"):
+                prompt(system, user | {"content": content})
+    finally:
+        upstream.close()

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from rsim.game.problem import Problem
 from rsim.rewards.grade import check, grade
 
-# gold ;; answer
+# gold ;; answer (a list of numbers was once read as a decimal: 1.2 was right for 1,2, and 2,1 was wrong)
 SAME = r"""
 1,-2 ;; -2,1
 0,1 ;; 1, 0
+3,5,7 ;; 7,5,3
+2,-2 ;; \pm 2
+1,2 ;; 1 \text{ and } 2
 1,-2 ;; \{1,-2\}
 1,-2 ;; x=1 \text{ or } x=-2
 1,-2 ;; x = 1, x = -2
@@ -156,6 +159,8 @@ x^2 ;; x²
 DIFFERENT = r"""
 1,-2 ;; 1
 0,1 ;; 0.1
+1,2 ;; 1.2
+-3,1 ;; -3.1
 1,2,3 ;; 1,2
 1,2,3 ;; 1,2,3,4
 1,2,3 ;; 1,2,2

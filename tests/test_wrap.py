@@ -24,7 +24,7 @@ from rsim.data.load import load_problems
 from rsim.errors import UserError
 from rsim.game.rollout import Game
 from rsim.policies.loading import load_planner, load_reasoner
-from rsim.policies.scripted import sequence_planner
+from rsim.policies.scripted import random_planner, sequence_planner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
 from rsim.serving.http_upstream import probe
@@ -123,10 +123,12 @@ def test_a_wrapped_client_returns_the_clients_own_types(nano, planner, expected)
 
 
 class StandIn:
-    """An upstream that writes a fixed script, and remembers what it was asked. ``prefill``: whether it can continue a turn."""
+    """An upstream that writes a fixed script, a blank line behind all but the last text, and remembers what it was asked.
+    ``prefill``: whether it can continue a turn."""
 
     def __init__(self, script: list[str], *, prefill: bool = False, usage: bool = True, failures: int = 0) -> None:
-        self.script, self.prefill, self.usage, self.failures = script, prefill, usage, failures
+        self.script = [f"{said}\n\nand so on" if said != "FAIL" else said for said in script[:-1]] + script[-1:]
+        self.prefill, self.usage, self.failures = prefill, usage, failures
         self.bodies: list[dict] = []
         self.connections: set[tuple[str, int]] = set()
         self.cancelled = threading.Event()
@@ -184,12 +186,12 @@ def chat(url: str, **options: object):
 
 @pytest.mark.parametrize("prefill", [True, False])
 def test_the_probe_tells_prefill_from_turn(prefill):
-    async def asked(url: str) -> str:
+    async def asked(url: str) -> tuple[str, bool]:
         async with httpx.AsyncClient(base_url=f"{url}/") as http:
             return await probe(http, "m")
 
     with serving(StandIn([], prefill=prefill).app) as url:
-        assert asyncio.run(asked(url)) == ("prefill" if prefill else "turn")
+        assert asyncio.run(asked(url)) == ("prefill" if prefill else "turn", False)
 
 
 def test_an_upstream_that_does_not_count_cannot_be_probed_and_says_so():
@@ -212,23 +214,37 @@ def test_turn_mode_sends_strategies_as_messages_and_keeps_the_rest():
     assert reply.rsim["mode"] == "turn"
     assert reply.rsim["approximate"]
     final = as_message(PROMPTS[2])
-    assert reply.choices[0].message.content == text == f"{PROMPTS[0]}one two \n\n{PROMPTS[1]}three \n\n{final}so 5 \n\n"
-    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (30, 5)
+    assert reply.choices[0].message.content == text == f"{PROMPTS[0]}one two\n\n{PROMPTS[1]}three\n\n{final}so 5 "
+    assert reply.usage.completion_tokens == 5
+    assert reply.usage.prompt_tokens > 30
+    assert reply.usage.estimated is True, "two calls were hung up"
     last = upstream.bodies[2]
     assert [m["role"] for m in last["messages"]] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert last["messages"][1]["content"] == f"How many?\n\n{PROMPTS[0]}"
     assert last["messages"][-1]["content"] == final
     assert (last["top_k"], last["temperature"], last["model"]) == (7, 0.5, "m")
-    assert last["stop"] == upstream.bodies[0]["stop"] == ["\n\n"]
+    assert not any("stop" in body for body in upstream.bodies)
+
+
+def test_what_a_client_calls_with_is_sent_as_the_client_sends_it():
+    upstream = StandIn(["so 5"])
+    given = {"extra_body": {"top_k": 7}, "temperature": openai.NOT_GIVEN, "max_tokens": openai.omit, "timeout": 5,
+             "extra_headers": {"a": "b"}}  # fmt: skip
+    with serving(upstream.app) as there, wrap(SCRIPTED, openai.OpenAI(base_url=there, api_key="k"), mode="turn") as planned:
+        planned.chat.completions.create(model="m", messages=[{"role": "user", "content": "q"}], **given)
+    (body,) = upstream.bodies
+    assert body["top_k"] == 7
+    assert not {"extra_body", "temperature", "timeout", "extra_headers"} & set(body)
 
 
 @pytest.mark.parametrize("to_end", [True, False])
 def test_the_final_step_goes_to_the_end_of_the_turn_where_the_rules_say_so(to_end):
-    upstream = StandIn(["one", "two", "so 5"])
+    upstream = StandIn(["one", "two", "so\n\n5"])
     config = partial(ServeConfig, rules=PlayRules(answer_to_end=to_end))
     with serving(upstream.app) as there, serving(create_app(config(upstream=there), SCRIPTED)) as url:
-        chat(url)
-    assert ["stop" in body for body in upstream.bodies] == [True, True, not to_end]
+        said = chat(url).choices[0].message.content
+    assert said.endswith("so\n\n5 " if to_end else "so\n\n")
+    assert len(upstream.bodies) == 3
 
 
 def test_prefill_mode_continues_the_open_turn_and_images_pass_through():
@@ -240,7 +256,7 @@ def test_prefill_mode_continues_the_open_turn_and_images_pass_through():
         reply = api.chat.completions.create(model=f"m{SUFFIX}", messages=messages, temperature=0)
     assert reply.rsim["mode"] == "prefill"
     assert upstream.bodies[1]["messages"][0] == messages[0]
-    assert upstream.bodies[1]["messages"][1]["content"] == f"{PROMPTS[0]}one \n\n{PROMPTS[1]}"
+    assert upstream.bodies[1]["messages"][1]["content"] == f"{PROMPTS[0]}one\n\n{PROMPTS[1]}"
     assert upstream.bodies[1]["continue_final_message"] is True
 
 
@@ -271,7 +287,7 @@ def test_retries_only_before_the_first_token_and_errors_keep_their_form():
         assert httpx.get(url.replace("/v1", "/healthz")).json()["status"] == "upstream not reached yet"
 
 
-@pytest.mark.parametrize("said", ["<html>", '{"error": "overloaded"}', '{"error": null}', "[1]"])
+@pytest.mark.parametrize("said", ["<html>", '{"error": "overloaded"}', '{"error": null}', "[1]", '{"choices": []}'])
 def test_an_upstream_that_answers_in_another_form_is_an_error_and_no_crash(said):
     app = FastAPI()
 
@@ -287,9 +303,6 @@ def test_an_upstream_that_answers_in_another_form_is_an_error_and_no_crash(said)
         for mode in ("prefill", None):  # None: the probe meets it
             config = ServeConfig(upstream=there, mode=mode)
             with serving(create_app(config, SCRIPTED)) as url:
-                if mode and "null" in said:  # no error and no text: steps that say nothing
-                    assert chat(url).choices[0].finish_reason == "stop"
-                    continue
                 with pytest.raises(openai.APIStatusError) as refused:
                     chat(url)
                 assert refused.value.status_code in (501, 502)
@@ -336,7 +349,7 @@ def test_a_time_limit_is_an_error_and_not_a_hang():
 
 def test_upstream_connections_are_kept_and_keys_stay_apart(caplog):
     caplog.set_level("DEBUG")
-    upstream = StandIn(["one", "two", "three"])
+    upstream = StandIn(["an answer to its end"])
     config = ServeConfig(upstream="", upstream_key="up-secret", api_key="own-secret")
     assert "secret" not in repr(config)
     with serving(upstream.app) as there, serving(create_app(replace(config, upstream=there), SCRIPTED)) as url:
@@ -348,13 +361,20 @@ def test_upstream_connections_are_kept_and_keys_stay_apart(caplog):
     assert "secret" not in caplog.text
 
 
-def test_the_gate_keeps_an_unsure_planner_from_intervening():
-    upstream = StandIn(["one", "two", "three", "four"])
-    rules = PlayRules(gate=0.5, max_steps=2)
-    from rsim.policies.scripted import random_planner
-
-    unsure = random_planner(load_strategies("default"))
+@pytest.mark.parametrize(("gate", "said", "calls"), [
+    (0.5, ["one\n\n", "two\n\n", "so 5 "], 2), (0.5, ["one\n\n", "two "], 1), (1.0, ["one\n\ntwo\n\nthree "], 1),
+])  # fmt: skip
+def test_as_long_as_the_planner_says_nothing_one_call_goes_on(gate, said, calls):
+    """To the end of the turn, or until termination is forced; a gate of 1 leaves the model alone."""
+    upstream = StandIn(["".join(said)] if calls == 1 else ["one\n\ntwo\n\nthree", "so 5"])
+    unsure, rules = random_planner(load_strategies("default")), PlayRules(gate=gate, max_steps=2)
     with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there, rules=rules), unsure)) as url:
-        steps = chat(url).rsim["choices"][0]["steps"]
-    assert [s["prompt"] for s in steps[:2]] == ["", ""]
-    assert steps[-1]["forced"]
+        steps = chat(url, temperature=0).rsim["choices"][0]["steps"]
+        assert "".join(c.choices[0].delta.content or "" for c in chat(url, stream=True, temperature=0)) == "".join(
+            s["prompt"] + s["text"] for s in steps
+        )
+    assert [s["text"].rstrip(" ") for s in steps] == [text.rstrip(" ") for text in said]
+    assert [s["prompt"] for s in steps[:2]] == ["", ""][: len(steps)]
+    assert steps[-1]["forced"] == (calls == 2)
+    assert len(upstream.bodies) == 2 * calls, "one answer, and its stream"
+    assert "Go on." not in str(upstream.bodies)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from rsim.errors import UserError, check_url
 from rsim.rules import PlayRules
-from rsim.settings import check_setting, setting
+from rsim.rules_file import check_day
+from rsim.settings import check_setting, read_toml, setting
 
 PRESETS = Path(__file__).with_name("presets")
 _RANK = "is a rank: 0 (no adapter) or more"
@@ -307,10 +308,7 @@ def load_config(source: str | None = None, overrides: list[str] | tuple[str, ...
         path = PRESETS / f"{source}.toml" if source in presets() else Path(source)
         if not path.is_file():
             raise UserError(f"no preset or config file {source!r}", f"presets: {', '.join(presets())}")
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not valid TOML", str(error)) from error
+        table = read_toml(path)
     for override in overrides:
         _apply(table, override)
     config: Config = from_table(Config, table, "")
@@ -409,6 +407,7 @@ def validate(config: Config) -> None:
         raise UserError("train.value_lr", f"objective.loss = {objective.loss} has no value head: leave it out, or take ppo")
     if not rollout.delimiter:
         raise UserError("rollout.delimiter is empty", 'use e.g. "\\n\\n"')
+    check_day(rollout.day, "rollout.day")
     _check_adapters(config)
     _check_upstream(config)
     for stage in config.stages:

@@ -43,6 +43,7 @@ class PlayRules:
     tool_tokens: int = setting(200, "the most that it takes", at_least=1)
     tool_seconds: float = setting(5.0, "the longest that a program runs", above=0)
     tool_ends_step: bool = setting(False, "after a program's output the planner chooses what follows")
+    day: str = setting("2026-01-01", "what a chat template that says the date takes for today")
 
     def within(self, limit: int) -> PlayRules:
         """The same rules for ``limit`` tokens; a quarter at most is kept for a forced end or an output."""
@@ -145,7 +146,8 @@ class Rulebook:
         if action is None:
             return Move(self.termination, final=True, forced=True)
         if confidence < self.rules.gate:
-            return Move(self.neutral, injects=False)
+            alone = self.rules.gate == 1  # it will never be sure enough
+            return Move(self.neutral, injects=False, final=alone, unlimited=alone)
         if action in self.unlimited:
             return Move(action, final=True, unlimited=True)
         return Move(action, final=action == self.termination, tool=self.tools.get(action))

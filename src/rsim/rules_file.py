@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+from datetime import date
 
 from rsim.errors import UserError
 from rsim.rules import PlayRules
@@ -27,7 +28,16 @@ def from_table(table: dict[str, object], where: str) -> PlayRules:
             raise UserError(f"{where}: paraphrase = {value!r}", "use random or first")
     if table.get("delimiter") == "":
         raise UserError(f"{where}: delimiter is empty", 'use e.g. "\\n\\n"')
+    check_day(str(table.get("day", PlayRules.day)), f"{where}: day")
     return PlayRules(**table)  # type: ignore[arg-type]
+
+
+def check_day(day: str, path: str) -> None:
+    """Raises `UserError`, naming ``path``, where ``day`` is none."""
+    try:
+        date.fromisoformat(day)
+    except ValueError as error:
+        raise UserError(f"{path} = {day!r}", "write a day as YYYY-MM-DD") from error
 
 
 def from_toml(text: str, where: str) -> PlayRules:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import tomllib
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
-from rsim.errors import UserError
+from rsim.errors import UserError, first_line
 
 T = TypeVar("T")
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
@@ -34,6 +36,14 @@ def check_setting(field: dataclasses.Field[Any], value: Any, path: str) -> None:
         raise UserError(f"{path} = {value}", "must be a finite number")
     if any(name in limits and not holds(value, limits[name]) for name, holds in _HOLDS.items()):
         raise UserError(f"{path} = {value}", limits.get("remedy") or _range(limits))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a file; a byte order mark before it is skipped. Raises `UserError` where it is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid TOML", first_line(error)) from error
 
 
 def _range(limits: Mapping[str, Any]) -> str:

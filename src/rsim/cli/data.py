@@ -26,7 +26,7 @@ def list_sets(
         **{name: f"{source.title} ({', '.join(source.splits)})" for name, source in SOURCES.items()},
         "gym:TASK": "a task of reasoning-gym, made on the spot (rsim data list --gym)",
         "hf:NAME": "a data set of the Hugging Face hub",
-        "FILE": ".jsonl, .csv or .parquet with the columns question and answer",
+        "FILE": ".jsonl, .json, .csv or .parquet with the columns question and answer",
         "85% A, 15% B": "a mixture of the others, by their shares",
     }
     if gym:

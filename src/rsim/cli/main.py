@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -52,11 +52,23 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train a planner and a reasoner together, and plug the planner into any LLM.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"rsim {import_module('rsim').__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Options of rsim itself."""
+
+
 for _name, _summary in COMMANDS.items():
     app.command(_name, help=_summary)(lambda: None)
 

@@ -17,9 +17,9 @@ from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
 from rsim.rules_file import overridden
 from rsim.serving.connections import PatientProtocol
-from rsim.serving.http_upstream import check_address
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
+from rsim.serving.upstream_client import KEY, check_address
 
 _RULES = ("random", "fixed", "sequence", "wait")
 _IDLE_SECONDS = 75  # that a connection may lie unused between two requests: longer than clients keep theirs
@@ -64,7 +64,7 @@ def run_server(options: ServeOptions) -> None:
         planner.check_model(options.model)
     config = ServeConfig(
         upstream=options.upstream,
-        upstream_key=os.environ.get("RSIM_UPSTREAM_API_KEY", ""),
+        upstream_key=os.environ.get(KEY, ""),
         api_key=os.environ.get("RSIM_API_KEY", ""),
         model=options.model if options.upstream else "",
         mode=options.mode or None,  # type: ignore[arg-type]

@@ -22,7 +22,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from typing import Any
 from rsim import rules_file
 from rsim.errors import UserError
 from rsim.policies.strategies import StrategySet, from_table, load_strategies
+from rsim.settings import read_toml
 
 PACKAGED = Path(__file__).with_name("arms.toml")  # what the name "default" means
 _KEYS = ("strategies", "system_prompt", "cascade", "rules", "strategy", "arm")
@@ -69,10 +69,7 @@ def load_arms(source: str) -> Arms:
     path = PACKAGED if source == "default" else Path(source)
     if not path.is_file():
         raise UserError(f"arms file not found: {source}", 'give a TOML file, or "default"')
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML", str(error)) from error
+    table = read_toml(path)
     _known(table, _KEYS, str(path))
     base = str(table.get("strategies", "instruct"))
     own = table.get("strategy")

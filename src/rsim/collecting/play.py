@@ -33,6 +33,7 @@ from rsim.models.weights import origin
 from rsim.policies.scripted import sequence_planner
 from rsim.policies.strategies import to_toml
 from rsim.rules_file import RULE_FIELDS
+from rsim.runs.lock import locked
 
 _GREEDY = EvalSettings(run="")  # what `play_part` reads of it: greedy, one sample, seed 0
 Servers = LlamaServers | VllmServers | None
@@ -58,21 +59,23 @@ def collect(wanted: Collection, folder: Path, on_piece: OnPiece = lambda done, o
     """Plays what the log in ``folder`` lacks.
 
     Raises:
-        UserError: wrong arms, settings or questions; the log was begun with others; a server fails (what was written stays).
+        UserError: wrong arms, settings or questions; the log was begun with others, or is another process's; a server fails
+            (what was written stays).
     """
     arms = load_arms(wanted.arms)
     own = ["stages=[]"] + [f'models.reasoner="{wanted.model}"'] * bool(wanted.model)  # nothing is trained: any engine will do
     config = load_config(None, [*own, *arms.overrides, *wanted.overrides])
     problems = questions(wanted.data, wanted.split, limit=wanted.limit, exclude=wanted.exclude, config=config)
-    log, players = Log(folder), _players(arms, config, wanted.served)
-    first = players[arms.arms[0].name]
-    log.begin(_settings(wanted, config, arms, first), arms)
-    lanes = _Lanes(_views(first, wanted, config), players, config, wanted, log)
-    pieces = [problems[i : i + wanted.piece] for i in range(0, len(problems), wanted.piece)]
-    for number in lanes.play(pieces):
-        log.finish(number, [problem.id for problem in pieces[number]])
-        on_piece(len(pieces[number]), len(problems))
-    return log
+    with locked(folder):
+        log, players = Log(folder), _players(arms, config, wanted.served)
+        first = players[arms.arms[0].name]
+        log.begin(_settings(wanted, config, arms, first), arms)
+        lanes = _Lanes(_views(first, wanted, config), players, config, wanted, log)
+        pieces = [problems[i : i + wanted.piece] for i in range(0, len(problems), wanted.piece)]
+        for number in lanes.play(pieces):
+            log.finish(number, [problem.id for problem in pieces[number]])
+            on_piece(len(pieces[number]), len(problems))
+        return log
 
 
 class _Lanes:

@@ -6,16 +6,14 @@
 ``gym:TASK``                any task of reasoning-gym, made on the spot; ``gym:TASK?max_terms=3`` sets its sizes
 ``85% lab, 15% gym:TASK``   a mixture of the others, by their shares
 ``hf:NAME``                 a data set of the Hugging Face hub (needs ``datasets``); ``hf:NAME:SUBSET``
-``path.jsonl|csv|parquet``  a file; it has one split, used for all
+``path.jsonl|json|...``     a file (`rsim.data.files`); it has one split, used for all
 ==========================  ===============================================================================
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib
-import importlib.util
 import json
 import os
 import random
@@ -24,18 +22,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from urllib.parse import parse_qsl
 
-from rsim.answers.extract import parse_number
+from rsim.data.files import READERS, file_records, hub_records, imported, problems_of
 from rsim.data.leaks import separate
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError, first_line
-from rsim.game.problem import Kind, Problem, generated_split
+from rsim.game.problem import Problem, generated_split
 from rsim.lab.expressions import render
 from rsim.lab.problems import OUTSIDE, SPLITS, ProblemMix, sample_problems
 
-_COLUMNS = ("question", "answer", "id", "kind")
 _SMALL_SEEDS = {"pool_matrix"}  # seeds NumPy with its own seed, which must be below 2**32
 _SHARE = re.compile(r"(?:^|,)\s*(\d+(?:\.\d+)?)%\s+")  # of a mixture, before the source that it is of
 
@@ -70,11 +67,12 @@ def load_problems(
     if source in SOURCES:
         problems = _known(source, split, data_dir)
     elif source.startswith("hf:"):
-        problems = _problems(_hub_records(source.removeprefix("hf:"), split), source, columns)
-    elif Path(source).suffix in _READERS:
-        problems = _problems(_file_records(Path(source)), source, columns)
+        problems = problems_of(hub_records(source.removeprefix("hf:"), split), source, columns)
+    elif Path(source).suffix.lower() in READERS:
+        problems = problems_of(file_records(Path(source)), source, columns)
     else:
-        raise UserError(f"unknown data set {source!r}", f"use lab, gym:TASK, hf:NAME, a file, or one of {', '.join(SOURCES)}")
+        known = f"lab, gym:TASK, hf:NAME, a file ({', '.join(READERS)}), or one of {', '.join(SOURCES)}"
+        raise UserError(f"unknown data set {source!r}", f"use {known}")
     if limit and limit < len(problems):
         chosen = sorted(random.Random(f"limit:{seed}").sample(range(len(problems)), limit))
         problems = [problems[i] for i in chosen]
@@ -172,7 +170,7 @@ def _lab(mix: ProblemMix, split: str, limit: int, seed: int) -> list[Problem]:
 
 def gym_tasks() -> list[str]:
     """The names of reasoning-gym's tasks; ``composite`` is none, but a mixture of others."""
-    _imported("reasoning_gym", "reasoning-gym")
+    imported("reasoning_gym", "reasoning-gym")
     return sorted(set(importlib.import_module("reasoning_gym.factory").DATASETS) - {"composite"})
 
 
@@ -183,7 +181,7 @@ def _gym(source: str, split: str, limit: int, seed: int) -> list[Problem]:
     Some tasks give no gold answer, because their verifier accepts any that is right; ``answer`` is empty then. Integrals that
     the library itself could not solve are left out: their gold repeats the question.
     """
-    gym = _imported("reasoning_gym", "reasoning-gym")
+    gym = imported("reasoning_gym", "reasoning-gym")
     task, _, options = source.partition("?")
     if task not in gym_tasks():
         raise UserError(f"reasoning-gym has no task {task!r}", "rsim data list --gym names them all")
@@ -226,121 +224,3 @@ def raw_splits(name: str, data_dir: str) -> dict[str, list[Problem]]:
         )
     source = SOURCES[name]
     return source.read(Path(chosen) / source.folder)
-
-
-# --- files and hub sets with columns ---
-
-
-def _file_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """``(place, record)`` of every row; places name the line, for errors."""
-    if not path.is_file():
-        raise UserError(f"data file not found: {path}", "check the path")
-    try:
-        yield from _READERS[path.suffix](path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text", str(error)) from error
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield f"{path}, line {number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not valid JSON", error.msg) from error
-
-
-def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:  # spreadsheets write a mark of the encoding
-        rows = csv.DictReader(lines)
-        try:
-            for row in rows:
-                yield f"{path}, line {rows.line_num}", row
-        except csv.Error as error:
-            raise UserError(f"{path}, line {rows.line_num}", str(error)) from error
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    parquet = _imported("pyarrow.parquet", "pyarrow")
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a Parquet file", str(error).splitlines()[0]) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{path}, row {number}", row
-
-
-_READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-
-
-def _hub_records(name: str, split: str) -> Iterator[tuple[str, Any]]:
-    datasets = _imported("datasets", "datasets")
-    name, _, subset = name.partition(":")
-    try:
-        rows = datasets.load_dataset(name, subset or None, split={"dev": "validation"}.get(split, split))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load hf:{name}", str(error).splitlines()[0]) from error
-    for number, row in enumerate(rows):
-        yield f"hf:{name}, row {number}", row
-
-
-def _problems(records: Iterator[tuple[str, Any]], source: str, columns: tuple[str, ...]) -> list[Problem]:
-    mapping = _column_map(columns)
-    problems = [_problem(record, place, mapping) for place, record in records]
-    if not problems:
-        raise UserError(f"{source} is empty", 'write one {"question": ..., "answer": ...} per line')
-    return problems
-
-
-def _column_map(columns: tuple[str, ...]) -> dict[str, str]:
-    mapping = {name: name for name in _COLUMNS}
-    for column in columns:
-        ours, sep, theirs = column.partition("=")
-        if not sep or ours not in _COLUMNS or not theirs:
-            raise UserError(f"data.columns: {column!r}", f"write ours=theirs, where ours is one of {', '.join(_COLUMNS)}")
-        mapping[ours] = theirs
-    return mapping
-
-
-def _has_cases(meta: Any, place: str) -> bool:
-    """Whether a code problem has cases or inputs of its own (`rsim.rewards.code`); raises `UserError` where they are broken."""
-    meta = meta if isinstance(meta, dict) else {}
-    cases, inputs, name = meta.get("cases", []), meta.get("extra_inputs", []), meta.get("entry_point")
-    kind = list if name else str
-    if not isinstance(cases, list) or not all(
-        isinstance(c, dict) and isinstance(c.get("input"), kind) and "output" in c for c in cases
-    ):
-        raise UserError(
-            f"{place}: cases",
-            'each is {"input": ..., "output": ...}; input is a list of arguments, or without entry_point a text',
-        )
-    if inputs and not (name and isinstance(meta.get("reference"), str) and isinstance(inputs, list)):
-        raise UserError(f"{place}: extra_inputs", "a list that needs entry_point and reference, a program")
-    return bool(cases or inputs)
-
-
-def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
-    if isinstance(record, dict) and record.get(columns["kind"]) == "code" and _has_cases(record.get("meta"), place):
-        record = {columns["answer"]: "pass", **record}  # the cases are tests enough
-    texts = [record.get(columns[key]) for key in ("question", "answer")] if isinstance(record, dict) else [None]
-    if not all(isinstance(t, str | int | float) and not isinstance(t, bool) and str(t).strip() for t in texts):
-        raise UserError(place, f"needs the fields {columns['question']!r} and {columns['answer']!r}, neither empty")
-    question, answer = map(str, texts)
-    kind: Any = record.get(columns["kind"]) or ("numeric" if parse_number(answer) is not None else "latex")
-    if kind not in get_args(Kind):
-        raise UserError(place, f"kind is {kind!r}: use one of {', '.join(get_args(Kind))}")
-    meta = record.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    if kind == "gym" and not {"task", "entry"} <= set(meta):
-        raise UserError(place, "kind gym needs meta.task and meta.entry, what reasoning-gym's verifier grades by")
-    if kind == "choice" and not re.fullmatch("[A-J]", answer):
-        raise UserError(place, f"the answer to a choice must be a letter from A to J, not {answer!r}")
-    name = str(record.get(columns["id"]) or re.sub(r"(\.\w+)?, (line|row) ", "-", place.rpartition("/")[2]))
-    return Problem(question, answer, name, meta, kind)
-
-
-def _imported(module: str, package: str) -> Any:
-    if importlib.util.find_spec(module.partition(".")[0]) is None:
-        raise UserError(f"this needs the package {package}", f"pip install {package}")
-    return importlib.import_module(module)

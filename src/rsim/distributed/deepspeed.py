@@ -29,7 +29,7 @@ def read_settings(file: str) -> dict[str, Any]:
         UserError: the file is missing or not JSON, or asks for another stage.
     """
     try:
-        settings: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8-sig"))
         zero = dict(settings["zero_optimization"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = 'give a JSON file with {"zero_optimization": {"stage": 2}}'

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from transformers import PreTrainedModel
 
@@ -15,6 +18,7 @@ _LENGTHS = (9, 6)  # tokens of the two texts that are read
 # How far log-probs may be off, as a share of their spread over the vocabulary: rounding alone, in TF32 too.
 _SHARES = {torch.float64: 1e-4, torch.float32: 1e-2}
 _ROUGH_SHARE = 0.15  # bfloat16
+_NUMBERS = ("layer_idx", "layer_id", "layer_index")  # attributes that tell one layer from the next, no more
 _LAYERS = {"full_attention", "sliding_attention", "attention"}
 
 
@@ -50,10 +54,39 @@ def prepare(model: PreTrainedModel) -> None:
 def _difference(model: PreTrainedModel) -> float:
     """How far log-probs are off after `packed.attach`, as a share of their spread."""
     texts = _texts(model)
-    own = [_own(model, text) for text in texts]
+    with _shortened(model):
+        own = [_own(model, text) for text in texts]
     packed.attach(model)
-    found = [_own(model, texts[0]), *_packed(model, texts)]
+    with _shortened(model):
+        found = [_own(model, texts[0]), *_packed(model, texts)]
     return max(_off(rows, expected) for rows, expected in zip(found, [own[0], *own], strict=True))
+
+
+@contextmanager
+def _shortened(model: PreTrainedModel) -> Iterator[None]:
+    """``model`` with as many of its layers, from the first, as show each kind of them: alike ones run the same code, and all of
+    them would cost as much as loading the model. A stack of another name stays as it is."""
+    layers = dict(model.base_model.named_children()).get("layers")
+    if not isinstance(layers, torch.nn.ModuleList):
+        yield
+        return
+    named = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(layers)
+    kinds = [_kind(layer) + str(name) for layer, name in zip(layers, named, strict=False)] or [""]
+    model.base_model.layers = layers[: max(2, 1 + max(map(kinds.index, kinds)))]
+    try:
+        yield
+    finally:
+        model.base_model.layers = layers
+
+
+def _kind(layer: torch.nn.Module) -> str:
+    """What the code of a layer goes by: classes, shapes, plain attributes; not its number, not its weights."""
+    parts = []
+    for module in layer.modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and k not in _NUMBERS}
+        shapes = [(k, tuple(p.shape)) for k, p in (*module._parameters.items(), *module._buffers.items()) if p is not None]
+        parts.append((type(module), sorted(plain.items()), shapes))
+    return str(parts)
 
 
 def _off(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -19,6 +19,7 @@ import httpx
 import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from rsim.engine.protocol import SampledStep, Stop
 from rsim.engine.vllm_replicas import urls
@@ -219,7 +220,8 @@ class VllmEngine:
 
 
 def save_untied(model: PreTrainedModel, folder: Path, *, head_factor: float = 1.0) -> None:
-    """Writes ``model`` with an output head of its own: vLLM reloads a head that is tied to the embeddings only in part.
+    """Writes ``model`` with an output head of its own: vLLM reloads a head that is tied to the embeddings only in part. Weights
+    have the hub's names and shapes, which vLLM reads: in memory a layer's experts are one tensor, there they lie one by one.
 
     The folder appears whole or not at all; ``head_factor`` scales the head.
     """
@@ -229,7 +231,9 @@ def save_untied(model: PreTrainedModel, folder: Path, *, head_factor: float = 1.
     weights = {name: tensor.detach() for name, tensor in adapters.merged_weights(model).items()}
     weights["lm_head.weight"] = head.detach().clone() * head_factor
     draft.mkdir(parents=True)
-    save_torch_state_dict(weights, draft)
+    weights = revert_weight_conversion(model, weights)
+    parts = {name for name, tensor in weights.items() if tensor.nbytes < tensor.untyped_storage().nbytes()}
+    save_torch_state_dict({n: tensor.clone() if n in parts else tensor for n, tensor in weights.items()}, draft)
     model.config.save_pretrained(draft)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(draft)

@@ -18,7 +18,9 @@ from rsim.evaluation.upstream import ServedGame, ServedModel
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.policies.strategies import load_strategies, to_toml
+from rsim.rules import PlayRules
 from rsim.runs.locate import locate
+from rsim.runs.lock import locked
 
 
 def evaluate_into(
@@ -38,16 +40,17 @@ def evaluate_into(
         match_tokens: the folder of another evaluation, whose tokens per question the number of samples is to reach.
 
     Raises:
-        UserError: the folder holds an evaluation with other settings.
+        UserError: the folder holds an evaluation with other settings, or is another process's.
     """
     evaluation = _prepared(settings, served, match_tokens)
     settings = evaluation.settings
     wanted = json.loads(json.dumps(evaluation.depends_on()))
-    records = _begin_or_resume(folder, wanted, settings.samples, overwrite)
-    for done in evaluation.rounds(len(records) // settings.samples):
-        with (folder / "episodes.jsonl").open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in done))
-        records += done
+    with locked(folder):
+        records = _begin_or_resume(folder, wanted, settings.samples, overwrite)
+        for done in evaluation.rounds(len(records) // settings.samples):
+            with (folder / "episodes.jsonl").open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(record) + "\n" for record in done))
+            records += done
     finished = folder / "summary.json"
     result = summarise(evaluation.name, records, evaluation.game)
     if finished.is_file():  # asked for again: nothing was played, and the planner's share of the time is what it was
@@ -132,8 +135,9 @@ def _meaning(config: Config, data: str) -> dict[str, Any]:
     """What the names in the settings stand for: the part of the config that matters here, the strategies, the data."""
     table = to_table(config)
     del table["rollout"]["cuda_graphs"]  # how, not what
-    if not table["rollout"]["gate"]:  # which evaluations of earlier versions do not name
-        del table["rollout"]["gate"]
+    for name in ("gate", "day"):  # which evaluations of earlier versions do not name
+        if table["rollout"][name] == getattr(PlayRules, name):
+            del table["rollout"][name]
     files = [Path(source) for source in mixed(data) if Path(source).is_file()]
     return {
         **{key: table[key] for key in ("models", "data", "rollout", "rewards")},
@@ -160,10 +164,6 @@ def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwri
         raise UserError(
             f"{folder} holds an evaluation with other settings or weights", "give --out another folder, or --overwrite"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}", error.strerror or str(error)) from error
     for name in ("summary.json", "episodes.jsonl"):
         (folder / name).unlink(missing_ok=True)
     known.write_text(json.dumps(wanted, indent=2) + "\n")

@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,9 +28,11 @@ from rsim.game.rulebook import check_budget, rulebook_of
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.strategies import StrategySet
 from rsim.rewards.programs import runner_for
-from rsim.serving.http_upstream import HttpUpstream, UpstreamError, check_address, probe, prompt_tokens
+from rsim.serving.http_upstream import HttpUpstream, probe, prompt_tokens
 from rsim.serving.planner_batcher import PlannerBatcher, estimated_tokens
-from rsim.serving.play import TO_END, Asked, Finished, Injected, Mode, StepEnd, Usage, play
+from rsim.serving.play import TO_END, Asked, Finished, Injected, Mode, StepEnd, TextDelta, Usage, play
+from rsim.serving.said import UpstreamError
+from rsim.serving.upstream_client import KEY, check_address, first_model, upstream_client
 
 _PATIENCE = 3.0  # seconds, a third at first, before an answer that broke off in its middle is asked for again
 
@@ -84,7 +86,8 @@ class ServedGame:
         self.names = planner.strategies.names if planner else ()
         self.parameters = {"reasoner": 0, "planner": 0}
         self.mode: Mode | None = None
-        self.model = served.name or first_model(served.url)
+        self.tells = False  # see `HttpUpstream`
+        self.model = served.name or first_listed(served.url)
         self.injected: dict[str, int] = {}  # tokens of what may be injected, as the upstream counts them
         self.seconds = {"planner": 0.0, "all": 0.0}
         # What it was sent, retries and probes among it, and the tokens of the answers, those that were given up among them.
@@ -127,10 +130,13 @@ class ServedGame:
     ) -> list[Episode]:
         """The episodes of ``asked``: each the number of a problem and what its draws depend on."""
         rollout = self.config.rollout
-        async with _client(self.served.url, rollout.vllm_timeout, self._send) as client:
+        timeout = httpx.Timeout(rollout.vllm_timeout, connect=10.0)
+        async with upstream_client(self.served.url, os.environ.get(KEY, ""), timeout) as client:
+            client.event_hooks = {"request": [self._send]}
             await self._prepare(client)
             assert self.mode is not None
-            upstream, gate = HttpUpstream(client, self.mode, count=self._count), asyncio.Semaphore(self.served.at_once)
+            upstream = HttpUpstream(client, self.mode, count=self._count, tells=self.tells, retries=5, patience=120.0)
+            gate = asyncio.Semaphore(self.served.at_once)
             warmth = 0.0 if greedy else rollout.planner_temperature
             batcher = PlannerBatcher(self.planner, self.served.at_once, warmth) if self.planner else None
             worker = asyncio.create_task(batcher.run()) if batcher else None
@@ -178,7 +184,7 @@ class ServedGame:
             return
         user = {"role": "user", "content": "x"}
         try:
-            alone = await prompt_tokens(client, {"model": self.model, "messages": [user]})
+            alone, self.tells = await prompt_tokens(client, {"model": self.model, "messages": [user]})
         except UpstreamError as error:
             if error.status != 501:
                 raise
@@ -187,11 +193,12 @@ class ServedGame:
                 raise UserError(f"the upstream at {self.served.url} counts no prompt tokens", remedy) from error
             self._begin(self.served.mode)
             return
-        mode = self.served.mode or await probe(client, self.model)
+        mode = self.served.mode or (await probe(client, self.model))[0]
         prompts = [p for s in self.planner.strategies.strategies for p in s.prompts]
         for prompt in [*(as_message(p) if mode == "turn" else p for p in prompts), self.rules.delimiter]:
             longer = {"role": "user", "content": f"x{prompt}"}
-            self.injected[prompt] = await prompt_tokens(client, {"model": self.model, "messages": [longer]}) - alone
+            counted, _ = await prompt_tokens(client, {"model": self.model, "messages": [longer]})
+            self.injected[prompt] = counted - alone
         self._begin(mode)
 
     def _begin(self, mode: str) -> None:
@@ -220,9 +227,9 @@ class ServedGame:
                         _open_step(episode, batcher.strategies, event)
                     elif isinstance(event, Finished):
                         _finish(episode, event)
-                    elif event.sampled:
+                    elif isinstance(event, TextDelta) and event.sampled:
                         episode.steps[-1].text += event.text
-                    elif event.output:
+                    elif isinstance(event, TextDelta) and event.output:
                         episode.steps[-1].output, episode.steps[-1].before = event.text, len(episode.steps[-1].text)
         finally:
             usage.estimated |= batcher is not None and not self.injected
@@ -256,28 +263,31 @@ async def _alone(episode: ServedEpisode, upstream: HttpUpstream, asked: Asked, l
     """The model's own answer to the question as one step."""
     episode.steps.append(Step(-1, 0, 0, 0))
     conversation = await upstream.open(asked)
-    async for piece in conversation.step(limit, TO_END):
-        if isinstance(piece, StepEnd):
-            episode.usage.add(piece.usage)
-            episode.truncated = piece.reason == "cap"
-        else:
-            episode.steps[-1].text += piece
+    async with aclosing(conversation.step(limit, TO_END)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, StepEnd):
+                episode.usage.add(piece.usage)
+                episode.truncated = piece.reason == "cap" or piece.told == "length"
+            elif isinstance(piece, str):
+                episode.steps[-1].text += piece
+    await conversation.close()
 
 
-def first_model(url: str) -> str:
+def first_listed(url: str) -> str:
     """The name of the first model that a server lists.
 
     Raises:
         UserError: it cannot be reached, or lists none.
     """
+
+    async def first() -> str:
+        async with upstream_client(url, os.environ.get(KEY, ""), httpx.Timeout(10.0)) as client:
+            return await first_model(client)
+
     try:
-        listed = httpx.get(f"{url.rstrip('/')}/models", headers=_headers(), timeout=10.0).raise_for_status().json()["data"]
-        return str(listed[0]["id"])
-    except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
-        raise UserError(
-            f"the upstream at {url}: its models cannot be listed ({type(error).__name__})",
-            "is it running? name one with --model (rsim train: --upstream-model)",
-        ) from error
+        return asyncio.run(first())
+    except UpstreamError as error:
+        raise UserError(f"--upstream {url}: {error}", "is it running? name one with --model, --upstream-model") from error
 
 
 def ask_once(served: ServedModel, system_prompt: str, question: str) -> tuple[str, int | None]:
@@ -286,11 +296,12 @@ def ask_once(served: ServedModel, system_prompt: str, question: str) -> tuple[st
     Raises:
         UserError: it does not answer.
     """
-    model = served.name or first_model(served.url)
+    model = served.name or first_listed(served.url)
 
     async def ask() -> int:
-        async with _client(served.url, 60.0) as client:
-            return await prompt_tokens(client, {"model": model, "messages": opening(system_prompt, question)})
+        async with upstream_client(served.url, os.environ.get(KEY, ""), httpx.Timeout(60.0)) as client:
+            asked = {"model": model, "messages": opening(system_prompt, question)}
+            return (await prompt_tokens(client, asked))[0]
 
     try:
         return model, asyncio.run(ask())
@@ -298,15 +309,3 @@ def ask_once(served: ServedModel, system_prompt: str, question: str) -> tuple[st
         if error.status == 501:
             return model, None
         raise UserError(f"the upstream at {served.url} failed: {error}") from error
-
-
-def _client(url: str, seconds: float, *sends: Callable[[httpx.Request], Awaitable[None]]) -> httpx.AsyncClient:
-    """Each of ``sends`` is awaited with each request, before it is sent."""
-    timeout = httpx.Timeout(seconds, connect=10.0)
-    hooks = {"request": [*sends]}
-    return httpx.AsyncClient(base_url=url.rstrip("/") + "/", headers=_headers(), timeout=timeout, event_hooks=hooks)
-
-
-def _headers() -> dict[str, str]:
-    key = os.environ.get("RSIM_UPSTREAM_API_KEY", "")
-    return {"Authorization": f"Bearer {key}"} if key else {}

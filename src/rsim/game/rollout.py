@@ -107,7 +107,7 @@ class Game:
         keys = keys or [str(i) for i in range(len(problems))]
         episodes, names = [], []
         for group, (problem, key) in enumerate(zip(problems, keys, strict=True)):
-            prompt = self.reasoner.prompt_ids(problem.question)
+            prompt = self.reasoner.prompt_ids(problem.question, self.rules.day)
             check_context(self.reasoner, len(prompt), self.rules.max_tokens)
             for member in range(group_size):
                 nothing = [0] * len(prompt), [0.0] * len(prompt)

@@ -66,15 +66,22 @@ def merged(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
 
 def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state dict of an ordinary model that does what ``model`` with its adapter does; ``model`` stays what it is."""
+    """The state dict of an ordinary model that does what ``model`` with its adapter does; ``model`` stays what it is.
+
+    Raises:
+        UserError: an adapter's layer is of a kind whose update is not known here.
+    """
     if not has_adapter(model):
         return dict(model.state_dict())
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import Linear, LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
 
     updates = {}
     for name, module in model.named_modules():
-        if isinstance(module, Linear | ParamWrapper):  # a layer's experts are one parameter, and two wrappers inside each other
+        if isinstance(module, LoraLayer):
+            if not isinstance(module, Linear | ParamWrapper):
+                raise UserError(f"an adapter on {name}, a {type(module).__name__}, cannot be merged here")
+            # A layer's experts are one parameter, and two wrappers inside each other.
             weight = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
             updates[_plain(f"{name}.{weight}")] = module.get_delta_weight(module.active_adapters[0])
     weights = {}

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from datetime import date
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from rsim.errors import UserError, first_line
+
+if TYPE_CHECKING:  # it takes seconds to import, and who reads data does not need it
+    from transformers import PreTrainedTokenizerBase
+
+
+def plain_text(content: Any, where: str) -> str:
+    """What a message says, whose ``content`` is a text or a list of parts that are texts.
+
+    Raises:
+        UserError: there is something else in it, which a model of text cannot read; it names ``where``.
+    """
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+        raise UserError(f"{where}: a message's content must be a text, or a list of parts that are texts")
+    return "\n".join(part["text"] for part in parts)
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -22,21 +38,26 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **how: Any) -> str:
-    """The template's text; ``how``: arguments of ``apply_chat_template``.
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], day: str, **how: Any) -> str:
+    """The template's text; where the template asks for the date it is ``day`` (YYYY-MM-DD), so that a prompt is the same
+    tomorrow. ``how``: arguments of ``apply_chat_template``.
 
     Raises:
-        UserError: the template refuses the messages (a system role, two turns of the same role), or leaves the system text out.
+        UserError: the template refuses the messages (a system role, two turns of the same role), or leaves the system's or a
+            user's text out.
     """
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, **how))
+        template = _TODAY.sub(lambda asked: repr(date.fromisoformat(day).strftime(asked[2])), tokenizer.get_chat_template())
+        if "strftime_now(" in template:
+            raise UserError("the model's chat template asks for the date in a form of its own making", "write it out")
+        text = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **how))
     except (TemplateError, ValueError, TypeError) as error:  # ValueError: named templates without a default
         raise UserError(f"the model's chat template refuses the messages ({first_line(error)})", _REMEDY) from error
-    for message in messages:
-        content = message.get("content")
-        if message["role"] == "system" and isinstance(content, str) and content.strip() not in text:
-            raise UserError("the model's chat template leaves the system text out", _REMEDY)
+    for message in messages:  # (of earlier turns of the assistant some leave the thinking out)
+        if message["role"] != "assistant" and message["content"].strip() not in text:
+            raise UserError(f"the model's chat template leaves the {message['role']} text out", _REMEDY)
     return text
 
 
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _REMEDY = "put the system text (models.system_prompt) before the question, alternate user and assistant"

@@ -142,7 +142,7 @@ def _converted(file: Path, weights: bool) -> Path:
         if target.is_dir():
             return target
     if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"reading {file.name} needs the package gguf", "pip install 'rsim[gguf]'")
+        raise UserError(f"reading {file.name} needs the package gguf", "pip install 'rsim-rl[gguf]'")
     doing = "converting {} to float32, once" if weights else "reading the tokenizer of {}, once"
     with Console(stderr=True).status(doing.format(file.name)):
         parts = _read_gguf(file) if weights else _read_shape(file)

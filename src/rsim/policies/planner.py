@@ -227,7 +227,7 @@ def saved_rules(source: str | Path) -> PlayRules | None:
         assumed = ", ".join(f"{name} = {getattr(PlayRules, name)!r}" for name in rules_file.RULE_FIELDS)
         log.warning("%s holds no %s: unless other rules are given it plays by the defaults (%s)", source, _RULES, assumed)
         return None
-    return rules_file.from_toml(Path(file).read_text(encoding="utf-8"), str(file))
+    return rules_file.from_toml(Path(file).read_text(encoding="utf-8-sig"), str(file))
 
 
 def planner_config(source: str | Path) -> Any:

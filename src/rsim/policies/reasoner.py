@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rsim.engine.layers import Linear
 from rsim.errors import UserError
 from rsim.models import prompts, shape
+from rsim.rules import PlayRules
 
 
 @dataclass
@@ -24,21 +26,27 @@ class Reasoner:
         self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """The ids up to and including the opening of the assistant's turn (the chat template's, where there is one)."""
+    def prompt_ids(self, question: str, day: str = PlayRules.day) -> list[int]:
+        """The ids up to and including the opening of the assistant's turn; ``day``: see `PlayRules`."""
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return self.chat_ids([*system, {"role": "user", "content": question}], day)
+
+    def chat_ids(self, messages: list[dict[str, Any]], day: str, *, continues: bool = False) -> list[int]:
+        """`prompt_ids` of a chat whose contents are texts; ``continues``: its last message is the assistant's own, to be gone
+        on with. Without a chat template a question is a paragraph, behind the system's.
+
+        Raises:
+            UserError: the template refuses the messages; there is none, and they are more than a question.
+        """
         if self.tokenizer.chat_template:
-            messages = [{"role": "user", "content": question}]
-            if self.system_prompt:
-                messages.insert(0, {"role": "system", "content": self.system_prompt})
-            return self._ids(prompts.chat_text(self.tokenizer, messages, add_generation_prompt=True))
-        text = f"{self.system_prompt}\n\n{question}\n" if self.system_prompt else f"{question}\n"
-        return prompts.begin_ids(self.tokenizer, text)
+            how = {"add_generation_prompt": not continues, "continue_final_message": continues}
+            return self.injected_ids(prompts.chat_text(self.tokenizer, messages, day, **how))
+        if [message["role"] for message in messages] not in (["user"], ["system", "user"]):
+            raise UserError("a model without a chat template takes one question, behind a system text or not", "send a prompt")
+        return prompts.begin_ids(self.tokenizer, "\n\n".join(message["content"] for message in messages) + "\n")
 
     def injected_ids(self, text: str) -> list[int]:
         """A strategy prompt or delimiter, tokenised alone."""
-        return self._ids(text)
-
-    def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
@@ -19,6 +18,7 @@ from typing import cast, get_args
 from rsim.answers.prefix import open_prefix
 from rsim.errors import UserError
 from rsim.rules import FENCE, Tool
+from rsim.settings import read_toml
 
 TERMINATION = "termination"
 _OTHER: dict[str, object] = {"description": "", "repeat_free": False, "unlimited": False, "tool": ""}  # with their defaults
@@ -122,11 +122,7 @@ def load_strategies(source: str = "default") -> StrategySet:
     path = _PACKAGED.get(source, Path(source))
     if not path.is_file():
         raise UserError(f"strategy file not found: {source}", f"give a TOML file, or one of {', '.join(_PACKAGED)}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML ({error})", "see src/rsim/policies/sets/default.toml for the form") from error
-    return from_table(table, path)
+    return from_table(read_toml(path), path)
 
 
 def from_table(table: dict[str, object], path: Path) -> StrategySet:

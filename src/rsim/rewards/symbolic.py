@@ -36,7 +36,7 @@ from rsim.rewards import sandbox
 _log = logging.getLogger(__name__)
 _START_SECONDS = 120.0  # importing a library on a busy machine
 _PATIENCE = 15  # wall clock to processor time; the worker itself gives up a little earlier
-_LIBRARIES = ("math_verify", "reasoning_gym")
+_LIBRARIES = {"math_verify": "rsim-rl[train]", "reasoning_gym": "rsim-rl[data]"}  # and what installs them
 _MAIN = """
 import sys
 sys.path += sys.argv[1].split(":")
@@ -122,6 +122,8 @@ class SymbolicPool:
             return self._count(Outcome(False, "too long"), request)
         if self._owner != os.getpid():
             self._reset()
+        if importlib.util.find_spec(library) is None:
+            raise UserError(f"grading this answer needs {library}", f"pip install '{_LIBRARIES[library]}'")
         idle = self._idle[library]
         worker, usable = idle.get(), False
         try:

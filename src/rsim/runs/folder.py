@@ -18,6 +18,7 @@ from typing import Any
 from rsim.config import Config, load_config, to_table, to_toml
 from rsim.errors import UserError, first_line
 from rsim.runs.checkpoints import Checkpoints, flush
+from rsim.runs.lock import lock
 
 _RECORDS = ("metrics.jsonl", "episodes.jsonl")
 _VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -32,15 +33,16 @@ class RunFolder:
         self.checkpoints = Checkpoints(path / "checkpoints", config.checkpoint.keep)
 
     @classmethod
-    def open(cls, config: Config, *, resume: bool, force: bool = False) -> RunFolder:
-        """The folder to start in or to go on with; nothing is written yet.
+    def open(cls, config: Config, *, resume: bool, force: bool = False, hold: bool = False) -> RunFolder:
+        """The folder to start in or to go on with; nothing of the run is written yet.
 
         Args:
             force: go on also with a config that has changed.
+            hold: lock it for this process (`rsim.runs.lock`).
 
         Raises:
             UserError: the folder has a run already and ``resume`` is off; or ``resume`` is on and there is no run there,
-                it has no checkpoint yet, or it was made with another config.
+                it has no checkpoint yet, or it was made with another config; or another process holds it.
         """
         folder = cls(config.folder, config)
         known = folder.path / "config.toml"
@@ -62,6 +64,8 @@ class RunFolder:
                 f"--resume: the config differs from {known}: {'; '.join(changed)}",
                 "resume with the same settings, or pass --force to go on with the new ones",
             )
+        if hold:
+            lock(folder.path)
         return folder
 
     def begin(self, step: int, checkpoint: Path | None) -> None:
@@ -179,8 +183,11 @@ class Trackers:
         self.loggers: dict[str, Any] = {}
         for name in names:
             if name == "tensorboard":
-                from torch.utils.tensorboard import SummaryWriter
-
+                try:
+                    from torch.utils.tensorboard import SummaryWriter
+                except ImportError as error:
+                    remedy = "pip install 'rsim-rl[train]', or --set 'train.trackers=[]'"
+                    raise UserError("tracker 'tensorboard' is not installed", remedy) from error
                 self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
             elif name in ("wandb", "trackio"):
                 try:

@@ -9,15 +9,16 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from rsim.errors import UserError
 from rsim.serving import openai_api as api
-from rsim.serving.http_upstream import UpstreamError
 from rsim.serving.local_upstream import LocalUpstream
-from rsim.serving.play import Asked, Event, Finished, Injected, StepEnd, TextDelta, Until, Upstream, Usage, play
+from rsim.serving.play import Asked, Event, Finished, Injected, StepEnd, TextDelta, Thought, Until, Upstream, Usage, play
+from rsim.serving.said import UpstreamError
 from rsim.serving.state import Refusal, State, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 
@@ -41,8 +42,8 @@ async def answer(
     plays = [_play(state, upstream, asked, wanted, planned=planned) for asked in wanted.asked]
     merged = _merge(plays, deadline)
     if wanted.stream:
-        with _refusing():  # the first event decides between a stream and an error object
-            first = await unless_gone(request.receive, _next(merged))
+        with _refusing():  # what the upstream says first decides between a stream and an error object
+            first = await unless_gone(request.receive, _until_said(merged))
         outcome = _Outcome()
 
         def done() -> None:
@@ -60,7 +61,7 @@ async def answer(
     with _refusing():
         await unless_gone(request.receive, collect())
     used = [step["strategy"] for step in choices[0].steps]
-    shown = {"X-Rsim-Strategies": ",".join(used)} if planned else {}
+    shown = {"X-Rsim-Strategies": quote(",".join(used), safe=",")} if planned else {}  # a header is ASCII, a name is anything
     return JSONResponse(api.whole(wanted, choices, mode), headers=headers | shown)
 
 
@@ -97,21 +98,19 @@ class _Outcome:
 
 
 async def _chunks(
-    wanted: api.Request, events: AsyncGenerator[tuple[int, Event]], first: tuple[int, Event], outcome: _Outcome
+    wanted: api.Request, events: AsyncGenerator[tuple[int, Event]], first: list[tuple[int, Event]], outcome: _Outcome
 ) -> AsyncGenerator[bytes]:
     """A stream's chunks. An error after the first event ends it with an error object, which OpenAI's clients raise."""
     seen: set[int] = set()
     usages: list[Usage] = []
-    event: tuple[int, Event] | None = first
     async with aclosing(events):
         try:
-            while event is not None:
+            while (event := first.pop(0) if first else await anext(events, None)) is not None:
                 index, what = event
                 yield event_data(api.chunk(wanted, index, what, first=index not in seen))
                 seen.add(index)
                 if isinstance(what, Finished):
                     usages.append(what.usage)
-                event = await anext(events, None)
         except Exception as error:  # the status was sent: whatever went wrong can only be told within the stream
             refusal = _refusal(error)
             outcome.status = refusal.status
@@ -122,8 +121,14 @@ async def _chunks(
     yield b"data: [DONE]\n\n"
 
 
-async def _next(events: AsyncGenerator[tuple[int, Event]]) -> tuple[int, Event]:
-    return await anext(events)
+async def _until_said(events: AsyncGenerator[tuple[int, Event]]) -> list[tuple[int, Event]]:
+    """The first events, up to the first that is not ours."""
+    first: list[tuple[int, Event]] = []
+    async for index, event in events:
+        first.append((index, event))
+        if isinstance(event, Thought | Finished) or (isinstance(event, TextDelta) and event.sampled):
+            break
+    return first
 
 
 def event_data(chunk: dict[str, Any]) -> bytes:
@@ -155,7 +160,7 @@ async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str,
             async for piece in pieces:
                 if isinstance(piece, StepEnd):
                     yield Finished("length" if piece.reason == "cap" else "stop", piece.usage)
-                else:
+                elif isinstance(piece, str):
                     yield TextDelta(piece)
     finally:
         await conversation.close()

@@ -3,6 +3,10 @@
 *prefill*: what was injected continues the open assistant turn, by the completions endpoint (the prompt is text already) or by
 the chat endpoint with ``continue_final_message``. *turn*: the strategy is a message of its own, for hosted chat APIs that close
 every turn. Which of the two a chat endpoint can do is probed once, by counting prompt tokens.
+
+A step ends here, where its delimiter is read, and the call is hung up: most upstreams do not say whether they stopped at a
+string or at the end of their turn. One that does (``stop_reason``) and can go on is asked to stop. As long as nothing is
+injected, one call goes on from step to step.
 """
 
 from __future__ import annotations
@@ -11,32 +15,27 @@ import asyncio
 import json
 import random
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
-from rsim.errors import UserError, check_url
-from rsim.rules import in_block
+from rsim.rules import End, in_block, step_end
 from rsim.serving.planner_batcher import estimated_tokens
-from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage, text_of
+from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Thought, Until, Usage, text_of
+from rsim.serving.said import UNSAID, Said, UpstreamError, broken, read, refusal
+from rsim.serving.upstream_client import refused, unanswered
 
 _RETRIED = {408, 429, 500, 502, 503, 504}
-_UNSAID = object()
+_JSON = {"Content-Type": "application/json"}  # in ASCII: a client's half of a character is passed on as it came
 _PROBE = "one two three four five six seven eight"
 
 
-class UpstreamError(Exception):
-    """The upstream's answer to a request that it did not fulfil: an HTTP status and an OpenAI error object."""
-
-    def __init__(self, status: int, error: dict[str, Any], retry_after: str | None = None) -> None:
-        super().__init__(f"{status}: {error.get('message', '')}")
-        self.status, self.error, self.retry_after = status, error, retry_after
-
-
 class HttpUpstream:
-    """``client`` is shared by all requests and owned by the caller; its base URL ends in ``/v1/``."""
+    """``client`` is shared by all requests and owned by the caller: `upstream_client`."""
 
     def __init__(
         self,
@@ -44,51 +43,66 @@ class HttpUpstream:
         mode: Mode,
         *,
         count: Callable[[str], int] = estimated_tokens,
+        tells: bool = False,
         retries: int = 2,
         backoff: float = 0.2,
+        patience: float = 10.0,
     ) -> None:
-        """``count``: how many of the upstream's tokens an injected text takes, or an estimate."""
-        self.client, self.mode, self.retries, self.backoff = client, mode, retries, backoff
-        self.count = count
+        """
+        Args:
+            count: how many of the upstream's tokens an injected text takes, or an estimate.
+            tells: it says at which string it stopped, in ``stop_reason``.
+            patience: seconds; where ``Retry-After`` asks for more, the refusal is told instead.
+        """
+        self.client, self.mode, self.count, self.tells = client, mode, count, tells
+        self.retries, self.backoff, self.patience = retries, backoff, patience
+        self.thinkers: set[str] = set()  # models that were seen to think
 
     async def open(self, asked: Asked) -> Conversation:
         return _HttpConversation(self, asked)
 
-    async def send(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        """A streaming response with status 200. Tried again, with jitter, as long as nothing was answered.
+    async def call(self, path: str, body: dict[str, Any]) -> _Call:
+        """An answer that has begun. Tried again, with jitter or when ``Retry-After`` says, as long as nothing was answered.
 
         Raises:
-            UpstreamError: any other status in the end, or no connection (502), or no answer in time (504).
+            UpstreamError: a refusal in the end, or no connection (502), or no answer in time (504).
         """
         for attempt in range(self.retries + 1):
             try:
-                response = await self.client.send(self.client.build_request("POST", path, json=body), stream=True)
-            except httpx.TimeoutException as error:
-                failure = UpstreamError(504, _error("the upstream did not answer in time", "timeout", error))
-            except httpx.TransportError as error:
-                failure = UpstreamError(502, _error("the upstream cannot be reached", "connection_error", error))
-            else:
-                if response.status_code == 200:
-                    return response
-                failure = await _refusal(response)
-                if response.status_code not in _RETRIED:
-                    raise failure
-            if attempt == self.retries:
-                raise failure
-            await asyncio.sleep(self.backoff * 2**attempt * (0.5 + random.random()))
+                pieces = read(await self._send(path, body))
+                return _Call(pieces, await anext(pieces))
+            except UpstreamError as failure:
+                wait = max(self.backoff * 2**attempt * (0.5 + random.random()), _seconds(failure.retry_after))
+                if failure.status not in _RETRIED or attempt == self.retries or wait > self.patience:
+                    raise
+            await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
+    async def _send(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        try:
+            request = self.client.build_request("POST", path, content=json.dumps(body), headers=_JSON)
+            response = await self.client.send(request, stream=True)
+        except httpx.RequestError as error:
+            raise unanswered(error) from error
+        if response.status_code != 200:
+            raise await refused(response)
+        return response
 
-def check_address(url: str, mode: str) -> None:
-    """Raises `UserError` if ``url`` (or nothing) is no base URL, or ``mode`` none that an upstream can have."""
-    if mode not in ("", "prefill", "turn"):
-        raise UserError(f"--mode {mode}", "use prefill or turn, or leave it out")
-    if url:
-        check_url("--upstream", url)
+
+def _seconds(retry_after: str | None) -> float:
+    """A ``Retry-After`` header: seconds, or a date."""
+    try:
+        return float(retry_after or 0)
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(retry_after or "").timestamp() - time.time()
+    except ValueError:
+        return 0.0
 
 
-async def probe(client: httpx.AsyncClient, model: str) -> Mode:
-    """Whether the chat endpoint can continue an open assistant turn.
+async def probe(client: httpx.AsyncClient, model: str) -> tuple[Mode, bool]:
+    """Whether the chat endpoint can continue an open assistant turn, and whether it tells at which string it stopped.
 
     A continued turn costs the prompt as many tokens as its text; a closed one costs the tokens that close it and open the next
     one as well. The text's own tokens are the difference between a long and a doubled text.
@@ -97,39 +111,74 @@ async def probe(client: httpx.AsyncClient, model: str) -> Mode:
         UpstreamError: the upstream refuses an ordinary chat request.
     """
     user = {"role": "user", "content": "count"}
-    alone = await prompt_tokens(client, {"model": model, "messages": [user]})
+    alone, tells = await prompt_tokens(client, {"model": model, "messages": [user]})
     counts = []
     for text in (_PROBE, f"{_PROBE} {_PROBE}"):
         messages = [user, {"role": "assistant", "content": text}]
         body = {"model": model, "messages": messages, "continue_final_message": True, "add_generation_prompt": False}
         try:
-            counts.append(await prompt_tokens(client, body))
+            counts.append((await prompt_tokens(client, body))[0])
         except UpstreamError as error:
             if error.status in _RETRIED or error.status == 501:
                 raise
-            return "turn"  # it refuses these fields, or a last message by the assistant
+            return "turn", tells  # it refuses these fields, or a last message by the assistant
     once, twice = counts
     around = once - alone - (twice - once)
-    return "prefill" if around < 2 else "turn"
+    return "prefill" if around < 2 else "turn", tells
 
 
-async def prompt_tokens(client: httpx.AsyncClient, body: dict[str, Any]) -> int:
-    """How many tokens the upstream counts in a chat request's prompt."""
-    try:
-        response = await client.post("chat/completions", json=body | {"max_tokens": 1, "temperature": 0})
-    except httpx.TransportError as error:
-        raise UpstreamError(502, _error("the upstream cannot be reached", "connection_error", error)) from error
+async def prompt_tokens(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, bool]:
+    """How many tokens the upstream counts in a chat request's prompt, and whether its answers have a ``stop_reason``."""
+    for limit in ("max_tokens", "max_completion_tokens"):  # some models know the second alone
+        try:
+            response = await client.post("chat/completions", json=body | {limit: 1})
+        except httpx.RequestError as error:
+            raise unanswered(error) from error
+        if response.status_code != 400 or "max_completion_tokens" not in response.text:
+            break
     if response.status_code != 200:
-        raise await _refusal(response)
+        raise await refused(response)
     try:
         answered = response.json()
-    except ValueError as error:
-        raise UpstreamError(502, _error("the upstream sent no JSON", "upstream_error", error)) from error
-    usage = (answered.get("usage") if isinstance(answered, dict) else None) or {}
-    if "prompt_tokens" not in usage:
+        choices = answered.get("choices") or []
+        tokens = (answered.get("usage") or {}).get("prompt_tokens")
+        tells = any("stop_reason" in choice for choice in choices)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise broken("the upstream's answer cannot be read", response.text) from error
+    if not isinstance(tokens, int):
+        if answered.get("error"):
+            raise refusal(200, answered, response.text)
         problem = {"message": "the upstream does not count prompt tokens: state --mode", "type": "upstream_error"}
         raise UpstreamError(501, problem)
-    return int(usage["prompt_tokens"])
+    return tokens, tells
+
+
+@dataclass
+class _Call:
+    """A request whose answer is being read. ``ahead``: what was read and not yet used."""
+
+    pieces: AsyncGenerator[str | Thought | Said]
+    ahead: str | Thought | Said | None
+    stops: tuple[str, ...] = ()  # that it was asked to stop at
+    limit: int = 0  # tokens that it may write
+    prompt: str = ""
+    accounted: Usage = field(default_factory=Usage)  # to earlier steps
+
+    async def next(self) -> str | Thought | Said:
+        ahead, self.ahead = self.ahead, None
+        return await anext(self.pieces) if ahead is None else ahead
+
+    def estimate(self, tokens: int) -> Usage:
+        """Of a step that was cut, or that the upstream did not count."""
+        prompt = 0 if self.accounted.estimated else estimated_tokens(self.prompt)
+        usage = Usage(prompt, tokens, 0, estimated=True)
+        self.accounted.add(usage)
+        return usage
+
+    def counted(self, usage: Usage) -> Usage:
+        """What the upstream counted, less what is accounted for."""
+        prompt, sampled = self.accounted.prompt_tokens, self.accounted.completion_tokens
+        return Usage(max(0, usage.prompt_tokens - prompt), max(0, usage.completion_tokens - sampled), usage.cached_tokens)
 
 
 class _HttpConversation:
@@ -138,6 +187,8 @@ class _HttpConversation:
         self.steps: list[tuple[str, str]] = []  # (injected, written), delimiters included
         self.pending = ""  # injected with the next step
         self.calls = 0
+        self.call: _Call | None = None
+        self.continues = asked.messages is None or upstream.mode == "prefill"  # an answer, in the middle of it
 
     def inject(self, text: str) -> None:
         self.pending += text
@@ -145,67 +196,97 @@ class _HttpConversation:
     def count(self, text: str) -> int:
         return self.upstream.count(text)
 
-    async def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | StepEnd]:
-        """One request or, where the upstream stopped at a blank line inside a code block and can go on from there, several."""
-        injected, self.pending = self.pending, ""
-        self.steps.append((injected, ""))
-        usage, end, goes_on = Usage(), StepEnd("cap", Usage()), True
-        while goes_on:
-            written = ""
-            async with aclosing(self._request(max_new_tokens - usage.completion_tokens, until.stops)) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, StepEnd):
-                        end = piece
-                    else:
-                        written += piece
-                        yield piece
-            usage.add(end.usage)
-            earlier = self.steps[-1][1]
-            reason = "end_of_turn" if end.reason == "unknown" and earlier and not written else end.reason
-            stopped = bool(until.stops) and (reason == "delimiter" or (reason == "unknown" and bool(written)))
-            goes_on = (
-                stopped
-                and bool(until.delimiter)
-                and in_block(until.answer_prefix + earlier + written)
-                and self._goes_on_anywhere()
-                and end.usage.completion_tokens > 0
-                and usage.completion_tokens < max_new_tokens
-            )
-            met = until.stops[0] if stopped else ""  # an upstream leaves out the string that it stopped at
-            self.steps[-1] = (injected, earlier + written + met)
-            if met:
-                yield met
-        yield StepEnd(reason, usage, self.steps[-1][1])
+    async def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | Thought | StepEnd]:
+        """Of the call that goes on, where nothing is injected and it may write so much; else of a new one."""
+        call, injected = self.call, self.pending if self.continues else self.pending.strip()
+        if call is None or injected or call.limit - call.accounted.completion_tokens < max_new_tokens:
+            await self.close()
+            self.steps.append((self.pending, ""))
+            call = await self._ask(max_new_tokens, until)
+        self.pending = ""
+        text, pieces, thoughts, spent, told = "", 0, 0, Usage(), ""
+        end: End | None = None
+        while end is None:
+            said = await call.next()
+            if not self.steps[-1][1] and self._thinks(said, call):  # and was not expected to
+                await self.close()
+                call = await self._ask(max_new_tokens, until)
+            elif isinstance(said, Thought):
+                thoughts += 1
+                if said.field == "content" and self.continues:
+                    self._wrote(said.text)
+                yield said
+            elif isinstance(said, str):
+                pieces += 1
+                at = _cut(text, said, until)
+                if at >= 0:
+                    said, call.ahead = said[:at], said[at:] or None
+                text += said
+                self._wrote(said)
+                yield said
+                end = "delimiter" if at >= 0 else "cap" if max_new_tokens <= pieces < call.limit else None
+                if end:
+                    spent.add(call.estimate(pieces + thoughts))
+            else:
+                await self.close()
+                usage = call.counted(said.usage) if said.usage else call.estimate(pieces + thoughts)
+                spent.add(usage)
+                thoughts = max(thoughts, said.thought)
+                end = self._why(said, call, text)
+                told = said.reason if end == "end_of_turn" and said.reason != "stop" else ""
+                told = "length" if end == "cap" and thoughts and not text else told
+                if end == "delimiter":  # an upstream leaves out the string that it stopped at
+                    text += call.stops[0]
+                    self._wrote(call.stops[0])
+                    yield call.stops[0]
+                    left = max_new_tokens - spent.completion_tokens
+                    if until.delimiter and in_block(until.answer_prefix + text) and usage.completion_tokens and left > 0:
+                        pieces, end = 0, None
+                        call = await self._ask(left, until)
+                if end == "end_of_turn" and said.reason == "stop" and not (thoughts or usage.completion_tokens or self._any()):
+                    raise broken("the upstream ended its answer without a word")
+        yield StepEnd("end_of_turn" if told else end, spent, text, thoughts, told)
 
-    def _goes_on_anywhere(self) -> bool:
-        """Whether an answer can be continued in the middle; where each strategy is a message of its own, it cannot."""
-        return self.asked.messages is None or self.upstream.mode == "prefill"
+    def _any(self) -> bool:
+        return any(written for _, written in self.steps)
 
-    async def _request(self, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[str | StepEnd]:
-        body = self._body() | self.asked.sampling
+    def _wrote(self, text: str) -> None:
+        injected, written = self.steps[-1]
+        self.steps[-1] = (injected, written + text)
+
+    def _thinks(self, said: str | Thought | Said, call: _Call) -> bool:
+        """Whether a model turns out to think in a call that has no room for it, or would be stopped inside of it."""
+        hidden = isinstance(said, Said) and bool(said.thought) and said.reason == "length"
+        if not (hidden or isinstance(said, Thought)) or self.asked.model in self.upstream.thinkers:
+            return False
+        self.upstream.thinkers.add(self.asked.model)
+        return bool(self.asked.thinking or call.stops)
+
+    def _why(self, said: Said, call: _Call, text: str) -> End:
+        if said.reason == "length":
+            return "cap"
+        if call.stops and said.stopped_at is UNSAID:  # it did tell when it was probed
+            self.upstream.tells = False
+            return "delimiter" if text.strip() else "end_of_turn"
+        self.upstream.tells |= said.stopped_at is not UNSAID
+        return "delimiter" if said.stopped_at in call.stops else "end_of_turn"
+
+    async def _ask(self, max_new_tokens: int, until: Until) -> _Call:
+        asked, thinks = self.asked, self.asked.model in self.upstream.thinkers
+        stops = until.stops if self.upstream.tells and self.continues and not thinks and not until.beyond else ()
+        limit = max(max_new_tokens, until.beyond) + (asked.thinking if thinks else 0)
+        body = self._body() | asked.sampling
         if "seed" in body:  # another one for each request: with the same, every step would draw the same numbers
             body["seed"] += self.calls
         self.calls += 1
-        body |= {"model": self.asked.model, "max_tokens": limit, "stream": True, "stream_options": {"include_usage": True}}
+        body |= {"model": asked.model, asked.limit_field: limit, "stream": True, "stream_options": {"include_usage": True}}
         if stops:
             body["stop"] = list(stops)
-        path = "completions" if self.asked.messages is None else "chat/completions"
-        response = await self.upstream.send(path, body)
-        usage, reason, stopped_at, count = None, "unknown", _UNSAID, 0
-        try:
-            async for chunk in _chunks(response):
-                for choice in chunk.get("choices", []):
-                    text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
-                    reason = choice.get("finish_reason") or reason
-                    stopped_at = choice.get("stop_reason", stopped_at)
-                    if text:
-                        count += 1
-                        yield text
-                if chunk.get("usage"):
-                    usage = _usage(chunk["usage"])
-        finally:
-            await response.aclose()
-        yield StepEnd(_why(reason, stopped_at, stops), usage or Usage(0, count, 0, estimated=True))
+        call = await self.upstream.call("completions" if asked.messages is None else "chat/completions", body)
+        call.stops, call.limit = stops, limit
+        call.prompt = body.get("prompt") or "".join(text_of(m.get("content")) for m in body.get("messages", []))
+        self.call = call
+        return call
 
     def _body(self) -> dict[str, Any]:
         if self.asked.messages is None:
@@ -214,6 +295,8 @@ class _HttpConversation:
             said, earlier = "".join(i + w for i, w in self.steps), self.asked.messages
             if self.asked.continues:
                 said, earlier = text_of(earlier[-1].get("content")) + said, earlier[:-1]
+            if not said:  # nothing to continue: the turn is not open yet
+                return {"messages": earlier}
             messages = [*earlier, {"role": "assistant", "content": said}]
             return {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
         return {"messages": self._turns()}
@@ -224,9 +307,9 @@ class _HttpConversation:
         for number, (injected, written) in enumerate(self.steps):
             if number == 0 and messages and messages[-1].get("role") == "user":
                 content = messages[-1].get("content")
-                more = {"type": "text", "text": injected}
+                more = [{"type": "text", "text": injected}] if injected else []
                 messages[-1]["content"] = (
-                    [*content, more] if isinstance(content, list) else "\n\n".join(t for t in (text_of(content), injected) if t)
+                    content + more if isinstance(content, list) else "\n\n".join(t for t in (text_of(content), injected) if t)
                 )
             else:
                 messages.append({"role": "user", "content": injected.strip() or "Go on."})
@@ -239,70 +322,20 @@ class _HttpConversation:
         return sys.maxsize
 
     async def close(self) -> None:
-        """Nothing is kept upstream between steps."""
+        """Hangs up. Nothing is kept upstream between calls."""
+        call, self.call = self.call, None
+        if call is not None:
+            await call.pieces.aclose()
 
 
-def _why(reason: str, stopped_at: Any, stops: tuple[str, ...]) -> Any:
-    """The end of a step by ``finish_reason`` and, where the upstream has it, ``stop_reason`` (the string that was met)."""
-    if reason == "length":
-        return "cap"
-    if not stops:
-        return "end_of_turn"
-    if stopped_at is _UNSAID:
-        return "unknown"
-    return "delimiter" if stopped_at in stops else "end_of_turn"
-
-
-async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The events of a stream.
-
-    Raises:
-        UpstreamError: the connection broke, or the upstream reports an error within the stream.
-    """
-    try:
-        async for line in response.aiter_lines():
-            if not line.startswith("data:"):
-                continue
-            data = line[5:].strip()
-            if data == "[DONE]":
-                continue  # what follows ends the response; a connection that is not read to its end cannot be used again
-            try:
-                chunk = json.loads(data)
-            except ValueError as error:
-                raise UpstreamError(502, _error("the upstream sent no JSON", "upstream_error", error)) from error
-            if not isinstance(chunk, dict) or chunk.get("error"):
-                raise UpstreamError(502, _problem(chunk, data, 502))
-            yield chunk
-    except httpx.TimeoutException as error:
-        raise UpstreamError(504, _error("the upstream stopped answering", "timeout", error)) from error
-    except httpx.TransportError as error:
-        raise UpstreamError(502, _error("the connection to the upstream broke", "connection_error", error)) from error
-
-
-def _usage(given: dict[str, Any]) -> Usage:
-    cached = (given.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Usage(int(given.get("prompt_tokens", 0)), int(given.get("completion_tokens") or 0), int(cached))
-
-
-async def _refusal(response: httpx.Response) -> UpstreamError:
-    raw = await response.aread()
-    await response.aclose()
-    try:
-        answered = json.loads(raw)
-    except ValueError:
-        answered = None
-    problem = _problem(answered, raw.decode(errors="replace"), response.status_code)
-    return UpstreamError(response.status_code, problem, response.headers.get("retry-after"))
-
-
-def _problem(answered: Any, raw: str, status: int) -> dict[str, Any]:
-    """The error object of what an upstream answered, in whatever form it said what is wrong."""
-    error = answered.get("error") if isinstance(answered, dict) else None
-    if isinstance(error, dict):
-        return error
-    message = error if isinstance(error, str) else raw[:500]
-    return {"message": message or f"the upstream answered {status}", "type": "upstream_error"}
-
-
-def _error(message: str, kind: str, cause: Exception) -> dict[str, Any]:
-    return {"message": f"{message} ({type(cause).__name__})", "type": kind, "param": None, "code": None}
+def _cut(text: str, piece: str, until: Until) -> int:
+    """Where in ``piece``, which follows ``text``, a step is over; -1: it goes on."""
+    if not any(set(piece) & set(stop) for stop in until.stops):
+        return -1
+    before = until.answer_prefix + text
+    whole = before + piece
+    if until.delimiter:
+        ends = [(step_end(whole, until.delimiter), len(until.delimiter))]
+    else:
+        ends = [(whole.find(stop), len(stop)) for stop in until.strings]
+    return min((at + length - len(before) for at, length in ends if at >= 0), default=-1)

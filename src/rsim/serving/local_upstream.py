@@ -19,12 +19,18 @@ from rsim.engine.native import NativeEngine
 from rsim.engine.protocol import SampledStep, Stop
 from rsim.engine.sampling import DelimiterStop, StringStop, Vocabulary
 from rsim.errors import UserError
-from rsim.models.prompts import begin_ids, chat_text
+from rsim.models.prompts import begin_ids, plain_text
 from rsim.models.shape import context
 from rsim.policies.reasoner import Reasoner
+from rsim.rules import PlayRules
 from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage
 
-SAMPLING = {"temperature", "seed"}  # what requests may set
+# What changes an answer and is not done here, and the values that ask for nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,), "presence_penalty": (0,),
+    "frequency_penalty": (0,), "logit_bias": ({},), "stop_token_ids": ([],), "min_tokens": (0,), "ignore_eos": (False,),
+    "chat_template_kwargs": ({},), "reasoning_effort": ("none",),
+}  # fmt: skip
 
 _Piece = str | StepEnd | Exception
 Emit = Callable[[_Piece], object]
@@ -53,12 +59,12 @@ class _Answer:
 
 
 class LocalUpstream:
-    """Up to ``slots`` answers at a time; more wait for a free slot. `close` ends the thread."""
+    """Up to ``slots`` answers at a time; more wait for a free slot. `close` ends the thread. ``day``: see `PlayRules`."""
 
     mode: Mode = "exact"
 
-    def __init__(self, reasoner: Reasoner, slots: int) -> None:
-        self.reasoner = reasoner
+    def __init__(self, reasoner: Reasoner, slots: int, day: str = PlayRules.day) -> None:
+        self.reasoner, self.day = reasoner, day
         self.context = context(reasoner.model.config)
         self.engine = NativeEngine(reasoner, slots, seed=0, temperature=0.0, max_tokens=self.context, longest_prompt=0)
         self.vocabulary = Vocabulary(reasoner.tokenizer, reasoner.model.get_output_embeddings().weight.shape[0])
@@ -77,9 +83,9 @@ class LocalUpstream:
 
     async def open(self, asked: Asked) -> Conversation:
         """Raises `UserError` for a prompt that does not fit, or sampling settings that only a server has."""
-        unknown = {k for k, v in asked.sampling.items() if k not in SAMPLING and v is not None and (k, v) != ("top_p", 1)}
-        if unknown:
-            raise UserError(f"{sorted(unknown)[0]} is not supported by a model in this process", "use an upstream server")
+        undone = sorted(k for k, v in asked.sampling.items() if v not in _NEUTRAL.get(k, (v,)))
+        if undone:
+            raise UserError(f"{undone[0]} is not supported by a model in this process", "use an upstream server")
         ids = self._prompt(asked)
         if not ids:
             raise UserError("the prompt is empty")
@@ -87,7 +93,7 @@ class LocalUpstream:
             raise UserError(f"a prompt of {len(ids)} tokens exceeds the model's context of {self.context}")
         temperature, seed = asked.sampling.get("temperature"), asked.sampling.get("seed")
         key = uuid.uuid4().hex if seed is None else f"seed:{seed}"
-        warmth = 1.0 if temperature is None else float(temperature)
+        warmth = 0.0 if asked.greedy else 1.0 if temperature is None else float(temperature)
         return _LocalConversation(self, _Answer(await self.free.get(), ids, key, warmth, len(ids)))
 
     def decode(self, ids: list[int]) -> str:
@@ -101,15 +107,12 @@ class LocalUpstream:
         return str(self.reasoner.tokenizer.decode(ids))
 
     def _prompt(self, asked: Asked) -> list[int]:
-        tokenizer = self.reasoner.tokenizer
         if asked.prompt_ids is not None:
             return asked.prompt_ids
         if asked.messages is None:
-            return begin_ids(tokenizer, asked.prompt or "")
-        if not tokenizer.chat_template:
-            return self.reasoner.prompt_ids(asked.question)
-        how = {"add_generation_prompt": not asked.continues, "continue_final_message": asked.continues}
-        return self.reasoner.injected_ids(chat_text(tokenizer, asked.messages, **how))
+            return begin_ids(self.reasoner.tokenizer, asked.prompt or "")
+        messages = [m | {"content": plain_text(m.get("content"), f"messages[{i}]")} for i, m in enumerate(asked.messages)]
+        return self.reasoner.chat_ids(messages, self.day, continues=asked.continues)
 
     # --- the thread's side ---
 

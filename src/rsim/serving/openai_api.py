@@ -9,16 +9,17 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from rsim.serving.play import Asked, Event, Finished, Injected, TextDelta, Usage
+from rsim.serving.play import Asked, Event, Finished, Injected, TextDelta, Thought, Usage
 
 Kind = Literal["chat", "completion"]
 _CHOICES = 1024  # of one request
+_HOTTEST = 1000  # temperature
 
-# Passed on to the upstream as they are.
-_PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", *_PENALTIES, "logit_bias", "user")
 # Requests with any of these pass through as they are.
 _NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix")
+# What planning itself decides or obeys; all other fields are passed on to the upstream as they are.
+_READ = {"model", "messages", "prompt", "stream", "stream_options", "n", "stop", "max_tokens", "max_completion_tokens", "rsim"}
+_READ |= {"continue_final_message", "add_generation_prompt", "logprobs", "top_logprobs", *_NOT_PLANNED}
 
 
 class BadRequest(Exception):
@@ -67,11 +68,13 @@ def read_request(
     Raises:
         BadRequest: a field of the wrong form.
     """
-    sampling = {key: body[key] for key in _SAMPLING if body.get(key) is not None}
+    sampling = {key: value for key, value in body.items() if key not in _READ and value is not None}
     for key, kinds in (("temperature", (int, float)), ("seed", (int,))):
         value = sampling.get(key, 0)
-        if not isinstance(value, kinds) or isinstance(value, bool) or (key == "temperature" and not 0 <= value < float("inf")):
-            raise BadRequest(f"{key} must be a {'number from 0' if key == 'temperature' else 'whole number'}", key)
+        if not isinstance(value, kinds) or isinstance(value, bool) or (key == "temperature" and not 0 <= value <= _HOTTEST):
+            raise BadRequest(
+                f"{key} must be a {f'number from 0 to {_HOTTEST}' if key == 'temperature' else 'whole number'}", key
+            )
     limit = _whole(body, "max_completion_tokens", _whole(body, "max_tokens", default_limit, 1), 1)
     count = _whole(body, "n", 1, 1)
     given = body.get("stop") or []
@@ -89,7 +92,8 @@ def read_request(
         contexts = [_prompt(model, prompt, decode) for prompt in _prompts(body)]
     if count * len(contexts) > _CHOICES:
         raise BadRequest(f"{count * len(contexts)} answers are asked for: {_CHOICES} at most", "n")
-    asked = [replace(context, sampling=_seeded(sampling, i)) for context in contexts for i in range(count)]
+    field = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+    asked = [replace(context, sampling=_seeded(sampling, i), limit_field=field) for context in contexts for i in range(count)]
     options = body.get("stream_options")
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
     return Request(kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")), usage)
@@ -110,9 +114,19 @@ def _whole(body: dict[str, Any], key: str, default: int, low: int) -> int:
 
 
 def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """A chat's messages; whether a model can read their parts (images, ...) is its own to say."""
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and m.get("role") for m in messages):
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise BadRequest("messages must be a list of messages with a role", "messages")
+    for number, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not role:
+            raise BadRequest(f"messages[{number}].role must be a text", "messages")
+        parts = [{"text": content}] if isinstance(content, str) else content
+        if content is None and role == "assistant":  # it called a tool
+            continue
+        if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text", ""), str) for p in parts):
+            raise BadRequest(f"messages[{number}].content must be a text or a list of parts", "messages")
     return messages
 
 
@@ -144,8 +158,9 @@ class Choice:
     text: str = ""
     steps: list[dict[str, Any]] = field(default_factory=list)
     finished: Finished | None = None
+    thinking: dict[str, str] = field(default_factory=dict)  # in fields of its own
 
-    def add(self, event: Injected | TextDelta | Finished) -> None:
+    def add(self, event: Event) -> None:
         if isinstance(event, Injected):
             self.steps.append(_step(event) | {"text": ""})
             self.text += event.text
@@ -155,6 +170,11 @@ class Choice:
                 self.steps[-1]["text"] += event.text
             if event.output:
                 self.steps[-1]["output"] = event.text
+        elif isinstance(event, Thought):
+            if event.field == "content":
+                self.text += event.text
+            else:
+                self.thinking[event.field] = self.thinking.get(event.field, "") + event.text
         else:
             self.finished = event
 
@@ -168,9 +188,8 @@ def whole(request: Request, choices: list[Choice], mode: str | None) -> dict[str
     shown = []
     for index, choice in enumerate(choices):
         reason = choice.finished.reason if choice.finished else None
-        said: dict[str, Any] = (
-            {"message": {"role": "assistant", "content": choice.text}} if request.kind == "chat" else {"text": choice.text}
-        )
+        message = {"role": "assistant", "content": choice.text} | choice.thinking
+        said: dict[str, Any] = {"message": message} if request.kind == "chat" else {"text": choice.text}
         stop = choice.finished.stop if choice.finished else None
         shown.append({"index": index, **said, "logprobs": None, "finish_reason": reason, "stop_reason": stop})
     kind = "chat.completion" if request.kind == "chat" else "text_completion"
@@ -194,12 +213,13 @@ def usage_of(parts: list[Usage]) -> dict[str, Any]:
     return usage | ({"estimated": True} if total.estimated else {})
 
 
-def chunk(request: Request, index: int, event: Injected | TextDelta | Finished, *, first: bool) -> dict[str, Any]:
+def chunk(request: Request, index: int, event: Event, *, first: bool) -> dict[str, Any]:
     """One event of one choice as a stream's chunk; what was injected carries a field ``rsim`` that says so."""
-    text = event.text if isinstance(event, Injected | TextDelta) else ""
+    text = "" if isinstance(event, Finished) else event.text
     reason = event.reason if isinstance(event, Finished) else None
     if request.kind == "chat":
-        delta = ({"role": "assistant"} if first else {}) | ({} if isinstance(event, Finished) else {"content": text})
+        place = event.field if isinstance(event, Thought) else "content"
+        delta = ({"role": "assistant"} if first else {}) | ({} if isinstance(event, Finished) else {place: text})
         choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
     else:
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}

@@ -20,7 +20,6 @@ from rsim.policies.protocol import Decision
 from rsim.rules import ALONE, FENCE, End, Ending, Move, PlayRules, Progress, Rulebook
 from rsim.serving.planner_batcher import PlannedAnswer, PlannerBatcher
 
-Reason = Literal["stop", "length"]
 Mode = Literal["prefill", "turn", "exact"]
 
 
@@ -43,11 +42,15 @@ class Usage:
 @dataclass(frozen=True)
 class Until:
     """Where a step ends before the end of the turn: at ``delimiter`` outside code blocks (``answer_prefix``: one that the
-    prompt left open), or at one of some ``strings`` (a client's, or what closes a program); at nothing where both are empty."""
+    prompt left open), or at one of some ``strings`` (a client's, or what closes a program); at nothing where both are empty.
+
+    ``beyond``: tokens that the upstream may write before it is asked again, if steps follow in which nothing is injected.
+    """
 
     delimiter: str = ""
     answer_prefix: str = ""
     strings: tuple[str, ...] = ()
+    beyond: int = 0
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -58,21 +61,38 @@ TO_END = Until()
 
 
 @dataclass(frozen=True)
+class Thought:
+    """Thinking of the model's own before it answers: no part of a step. ``field``: of the upstream's message."""
+
+    text: str
+    field: str
+
+
+@dataclass(frozen=True)
 class StepEnd:
     """Why the upstream stopped, and all that it wrote in the step, the delimiter included.
 
-    ``unknown``: it said only that it stopped, which may be at a delimiter or at the end of its turn.
+    ``thought``: how many of its tokens were thinking, which is no part of the step; ``told``: a reason that ends the answer and
+    is neither, as the upstream calls it (``content_filter``).
     """
 
-    reason: End | Literal["unknown"]
+    reason: End
     usage: Usage
     text: str = ""
+    thought: int = 0
+    told: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Of the step's text."""
+        return max(0, self.usage.completion_tokens - self.thought)
 
 
 @dataclass(frozen=True)
 class Asked:
     """One answer that is wanted. ``messages`` or ``prompt`` as the client sent them (``prompt_ids`` if it sent token ids);
-    ``sampling`` is passed to the upstream; ``continues``: the last message is the assistant's own, to be gone on with."""
+    ``sampling`` is passed to the upstream; ``continues``: the last message is the assistant's own, to be gone on with. A model
+    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in."""
 
     model: str
     messages: list[dict[str, Any]] | None
@@ -80,6 +100,8 @@ class Asked:
     sampling: dict[str, Any] = field(default_factory=dict)
     prompt_ids: list[int] | None = None
     continues: bool = False
+    thinking: int = 0
+    limit_field: str = "max_tokens"
 
     @property
     def question(self) -> str:
@@ -93,7 +115,8 @@ class Asked:
 
     @property
     def greedy(self) -> bool:
-        return self.sampling.get("temperature") == 0
+        temperature = self.sampling.get("temperature")
+        return temperature is not None and temperature < 1e-6  # logits that are divided by less are no numbers any more
 
 
 def text_of(content: Any) -> str:
@@ -109,7 +132,7 @@ class Conversation(Protocol):
     def inject(self, text: str) -> None:
         """Appends ``text`` to the answer; it is sent with the next step."""
 
-    def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | StepEnd]:
+    def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | Thought | StepEnd]:
         """Yields text as it is sampled, then one `StepEnd`."""
 
     def count(self, text: str) -> int:
@@ -152,10 +175,10 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer. ``stop``: the client's stop string that ended it; ``injected_tokens`` as the budget counts them;
-    ``planner_ids``: what the planner has read at its last decision."""
+    """The end of an answer. ``reason``: stop, length, or the upstream's own; ``stop``: the client's stop string that ended it;
+    ``injected_tokens`` as the budget counts them; ``planner_ids``: what the planner has read at its last decision."""
 
-    reason: Reason
+    reason: str
     usage: Usage
     ending: Ending = field(default_factory=lambda: Ending(over=True))
     injected_tokens: int = 0
@@ -163,7 +186,7 @@ class Finished:
     planner_ids: list[int] = field(default_factory=list)
 
 
-Event = Injected | TextDelta | Finished
+Event = Injected | Thought | TextDelta | Finished
 
 
 async def play(
@@ -185,7 +208,7 @@ async def play(
     usage = Usage() if spent is None else spent
     planner = await batcher.open(asked.question, asked.sampling.get("seed"))
     try:
-        conversation = await upstream.open(asked)
+        conversation = await upstream.open(replace(asked, thinking=max(limit, rules.max_tokens)))
         try:
             book = rulebook_of(batcher.planner, rules.within(min(limit, conversation.room())), conversation.count)
             turns = upstream.mode == "turn" and asked.messages is not None
@@ -223,6 +246,7 @@ class _Step:
     sampled: int = 0
     read: str = ""
     end: End = "cap"
+    told: str = ""
 
 
 async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenerator[Event]:
@@ -240,7 +264,7 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
         last = ""
         async with aclosing(_sampled(players, book, step, usage)) as events:
             async for event in events:
-                last += event.text if event.sampled else ""
+                last += event.text if isinstance(event, TextDelta) and event.sampled else ""
                 yield event
         ending = book.ending(step.move, step.end)
         if ending.closes:
@@ -250,7 +274,7 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
         injected_tokens += step.injected
         progress = Progress(progress.steps + 1, progress.tokens + step.injected + step.sampled)
         players.planner.observe(name, step.read)
-    reason: Reason = "length" if ending.truncated else "stop"
+    reason = "length" if ending.truncated else step.told or "stop"
     yield Finished(reason, usage, ending, injected_tokens, planner_ids=players.planner.ids())
 
 
@@ -262,15 +286,16 @@ def _opened(players: _Players, book: Rulebook, move: Move, progress: Progress, p
     conversation.inject(prompt)
     conversation.inject(report)
     answer_prefix = open_prefix(prompt) if move.strategy == book.termination else ""
-    until = Until(book.rules.delimiter, answer_prefix) if book.stops(move) else TO_END
+    beyond = book.left(progress) - injected if book.rules.gate and not move.final else 0
+    until = Until(book.rules.delimiter, answer_prefix, beyond=beyond) if book.stops(move) else TO_END
     if move.tool == "python":  # a message of its own opens no block: the program comes back inside of one
         until = TO_END if players.turns else Until(strings=(FENCE,))
     return _Step(move, book.max_new_tokens(move, progress, injected), until, injected, read=report), report
 
 
-async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage) -> AsyncGenerator[TextDelta]:
+async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage) -> AsyncGenerator[Thought | TextDelta]:
     """What is sampled in a step and, where its program is run, the output and what follows it."""
-    piece: str | StepEnd
+    piece: str | Thought | StepEnd
     while step.sampled < step.limit:
         end = StepEnd("cap", Usage())
         async with aclosing(players.conversation.step(step.limit - step.sampled, step.until)) as pieces:
@@ -278,10 +303,10 @@ async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage)
                 if isinstance(piece, StepEnd):
                     end = piece
                 else:
-                    yield TextDelta(piece)
+                    yield TextDelta(piece) if isinstance(piece, str) else piece
         usage.add(end.usage)
-        text, step.end = end.text, _known(end, step.until)
-        step.sampled, step.read = step.sampled + end.usage.completion_tokens, step.read + text
+        text, step.end, step.told = end.text, end.reason, end.told
+        step.sampled, step.read = step.sampled + end.tokens, step.read + text
         message = players.turns and step.move.tool == "python"
         program = _written(text, step.end) if message else book.program(step.move, step.end, text)
         if program is None:
@@ -327,13 +352,6 @@ def _prompt(players: _Players, book: Rulebook, move: Move) -> str:
     drawn = book.rules.paraphrase == "random" and not players.asked.greedy
     prompt = players.planner.draws.choice(prompts) if drawn else prompts[0]
     return as_message(prompt) if players.turns else prompt
-
-
-def _known(end: StepEnd, until: Until) -> End:
-    """Why a step ended, where the upstream did not say it: at a delimiter if it wrote anything."""
-    if end.reason != "unknown":
-        return end.reason
-    return "delimiter" if until.stops and end.text.strip() else "end_of_turn"
 
 
 def _shown(names: tuple[str, ...], decision: Decision | None) -> dict[str, float]:

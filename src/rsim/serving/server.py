@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from fastapi import FastAPI, Request
@@ -28,15 +29,17 @@ from rsim.policies.reasoner import Reasoner
 from rsim.rewards.programs import allowed
 from rsim.serving import openai_api as api
 from rsim.serving.answers import answer, event_data
-from rsim.serving.http_upstream import UpstreamError
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
-from rsim.serving.state import Refusal, ServeConfig, State, enter, from_upstream, leave, log, upstream_models, upstream_of
+from rsim.serving.said import UpstreamError
+from rsim.serving.state import Refusal, ServeConfig, State, enter, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
+from rsim.serving.upstream_client import list_models, own_name, unanswered, upstream_client
 
 SUFFIX = "-rsim"
-_HOP = {"host", "content-length", "connection", "authorization", "transfer-encoding", "keep-alive", "accept-encoding"}
+_HOP = {"host", "content-length", "connection", "transfer-encoding", "keep-alive", "accept-encoding", "te", "upgrade", "origin"}
+_PRIVATE = ("auth", "cookie", "key", "token", "secret")  # in a header's name: it is the client's and this server's alone
 _ANSWERED = ("content-type", "retry-after", "x-request-id")
 
 
@@ -74,7 +77,7 @@ def _lifespan(
         planning = PlannerBatcher(planner, config.slots)
         worker = asyncio.create_task(planning.run())
         metrics, slots = Metrics(CollectorRegistry()), asyncio.Semaphore(config.slots)
-        local = LocalUpstream(reasoner, config.slots) if reasoner is not None else None
+        local = LocalUpstream(reasoner, config.slots, config.rules.day) if reasoner is not None else None
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(_client(config)) if local is None else None
             app.state.rsim = state = State(
@@ -98,8 +101,7 @@ def _client(config: ServeConfig) -> httpx.AsyncClient:
     """Of the upstream; as many connections as there are requests."""
     timeout = httpx.Timeout(config.upstream_seconds, connect=10.0)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * config.slots)
-    headers = {"Authorization": f"Bearer {config.upstream_key}"} if config.upstream_key else {}
-    return httpx.AsyncClient(base_url=config.upstream.rstrip("/") + "/", timeout=timeout, limits=limits, headers=headers)
+    return upstream_client(config.upstream, config.upstream_key, timeout, limits)
 
 
 # --- a request ---
@@ -109,13 +111,8 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     state: State = request.app.state.rsim
     _authorise(request, state.config.api_key)
     raw = await _read_body(request, state.config)
-    try:
-        body = json.loads(raw)
-    except ValueError as error:
-        raise Refusal(400, "the body is not valid JSON", "invalid_request_error") from error
-    if not isinstance(body, dict):
-        raise Refusal(400, "the body must be a JSON object", "invalid_request_error")
-    named = str(body.get("model") or "")
+    body = _parsed(raw)
+    named = body.get("model") or ""
     planned = named.endswith(SUFFIX) and body.get("rsim", True) is not False and not api.passes_through(body)
     if not planned and state.client is not None:
         return await _pass_through(state, request, kind, raw, body, named)
@@ -140,6 +137,20 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     return reply
 
 
+def _parsed(raw: bytes) -> dict[str, Any]:
+    """A request's body. What Python reads beyond JSON is refused: NaN and infinity, halves of characters (lone surrogates)."""
+    try:
+        body = json.loads(raw)
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "the body is not valid JSON", "invalid_request_error") from error
+    if not isinstance(body, dict):
+        raise Refusal(400, "the body must be a JSON object", "invalid_request_error")
+    if not isinstance(body.get("model") or "", str):
+        raise Refusal(400, "model must be a text", "invalid_request_error", param="model")
+    return body
+
+
 # --- without a planner ---
 
 
@@ -152,15 +163,17 @@ async def _pass_through(
     if named.endswith(SUFFIX) or "rsim" in body:
         body = {k: v for k, v in body.items() if k != "rsim"} | {"model": named.removesuffix(SUFFIX)}
         raw = json.dumps(body).encode()
-    headers = {k: v for k, v in request.headers.items() if k not in _HOP}
+    named_headers = [(k.decode("latin-1"), (k, v)) for k, v in request.headers.raw]  # bytes: any name, any value
+    headers = [pair for k, pair in named_headers if k not in _HOP and not any(part in k for part in _PRIVATE)]
     path = "chat/completions" if kind == "chat" else "completions"
     sent = state.client.build_request("POST", path, content=raw, headers=headers)
     try:
         response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
-    except (httpx.TransportError, ClientGone) as error:
+    except (httpx.RequestError, ClientGone) as error:
         refusal = _not_sent_on(error)
         state.metrics.done(kind, planned=False, status=refusal.status, seconds=time.perf_counter() - began)
         raise refusal from error
+    response.headers.encoding = "latin-1"  # as they came
     kept = {k: response.headers[k] for k in _ANSWERED if k in response.headers}
     state.metrics.done(kind, planned=False, status=response.status_code, seconds=time.perf_counter() - began)
     if content is not None:
@@ -178,12 +191,10 @@ async def _pass_through(
     return WatchedStream(stream(), response.status_code, kept)
 
 
-def _not_sent_on(error: Exception) -> Refusal:
+def _not_sent_on(error: httpx.RequestError | ClientGone) -> Refusal:
     if isinstance(error, ClientGone):
         return Refusal(499, "the client went away", "client_disconnected")
-    if isinstance(error, httpx.TimeoutException):
-        return Refusal(504, "the upstream did not answer in time", "timeout")
-    return Refusal(502, "the upstream cannot be reached", "connection_error")
+    return from_upstream(unanswered(error))
 
 
 async def _sent_on(client: httpx.AsyncClient, sent: httpx.Request) -> tuple[httpx.Response, bytes | None]:
@@ -207,7 +218,7 @@ async def _models(request: Request) -> Response:
         listed = [{"id": state.local_model, "object": "model", "created": 0, "owned_by": "rsim"}]
     else:
         try:
-            listed = await upstream_models(state)
+            listed = await list_models(state.client)
         except UpstreamError as error:
             raise from_upstream(error) from error
     planned = [m | {"id": f"{m['id']}{SUFFIX}", "owned_by": "rsim"} for m in listed]
@@ -244,10 +255,16 @@ def _broken(request: Request, error: Exception) -> Response:
 
 
 def _authorise(request: Request, key: str) -> None:
-    """Compares in constant time; without a key the server is open (to 127.0.0.1 by default)."""
+    """Compares in constant time. Without a key the server is open (to 127.0.0.1 by default), but for pages of other sites: they
+    name themselves in ``Origin`` or come under a name of their own that leads here."""
     if not key:
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        if not own_name(host) or (origin is not None and urlsplit(origin).netloc != host):
+            raise Refusal(403, f"a server without $RSIM_API_KEY does not serve {origin or host}", "permission_error")
         return
-    given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    scheme, _, given = request.headers.get("authorization", "").strip().partition(" ")
+    given = given.strip() if scheme.lower() == "bearer" else ""
     if not hmac.compare_digest(given.encode(), key.encode()):
         raise Refusal(401, "wrong or missing API key", "authentication_error")
 

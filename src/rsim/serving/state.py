@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 
 from rsim.game.tools import Runner
 from rsim.rules import PlayRules
 from rsim.serving import openai_api as api
-from rsim.serving.http_upstream import HttpUpstream, UpstreamError, probe
+from rsim.serving.http_upstream import HttpUpstream, probe
 from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Mode, Upstream
+from rsim.serving.said import UpstreamError
+from rsim.serving.upstream_client import first_model
 
 log = logging.getLogger("rsim.serve")
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """``upstream`` is the base URL of an OpenAI-compatible server, up to and with ``/v1``; "": a model is in this process."""
+    """``upstream`` is the base URL of an OpenAI-compatible server, see `upstream_client`; "": a model is in this process."""
 
     upstream: str = ""
     upstream_key: str = field(default="", repr=False)
@@ -92,25 +93,10 @@ async def upstream_of(state: State, model: str) -> Upstream:
         async with state.probing:
             if state.upstream is None:
                 assert state.client is not None
-                mode = state.config.mode or await probe(state.client, model or state.config.model or await _first_model(state))
+                mode, tells = state.config.mode, False
+                if mode is None:
+                    named = model or state.config.model or await first_model(state.client)
+                    mode, tells = await probe(state.client, named)
                 log.info("injection mode: %s", mode)
-                state.upstream = HttpUpstream(state.client, mode, count=state.planning.count)
+                state.upstream = HttpUpstream(state.client, mode, count=state.planning.count, tells=tells)
     return state.upstream
-
-
-async def _first_model(state: State) -> str:
-    listed = await upstream_models(state)
-    if not listed:
-        raise UpstreamError(502, {"message": "the upstream lists no model", "type": "upstream_error"})
-    return str(listed[0]["id"])
-
-
-async def upstream_models(state: State) -> list[dict[str, Any]]:
-    assert state.client is not None
-    try:
-        response = await state.client.get("models")
-        response.raise_for_status()
-        return list(response.json().get("data", []))
-    except (httpx.HTTPError, ValueError) as error:
-        problem = {"message": f"the upstream's models cannot be listed ({type(error).__name__})", "type": "upstream_error"}
-        raise UpstreamError(502, problem) from error

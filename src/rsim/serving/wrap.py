@@ -34,8 +34,10 @@ from rsim.serving.http_upstream import HttpUpstream, probe
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked, Event, Finished, Mode, Upstream, Usage, play
+from rsim.serving.upstream_client import upstream_client
 
 T = TypeVar("T")
+_OPTIONS = {"extra_headers", "extra_query", "timeout"}  # of one call of an OpenAI client: no fields of its body
 Question = str | list[dict[str, Any]]  # a question, or the messages of a chat
 
 
@@ -123,7 +125,7 @@ class PlannedModel:
     ) -> None:
         self.rules, self.runner = rules, runner
         self.inner = _Loop(planner, slots)
-        self.upstream = LocalUpstream(Reasoner(model.eval(), tokenizer), slots)
+        self.upstream = LocalUpstream(Reasoner(model.eval(), tokenizer), slots, rules.day)
 
     def generate(self, questions: Question | Sequence[str], *, temperature: float = 0.0, max_tokens: int = 0,
                  seed: int | None = None) -> Any:  # fmt: skip
@@ -217,8 +219,9 @@ class PlannedClient:
     async def events(self, request: api.Request, asked: Asked) -> AsyncGenerator[Event]:
         """One answer, cut at the caller's stop strings."""
         if self.upstream is None:
-            mode = self.mode or await probe(self.http, asked.model)
-            self.upstream = HttpUpstream(self.http, mode, count=self.inner.planning.count, retries=self.retries)
+            mode, tells = (self.mode, False) if self.mode else await probe(self.http, asked.model)
+            count = self.inner.planning.count
+            self.upstream = HttpUpstream(self.http, mode, count=count, tells=tells, retries=self.retries)
         spent = Usage()
         source = play(asked, self.inner.planning, self.upstream, self.rules, request.limit, spent, self.runner)
         async with aclosing(api.Stops(request.stops).cut(source, spent)) as events:
@@ -245,7 +248,7 @@ def _timeout(given: Any) -> httpx.Timeout:
 
 
 async def _http_client(base: str, headers: dict[str, str], timeout: httpx.Timeout) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout)
+    return upstream_client(base, "", timeout, headers=headers)
 
 
 class _Chat:
@@ -274,6 +277,8 @@ class _Endpoint:
             UserError: something that is not planned (tools, log-probs): ask the client itself for it.
         """
         owner = self.owner
+        body = {k: v for k, v in body.items() if type(v).__name__ not in ("NotGiven", "Omit") and k not in _OPTIONS}
+        body |= body.pop("extra_body", None) or {}
         if api.passes_through(body):
             raise UserError("tools, log-probs and formats are not planned", "call the wrapped client itself for them")
         request = api.read_request(self.kind, body, str(body.get("model", "")), owner.rules.max_tokens)

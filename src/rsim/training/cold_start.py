@@ -90,7 +90,9 @@ def cold_start(
     kept = kept[: settings.keep]
     if settings.few_shot:
         plain = {e.problem.question: p for e, p in zip(episodes, asked, strict=True)}
-        kept = [_without_examples(e, plain[e.problem.question], reasoner) for e in kept]
+        bare = [plain[e.problem.question] for e in kept]
+        prompts = [reasoner.prompt_ids(p.question, config.rollout.day) for p in bare]
+        kept = [_with_prompt(e, p, ids) for e, p, ids in zip(kept, bare, prompts, strict=True)]
     if settings.teach != "format":
         kept = [_with_prompts_learned(e, reasoner) for e in kept]
     losses = _fine_tune(config, agent, kept)
@@ -131,9 +133,9 @@ def _formatted(config: Config, episodes: list[Episode]) -> list[bool]:
     ]
 
 
-def _without_examples(episode: Episode, problem: Problem, reasoner: Reasoner) -> Episode:
-    """The same sampled and injected ids after the bare question's prompt."""
-    prompt, old = reasoner.prompt_ids(problem.question), episode.prompt_length
+def _with_prompt(episode: Episode, problem: Problem, prompt: list[int]) -> Episode:
+    """The same sampled and injected ids after another prompt: the bare question's, without examples."""
+    old = episode.prompt_length
     by = len(prompt) - old
     steps = [replace(s, start=s.start + by, body=s.body + by, end=s.end + by) for s in episode.steps]
     return replace(

@@ -21,6 +21,7 @@ from rsim.policies.loading import quiet_models
 from rsim.rewards.custom import load_custom
 from rsim.rewards.rewards import Score, score_all
 from rsim.runs.folder import RunFolder
+from rsim.runs.lock import unlock
 from rsim.training.cold_start import cold_start
 from rsim.training.entropy_reset import reset_entropy
 from rsim.training.memory import peak_on_gpu, release_freed
@@ -70,7 +71,7 @@ class Trainer:
         questions, self.eval_set = load_questions(config)
         check_world(config, self.world, len(self.eval_set))
         resume = resume or bool(resume_from)
-        folder = RunFolder.open(config, resume=resume, force=force)
+        folder = RunFolder.open(config, resume=resume, force=force, hold=self.world.is_main)
         self.checkpoints = folder.checkpoints
         checkpoint = self.checkpoints.intact(resume_from) if resume else None
         self.device = choose_device(config, self.world.local_rank)
@@ -119,6 +120,8 @@ class Trainer:
                 raise
             self.save(f"step-{self.step:06d}")
             raise UserError(error.problem, f"step {self.step} is kept: go on with --resume") from error
+        finally:
+            unlock(self.config.folder)
 
     def _run(self) -> dict[str, Any]:
         if not self.cold_started:

@@ -1,0 +1,275 @@
+"""What an OpenAI-compatible server says, in any of its forms: pieces of text and of thinking, then one end. Or an error.
+
+A stream or a whole answer, as OpenAI, vLLM, llama.cpp, Ollama, TGI, LiteLLM and OpenRouter send them. What cannot be read is
+an error that shows it: an answer that breaks off, or is not one, must not pass for a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from rsim.serving.play import Thought, Usage
+
+UNSAID = object()
+_FIELDS = (":", "event:", "id:", "retry:")  # lines of an event stream that are no data
+_STOPPED = {"stop", "eos", "eos_token", "stop_sequence", "end_turn"}
+_BROKEN = {"error", "abort"}
+_THINKING = ("reasoning_content", "reasoning")
+_OPEN, _CLOSE = "<think>", "</think>"
+_HALF = re.compile("[\ud800-\udfff]")
+_SHOWN = 300  # characters of what cannot be read
+
+
+class UpstreamError(Exception):
+    """The upstream's answer to a request that it did not fulfil: an HTTP status and an OpenAI error object."""
+
+    def __init__(self, status: int, error: dict[str, Any], retry_after: str | None = None) -> None:
+        super().__init__()
+        self.status, self.error, self.retry_after = status, error, retry_after
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.error.get('message', '')}"
+
+
+@dataclass(frozen=True)
+class Said:
+    """The end of an answer. ``reason``: stop, length or what else the upstream calls it; ``stopped_at``: the stop string that
+    it met, `UNSAID` by most; ``usage``: None where it counted nothing; ``thought``: how many of its tokens were thinking."""
+
+    reason: str
+    stopped_at: Any
+    usage: Usage | None
+    thought: int = 0
+
+
+async def read(response: httpx.Response) -> AsyncGenerator[str | Thought | Said]:
+    """What a response with status 200 says.
+
+    Raises:
+        UpstreamError: the connection broke, an error was reported or there is no end; or it cannot be read.
+    """
+    reason, stopped_at, usage, thought = "", UNSAID, None, 0
+    content = _Content()
+    try:
+        async with aclosing(_chunks(response)) as chunks:
+            async for chunk in chunks:
+                for choice in _choices(chunk):
+                    for piece in content.add(choice):
+                        yield piece
+                    stopped_at = choice.get("stop_reason", stopped_at)
+                    reason = _finish(choice) or reason
+                counted = chunk.get("usage")
+                usage = _usage(counted) or usage
+                details = counted.get("completion_tokens_details") if isinstance(counted, dict) else None
+                thought = _count(details, "reasoning_tokens") or thought
+    finally:
+        await response.aclose()
+    for piece in content.rest():
+        yield piece
+    if not reason:
+        raise broken("the upstream's answer broke off: it sent no finish_reason")
+    yield Said("stop" if reason in _STOPPED else reason, stopped_at, usage, thought)
+
+
+async def _chunks(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
+    """The events of a stream or, if it is none, the whole answer as the only one."""
+    data, other, chunks = "", "", 0
+    try:
+        async for line in _lines(response):
+            if line.startswith("data:"):
+                data += line[5:].removeprefix(" ")
+                if data.strip() in ("", "[DONE]"):  # read on: a connection that is not read to its end is lost
+                    data = ""
+                chunk = _parsed(data)
+                if chunk is not None:
+                    chunks, data = chunks + 1, ""
+                    yield chunk
+            elif not line.strip() and data:
+                raise broken("the upstream sent no JSON", data)
+            elif line.strip() and not line.startswith(_FIELDS):
+                other += line + "\n"
+    except httpx.TimeoutException as error:
+        raise unreached("the upstream stopped answering", error) from error
+    except httpx.RequestError as error:
+        raise unreached("the connection to the upstream broke", error) from error
+    if data or other:
+        whole = None if chunks or data else _parsed(other)
+        if whole is None:
+            raise broken("the upstream sent no JSON", data or other)
+        yield whole
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """Only the protocol's own line breaks end a line: U+2028, U+2029 and U+0085 are text."""
+    rest: list[bytes] = []  # a long line may come in very many parts
+    first = True
+    async for part in response.aiter_bytes():
+        *lines, last = part.split(b"\n")
+        for line in lines:
+            yield _text_line(b"".join([*rest, line]), first)
+            rest, first = [], False
+        rest.append(last)
+    yield _text_line(b"".join(rest), first)
+
+
+def _text_line(line: bytes, first: bool) -> str:
+    try:
+        return line.removesuffix(b"\r").decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise broken("the upstream sent no UTF-8", line.decode(errors="replace")) from error
+
+
+def _parsed(data: str) -> dict[str, Any] | None:
+    """None if it is not (yet) JSON."""
+    try:
+        chunk = json.loads(data) if data else None
+    except (ValueError, RecursionError):
+        return None
+    if chunk is not None and not isinstance(chunk, dict):
+        raise broken("the upstream sent no JSON object", data)
+    return chunk
+
+
+def _choices(chunk: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of the one answer that was asked for in a chunk."""
+    choices = chunk.get("choices")
+    if chunk.get("error") or ("usage" not in chunk and "choices" not in chunk):
+        raise refusal(200, chunk, json.dumps(chunk))
+    for choice in _expect(chunk, choices or [], list):
+        _expect(chunk, choice, dict)
+        if choice.get("error"):
+            raise refusal(200, choice, json.dumps(chunk))
+        if choice.get("index") not in (None, 0):
+            raise broken("the upstream sent several answers", json.dumps(chunk))
+    return choices or []
+
+
+def _expect(chunk: Any, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise broken("the upstream answered in an unknown form", json.dumps(chunk))
+    return value
+
+
+def _finish(choice: dict[str, Any]) -> str:
+    reason: str = _expect(choice, choice.get("finish_reason") or "", str)
+    if reason in _BROKEN:
+        raise broken(f"the upstream ended its answer with {reason!r}")
+    return reason
+
+
+class _Content:
+    """Text and thinking out of the pieces of an answer.
+
+    Thinking comes in a field of its own or at the beginning of the content, between tags; blank space behind it is part of it.
+    Half a character waits for its other half; one that stays alone has no form in UTF-8 and becomes U+FFFD.
+    """
+
+    def __init__(self) -> None:
+        self.place = "start"  # then inside thinking, behind it, or text
+        self.held = ""  # content that may be a tag, or half a character
+        self.half = ""  # a character of thinking in a field of its own
+
+    def add(self, choice: dict[str, Any]) -> list[str | Thought]:
+        said = _expect(choice, choice.get("delta") or choice.get("message") or choice, dict)
+        pieces: list[str | Thought] = []
+        field = next((f for f in _THINKING if said.get(f)), "")  # some send the same in both
+        if field:
+            thinking, self.half = _whole_characters(self.half + _expect(choice, said[field], str))
+            pieces += [Thought(thinking, field)] if thinking else []
+            self.place = "behind" if self.place == "start" else self.place
+        content = said.get("content") or said.get("refusal") or said.get("text") or ""
+        if isinstance(content, list):
+            content = "".join(_expect(choice, _expect(choice, part, dict).get("text"), str) for part in content)
+        return pieces + self._split(_expect(choice, content, str))
+
+    def rest(self) -> list[str | Thought]:
+        """What was held back, now that nothing follows."""
+        if not self.held:
+            return []
+        text = _HALF.sub("\ufffd", self.held)
+        return [Thought(text, "content") if self.place in ("inside", "behind") else text]
+
+    def _split(self, text: str) -> list[str | Thought]:
+        text, self.held = _whole_characters(self.held + text)
+        half = self.held
+        bare = text.lstrip()
+        if self.place == "start" and bare:
+            if len(bare) < len(_OPEN) and _OPEN.startswith(bare):
+                self.held = text + half
+                return []
+            self.place = "inside" if bare.startswith(_OPEN) else "text"
+        end = 0
+        if self.place == "inside":
+            end = text.find(_CLOSE) + len(_CLOSE)
+            if end < len(_CLOSE):
+                end = len(text) - _overlap(text, _CLOSE)
+                self.held = text[end:] + half
+                return [Thought(text[:end], "content")] if end else []
+            self.place = "behind"
+        if self.place == "behind":
+            end += len(text[end:]) - len(text[end:].lstrip())
+            self.place = "text" if end < len(text) else "behind"
+        pieces: list[str | Thought] = [Thought(text[:end], "content")] if end else []
+        return pieces + ([text[end:]] if text[end:] else [])
+
+
+def _overlap(text: str, mark: str) -> int:
+    """How many characters at the end of ``text`` may be the beginning of ``mark``."""
+    return max((n for n in range(1, len(mark)) if text.endswith(mark[:n])), default=0)
+
+
+def _whole_characters(text: str) -> tuple[str, str]:
+    """``text`` with its UTF-16 halves joined, and a half at its end that waits for the other."""
+    half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+    text = text.removesuffix(half) if half else text
+    joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _HALF.search(text) else text
+    return joined, half
+
+
+def _usage(given: Any) -> Usage | None:
+    prompt, sampled = _count(given, "prompt_tokens"), _count(given, "completion_tokens")
+    if prompt is None or sampled is None:
+        return None
+    return Usage(prompt, sampled, _count(given.get("prompt_tokens_details"), "cached_tokens") or 0)
+
+
+def _count(given: Any, key: str) -> int | None:
+    value = given.get(key) if isinstance(given, dict) else None
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+# --- errors ---
+
+
+def refusal(status: int, answered: Any, raw: str, retry_after: str | None = None) -> UpstreamError:
+    """The error of what an upstream answered, in whatever form it said what is wrong. In an answer with status 200 its code is
+    the status."""
+    said = answered if isinstance(answered, dict) else {}
+    error = said.get("error") or {k: said.get(k) for k in ("message", "type", "param", "code")}  # the latter: vLLM's
+    problem = dict(error) if isinstance(error, dict) else {"message": error}
+    message = problem.get("message") or said.get("detail") or raw[:_SHOWN] or f"the upstream answered {status}"
+    code = problem.get("code")
+    if status < 400:
+        status = code if isinstance(code, int) and 400 <= code < 600 else 502
+    return UpstreamError(
+        status, problem | {"message": str(message), "type": problem.get("type") or "upstream_error"}, retry_after
+    )
+
+
+def broken(message: str, shown: str = "") -> UpstreamError:
+    """An answer that is none."""
+    return UpstreamError(502, {"message": f"{message}: {shown[:_SHOWN]}" if shown else message, "type": "upstream_error"})
+
+
+def unreached(message: str, cause: httpx.RequestError) -> UpstreamError:
+    """A connection that failed, with its cause."""
+    status, kind = (504, "timeout") if isinstance(cause, httpx.TimeoutException) else (502, "connection_error")
+    why = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    return UpstreamError(status, {"message": f"{message} ({why})", "type": kind, "param": None, "code": None})

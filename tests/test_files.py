@@ -1,0 +1,141 @@
+"""What people's files hold: read, or refused with the line, the column and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rsim.collecting.arms import PACKAGED, load_arms
+from rsim.config import PRESETS, load_config
+from rsim.data.load import load_problems
+from rsim.errors import UserError
+from rsim.policies import strategies
+from rsim.policies.strategies import load_strategies
+
+CHAT = [{"role": "user", "content": "3+4=?"}, {"role": "assistant", "content": "7"}]
+SAID = [{"from": "human", "value": "3+4=?"}, {"from": "gpt", "value": "7"}]
+
+
+def load(path, *records, columns=()):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return load_problems(str(path), "train", columns=columns)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    """Windows editors and PowerShell write one: JSONL and TOML with it were "not valid", while CSV was read."""
+    rows = '{"question": "3+4=?", "answer": "7"}\r\n\r\n{"question": "5=?", "answer": 5}\r\n'
+    for name, text in {"d.jsonl": rows, "d.json": rows, "D.CSV": "question,answer\n3+4=?,7\n5=?,5\n"}.items():
+        (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+        assert [p.answer for p in load_problems(str(tmp_path / name), "train")] == ["7", "5"]
+    sets = Path(strategies.__file__).with_name("sets")
+    for file, read in {PRESETS / "nano.toml": load_config, sets / "default.toml": load_strategies, PACKAGED: load_arms}.items():
+        (tmp_path / "f.toml").write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+        assert read(str(tmp_path / "f.toml")) == read(str(file))
+
+
+def test_json_files_are_lists_of_records_or_a_record_a_line(tmp_path):
+    """``.json`` was an unknown data set."""
+    records = [{"question": "3+4=?", "answer": 7}, {"question": "q", "answer": "x"}]
+    for text in (json.dumps(records, indent=1), "\n".join(map(json.dumps, records))):
+        (tmp_path / "d.json").write_text(text)
+        assert [(p.answer, p.id) for p in load_problems(str(tmp_path / "d.json"), "dev")] == [("7", "d-1"), ("x", "d-2")]
+    (tmp_path / "d.json").write_text('[{"question": "q"')
+    with pytest.raises(UserError, match="not valid JSON"):
+        load_problems(str(tmp_path / "d.json"), "train")
+    with pytest.raises(UserError, match=r"\.jsonl, \.json, \.csv, \.parquet"):
+        load_problems("d.xlsx", "train")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (math.nan, "is nan: a missing value"),
+        (math.inf, "is inf"),
+        (True, "is a boolean: write the answer as a text or a number"),
+        (["7"], "is a list"),
+        ({"value": "7"}, "is an object"),
+        (None, r"is missing \(null\)"),
+        (" ", "is empty"),
+        ("\ud83d", r"half of a character \(\\ud83d"),
+    ],
+)
+def test_an_answer_that_is_none_is_named_by_what_it_is(tmp_path, answer, said):
+    """NaN, as pandas writes a missing value, became the gold answer "nan"; of a boolean or a list the error said that the field
+    was empty; half of a surrogate pair ended in a traceback."""
+    good = {"question": "3+4=?", "answer": 7}
+    with pytest.raises(UserError, match=rf"d\.jsonl, line 2: column 'answer'.* {said}"):
+        load(tmp_path / "d.jsonl", good, good | {"answer": answer})
+
+
+def test_half_a_character_and_a_missing_value_are_found_in_other_places_too(tmp_path):
+    for record, said in (
+        ({"question": "\udc00 7=?", "answer": 7}, "column 'question' has half of a character"),
+        ({"question": "7=?", "answer": 7, "id": "\udc00"}, "line 1 has half of a character"),
+        ({"question": math.nan, "answer": 7}, "column 'question' is nan"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load(tmp_path / "d.jsonl", record)
+    table = pyarrow.table({"question": ["7=?", "8=?"], "answer": [7.0, math.nan]})
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(UserError, match=r"row 2: column 'answer' is nan"):
+        load_problems(str(tmp_path / "d.parquet"), "train")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"question": "q", "answer": ' + "1" * 5000 + "}"])
+def test_json_beyond_what_can_be_read_is_one_line(tmp_path, line):
+    """Both were tracebacks."""
+    (tmp_path / "d.jsonl").write_text(line)
+    with pytest.raises(UserError, match="line 1: not valid JSON") as refused:
+        load_problems(str(tmp_path / "d.jsonl"), "train")
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("record", "columns"),
+    [
+        ({"prompt": "3+4=?", "completion": "7"}, ("question=prompt", "answer=completion")),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:]}, ("question=prompt", "answer=completion")),
+        ({"messages": CHAT}, ("question=messages", "answer=messages")),
+        ({"conversations": SAID}, ("question=conversations", "answer=conversations")),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "3+4=?"}]}], "answer": 7}, ("question=prompt",)),
+    ],
+)
+def test_prompts_completions_and_chats(tmp_path, record, columns):
+    """They were refused as empty fields, whatever they held."""
+    with pytest.raises(UserError, match=r"line 1: no column 'question', there are .*data\.columns=.*--column") as refused:
+        load(tmp_path / "d.jsonl", record)
+    assert all(repr(name) in str(refused.value) for name in record)
+    assert [(p.question, p.answer) for p in load(tmp_path / "d.jsonl", record, columns=columns)] == [("3+4=?", "7")]
+
+
+def test_the_systems_text_of_a_chat_comes_before_the_question(tmp_path):
+    record = {"messages": [{"role": "system", "content": "Add."}, *CHAT]}
+    columns = ("question=messages", "answer=messages")
+    assert load(tmp_path / "d.jsonl", record, columns=columns)[0].question == "Add.\n\n3+4=?"
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        (CHAT + CHAT, "a chat with 2 user turns"),
+        (CHAT[1:], "a chat with 0 user turns"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "parts that are texts"),
+        ([{"role": "user", "content": None}], "content must be a text"),
+    ],
+)
+def test_a_chat_that_is_no_single_question_is_refused(tmp_path, turns, said):
+    with pytest.raises(UserError, match=rf"line 1: column 'messages'.*{said}"):
+        load(tmp_path / "d.jsonl", {"messages": turns, "answer": 7}, columns=("question=messages",))
+
+
+def test_of_a_worked_solution_in_gsm8ks_way_the_gold_answer_is_its_end(tmp_path):
+    """As ``hf:openai/gsm8k`` and files made of it have it; with all of the solution as gold no answer was right."""
+    solved = {"question": "Ann has 48, and half of it.", "answer": "48/2 = <<48/2=24>>24\n48+24 = 72\n#### 72"}
+    problem = load(tmp_path / "d.jsonl", solved)[0]
+    assert (problem.answer, problem.kind) == ("72", "numeric")
+    assert load(tmp_path / "d.jsonl", solved | {"kind": "text"})[0].answer == solved["answer"]
