@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,11 +28,11 @@ from rsim.game.rulebook import check_budget, rulebook_of
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.strategies import StrategySet
 from rsim.rewards.programs import runner_for
-from rsim.serving import upstream_client
 from rsim.serving.http_upstream import HttpUpstream, probe, prompt_tokens
 from rsim.serving.planner_batcher import PlannerBatcher, estimated_tokens
 from rsim.serving.play import TO_END, Asked, Finished, Injected, Mode, StepEnd, TextDelta, Usage, play
 from rsim.serving.said import UpstreamError
+from rsim.serving.upstream_client import KEY, check_address, first_model, upstream_client
 
 _PATIENCE = 3.0  # seconds, a third at first, before an answer that broke off in its middle is asked for again
 
@@ -49,7 +49,7 @@ class ServedModel:
     max_requests: int = 0
 
     def __post_init__(self) -> None:
-        upstream_client.check_address(self.url, self.mode)
+        check_address(self.url, self.mode)
 
 
 class UpstreamStopped(UserError):
@@ -87,7 +87,7 @@ class ServedGame:
         self.parameters = {"reasoner": 0, "planner": 0}
         self.mode: Mode | None = None
         self.tells = False  # see `HttpUpstream`
-        self.model = served.name or first_model(served.url)
+        self.model = served.name or first_listed(served.url)
         self.injected: dict[str, int] = {}  # tokens of what may be injected, as the upstream counts them
         self.seconds = {"planner": 0.0, "all": 0.0}
         # What it was sent, retries and probes among it, and the tokens of the answers, those that were given up among them.
@@ -130,7 +130,9 @@ class ServedGame:
     ) -> list[Episode]:
         """The episodes of ``asked``: each the number of a problem and what its draws depend on."""
         rollout = self.config.rollout
-        async with _client(self.served.url, rollout.vllm_timeout, self._send) as client:
+        timeout = httpx.Timeout(rollout.vllm_timeout, connect=10.0)
+        async with upstream_client(self.served.url, os.environ.get(KEY, ""), timeout) as client:
+            client.event_hooks = {"request": [self._send]}
             await self._prepare(client)
             assert self.mode is not None
             upstream = HttpUpstream(client, self.mode, count=self._count, tells=self.tells, retries=5, patience=120.0)
@@ -271,7 +273,7 @@ async def _alone(episode: ServedEpisode, upstream: HttpUpstream, asked: Asked, l
     await conversation.close()
 
 
-def first_model(url: str) -> str:
+def first_listed(url: str) -> str:
     """The name of the first model that a server lists.
 
     Raises:
@@ -279,14 +281,13 @@ def first_model(url: str) -> str:
     """
 
     async def first() -> str:
-        async with _client(url, 10.0) as client:
-            return await upstream_client.first_model(client)
+        async with upstream_client(url, os.environ.get(KEY, ""), httpx.Timeout(10.0)) as client:
+            return await first_model(client)
 
     try:
         return asyncio.run(first())
     except UpstreamError as error:
-        remedy = "is it running? name one with --model (rsim train: --upstream-model)"
-        raise UserError(f"--upstream {url}: {error}", remedy) from error
+        raise UserError(f"--upstream {url}: {error}", "is it running? name one with --model, --upstream-model") from error
 
 
 def ask_once(served: ServedModel, system_prompt: str, question: str) -> tuple[str, int | None]:
@@ -295,11 +296,12 @@ def ask_once(served: ServedModel, system_prompt: str, question: str) -> tuple[st
     Raises:
         UserError: it does not answer.
     """
-    model = served.name or first_model(served.url)
+    model = served.name or first_listed(served.url)
 
     async def ask() -> int:
-        async with _client(served.url, 60.0) as client:
-            return (await prompt_tokens(client, {"model": model, "messages": opening(system_prompt, question)}))[0]
+        async with upstream_client(served.url, os.environ.get(KEY, ""), httpx.Timeout(60.0)) as client:
+            asked = {"model": model, "messages": opening(system_prompt, question)}
+            return (await prompt_tokens(client, asked))[0]
 
     try:
         return model, asyncio.run(ask())
@@ -307,11 +309,3 @@ def ask_once(served: ServedModel, system_prompt: str, question: str) -> tuple[st
         if error.status == 501:
             return model, None
         raise UserError(f"the upstream at {served.url} failed: {error}") from error
-
-
-def _client(url: str, seconds: float, *sends: Callable[[httpx.Request], Awaitable[None]]) -> httpx.AsyncClient:
-    """Each of ``sends`` is awaited with each request, before it is sent."""
-    timeout = httpx.Timeout(seconds, connect=10.0)
-    client = upstream_client.upstream_client(url, os.environ.get(upstream_client.KEY, ""), timeout)
-    client.event_hooks = {"request": [*sends]}
-    return client

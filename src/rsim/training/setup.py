@@ -12,7 +12,7 @@ from rsim.config import Config
 from rsim.distributed.deepspeed import read_settings
 from rsim.distributed.world import World
 from rsim.errors import UserError
-from rsim.evaluation.upstream import ServedGame, ServedModel, first_model
+from rsim.evaluation.upstream import ServedGame, ServedModel, first_listed
 from rsim.game.rollout import Game
 from rsim.models.adapters import share_frozen
 from rsim.models.device import Device
@@ -92,7 +92,7 @@ def named(config: Config) -> Config:
         UserError: it is not given, and the upstream lists none.
     """
     up = config.upstream
-    return replace(config, upstream=replace(up, model=up.model or first_model(up.url))) if up.url else config
+    return replace(config, upstream=replace(up, model=up.model or first_listed(up.url))) if up.url else config
 
 
 def make_game(config: Config, reasoner: Reasoner | None, planner: Planner | None) -> Game | ServedGame:
