@@ -18,6 +18,7 @@ from rsim.evaluation.planners import planner_from
 from rsim.evaluation.search import best_fixed
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
+from rsim.lab.oracle import state_blind
 from rsim.policies.loading import load_planner, load_reasoner, quiet_models
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
@@ -74,15 +75,19 @@ def _compare(config: Config, control: Config, questions: int) -> list[Evaluation
         return evaluate(name, Game(reasoner, chosen, config.rollout), problems, config.rewards, seed=config.seed)[0]
 
     fixed = best_fixed(strategies.names, lambda spec: measure(spec, trained, planner_from(spec, strategies, dev), dev).accuracy)
+    blind = {name: planner_from(f"sequence:{','.join(names)}", strategies, test) for name, names in state_blind().items()}
     return [
         measure("base, CoT", base, None),
         measure("base + random planner", base, planner_from("random", strategies, test)),
         measure("base + oracle planner", base, planner_from("oracle", strategies, test)),
+        measure("base + best sequence", base, blind["sequence"]),
         measure("base + trained planner", base, planner),
         measure("GRPO alone at equal tokens, CoT", alone, None),
         measure("trained, CoT", trained, None),
         measure("trained + random planner", trained, planner_from("random", strategies, test)),
         measure(f"trained + best {fixed}", trained, planner_from(fixed, strategies, test)),
+        measure("trained + best sequence", trained, blind["sequence"]),
+        measure("trained + blind planner", trained, blind["blind"]),
         measure("trained + trained planner (rSIM)", trained, planner),
         measure("trained + oracle planner", trained, planner_from("oracle", strategies, test)),
     ]
