@@ -88,7 +88,7 @@ def test_a_changed_config_is_refused_key_by_key_unless_forced(small):
     config = small("run")
     stopped_after(config, 1)
     changed = replace(config, train=replace(config.train, planner_lr=0.5), seed=3)
-    with pytest.raises(UserError, match=r"seed: 0 -> 3; train.planner_lr: 0.001 -> 0.5") as refusal:
+    with pytest.raises(UserError, match=r"seed: 0 -> 3; train.planner_lr: 0.003 -> 0.5") as refusal:
         Trainer(changed, resume=True)
     assert "--force" in refusal.value.remedy
     assert Trainer(changed, resume=True, force=True).step == 1

@@ -34,7 +34,7 @@ from rsim.serving.state import ServeConfig
 from rsim.serving.wrap import wrap
 from serving import serving
 
-RULES = PlayRules(delimiter="\n", max_steps=7, step_tokens=64, max_tokens=320, answer_tokens=12)
+RULES = PlayRules(delimiter="\n", max_steps=5, step_tokens=48, max_tokens=240, answer_tokens=12)
 PROBLEMS = load_problems("lab", "dev", limit=6, seed=5)
 QUESTIONS = [p.question for p in PROBLEMS]
 
