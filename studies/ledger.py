@@ -143,6 +143,21 @@ def retire(topic: str, measured: set[str], root: Path = Path()) -> None:
         file.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def supersede(topics: Sequence[str], root: Path = Path()) -> None:
+    """All rows of some topics: what they measured is another thing now (a lab that was replaced).
+
+    Raises:
+        FileNotFoundError: there is no such ledger.
+    """
+    for topic in topics:
+        file = root / RESULTS / f"{topic}.json"
+        with _alone(file.parent):
+            ledger = json.loads(file.read_text(encoding="utf-8"))
+            for row in ledger["rows"]:
+                row["superseded"] = True
+            file.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def read(file: Path) -> list[Row]:
     return [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
 
@@ -173,7 +188,7 @@ _LEAD = """# Results
 Every measurement, made from `results/*.json` by `make results`. A study writes its rows itself (`python -m studies NAME
 --record`); a missed goal stays. *Issue* is the number of the piece of work, in this project's history, that a study was made
 for; *measured by* points to the command, date, commit, seeds and machine below each table. A superseded row was measured with
-settings that were changed later, when its result was known, or is measured no more; it stays and is not claimed."""
+settings that were changed later, when its result was known, or on a lab that was replaced since, or is measured no more; it stays and is not claimed."""
 
 
 def page(root: Path = Path()) -> str:
@@ -207,5 +222,6 @@ def write_page(root: Path = Path()) -> Path:
     return root / PAGE
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # with names of topics: their rows are superseded first
+    supersede(sys.argv[1:])
     print(f"wrote {write_page()}")

@@ -107,6 +107,17 @@ def test_what_a_command_measures_no_more_is_superseded(tmp_path, monkeypatch):
     }
 
 
+def test_rows_of_what_was_replaced_stay_and_are_superseded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["studies/__main__.py", "topic"])
+    ledger.record("topic", 1, [Row("a", 1), Row("b", 2)], tmp_path)
+    ledger.record("other", 1, [Row("a", 1)], tmp_path)
+    ledger.supersede(["topic"], tmp_path)
+    assert [(r.value, r.superseded) for r in ledger.read(tmp_path / "results/topic.json")] == [(1, True), (2, True)]
+    assert not ledger.read(tmp_path / "results/other.json")[0].superseded
+    with pytest.raises(FileNotFoundError):
+        ledger.supersede(["none"], tmp_path)
+
+
 def test_the_command_of_a_row_is_what_measured_it_not_where_it_went(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["somewhere/studies/__main__.py", "gpu", "--only", "speed", "--record", "--supersede"])
     assert Row("x", 1).command == "python -m studies gpu --only speed"
