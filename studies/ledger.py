@@ -188,7 +188,8 @@ _LEAD = """# Results
 Every measurement, made from `results/*.json` by `make results`. A study writes its rows itself (`python -m studies NAME
 --record`); a missed goal stays. *Issue* is the number of the piece of work, in this project's history, that a study was made
 for; *measured by* points to the command, date, commit, seeds and machine below each table. A superseded row was measured with
-settings that were changed later, when its result was known, or on a lab that was replaced since, or is measured no more; it stays and is not claimed."""
+settings that were changed later, when its result was known, or on a lab that was replaced since, or is measured no more; it
+stays and is not claimed."""
 
 
 def page(root: Path = Path()) -> str:

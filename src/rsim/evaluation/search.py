@@ -34,7 +34,7 @@ class SequenceSearch:
 
     Every length up to ``longest`` is tried, since a prefix is scored as it is: termination follows it. Of each length all are
     scored on ``few`` problems and the best ``width`` go on; the best ``finalists`` of them are scored on ``many``. From the
-    best of all, one place at a time is changed, added or left out, until nothing helps.
+    best ``starts`` of all, one place at a time is changed, added or left out, until nothing helps.
     """
 
     names: tuple[str, ...]
@@ -42,13 +42,14 @@ class SequenceSearch:
     longest: int
     width: int = 64
     finalists: int = 8
+    starts: int = 4
     few: int = 60
     many: int = 500
 
     def best(self) -> str:
         """The specification of the sequence found."""
-        found = self._improved(max(self._by_length(), key=lambda scored: scored[0]))
-        return _spec(found[1])
+        starts = sorted(self._by_length(), key=lambda scored: -scored[0])[: self.starts]
+        return _spec(max((self._improved(start) for start in starts), key=lambda scored: scored[0])[1])
 
     def _by_length(self) -> list[tuple[float, tuple[str, ...]]]:
         """The finalists of each length with their accuracies on ``many`` problems."""
