@@ -91,6 +91,8 @@ def test_mutated_streams_of_several_servers_pass_for_whole_only_if_they_are(caps
     (stream(chunk("The sum "), {"object": "error", "message": "too long", "code": 400}), 400, "too long"),
     (stream(chunk("The sum "), {"error": "overloaded"}), 502, "overloaded"),
     (stream(STOP), 502, "without a word"),
+    (stream(STOP, {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 40}}), 502, "without a word, of 40 tokens"),
+    (b'{"message": "quota is out", "usage": {"prompt_tokens": 0}}', 502, "quota is out"),
     (stream(chunk(5), STOP), 502, "unknown form"),
 ])  # fmt: skip
 def test_what_is_no_answer_is_an_error_that_says_what_the_upstream_said(said, status, told):
