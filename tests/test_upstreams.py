@@ -11,13 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
 from typer.testing import CliRunner
 
 import rsim.serving.http_upstream as http_upstream
 from rsim.cli.main import app
-from rsim.engine import process
-from rsim.engine.llama import LlamaServer
-from rsim.engine.vllm import VllmServer
 from rsim.errors import UserError
 from rsim.policies.loading import load_reasoner
 from rsim.policies.scripted import sequence_planner
@@ -137,9 +136,6 @@ def test_another_reason_to_end_is_told_and_ends_the_answer():
 
 def test_eval_counts_no_refusal_as_an_answer(tmp_path):
     """Every second request is refused with status 200: all are answered in the end, by asking again."""
-    from fastapi import FastAPI
-    from fastapi.responses import JSONResponse, Response
-
     upstream, seen = FastAPI(), []
 
     @upstream.post("/v1/chat/completions")
@@ -448,17 +444,6 @@ def test_proxies_are_for_others_alone(monkeypatch, no_proxies):
     assert proxy_of("http://api.example/v1") == "socks5://127.0.0.1:1080"
     for here in ("http://127.0.0.1:8080/v1", "http://localhost/v1", "http://[::1]:80/v1", "http://a.inside.example/v1"):
         assert proxy_of(here) == ""
-
-
-def test_engines_ask_this_machine_without_a_proxy(monkeypatch, no_proxies):
-    """A server that a run samples with, and the question whether it is well, were a traceback beside ``ALL_PROXY``."""
-    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
-    assert not process._answers("http://127.0.0.1:9")
-    for server in (VllmServer, LlamaServer):
-        with pytest.raises(UserError, match=r"no .* server at http://127\.0\.0\.1:9"):
-            server("http://127.0.0.1:9", 5.0)
-        with pytest.raises(UserError, match=r"socks.*NO_PROXY"):
-            server("http://api.example", 5.0)
 
 
 def test_a_proxy_that_cannot_be_used_is_one_line(monkeypatch, no_proxies, tmp_path):
