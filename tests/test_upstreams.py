@@ -335,10 +335,10 @@ def test_fields_of_the_client_go_on_as_they_are():
     more = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low", "stop_token_ids": [5], "logit_bias": {},
             "presence_penalty": 0, "user": "me"}  # fmt: skip
     said = stream(chunk("12"), STOP, COUNTED)
-    (body,) = bodies(ask(said, max_completion_tokens=50, tools=[], n=1, **more)[1])
+    (body,) = bodies(ask(said, max_completion_tokens=50, tools=[], n=1, response_format={"type": "text"}, **more)[1])
     assert {key: body[key] for key in more} == more
     assert 1 <= body["max_completion_tokens"] <= 50
-    assert not {"max_tokens", "tools", "n"} & set(body)
+    assert not {"max_tokens", "tools", "n", "response_format"} & set(body)
 
 
 def test_a_model_in_process_takes_neutral_values_and_refuses_others():
@@ -356,6 +356,7 @@ def test_a_model_in_process_takes_neutral_values_and_refuses_others():
                 "user": "me",
                 "top_p": 1.0,
                 "top_k": -1,
+                "response_format": {"type": "text"},
             }
             given = (neutral, {"presence_penalty": 1}, {"logit_bias": {"5": 1}}, {"stop_token_ids": [1]}, {"top_k": 3})
             body = {"model": f"nano-s{SUFFIX}", "messages": QUESTION}
