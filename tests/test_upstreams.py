@@ -440,10 +440,16 @@ def test_the_key_goes_in_the_header_that_it_names(key, header, no_proxies):
 def test_proxies_are_for_others_alone(monkeypatch, no_proxies):
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
     monkeypatch.setenv("https_proxy", "proxy.example:3128")
-    monkeypatch.setenv("NO_PROXY", "inside.example")
+    monkeypatch.setenv("NO_PROXY", "inside.example, 10.0.0.0/8")
     assert proxy_of("https://api.example/v1") == "http://proxy.example:3128"
     assert proxy_of("http://api.example/v1") == "socks5://127.0.0.1:1080"
-    for here in ("http://127.0.0.1:8080/v1", "http://localhost/v1", "http://[::1]:80/v1", "http://a.inside.example/v1"):
+    for here in (
+        "http://127.0.0.1:8080/v1",
+        "http://localhost/v1",
+        "http://[::1]:80/v1",
+        "http://a.inside.example/v1",
+        "http://10.1.2.3/v1",
+    ):
         assert proxy_of(here) == ""
 
 

@@ -19,10 +19,21 @@ def proxy_of(url: str) -> str:
     parts = urlsplit(url)
     host = parts.hostname or ""
     proxies = getproxies_environment()
-    if is_here(host) or proxy_bypass(host) or proxy_bypass(parts.netloc):
+    if is_here(host) or proxy_bypass(host) or proxy_bypass(parts.netloc) or _in_network(host, proxies.get("no", "")):
         return ""
     proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
     return proxy if "://" in proxy or not proxy else f"http://{proxy}"
+
+
+def _in_network(host: str, without: str) -> bool:
+    """Whether ``host`` is an address in one of the networks (10.0.0.0/8) among the entries of ``NO_PROXY``."""
+    for entry in (entry.strip() for entry in without.split(",")):
+        try:
+            if "/" in entry and ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False):
+                return True
+        except ValueError:  # a name, on either side
+            continue
+    return False
 
 
 def is_here(host: str) -> bool:
