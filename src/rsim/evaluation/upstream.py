@@ -132,7 +132,7 @@ class ServedGame:
 
     async def _play_all(
         self, problems: list[Problem], asked: list[tuple[int, str]], greedy: bool, on_step: OnStep | None
-    ) -> list[ServedEpisode]:
+    ) -> list[Episode]:
         """The episodes of ``asked``: each the number of a problem and what its draws depend on."""
         rollout = self.config.rollout
         timeout = httpx.Timeout(rollout.vllm_timeout, connect=10.0)
@@ -177,7 +177,7 @@ class ServedGame:
             log.warning(
                 "%d of %d answers were ended by the upstream with %r: they count as they are", count, len(episodes), reason
             )
-        return episodes
+        return list(episodes)
 
     async def _send(self, request: httpx.Request) -> None:
         """Counts what is sent, before it is."""
