@@ -201,6 +201,21 @@ def test_the_check_costs_little():
     assert len(model.model.layers) == 12
 
 
+def test_the_check_is_as_strict_in_bfloat16():
+    """What moved log-probs by less than rounding may move them passed there: Doge, Blenderbot. Weights come back as they were."""
+    model = tiny_model("llama").to(torch.bfloat16)
+    before = {name: (tensor.dtype, tensor.clone()) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    prepare(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        assert tensor.dtype == before[name][0]
+        assert torch.equal(tensor, before[name][1])
+    model = tiny_model("llama").to(torch.bfloat16)
+    own = model.forward
+    model.forward = lambda *a, **k: type(out := own(*a, **k))(logits=out.logits * 1.08)
+    with pytest.raises(UserError, match="log-probs are off by"):
+        prepare(model)
+
+
 def test_a_layer_of_its_own_kind_is_checked_wherever_it_lies():
     class Odd(hf.models.llama.modeling_llama.LlamaAttention):
         def forward(self, *args, **how):

@@ -57,6 +57,12 @@ def test_json_files_are_lists_of_records_or_a_record_a_line(tmp_path):
     for text in (json.dumps(records, indent=1), "\n".join(map(json.dumps, records))):
         (tmp_path / "d.json").write_text(text)
         assert [(p.answer, p.id) for p in load_problems(str(tmp_path / "d.json"), "dev")] == [("7", "d-1"), ("x", "d-2")]
+    for whole in ({"version": 1, "data": records[:1]}, records[0]):  # these were "not valid JSON" in their first line
+        (tmp_path / "d.json").write_text(json.dumps(whole, indent=1))
+        assert [(p.answer, p.id) for p in load_problems(str(tmp_path / "d.json"), "dev")] == [("7", "d-1")]
+    (tmp_path / "d.json").write_text(json.dumps({"examples": records}, indent=1))
+    with pytest.raises(UserError, match="record 1: no column 'question', there are 'examples'"):
+        load_problems(str(tmp_path / "d.json"), "dev")
     (tmp_path / "d.json").write_text('[{"question": "q"')
     with pytest.raises(UserError, match="not valid JSON"):
         load_problems(str(tmp_path / "d.json"), "train")
@@ -97,6 +103,9 @@ def test_half_a_character_and_a_missing_value_are_found_in_other_places_too(tmp_
     pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
     with pytest.raises(UserError, match=r"row 2: column 'answer' is nan"):
         load_problems(str(tmp_path / "d.parquet"), "train")
+    (tmp_path / "d.csv").write_text("question,answer\n7=?,7\n8=?,nan\n")
+    with pytest.raises(UserError, match=r"line 3: column 'answer' is nan"):
+        load_problems(str(tmp_path / "d.csv"), "train")
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"question": "q", "answer": ' + "1" * 5000 + "}"])
@@ -127,9 +136,11 @@ def test_prompts_completions_and_chats(tmp_path, record, columns):
 
 
 def test_the_systems_text_of_a_chat_comes_before_the_question(tmp_path):
-    record = {"messages": [{"role": "system", "content": "Add."}, *CHAT]}
+    """Also the developer's, as OpenAI calls it now: it was left out."""
     columns = ("question=messages", "answer=messages")
-    assert load(tmp_path / "d.jsonl", record, columns=columns)[0].question == "Add.\n\n3+4=?"
+    for role in ("system", "developer"):
+        record = {"messages": [{"role": role, "content": "Add."}, *CHAT]}
+        assert load(tmp_path / "d.jsonl", record, columns=columns)[0].question == "Add.\n\n3+4=?"
 
 
 @pytest.mark.parametrize(
@@ -137,6 +148,9 @@ def test_the_systems_text_of_a_chat_comes_before_the_question(tmp_path):
     [
         (CHAT + CHAT, "a chat with 2 user turns"),
         (CHAT[1:], "a chat with 0 user turns"),
+        (CHAT[::-1], "a chat that begins with the assistant"),
+        ([*CHAT, {"role": "tool", "content": "7"}], "a chat with a turn of 'tool'"),
+        ([{"text": "3+4=?"}], "a chat with a turn of None"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "parts that are texts"),
         ([{"role": "user", "content": None}], "content must be a text"),
     ],

@@ -14,6 +14,7 @@ import studies
 
 LAYERS = [
     "errors",
+    "proxies",
     "settings",  # fields with help and bounds
     "rules",  # the rulebook
     "rules_file",

@@ -88,9 +88,12 @@ def test_a_template_that_says_the_date_says_a_recorded_one(reasoner, planner, tm
     assert Planner.from_pretrained(tmp_path / "p").rules.day == "2027-03-02"
     with planner.wrap(reasoner.model, reasoner.tokenizer) as wrapped:
         assert wrapped.upstream._prompt(Asked("", [{"role": "user", "content": "7=?"}], None)) == expected
-    reasoner.tokenizer.chat_template = "{{ strftime_now(form) }}"
-    with pytest.raises(UserError, match="asks for the date"):
-        reasoner.prompt_ids("7=?")
+    reasoner.tokenizer.chat_template = _DATED.replace("now( ", "now (")
+    assert reasoner.tokenizer.decode(reasoner.prompt_ids("7=?")) == said
+    for template in ("{{ strftime_now(form) }}", "{% set now = strftime_now %}{{ now('%d') }}{{ messages[0].content }}"):
+        reasoner.tokenizer.chat_template = template
+        with pytest.raises(UserError, match="asks for the date"):
+            reasoner.prompt_ids("7=?")
     with pytest.raises(UserError, match=r"rollout\.day = 'today'.*YYYY-MM-DD"):
         load_config("nano", ["rollout.day=today"])
     with pytest.raises(UserError, match="YYYY-MM-DD"):

@@ -15,10 +15,14 @@ from typer.testing import CliRunner
 from rsim.cli.main import app
 from rsim.config import PRESETS, load_config
 from rsim.data.load import load_problems
+from rsim.engine import process
+from rsim.engine.llama import LlamaServer
+from rsim.engine.vllm import VllmServer
 from rsim.errors import UserError
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.saved import evaluate_into
 from rsim.evaluation.upstream import ServedGame, ServedModel
+from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.policies.loading import load_planner, load_reasoner
 from rsim.policies.planner import Planner
@@ -179,3 +183,34 @@ def test_what_the_planner_read_and_chose_is_recorded_as_in_this_process(server, 
         assert [(d.position, d.action) for d in a.decisions] == [(d.position, d.action) for d in b.decisions]
         assert [d.logprob for d in a.decisions] == pytest.approx([d.logprob for d in b.decisions], abs=1e-4)
         assert (a.sampled_tokens, a.injected_tokens) == (b.sampled_tokens, b.injected_tokens)
+
+
+@pytest.mark.parametrize("planner", [None, random_planner(STRATEGIES)])
+def test_eval_says_what_the_upstream_cut_short(planner, caplog):
+    """A filtered answer counted as wrong, and nothing said so."""
+    choice = {"message": {"content": "The "}, "finish_reason": "content_filter"}
+    upstream = FastAPI()
+
+    @upstream.post("/v1/chat/completions")
+    async def complete():
+        return JSONResponse({"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 1}})
+
+    with serving(upstream) as url:
+        game = ServedGame(ServedModel(url, "m", "turn"), planner, load_config("nano"))
+        game._begin("turn") if planner else None
+        game.play([Problem("5+7=?", "12")] * 2, seed=0)
+    assert "2 of 2 answers were ended by the upstream with 'content_filter'" in caplog.text
+
+
+def test_engines_ask_this_machine_without_a_proxy(monkeypatch):
+    """A server that a run samples with, and the question whether it is well, were a traceback beside ``ALL_PROXY``."""
+    for name in ("NO_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    assert not process._answers("http://127.0.0.1:9")
+    for server in (VllmServer, LlamaServer):
+        with pytest.raises(UserError, match=r"no .* server at http://127\.0\.0\.1:9"):
+            server("http://127.0.0.1:9", 5.0)
+        with pytest.raises(UserError, match=r"socks.*NO_PROXY"):
+            server("http://api.example", 5.0)

@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
 from typer.testing import CliRunner
 
 import rsim.serving.http_upstream as http_upstream
@@ -19,12 +21,13 @@ from rsim.errors import UserError
 from rsim.policies.loading import load_reasoner
 from rsim.policies.scripted import sequence_planner
 from rsim.policies.strategies import load_strategies
+from rsim.proxies import proxy_of
 from rsim.rules import PlayRules
 from rsim.serving.play import TO_END, Asked, Until, Usage
 from rsim.serving.said import UpstreamError
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
-from rsim.serving.upstream_client import check_address, first_model, proxy_of, upstream_client
+from rsim.serving.upstream_client import check_address, first_model, upstream_client
 from serving import serving
 from studies.streams import behind_the_server, fuzz
 
@@ -87,6 +90,8 @@ def test_mutated_streams_of_several_servers_pass_for_whole_only_if_they_are(caps
     (stream(chunk("The sum "), {"object": "error", "message": "too long", "code": 400}), 400, "too long"),
     (stream(chunk("The sum "), {"error": "overloaded"}), 502, "overloaded"),
     (stream(STOP), 502, "without a word"),
+    (stream(STOP, {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 40}}), 502, "without a word, of 40 tokens"),
+    (b'{"message": "quota is out", "usage": {"prompt_tokens": 0}}', 502, "quota is out"),
     (stream(chunk(5), STOP), 502, "unknown form"),
 ])  # fmt: skip
 def test_what_is_no_answer_is_an_error_that_says_what_the_upstream_said(said, status, told):
@@ -131,9 +136,6 @@ def test_another_reason_to_end_is_told_and_ends_the_answer():
 
 def test_eval_counts_no_refusal_as_an_answer(tmp_path):
     """Every second request is refused with status 200: all are answered in the end, by asking again."""
-    from fastapi import FastAPI
-    from fastapi.responses import JSONResponse, Response
-
     upstream, seen = FastAPI(), []
 
     @upstream.post("/v1/chat/completions")
@@ -333,10 +335,10 @@ def test_fields_of_the_client_go_on_as_they_are():
     more = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low", "stop_token_ids": [5], "logit_bias": {},
             "presence_penalty": 0, "user": "me"}  # fmt: skip
     said = stream(chunk("12"), STOP, COUNTED)
-    (body,) = bodies(ask(said, max_completion_tokens=50, tools=[], n=1, **more)[1])
+    (body,) = bodies(ask(said, max_completion_tokens=50, tools=[], n=1, response_format={"type": "text"}, **more)[1])
     assert {key: body[key] for key in more} == more
     assert 1 <= body["max_completion_tokens"] <= 50
-    assert not {"max_tokens", "tools", "n"} & set(body)
+    assert not {"max_tokens", "tools", "n", "response_format"} & set(body)
 
 
 def test_a_model_in_process_takes_neutral_values_and_refuses_others():
@@ -354,6 +356,7 @@ def test_a_model_in_process_takes_neutral_values_and_refuses_others():
                 "user": "me",
                 "top_p": 1.0,
                 "top_k": -1,
+                "response_format": {"type": "text"},
             }
             given = (neutral, {"presence_penalty": 1}, {"logit_bias": {"5": 1}}, {"stop_token_ids": [1]}, {"top_k": 3})
             body = {"model": f"nano-s{SUFFIX}", "messages": QUESTION}
@@ -437,10 +440,16 @@ def test_the_key_goes_in_the_header_that_it_names(key, header, no_proxies):
 def test_proxies_are_for_others_alone(monkeypatch, no_proxies):
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
     monkeypatch.setenv("https_proxy", "proxy.example:3128")
-    monkeypatch.setenv("NO_PROXY", "inside.example")
+    monkeypatch.setenv("NO_PROXY", "inside.example, 10.0.0.0/8")
     assert proxy_of("https://api.example/v1") == "http://proxy.example:3128"
     assert proxy_of("http://api.example/v1") == "socks5://127.0.0.1:1080"
-    for here in ("http://127.0.0.1:8080/v1", "http://localhost/v1", "http://[::1]:80/v1", "http://a.inside.example/v1"):
+    for here in (
+        "http://127.0.0.1:8080/v1",
+        "http://localhost/v1",
+        "http://[::1]:80/v1",
+        "http://a.inside.example/v1",
+        "http://10.1.2.3/v1",
+    ):
         assert proxy_of(here) == ""
 
 

@@ -23,7 +23,7 @@ from rsim.models.prompts import plain_text
 
 _COLUMNS = ("question", "answer", "id", "kind")
 _SAID_BY = {"question": "user", "answer": "assistant"}
-_ROLES = {"human": "user", "gpt": "assistant"}  # in chats of {"from": ..., "value": ...}
+_ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # other names of them, as in {"from": ..., "value": ...}
 _JSON = {bool: "a boolean", list: "a list", dict: "an object", type(None): "missing (null)", str: "empty"}
 
 Records = Iterator[tuple[str, Any]]  # (place, record) of every row; places name the line, for errors
@@ -48,12 +48,18 @@ def _jsonl(path: Path) -> Records:
 
 
 def _json(path: Path) -> Records:
-    """A list of records, or a record a line as in JSONL."""
+    """A list of records, also in an object, ``{"data": [...]}``; one record; or a record a line as in JSONL."""
     text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        if text.lstrip().startswith("["):
+            _parsed(text, str(path))
         yield from _jsonl(path)
         return
-    for number, record in enumerate(_parsed(text, str(path)), 1):
+    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
+        whole = whole["data"]
+    for number, record in enumerate(whole if isinstance(whole, list) else [whole], 1):
         yield f"{path}, record {number}", record
 
 
@@ -69,7 +75,8 @@ def _csv(path: Path) -> Records:
         rows = csv.DictReader(lines)
         try:
             for row in rows:
-                yield f"{path}, line {rows.line_num}", row
+                # No types here: a missing value that became a text on its way ("nan") is no answer either.
+                yield f"{path}, line {rows.line_num}", {k: math.nan if v in ("nan", "NaN") else v for k, v in row.items()}
         except csv.Error as error:
             raise UserError(f"{path}, line {rows.line_num}", str(error)) from error
 
@@ -162,13 +169,18 @@ def _text(record: dict[str, Any], place: str, ours: str, column: str) -> str:
 
 def _said(turns: list[dict[str, Any]], where: str, role: str) -> str:
     """What ``role`` says in a chat in which it speaks once; before the user's text comes the system's."""
-    said: dict[str, list[str]] = {}
+    said: dict[str, list[str]] = {"system": [], "user": [], "assistant": []}
     for turn in turns:
         speaker, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        said.setdefault(str(_ROLES.get(str(speaker), speaker)), []).append(plain_text(content, where))
-    if len(said.get(role, [])) != 1:
-        raise UserError(f"{where} is a chat with {len(said.get(role, []))} {role} turns", "rsim asks one question: keep one")
-    return "\n\n".join([*(said.get("system", []) if role == "user" else []), *said[role]])
+        speaker = _ROLES.get(str(speaker), speaker)
+        if speaker not in said:
+            raise UserError(f"{where} is a chat with a turn of {speaker!r}", f"only {', '.join(said)} may speak")
+        if speaker == "user" and said["assistant"] and not said["user"]:
+            raise UserError(f"{where} is a chat that begins with the assistant", "begin with the user")
+        said[speaker].append(plain_text(content, where))
+    if len(said[role]) != 1:
+        raise UserError(f"{where} is a chat with {len(said[role])} {role} turns", "rsim asks one question: keep one")
+    return "\n\n".join([*(said["system"] if role == "user" else []), *said[role]])
 
 
 def _whole(text: str, where: str) -> str:

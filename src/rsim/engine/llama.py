@@ -26,6 +26,7 @@ from typing import Any
 import httpx
 from transformers import PreTrainedTokenizerBase
 
+from rsim import proxies
 from rsim.engine.protocol import SampledStep, Stop
 from rsim.errors import UserError, check_url
 
@@ -60,12 +61,12 @@ class LlamaServer:
         check_url("rollout.llama_url", url)
         key = os.environ.get("LLAMA_API_KEY")
         # A connection a request: the server drops idle ones at its own time.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self.client = httpx.Client(
             base_url=url,
             timeout=httpx.Timeout(timeout, connect=30.0),
-            transport=transport,
+            transport=transport or proxies.transport(httpx.HTTPTransport, url, limits),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
         self.url = url
         slots = self._call("GET", "/props")["total_slots"]

@@ -73,6 +73,6 @@ def stop_server(process: subprocess.Popen[bytes]) -> None:
 
 def _answers(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/health", timeout=5).status_code == 200
+        return httpx.get(f"{address}/health", timeout=5, trust_env=False).status_code == 200
     except httpx.TransportError:
         return False

@@ -21,6 +21,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from rsim import proxies
 from rsim.engine.protocol import SampledStep, Stop
 from rsim.engine.vllm_replicas import urls
 from rsim.errors import UserError, check_url
@@ -38,9 +39,11 @@ class VllmServer:
         check_url("rollout.vllm_url", url)
         key = os.environ.get("VLLM_API_KEY")
         self.client = httpx.Client(
-            base_url=url, timeout=timeout, transport=transport, headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=None),
-        )  # fmt: skip
+            base_url=url,
+            timeout=timeout,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            transport=transport or proxies.transport(httpx.HTTPTransport, url, httpx.Limits(max_connections=None)),
+        )
         self.url = url
         self.model: str = self._call("GET", "/v1/models")["data"][0]["id"]
 

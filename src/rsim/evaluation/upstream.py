@@ -7,9 +7,11 @@ What it writes is text, so its episodes hold no ids of the reasoner's, tokens ar
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -33,6 +35,8 @@ from rsim.serving.planner_batcher import PlannerBatcher, estimated_tokens
 from rsim.serving.play import TO_END, Asked, Finished, Injected, Mode, StepEnd, TextDelta, Usage, play
 from rsim.serving.said import UpstreamError
 from rsim.serving.upstream_client import KEY, check_address, first_model, upstream_client
+
+log = logging.getLogger("rsim")
 
 _PATIENCE = 3.0  # seconds, a third at first, before an answer that broke off in its middle is asked for again
 
@@ -59,10 +63,11 @@ class UpstreamStopped(UserError):
 @dataclass
 class ServedEpisode(Episode):
     """An episode of a reasoner behind a server: text without ids. Tokens are in ``usage``, as the server counts them (prompts:
-    of all its calls together), and ``injected``, as the budget does."""
+    of all its calls together), and ``injected``, as the budget does. ``reason``: why it ended, as `Finished` has it."""
 
     usage: Usage = field(default_factory=Usage)
     injected: int = 0
+    reason: str = "stop"
 
     @property
     def sampled_tokens(self) -> int:
@@ -141,7 +146,7 @@ class ServedGame:
             batcher = PlannerBatcher(self.planner, self.served.at_once, warmth) if self.planner else None
             worker = asyncio.create_task(batcher.run()) if batcher else None
 
-            async def one(number: int, group: int, key: str, tries: int = 3) -> Episode:
+            async def one(number: int, group: int, key: str, tries: int = 3) -> ServedEpisode:
                 episode = ServedEpisode(problems[group], group, [], 0)
                 seed = random.Random(key).getrandbits(30)
                 sampling = {"temperature": 0.0 if greedy else rollout.temperature, "seed": seed}
@@ -166,7 +171,13 @@ class ServedGame:
                 if worker and batcher:
                     worker.cancel()
                     self.seconds["planner"] += batcher.seconds
-        return [task.result() for task in played]
+        episodes = [task.result() for task in played]
+        reasons = Counter(e.reason for e in episodes if e.reason not in ("stop", "length"))
+        for reason, count in reasons.items():
+            log.warning(
+                "%d of %d answers were ended by the upstream with %r: they count as they are", count, len(episodes), reason
+            )
+        return list(episodes)
 
     async def _send(self, request: httpx.Request) -> None:
         """Counts what is sent, before it is."""
@@ -256,7 +267,7 @@ def _open_step(episode: Episode, strategies: StrategySet, event: Injected) -> No
 def _finish(episode: ServedEpisode, event: Finished) -> None:
     episode.planner_ids, episode.injected = event.planner_ids, event.injected_tokens
     episode.truncated, episode.terminated = event.ending.truncated, event.ending.terminated
-    episode.reasoner_ended = event.ending.reasoner_ended
+    episode.reasoner_ended, episode.reason = event.ending.reasoner_ended, event.reason
 
 
 async def _alone(episode: ServedEpisode, upstream: HttpUpstream, asked: Asked, limit: int) -> None:
@@ -268,6 +279,7 @@ async def _alone(episode: ServedEpisode, upstream: HttpUpstream, asked: Asked, l
             if isinstance(piece, StepEnd):
                 episode.usage.add(piece.usage)
                 episode.truncated = piece.reason == "cap" or piece.told == "length"
+                episode.reason = piece.told or "stop"
             elif isinstance(piece, str):
                 episode.steps[-1].text += piece
     await conversation.close()

@@ -48,7 +48,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
     """
     try:
         template = _TODAY.sub(lambda asked: repr(date.fromisoformat(day).strftime(asked[2])), tokenizer.get_chat_template())
-        if "strftime_now(" in template:
+        if re.search(r"strftime_now(?!\s+is\b)", template):
             raise UserError("the model's chat template asks for the date in a form of its own making", "write it out")
         text = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **how))
     except (TemplateError, ValueError, TypeError) as error:  # ValueError: named templates without a default
@@ -59,5 +59,5 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
     return text
 
 
-_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 _REMEDY = "put the system text (models.system_prompt) before the question, alternate user and assistant"

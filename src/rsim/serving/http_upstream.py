@@ -30,6 +30,7 @@ from rsim.serving.said import UNSAID, Said, UpstreamError, broken, read, refusal
 from rsim.serving.upstream_client import refused, unanswered
 
 _RETRIED = {408, 429, 500, 502, 503, 504}
+_END_TOKENS = 4  # at most, which end a turn and are no text
 _JSON = {"Content-Type": "application/json"}  # in ASCII: a client's half of a character is passed on as it came
 _PROBE = "one two three four five six seven eight"
 
@@ -251,8 +252,8 @@ class _HttpConversation:
         """Raises `UpstreamError` for an answer without a word, unless the model did end its turn at once."""
         if thoughts and self.continues:  # vLLM's reasoning parsers wait for the end of a thinking that was not begun
             raise broken("the upstream takes an answer that it continues for thinking: use --mode turn")
-        if not thoughts and not usage.completion_tokens:
-            raise broken("the upstream ended its answer without a word")
+        if not thoughts and (not usage.completion_tokens or usage.completion_tokens > _END_TOKENS):
+            raise broken(f"the upstream ended its answer without a word, of {usage.completion_tokens} tokens")
 
     def _wrote(self, text: str) -> None:
         injected, written = self.steps[-1]

@@ -17,6 +17,7 @@ _HOTTEST = 1000  # temperature
 
 # Requests with any of these pass through as they are.
 _NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix")
+_PLAIN = {"response_format": {"type": "text"}, "best_of": 1}  # values of these that ask for nothing
 # What planning itself decides or obeys; all other fields are passed on to the upstream as they are.
 _READ = {"model", "messages", "prompt", "stream", "stream_options", "n", "stop", "max_tokens", "max_completion_tokens", "rsim"}
 _READ |= {"continue_final_message", "add_generation_prompt", "logprobs", "top_logprobs", *_NOT_PLANNED}
@@ -53,7 +54,7 @@ def passes_through(body: dict[str, Any]) -> bool:
     messages = body.get("messages")
     tools = isinstance(messages, list) and any(isinstance(m, dict) and m.get("role") in ("tool", "function") for m in messages)
     logprobs = body.get("logprobs") is not None and body["logprobs"] is not False  # 0 asks for the sampled tokens' own
-    return tools or logprobs or any(body.get(key) for key in _NOT_PLANNED)
+    return tools or logprobs or any(body.get(key) and body[key] != _PLAIN.get(key) for key in _NOT_PLANNED)
 
 
 def read_request(

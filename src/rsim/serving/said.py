@@ -57,9 +57,11 @@ async def read(response: httpx.Response) -> AsyncGenerator[str | Thought | Said]
     """
     reason, stopped_at, usage, thought = "", UNSAID, None, 0
     content = _Content()
+    last: dict[str, Any] = {}
     try:
         async with aclosing(_chunks(response)) as chunks:
             async for chunk in chunks:
+                last = chunk
                 for choice in _choices(chunk):
                     for piece in content.add(choice):
                         yield piece
@@ -74,7 +76,7 @@ async def read(response: httpx.Response) -> AsyncGenerator[str | Thought | Said]
     for piece in content.rest():
         yield piece
     if not reason:
-        raise broken("the upstream's answer broke off: it sent no finish_reason")
+        raise broken("the upstream's answer broke off: it sent no finish_reason", json.dumps(last) if last else "")
     yield Said("stop" if reason in _STOPPED else reason, stopped_at, usage, thought)
 
 

@@ -1,4 +1,4 @@
-"""The connection to an upstream: its address, its key, and whether a proxy lies between."""
+"""The connection to an upstream: its address, its key, its models."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import ipaddress
 import os
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
-from urllib.request import getproxies_environment, proxy_bypass
 
 import httpx
 
 from rsim.errors import UserError, check_url
+from rsim.proxies import proxy_of, transport
 from rsim.serving.said import UpstreamError, broken, refusal, unreached
 
 _ENDPOINTS = ("/chat/completions", "/completions", "/models")
@@ -23,7 +23,7 @@ def check_address(url: str, mode: str) -> None:
         raise UserError(f"--mode {mode}", "use prefill or turn, or leave it out")
     if url:
         check_url("--upstream", url)
-        transport(url)
+        transport(httpx.AsyncHTTPTransport, url)
 
 
 def address(url: str) -> tuple[str, dict[str, str]]:
@@ -43,26 +43,6 @@ def address(url: str) -> tuple[str, dict[str, str]]:
     return urlunsplit((scheme, host, f"{base}/", "", "")), dict(parse_qsl(query, keep_blank_values=True))
 
 
-def proxy_of(url: str) -> str:
-    """The proxy that the environment names for ``url``; "" for this machine itself and for what ``NO_PROXY`` holds."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    proxies = getproxies_environment()
-    if is_here(host) or proxy_bypass(host) or proxy_bypass(parts.netloc):
-        return ""
-    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
-
-
-def is_here(host: str) -> bool:
-    """Whether a host name is this machine's own."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
-
-
 def own_name(netloc: str) -> bool:
     """Whether a server is asked by an address or a name of a network of its own: no site of the web has such a name."""
     host = urlsplit(f"//{netloc}").hostname or ""
@@ -73,22 +53,6 @@ def own_name(netloc: str) -> bool:
     return True
 
 
-def transport(url: str, limits: httpx.Limits | None = None) -> httpx.AsyncHTTPTransport:
-    """Straight to ``url`` or through its proxy.
-
-    Raises:
-        UserError: a proxy that cannot be used.
-    """
-    proxy = proxy_of(url)
-    try:
-        return httpx.AsyncHTTPTransport(proxy=proxy or None, limits=limits or httpx.Limits(), trust_env=True)
-    except (ImportError, ValueError, httpx.InvalidURL) as error:
-        needs = "pip install 'httpx[socks]'" if isinstance(error, ImportError) else str(error)
-        raise UserError(
-            f"the proxy {proxy.rpartition('@')[2]} for {urlsplit(url).hostname}", f"{needs}; or name the host in NO_PROXY"
-        ) from error
-
-
 def upstream_client(
     url: str, key: str, timeout: httpx.Timeout, limits: httpx.Limits | None = None, headers: dict[str, str] | None = None
 ) -> httpx.AsyncClient:
@@ -97,7 +61,11 @@ def upstream_client(
     name, named, value = key.partition(": ")
     own = {name: value} if named else {"Authorization": f"Bearer {key}"} if key else {}
     return httpx.AsyncClient(
-        base_url=base, params=query, headers=(headers or {}) | own, timeout=timeout, transport=transport(url, limits)
+        base_url=base,
+        params=query,
+        headers=(headers or {}) | own,
+        timeout=timeout,
+        transport=transport(httpx.AsyncHTTPTransport, url, limits),
     )
 
 

@@ -151,7 +151,7 @@ def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
     try:
         import optuna
     except ImportError as error:
-        raise UserError("rsim sweep needs optuna", "pip install 'rsim[sweep]'") from error
+        raise UserError("rsim sweep needs optuna", "pip install 'rsim-rl[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
     journal = optuna.storages.journal
