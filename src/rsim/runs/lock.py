@@ -31,7 +31,7 @@ def lock(folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"cannot write to {folder}", error.strerror or str(error)) from error
     try:
