@@ -58,9 +58,9 @@ def run(model: str = "nano-s", questions: int = 500, seed: int = 1, search: bool
     yield share("oracle planner", oracle, "80 to 95%", 0.8 <= oracle.accuracy <= 0.95)
     yield share("oracle planner, sampled at temperature 1", played("oracle", greedy=False))
     foreseen = [by(foreseeing_planner(strategies, problems, slips=slips), "foreseeing") for slips in (False, True)]
-    for how, found in zip(("no join slips", "every join slips"), foreseen, strict=True):
-        yield share(f"the question worked out beforehand, as if {how}", found)
-    gap = oracle.accuracy - max(found.accuracy for found in foreseen)
+    for how, e in zip(("no join slips", "every join slips"), foreseen, strict=True):
+        yield share(f"the question worked out beforehand, as if {how}", e)
+    gap = oracle.accuracy - max(e.accuracy for e in foreseen)
     yield above("oracle above the better of these, which see the question alone", gap, 0.1)
     fixed = played(best_fixed(strategies.names, lambda spec: played(spec, picking).accuracy))
     yield share(f"best fixed strategy ({fixed.name.partition(':')[2]})", fixed)
