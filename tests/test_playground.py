@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_question_is_answered_side_by_side(browser, site, size):
     assert chips[-1] == "termination"
     assert len(chips) >= 2
     assert alone.locator(".chip").count() == 0
-    assert "\\boxed{45}" in planned.inner_text()
+    assert re.search(r"\\boxed\{\d+\}", planned.inner_text())
     planned.locator("summary").first.click()
     assert planned.locator(".bars").first.locator(".bar").count() == 9
     page.click("#copy")

@@ -283,7 +283,7 @@ def test_a_context_that_fills_up_still_gets_its_answer(nano, trained):
     never_ends = sequence_planner(load_strategies("lab"), ["continuation"])
     with serving(create_app(ServeConfig(rules=rules, slots=1), never_ends, nano, name="nano-s")) as url:
         body = {"model": f"nano-s{SUFFIX}", "prompt": prompt, "temperature": 0}
-        answer = httpx.post(f"{url}/completions", json=body).json()
+        answer = httpx.post(f"{url}/completions", json=body, timeout=60).json()
     steps = answer["rsim"]["choices"][0]["steps"]
     assert all(step["text"] for step in steps), "no prompt was shown that the model did not read"
     assert (steps[-1]["strategy"], steps[-1]["forced"]) == ("termination", True)
