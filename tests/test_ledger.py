@@ -208,3 +208,14 @@ def test_links_lead_to_files_and_topics_that_are_there(page):
         assert file.exists(), target
         if anchor and file.name == "results.md":
             assert f"\n## {anchor}\n" in file.read_text(encoding="utf-8"), anchor
+
+
+def test_the_readmes_table_is_the_demos_rows():
+    """A number that people read first is a row of the ledger, with its interval, and not superseded."""
+    root = Path(__file__).parents[1]
+    rows = {row.what: row for row in ledger.read(root / "results/demo.json") if not row.superseded}
+    shown = re.findall(r"^\| \**([^|*]+?)\** \| \**([\d.]+%)\** \| ([^|]+) \|$", (root / "README.md").read_text(encoding="utf-8"), re.M)
+    assert len(shown) > 5
+    for name, value, interval in shown:
+        row = rows[f"demo: {name}"]
+        assert (row.shown, row.between) == (value, interval), name
