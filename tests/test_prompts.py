@@ -50,6 +50,7 @@ def test_an_end_token_that_a_tokenizer_appends_is_not_in_the_prompt(reasoner, pl
         (_DEAF, "leaves the system text out"),
         (_PARTS, "leaves the user text out"),
         ({"rag": _DEAF, "tool_use": _DEAF}, "refuses the messages"),
+        ("{{ 1/0 }}", "refuses the messages .division by zero"),
     ],
 )
 def test_a_template_that_refuses_is_one_line_that_names_the_setting(reasoner, template, why):

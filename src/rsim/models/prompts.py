@@ -51,7 +51,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
         if re.search(r"strftime_now(?!\s+is\b)", template):
             raise UserError("the model's chat template asks for the date in a form of its own making", "write it out")
         text = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **how))
-    except (TemplateError, ValueError, TypeError) as error:  # ValueError: named templates without a default
+    except _FAULTS as error:
         raise UserError(f"the model's chat template refuses the messages ({first_line(error)})", _REMEDY) from error
     for message in messages:  # (of earlier turns of the assistant some leave the thinking out)
         if message["role"] != "assistant" and message["content"].strip() not in text:
@@ -59,5 +59,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
     return text
 
 
+# Templates are programs: these are their own faults. ValueError: also named templates without a default.
+_FAULTS = (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 _REMEDY = "put the system text (models.system_prompt) before the question, alternate user and assistant"
