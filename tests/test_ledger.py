@@ -214,7 +214,9 @@ def test_the_readmes_table_is_the_demos_rows():
     """A number that people read first is a row of the ledger, with its interval, and not superseded."""
     root = Path(__file__).parents[1]
     rows = {row.what: row for row in ledger.read(root / "results/demo.json") if not row.superseded}
-    shown = re.findall(r"^\| \**([^|*]+?)\** \| \**([\d.]+%)\** \| ([^|]+) \|$", (root / "README.md").read_text(encoding="utf-8"), re.M)
+    shown = re.findall(
+        r"^\| \**([^|*]+?)\** \| \**([\d.]+%)\** \| ([^|]+) \|$", (root / "README.md").read_text(encoding="utf-8"), re.M
+    )
     assert len(shown) > 5
     for name, value, interval in shown:
         row = rows[f"demo: {name}"]
