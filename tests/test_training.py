@@ -89,7 +89,7 @@ def test_a_run_leaves_everything_behind(small):
         assert record["reasoner/ratio"] == pytest.approx(1, abs=1e-4)
         assert sum(v for k, v in record.items() if k.startswith("strategy/")) == pytest.approx(1)
     assert steps[0]["planner/learning_rate"] == pytest.approx(4.2e-3)
-    assert steps[-1]["planner/learning_rate"] == pytest.approx(0.6e-3)
+    assert steps[-1]["planner/learning_rate"] == pytest.approx(1.8e-3)
     folder = config.folder
     provenance = json.loads((folder / "run.json").read_text())
     assert provenance["seed"] == 0
