@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 import time
@@ -32,7 +31,7 @@ from rsim.evaluation.evaluate import Record
 from rsim.game.tools import SILENT
 from rsim.policies.strategies import to_toml
 from rsim.rules import FENCE
-from rsim.runs.folder import git_commit
+from rsim.runs.folder import git_commit, versions
 
 _ERROR = r"^\w*(?:Error|Exception|Interrupt|Exit)\b.*|^the program was ended.*"
 _FAILED = re.compile(rf"(?:{_ERROR}|{re.escape(SILENT)})\n```\s*\Z", re.MULTILINE)  # a program's output, in its frame
@@ -75,7 +74,7 @@ class Log:
             raise UserError(f"{self.folder} was begun with other settings ({', '.join(other)})", "give --out another folder")
         self.acting = frozenset(s.name for s in arms.strategies.strategies if s.tool == "python")
         run = {"began": time.strftime("%Y-%m-%d %H:%M:%S"), "commit": git_commit()}
-        run |= {name: importlib.metadata.version(name) for name in ("rsim", "torch", "transformers")}
+        run |= versions()
         self.header = {"settings": known, "arms": played | own, "cascades": [list(pair) for pair in arms.cascades]} | {
             "runs": [*self.header.get("runs", []), run]
         }

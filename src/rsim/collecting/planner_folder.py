@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from rsim.collecting.fit import Fitted, Standing
 from rsim.collecting.log import Log
-from rsim.runs.folder import git_commit
+from rsim.runs.folder import git_commit, versions
 
 _CARD = """\
 ---
@@ -93,7 +92,7 @@ def write(fitted: Fitted, logs: list[Log], folder: Path, *, base: str, price: fl
         "ridge": fitted.head.ridge,
         "strays": fitted.strays,
         "rows": [asdict(row) for row in fitted.standings],
-        "versions": {name: importlib.metadata.version(name) for name in ("rsim", "torch", "transformers")},
+        "versions": versions(),
         "commit": git_commit(),
     }
     (folder / "fit.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -121,6 +121,12 @@ def _replace(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
+def versions() -> dict[str, str]:
+    """Of rsim and of what decides what models say."""
+    own = {"rsim": str(importlib.import_module("rsim").__version__)}
+    return own | {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+
+
 def records(run: Path) -> list[dict[str, Any]]:
     """A run's metrics, in the order in which they were logged."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
