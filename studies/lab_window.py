@@ -31,7 +31,7 @@ _BY_HAND = (
 
 
 def run(model: str = "nano-s", questions: int = 500, seed: int = 1, search: bool = True, found: str = "") -> Iterator[Row]:
-    """``found``: what an earlier search with these settings came to, in place of a search (half an hour)."""
+    """``found``: what an earlier search with these settings came to, in place of a search."""
     config = load_config("nano")
     reasoner, strategies = load_reasoner(model), load_strategies("lab")
     picking = load_problems("lab", "dev", limit=500, seed=seed + 1000)

@@ -75,5 +75,5 @@ def foreseeing_planner(strategies: StrategySet, problems: list[Problem], *, slip
 
 
 def state_blind() -> dict[str, list[str]]:
-    """The strongest sequences that were found on dev problems: by search, and by a planner that saw the step's number alone."""
+    """Sequences for the demo to compare with: the best that is known on dev problems, and a trained blind planner's choices."""
     return tomllib.loads(Path(__file__).with_name("controls.toml").read_text(encoding="utf-8"))
