@@ -64,8 +64,8 @@ def open_engine(
 def check_context(
     reasoner: Reasoner, prompt_tokens: int, max_tokens: int, servers: VllmServers | LlamaServers | None = None
 ) -> None:
-    """Raises `UserError` if a question of ``prompt_tokens`` and an episode exceed the reasoner's context, or if
-    vLLM reads them by other rotary factors (`rsim.engine.rotary`): it has one set for all, by its own limit."""
+    """Raises `UserError` if a question of ``prompt_tokens`` and an episode exceed the reasoner's context, or
+    if vLLM reads them by other rotary factors (`rsim.engine.rotary`): it has one set, by its own limit."""
     limit, first = context(reasoner.model.config), first_range(reasoner.model.config)
     if (
         first
