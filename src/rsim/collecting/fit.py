@@ -72,6 +72,9 @@ def fit_planner(
     """
     first = _same(logs)
     planner = load_planner(base, load_strategies(str(first.folder / "strategies.toml")), seed=0)
+    settings = first.header["settings"]
+    rules = {name.removeprefix(_RULE): value for name, value in settings.items() if name.startswith(_RULE)}
+    planner.rules = PlayRules(**rules)  # it is read by them
     known = [tree for log in logs for tree in trees(log)]
     if len(known) < 20:
         raise UserError(f"{len(known)} questions that all arms have played", "collect 20 at least")
@@ -80,9 +83,6 @@ def fit_planner(
     head = fit(choices, np.ones(len(known), dtype=bool))
     with torch.no_grad():
         planner.model.score.weight.copy_(torch.tensor(head.weights))
-    settings = first.header["settings"]
-    rules = {name.removeprefix(_RULE): value for name, value in settings.items() if name.startswith(_RULE)}
-    planner.rules = PlayRules(**rules)
     prompt = next(iter(first.header["arms"].values()))["system_prompt"]
     planner.fitted_for = FittedFor(**{key: settings[key] for key in _SAME}, system_prompt=prompt)
     standings, strays = standings_of(choices)
