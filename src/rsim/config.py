@@ -173,7 +173,7 @@ class TrainConfig:
     """The updates, and what is logged of them."""
 
     steps: int = setting(0, "in all, shared by the stages in proportion to their own; 0: the stages' own", at_least=0)
-    token_budget: int = setting(0, "sampled reasoner tokens, cold start included, after which to stop; 0: none", at_least=0)
+    token_budget: int = setting(0, "sampled reasoner tokens, with the cold start, that the steps share; 0: any", at_least=0)
     questions: int = setting(32, "per step", at_least=1)
     group: int = setting(8, "episodes per question", at_least=2)
     entropy_reset: float = setting(0.0, "nats that a surer planner begins with; 0: as it comes", at_least=0)
