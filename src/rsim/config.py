@@ -71,10 +71,7 @@ class RolloutConfig(PlayRules):
     batch: int = setting(256, "episodes in flight", at_least=1)
     engine: Literal["native", "vllm", "llama"] = setting("native", "what samples")
     cuda_graphs: bool = setting(True, "native engine on a GPU: passes of one token per sequence are recorded and replayed")
-    vllm_url: str = setting("http://127.0.0.1:8000", "or several, with commas between them; ray:N: Ray starts N of them")
-    vllm_command: str = setting(
-        "vllm serve {folder} --host {host} --port {port} --logprobs-mode processed_logprobs", "what Ray starts"
-    )
+    vllm_url: str = setting("http://127.0.0.1:8000", "or several, with commas between them")
     vllm_timeout: float = setting(600.0, "seconds that one step may take")
     llama_url: str = setting("http://127.0.0.1:8080", "llama.cpp's server, or several with commas between them")
     llama_timeout: float = setting(3600.0, "seconds that one step may take; on a CPU a step of many at a time is slow")
