@@ -83,7 +83,7 @@ def test_every_key_says_what_it_means_and_explaining_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("old", "new"), [
-    ("train.reopen", "train.entropy_reset"), ("train.shard", "parallel.shard"), ("train.deepspeed", "parallel.deepspeed"),
+    ("train.shard", "parallel.shard"), ("train.deepspeed", "parallel.deepspeed"),
     ("train.save_every", "checkpoint.save_every"), ("train.keep_checkpoints", "checkpoint.keep"),
     ("train.save_in_background", "checkpoint.save_in_background"),
 ])  # fmt: skip

@@ -71,10 +71,7 @@ class RolloutConfig(PlayRules):
     batch: int = setting(256, "episodes in flight", at_least=1)
     engine: Literal["native", "vllm", "llama"] = setting("native", "what samples")
     cuda_graphs: bool = setting(True, "native engine on a GPU: passes of one token per sequence are recorded and replayed")
-    vllm_url: str = setting("http://127.0.0.1:8000", "or several, with commas between them; ray:N: Ray starts N of them")
-    vllm_command: str = setting(
-        "vllm serve {folder} --host {host} --port {port} --logprobs-mode processed_logprobs", "what Ray starts"
-    )
+    vllm_url: str = setting("http://127.0.0.1:8000", "or several, with commas between them")
     vllm_timeout: float = setting(600.0, "seconds that one step may take")
     llama_url: str = setting("http://127.0.0.1:8080", "llama.cpp's server, or several with commas between them")
     llama_timeout: float = setting(3600.0, "seconds that one step may take; on a CPU a step of many at a time is slow")
@@ -176,7 +173,6 @@ class TrainConfig:
     token_budget: int = setting(0, "sampled reasoner tokens, with the cold start, that the steps share; 0: any", at_least=0)
     questions: int = setting(32, "per step", at_least=1)
     group: int = setting(8, "episodes per question", at_least=2)
-    entropy_reset: float = setting(0.0, "nats that a surer planner begins with; 0: as it comes", at_least=0)
     planner_lr: float = setting(1e-3, "the planner's learning rate", at_least=0)
     reasoner_lr: float = setting(3e-4, "the reasoner's learning rate", at_least=0)
     value_lr: float = setting(0.0, "ppo: a value head's; 0: its agent's; lambda acts on it too", at_least=0)
@@ -284,7 +280,6 @@ class Config:
 
 
 _RENAMED = {  # keys of older configs
-    "train.reopen": "train.entropy_reset",
     "train.shard": "parallel.shard",
     "train.deepspeed": "parallel.deepspeed",
     "train.save_every": "checkpoint.save_every",
@@ -395,8 +390,6 @@ def validate(config: Config) -> None:
         raise UserError(
             f"rollout.max_tokens = {rollout.max_tokens}", f"must exceed rollout.answer_tokens = {rollout.answer_tokens}"
         )
-    if train.entropy_reset and config.models.planner == "none":
-        raise UserError("train.entropy_reset", "is the entropy that the planner begins with, and there is no planner: set 0")
     if objective.entropy_target and not objective.planner_entropy:
         raise UserError(
             "objective.entropy_target", "is what objective.planner_entropy leads to: set that one too, e.g. to 0.05"

@@ -23,7 +23,6 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from rsim import proxies
 from rsim.engine.protocol import SampledStep, Stop
-from rsim.engine.vllm_replicas import urls
 from rsim.errors import UserError, check_url
 from rsim.models import adapters
 from rsim.models.shape import logits
@@ -122,8 +121,8 @@ class VllmServers:
     """One or more servers of the same model: sequences are spread over them, and all are given the same weights."""
 
     def __init__(self, url: str, timeout: float) -> None:
-        """``url``: as ``rollout.vllm_url`` has it."""
-        self.servers = [VllmServer(one, timeout) for one in urls(url)]
+        """``url``: one or more, with commas between them."""
+        self.servers = [VllmServer(one.strip(), timeout) for one in url.split(",")]
 
     def check(self, temperature: float) -> None:
         """`VllmServer.check_temperature` of each."""

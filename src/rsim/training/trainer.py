@@ -23,7 +23,6 @@ from rsim.rewards.rewards import Score, score_all
 from rsim.runs.folder import RunFolder
 from rsim.runs.lock import unlock
 from rsim.training.cold_start import cold_start
-from rsim.training.entropy_reset import reset_entropy
 from rsim.training.memory import peak_on_gpu, release_freed
 from rsim.training.questions import affordable, load_questions, questions_of_step, without_long
 from rsim.training.records import Records, held_out_metrics, rollout_metrics
@@ -156,7 +155,7 @@ class Trainer:
         return affordable(self.config.train, self.sampled_tokens, self.a_question, self.world.size)
 
     def _start(self) -> None:
-        """Cold start, entropy reset, a KL term's reference model, and a first checkpoint to resume from."""
+        """Cold start, a KL term's reference model, and a first checkpoint to resume from."""
         if self.config.data.max_question_tokens:
             counts = {"data/questions": len(self.train_set), "data/left_out": self.left_out}
             self._log({"step": 0, "stage": "data"} | counts)
@@ -169,12 +168,6 @@ class Trainer:
         else:
             self._sync()
         self.cold_started = True
-        if self.config.train.entropy_reset and self.planner is not None:
-            first = questions_of_step(self.train_set, self.config.seed, 0, self.config.train.questions)
-            with unsharded(self._sharded):
-                report, tokens = reset_entropy(self.config, self.game, self.planner, first, self.world)
-            self.sampled_tokens += tokens
-            self._log({"step": 0, "stage": "entropy_reset"} | report)
         self.saver.write_reference()
         self.saver.load_reference(self.device)
         if self.config.train.eval_every:
