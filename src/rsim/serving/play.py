@@ -8,7 +8,7 @@ together with what is around it, and what is injected is counted by an estimate:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -21,6 +21,7 @@ from rsim.rules import ALONE, FENCE, End, Ending, Move, PlayRules, Progress, Rul
 from rsim.serving.planner_batcher import PlannedAnswer, PlannerBatcher
 
 Mode = Literal["prefill", "turn", "exact"]
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass
@@ -92,7 +93,8 @@ class StepEnd:
 class Asked:
     """One answer that is wanted. ``messages`` or ``prompt`` as the client sent them (``prompt_ids`` if it sent token ids);
     ``sampling`` is passed to the upstream; ``continues``: the last message is the assistant's own, to be gone on with. A model
-    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in."""
+    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in;
+    ``headers`` go with every call."""
 
     model: str
     messages: list[dict[str, Any]] | None
@@ -102,6 +104,7 @@ class Asked:
     continues: bool = False
     thinking: int = 0
     limit_field: str = "max_tokens"
+    headers: Headers = ()
 
     @property
     def question(self) -> str:
