@@ -44,7 +44,9 @@ class VllmServer:
             transport=transport or proxies.transport(httpx.HTTPTransport, url, httpx.Limits(max_connections=None)),
         )
         self.url = url
-        self.model: str = self._call("GET", "/v1/models")["data"][0]["id"]
+        listed = self._call("GET", "/v1/models")["data"][0]
+        self.model: str = listed["id"]
+        self.context: int = listed.get("max_model_len") or 0
 
     def complete(self, prompt: list[int], **settings: Any) -> tuple[list[int], list[float], dict[str, Any]]:
         """Sampled ids, their log-probs and the rest of the choice.
@@ -123,6 +125,7 @@ class VllmServers:
     def __init__(self, url: str, timeout: float) -> None:
         """``url``: one or more, with commas between them."""
         self.servers = [VllmServer(one.strip(), timeout) for one in url.split(",")]
+        self.context = max(server.context for server in self.servers)
 
     def check(self, temperature: float) -> None:
         """`VllmServer.check_temperature` of each."""

@@ -164,7 +164,7 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
 
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:
     """An answer of the model in this process without a planner."""
-    conversation = await upstream.open(asked)
+    conversation = await upstream.open(replace(asked, allowed=limit))
     try:
         async with aclosing(conversation.step(limit, Until(strings=stops))) as pieces:
             async for piece in pieces:
