@@ -13,10 +13,11 @@ from studies.workbench import Measured, Measurement, Training, Workbench, checkp
 
 ISSUE = 10
 LIMITS = """Tiny models on a procedural lab whose steps were made so that the right strategy depends on the state: results on a
-laboratory, not on LLMs. Budgets count the reasoner's sampled tokens, cold start included; the planner's passes come on top. Settings are
-the presets', looked at on dev problems with few runs; GRPO's rate is the better of those shown, picked on these very problems, in its
-favour. A question-only planner was not trained, and no sequence was searched for the trained reasoners. Prompting a model of this
-size to choose is a weak control: it was pre-trained on the planner's template, never to follow instructions."""
+laboratory, not on LLMs. Budgets count the reasoner's sampled tokens, cold start included; the planner's passes come
+on top. Settings are the presets', looked at on dev problems with few runs; GRPO's rate is the better of those shown,
+picked on these very problems, in its favour. A question-only planner was not trained, and no sequence was searched
+for the trained reasoners. Prompting a model of this size to choose is a weak control: it was pre-trained on the
+planner's template, never to follow instructions."""
 
 BUDGETS = (100_000, 200_000)  # read from one run: rates are constant
 MAIN = BUDGETS[-1]  # of the tables of controls
