@@ -26,7 +26,6 @@ from rich.console import Console
 
 from rsim.config import Config, load_config, to_table
 from rsim.data.load import load_problems
-from rsim.discovery.grow import grow
 from rsim.evaluation.evaluate import evaluate, vote
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.planners import planner_from
@@ -136,14 +135,6 @@ class Workbench:
         self._all(_search, [(f, kind, r, preset, asked) for f, r in zip(files, reasoners, strict=True)], files)
         return [json.loads(f.read_text())["best"] for f in files]
 
-    def grow(self, runs: list[Path], candidates: str, questions: int = 500) -> list[Path]:
-        """What `discovery.grow` leaves of each run with the candidates of a TOML file: the folder of its trials."""
-        digest = _digest([Path(candidates).read_text(encoding="utf-8"), questions, self.changes])
-        folders = [self.out / "grown" / f"{run.name}-{digest}" for run in runs]
-        arguments = [(str(r), candidates, f, questions, self.changes) for r, f in zip(runs, folders, strict=True)]
-        self._all(_grow, arguments, [f / "trials.json" for f in folders])
-        return folders
-
     def base(self, name: str) -> str:
         """A lab base by name; pre-trained now if it is not there yet."""
         if name != "nano-s" and not (cache_folder() / name / "config.json").is_file():
@@ -229,10 +220,6 @@ def _train(config: Config) -> None:
 
 def _measure(folder: Path, settings: EvalSettings, match_tokens: str) -> None:
     evaluate_into(folder, settings, match_tokens=match_tokens)
-
-
-def _grow(run: str, candidates: str, out: Path, questions: int, changes: tuple[str, ...]) -> None:
-    grow(run, load_strategies(candidates), out, questions=questions, changes=changes)
 
 
 def _search(file: Path, kind: str, source: str, preset: str, asked: int) -> None:
