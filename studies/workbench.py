@@ -39,7 +39,6 @@ from rsim.policies.strategies import load_strategies
 from rsim.training.trainer import train
 
 SEARCHED = {"fixed": 200, "sequence": 100, "wait": 200}  # dev problems on which a control is picked
-_COLD = ("rollout.temperature=0.001",)
 _DEV_SEED = 1000  # of those problems: not the trainer's held-out ones
 
 
@@ -63,7 +62,6 @@ class Measurement:
     samples: int = 1
     match_tokens: str = ""  # the key of another measurement
     changes: tuple[str, ...] = ()
-    drawn: bool = False  # strategies are drawn by their probabilities, as in training; the reasoner stays as good as greedy
 
 
 @dataclass(frozen=True)
@@ -118,14 +116,12 @@ class Workbench:
         return {key: _measured(folders[key]) for key in measurements}
 
     def _evaluation(self, m: Measurement) -> Path:
-        settings = asdict(m) if m.drawn else {k: v for k, v in asdict(m).items() if k != "drawn"}
-        digest = _digest(settings | {"questions": self.questions})
+        digest = _digest(asdict(m) | {"questions": self.questions})
         return self.out / "evaluations" / f"{Path(m.run).parent.parent.name or 'base'}-{digest}"
 
     def _settings(self, m: Measurement) -> EvalSettings:
-        greedy = m.samples == 1 and not m.drawn
-        changes = (*m.changes, *(_COLD if m.drawn else ()))
-        return EvalSettings(m.run, m.planner, m.reasoner, m.data, "test", self.questions, 0, greedy, m.samples, changes)
+        greedy = m.samples == 1
+        return EvalSettings(m.run, m.planner, m.reasoner, m.data, "test", self.questions, 0, greedy, m.samples, m.changes)
 
     def search(self, kind: str, reasoners: list[str], preset: str = "nano", problems: int = 0) -> list[str]:
         """The best control of a kind (``fixed``, ``sequence``, ``wait``) for each reasoner, on the preset's dev problems."""

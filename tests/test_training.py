@@ -196,9 +196,8 @@ def test_without_planner_the_reasoner_trains_alone(small):
     assert not (config.folder / "checkpoints" / "final" / "planner").exists()
 
 
-@pytest.mark.parametrize("switch", ["gradient_checkpointing", "compile"])
-def test_switches_for_memory_and_speed_change_no_number(small, switch):
-    plain, switched = small("plain"), small("switched", f"train.{switch}=true")
+def test_gradient_checkpointing_changes_no_number(small):
+    plain, switched = small("plain"), small("switched", "train.gradient_checkpointing=true")
     rsim.train(plain)
     rsim.train(switched)
     for a, b in zip(metrics_of(plain), metrics_of(switched), strict=True):
@@ -213,7 +212,7 @@ def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen,
 
     config = small("run", f"stages.stage1.train_{frozen}=false", f"stages.stage2.train_{frozen}=false")
     start = {"reasoner": load_reasoner(str(base_folder)).model.state_dict(),
-             "planner": load_planner(str(base_folder), lab_strategies, seed=0, head=config.models.planner_head).model.state_dict()}  # fmt: skip
+             "planner": load_planner(str(base_folder), lab_strategies, seed=0).model.state_dict()}  # fmt: skip
     rsim.train(config)
     changed = {a: any(not torch.equal(start[a][k], v) for k, v in weights_of(config, a).items()) for a in start}
     assert changed == {frozen: False, moving: True}
