@@ -19,6 +19,7 @@ from rsim.policies.loading import load_reasoner
 from rsim.report.report import build_report
 from rsim.rewards.rewards import Score
 from rsim.training.cold_start import cold_start, format_rate
+from rsim.training.questions import affordable
 from rsim.training.trainer import Trainer, questions_of_step
 from tiny import metrics_of
 
@@ -185,6 +186,28 @@ def test_train_steps_and_token_budget_bound_the_run(small):
     config = small("budget", "train.token_budget=1", "train.eval_every=0")
     rsim.train(config)
     assert [r["step"] for r in metrics_of(config) if "accuracy" in r] == [1]
+
+
+def test_a_token_budget_is_met_closely_and_by_no_tiny_step(small):
+    """Arms are compared at equal tokens: a last whole step went beyond the budget by up to a step."""
+    whole = small("whole", "train.steps=3", "train.questions=8", "train.eval_every=0")
+    rsim.train(whole)
+    budget = int(0.9 * [r for r in metrics_of(whole) if "accuracy" in r][-1]["sampled_tokens"])
+    config = small("budget", f"train.token_budget={budget}", "train.questions=8", "train.eval_every=0", "train.steps=9")
+    rsim.train(config)
+    steps = [r for r in metrics_of(config) if "accuracy" in r]
+    assert len(steps) == 3
+    assert steps[-1]["sampled_tokens"] == pytest.approx(budget, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "questions"), [(0, 32), (100, 24), (32 * 90, 10), (32 * 70, 30), (32 * 99, 0), (32 * 100, 0), (9999, 0)]
+)
+def test_the_steps_left_share_the_budget_evenly(sampled, questions):
+    train = replace(load_config("nano").train, token_budget=32 * 100)
+    assert affordable(train, sampled, a_question=32.0 if sampled else 0.0, at_least=1) == questions
+    assert affordable(replace(train, token_budget=0), sampled, a_question=32.0, at_least=1) == 32
+    assert affordable(train, 32 * 98, a_question=32.0, at_least=4) == 4, "every rank plays a question"
 
 
 def test_without_planner_the_reasoner_trains_alone(small):

@@ -167,7 +167,7 @@ class TrainConfig:
     """The updates, and what is logged of them."""
 
     steps: int = setting(0, "in all, shared by the stages in proportion to their own; 0: the stages' own", at_least=0)
-    token_budget: int = setting(0, "sampled reasoner tokens, cold start included, after which to stop; 0: none", at_least=0)
+    token_budget: int = setting(0, "sampled reasoner tokens, with the cold start, that the steps share; 0: any", at_least=0)
     questions: int = setting(32, "per step", at_least=1)
     group: int = setting(8, "episodes per question", at_least=2)
     planner_lr: float = setting(1e-3, "the planner's learning rate", at_least=0)

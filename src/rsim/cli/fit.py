@@ -17,6 +17,9 @@ def command(
     logs: Annotated[list[str], typer.Argument(metavar="LOG...", help="Folders that rsim collect wrote, of one model.")],
     out: Annotated[str, typer.Option(help="The planner's folder, a new one.")],
     planner: Annotated[str, typer.Option(metavar="BASE", help="The planner's base LLM; it stays as it is.")] = "smollm2-135m",
+    test: Annotated[
+        list[str] | None, typer.Option(metavar="LOG", help="A log of other questions to read the planner off; repeatable.")
+    ] = None,
     price: Annotated[float, typer.Option(help="Of a thousand tokens, in right answers: 0.1 is ten points.", min=0)] = 0.0,
     data_dir: DataDir = "",
     as_json: Json = False,
@@ -31,10 +34,11 @@ def command(
     if Path(out).exists():
         raise UserError(f"--out {out} exists already", "name a new folder")
     quiet_models()
-    opened = [Log(Path(folder)) for folder in logs]
-    fitted = fit_planner(opened, planner, price=price, data=DataConfig(data_dir=data_dir), on_state=_told)
+    opened, tests = ([Log(Path(folder)) for folder in folders] for folders in (logs, test or []))
+    fitted = fit_planner(opened, planner, tests=tests, price=price, data=DataConfig(data_dir=data_dir), on_state=_told)
     write(fitted, opened, Path(out), base=planner, price=price)
-    tell({"rows": [asdict(row) for row in fitted.standings], "strays": fitted.strays}, as_text(fitted), as_json)
+    rows = {"rows": [asdict(r) for r in fitted.standings], "tested": [asdict(r) for r in fitted.tested]}
+    tell(rows | {"strays": fitted.strays}, as_text(fitted), as_json)
 
 
 def _told(read: int, of: int) -> None:

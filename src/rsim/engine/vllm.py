@@ -34,7 +34,9 @@ class VllmServer(Server):
 
     def __init__(self, url: str, timeout: float, *, transport: httpx.BaseTransport | None = None) -> None:
         super().__init__(url, timeout, transport=transport)
-        self.model: str = self.call("GET", "/v1/models")["data"][0]["id"]
+        listed = self.call("GET", "/v1/models")["data"][0]
+        self.model: str = listed["id"]
+        self.context: int = listed.get("max_model_len") or 0
 
     def remedy(self, answer: httpx.Response) -> str:
         return "start it with VLLM_SERVER_DEV_MODE=1" if answer.status_code == 404 else super().remedy(answer)
@@ -105,6 +107,7 @@ class VllmServers:
     def __init__(self, url: str, timeout: float) -> None:
         """``url``: one or more, with commas between them."""
         self.servers = [VllmServer(one.strip(), timeout) for one in url.split(",")]
+        self.context = max(server.context for server in self.servers)
 
     def check(self, temperature: float) -> None:
         """`VllmServer.check_temperature` of each."""

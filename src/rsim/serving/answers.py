@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +22,7 @@ from rsim.serving.said import UpstreamError
 from rsim.serving.state import Refusal, State, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 
+_HOP = {b"host", b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"accept-encoding", b"te", b"upgrade"}
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
@@ -36,9 +37,12 @@ async def answer(
         decode = state.upstream.decode if isinstance(state.upstream, LocalUpstream) else None
         limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
         wanted = api.read_request(kind, body, state.local_model or model, limit, decode)
-        upstream = await upstream_of(state, model)
+        if state.config.wrapped:
+            headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
+            wanted.asked = [replace(asked, headers=headers) for asked in wanted.asked]
+        upstream = await upstream_of(state, model, wanted.asked[0].headers)
     mode = upstream.mode if planned else None
-    headers = {"X-Rsim-Mode": mode} if mode else {}
+    shown: dict[str, str] = {"X-Rsim-Mode": mode} if mode else {}
     plays = [_play(state, upstream, asked, wanted, planned=planned) for asked in wanted.asked]
     merged = _merge(plays, deadline)
     if wanted.stream:
@@ -50,7 +54,7 @@ async def answer(
             leave(state)
             state.metrics.done(kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
 
-        return WatchedStream(_chunks(wanted, merged, first, outcome), 200, headers | _EVENTS, done)
+        return WatchedStream(_chunks(wanted, merged, first, outcome), 200, shown | _EVENTS, done)
     choices = [api.Choice() for _ in wanted.asked]
 
     async def collect() -> None:
@@ -61,8 +65,14 @@ async def answer(
     with _refusing():
         await unless_gone(request.receive, collect())
     used = [step["strategy"] for step in choices[0].steps]
-    shown = {"X-Rsim-Strategies": quote(",".join(used), safe=",")} if planned else {}  # a header is ASCII, a name is anything
-    return JSONResponse(api.whole(wanted, choices, mode), headers=headers | shown)
+    if planned:
+        shown["X-Rsim-Strategies"] = quote(",".join(used), safe=",")  # a header is ASCII, a name is anything
+    return JSONResponse(api.whole(wanted, choices, mode), headers=shown)
+
+
+def own_headers(request: Request) -> list[tuple[bytes, bytes]]:
+    """A request's headers but for those of its connection; bytes: any name, any value."""
+    return [(k, v) for k, v in request.headers.raw if k not in _HOP and k != b"origin"]
 
 
 @contextmanager
@@ -154,7 +164,7 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
 
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:
     """An answer of the model in this process without a planner."""
-    conversation = await upstream.open(asked)
+    conversation = await upstream.open(replace(asked, allowed=limit))
     try:
         async with aclosing(conversation.step(limit, Until(strings=stops))) as pieces:
             async for piece in pieces:

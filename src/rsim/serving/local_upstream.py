@@ -54,6 +54,7 @@ class _Answer:
     key: str
     temperature: float
     length: int
+    allowed: int  # tokens after the prompt
     pending: list[int] = field(default_factory=list)
     begun: bool = False
 
@@ -94,7 +95,7 @@ class LocalUpstream:
         temperature, seed = asked.sampling.get("temperature"), asked.sampling.get("seed")
         key = uuid.uuid4().hex if seed is None else f"seed:{seed}"
         warmth = 0.0 if asked.greedy else 1.0 if temperature is None else float(temperature)
-        return _LocalConversation(self, _Answer(await self.free.get(), ids, key, warmth, len(ids)))
+        return _LocalConversation(self, _Answer(await self.free.get(), ids, key, warmth, len(ids), asked.allowed))
 
     def decode(self, ids: list[int]) -> str:
         """The text of a prompt that was sent as token ids.
@@ -148,7 +149,8 @@ class LocalUpstream:
         """Lets an answer sample its next step, behind ``ids``."""
         try:
             if not answer.begun:
-                self.engine.start([answer.slot], [answer.prompt], [answer.key], [answer.temperature])
+                whose = [answer.slot], [answer.prompt], [answer.key], [answer.temperature]
+                self.engine.start(*whose, allowed=answer.allowed)
                 answer.begun = True
             self.engine.submit(answer.slot, ids, max_new_tokens, self._stop(until))
             self.steps[answer.slot] = _Step(answer, emit, Detokenizer(self.reasoner.tokenizer))

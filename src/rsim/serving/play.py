@@ -8,7 +8,7 @@ together with what is around it, and what is injected is counted by an estimate:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -21,6 +21,7 @@ from rsim.rules import ALONE, FENCE, End, Ending, Move, PlayRules, Progress, Rul
 from rsim.serving.planner_batcher import PlannedAnswer, PlannerBatcher
 
 Mode = Literal["prefill", "turn", "exact"]
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass
@@ -92,7 +93,8 @@ class StepEnd:
 class Asked:
     """One answer that is wanted. ``messages`` or ``prompt`` as the client sent them (``prompt_ids`` if it sent token ids);
     ``sampling`` is passed to the upstream; ``continues``: the last message is the assistant's own, to be gone on with. A model
-    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in."""
+    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in. The
+    rules allow the answer ``allowed`` tokens, whatever its client does. ``headers`` go with every call."""
 
     model: str
     messages: list[dict[str, Any]] | None
@@ -101,7 +103,9 @@ class Asked:
     prompt_ids: list[int] | None = None
     continues: bool = False
     thinking: int = 0
+    allowed: int = 0
     limit_field: str = "max_tokens"
+    headers: Headers = ()
 
     @property
     def question(self) -> str:
@@ -208,7 +212,7 @@ async def play(
     usage = Usage() if spent is None else spent
     planner = await batcher.open(asked.question, asked.sampling.get("seed"))
     try:
-        conversation = await upstream.open(replace(asked, thinking=max(limit, rules.max_tokens)))
+        conversation = await upstream.open(replace(asked, thinking=max(limit, rules.max_tokens), allowed=rules.max_tokens))
         try:
             book = rulebook_of(batcher.planner, rules.within(min(limit, conversation.room())), conversation.count)
             turns = upstream.mode == "turn" and asked.messages is not None

@@ -28,7 +28,7 @@ from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.rewards.programs import allowed
 from rsim.serving import openai_api as api
-from rsim.serving.answers import answer, event_data
+from rsim.serving.answers import answer, event_data, own_headers
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
@@ -38,8 +38,7 @@ from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 from rsim.serving.upstream_client import list_models, own_name, unanswered, upstream_client
 
 SUFFIX = "-rsim"
-_HOP = {"host", "content-length", "connection", "transfer-encoding", "keep-alive", "accept-encoding", "te", "upgrade", "origin"}
-_PRIVATE = ("auth", "cookie", "key", "token", "secret")  # in a header's name: it is the client's and this server's alone
+_PRIVATE = (b"auth", b"cookie", b"key", b"token", b"secret")  # in a header's name: it is the client's and this server's alone
 _ANSWERED = ("content-type", "retry-after", "x-request-id")
 
 
@@ -83,10 +82,11 @@ def _lifespan(
             app.state.rsim = state = State(
                 config, planning, local, client, metrics, runner, slots, local_model=name if local else ""
             )
-            try:
-                await upstream_of(state, "")
-            except UpstreamError as error:  # it may come up later: every planned request asks again until then
-                log.warning("the upstream is not ready: %s", error)
+            if not config.wrapped:
+                try:
+                    await upstream_of(state, "")
+                except UpstreamError as error:  # it may come up later: every planned request asks again until then
+                    log.warning("the upstream is not ready: %s", error)
             try:
                 yield
             finally:
@@ -113,7 +113,11 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     raw = await _read_body(request, state.config)
     body = _parsed(raw)
     named = body.get("model") or ""
-    planned = named.endswith(SUFFIX) and body.get("rsim", True) is not False and not api.passes_through(body)
+    planned = (
+        (named.endswith(SUFFIX) or state.config.wrapped)
+        and body.get("rsim", True) is not False
+        and not api.passes_through(body)
+    )
     if not planned and state.client is not None:
         return await _pass_through(state, request, kind, raw, body, named)
     if state.client is None and named.removesuffix(SUFFIX) not in ("", state.local_model):
@@ -163,8 +167,8 @@ async def _pass_through(
     if named.endswith(SUFFIX) or "rsim" in body:
         body = {k: v for k, v in body.items() if k != "rsim"} | {"model": named.removesuffix(SUFFIX)}
         raw = json.dumps(body).encode()
-    named_headers = [(k.decode("latin-1"), (k, v)) for k, v in request.headers.raw]  # bytes: any name, any value
-    headers = [pair for k, pair in named_headers if k not in _HOP and not any(part in k for part in _PRIVATE)]
+    withheld = () if state.config.wrapped else _PRIVATE
+    headers = [(k, v) for k, v in own_headers(request) if not any(part in k for part in withheld)]
     path = "chat/completions" if kind == "chat" else "completions"
     sent = state.client.build_request("POST", path, content=raw, headers=headers)
     try:

@@ -18,6 +18,7 @@ from rsim.engine import packed
 from rsim.engine.prepare import prepare
 from rsim.errors import UserError
 from rsim.models.device import precise
+from rsim.models.shape import first_range
 from rsim.objective.joint import Evaluated
 from rsim.objective.logprobs import token_logprobs
 from rsim.policies.reasoner import Reasoner
@@ -31,6 +32,7 @@ class AgentSettings:
 
     temperature: float  # it was sampled at
     learning_rate: float
+    allowed: int = 0  # tokens that may follow a sequence's beginning, by the rules of its rollout
     weight_decay: float = 0.0
     with_values: bool = False  # a value head, for PPO
     value_learning_rate: float = 0.0  # of that head; 0: the policy's
@@ -57,7 +59,7 @@ class Agent:
         agent."""
         self.name, self.model, self.head, self.head_weight, self.world = name, model, head, head_weight, world
         self.temperature, self.learning_rate = settings.temperature, settings.learning_rate
-        self.deepspeed = settings.deepspeed
+        self.deepspeed, self.allowed = settings.deepspeed, settings.allowed
         prepare(model)
         layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
         self.checkpointed = layers if settings.checkpointing else []
@@ -130,7 +132,9 @@ class Agent:
         # for the RNG's state, which a recorded pass of a rollout may not.
         for layer in self.checkpointed:
             layer.training = torch.is_grad_enabled()
-        hidden = packed.forward(model, stream.ids, stream.positions, stream.layout)
+        first = first_range(model.config)
+        long = None if first is None else (stream.beginnings + self.allowed > first)
+        hidden = packed.forward(model, stream.ids, stream.positions, stream.layout, long)
         for layer in self.checkpointed:
             layer.training = False
         return hidden.index_select(0, stream.index[chosen])
