@@ -275,15 +275,6 @@ class Config:
         return [name for name, holds in whole.items() if holds]
 
 
-_RENAMED = {  # keys of older configs
-    "train.shard": "parallel.shard",
-    "train.deepspeed": "parallel.deepspeed",
-    "train.save_every": "checkpoint.save_every",
-    "train.keep_checkpoints": "checkpoint.keep",
-    "train.save_in_background": "checkpoint.save_in_background",
-}
-
-
 def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
@@ -343,8 +334,6 @@ def from_table(cls: type[Any], table: Any, where: str) -> Any:
     values: dict[str, Any] = {}
     for key, value in table.items():
         path = f"{where}.{key}" if where else key
-        if path in _RENAMED:
-            raise UserError(f"{path} has another name now", f"write {_RENAMED[path]}")
         if key not in known:
             raise UserError(f"unknown key {path!r}", f"known here: {', '.join(known)}")
         values[known[key]] = _coerce(hints[known[key]], value, path)
