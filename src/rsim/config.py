@@ -268,11 +268,8 @@ class Config:
     def trained_whole(self) -> list[str]:
         """The agents that train all their weights, not an adapter."""
         models = self.models
-        whole = {
-            "reasoner": self.trains_reasoner and not models.reasoner_lora,
-            "planner": models.planner != "none" and not models.planner_lora,
-        }
-        return [name for name, holds in whole.items() if holds]
+        whole = ["reasoner"] if self.trains_reasoner and not models.reasoner_lora else []
+        return [*whole, "planner"] if models.planner != "none" and not models.planner_lora else whole
 
 
 def presets() -> list[str]:

@@ -43,8 +43,8 @@ def cold_start(
     ``sync`` gives a sampling server the new weights.
 
     Returns:
-        the report (``cold_start/sampled``, ``kept``, ``format_rate``, ``loss_before``, ``loss_after``) and how
-        many tokens were sampled.
+        the report (``cold_start/sampled``, ``kept``, ``format_rate``, ``loss_before``, ``loss_after``) and
+        how many tokens were sampled.
 
     Raises:
         UserError: fewer than ``cold_start.minimum`` episodes could be kept.
