@@ -37,7 +37,7 @@ from rsim.lab.pretrain import SIZES, PretrainConfig, pretrain
 from rsim.models.weights import cache_folder
 from rsim.policies.loading import load_reasoner, quiet_models
 from rsim.policies.strategies import load_strategies
-from rsim.training.trainer import train
+from rsim.training.run import train
 
 SEARCHED = {"fixed": 200, "sequence": 100, "wait": 200}  # dev problems on which a control is picked
 _COLD = ("rollout.temperature=0.001",)

@@ -13,7 +13,7 @@ import pytest
 from rsim.config import load_config
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.saved import evaluate_into
-from rsim.training.trainer import train
+from rsim.training.run import train
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SHORT = [

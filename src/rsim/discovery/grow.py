@@ -24,7 +24,7 @@ from rsim.policies.planner import Planner
 from rsim.policies.strategies import StrategySet, to_toml
 from rsim.runs.folder import differences
 from rsim.runs.locate import locate
-from rsim.training.trainer import train
+from rsim.training.run import train
 
 _SEED = 2000  # of the questions of the test: where questions have no end, not those by which a run's best checkpoint is picked
 _BEST = Path("checkpoints", "best")
