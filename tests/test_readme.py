@@ -16,8 +16,14 @@ from rsim.evaluation.saved import evaluate_into
 from rsim.training.run import train
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SHORT = {"train.steps": 2, "train.questions": 8, "train.group": 4, "cold_start.episodes": 0, "data.eval_size": 8, "train.trackers": []}",
-]
+SHORT = {
+    "train.steps": 2,
+    "train.questions": 8,
+    "train.group": 4,
+    "cold_start.episodes": 0,
+    "data.eval_size": 8,
+    "train.trackers": [],
+}
 
 
 def blocks(language: str) -> list[str]:
