@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request
@@ -21,29 +19,28 @@ from rsim.serving.play import Asked, Event, Finished, Injected, StepEnd, TextDel
 from rsim.serving.said import UpstreamError
 from rsim.serving.state import Refusal, State, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
+from rsim.serving.wire import Body, Wire, events, whole
 
 _HOP = {b"host", b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"accept-encoding", b"te", b"upgrade"}
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
-async def answer(
-    state: State, request: Request, kind: api.Kind, body: dict[str, Any], model: str, *, planned: bool
-) -> Response:
+async def answer(state: State, request: Request, wire: Wire, body: Body, model: str, *, planned: bool, asked: Body) -> Response:
     """A response whose answers are played. A stream leaves, and tells the metrics, when it is over; for all else the caller
-    does."""
+    does. ``body``: in the inner form; ``asked``: as it came."""
     began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     with _refusing():
         decode = state.upstream.decode if isinstance(state.upstream, LocalUpstream) else None
         limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
-        wanted = api.read_request(kind, body, state.local_model or model, limit, decode)
+        wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit, decode)
         if state.config.wrapped:
             headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
-            wanted.asked = [replace(asked, headers=headers) for asked in wanted.asked]
+            wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
         upstream = await upstream_of(state, model, wanted.asked[0].headers)
     mode = upstream.mode if planned else None
     shown: dict[str, str] = {"X-Rsim-Mode": mode} if mode else {}
-    plays = [_play(state, upstream, asked, wanted, planned=planned) for asked in wanted.asked]
+    plays = [_play(state, upstream, one, wanted, planned=planned) for one in wanted.asked]
     merged = _merge(plays, deadline)
     if wanted.stream:
         with _refusing():  # what the upstream says first decides between a stream and an error object
@@ -52,9 +49,9 @@ async def answer(
 
         def done() -> None:
             leave(state)
-            state.metrics.done(kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
+            state.metrics.done(wire.kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
 
-        return WatchedStream(_chunks(wanted, merged, first, outcome), 200, shown | _EVENTS, done)
+        return WatchedStream(events(wire, asked, _chunks(wanted, merged, first, outcome)), 200, shown | _EVENTS, done)
     choices = [api.Choice() for _ in wanted.asked]
 
     async def collect() -> None:
@@ -67,7 +64,7 @@ async def answer(
     used = [step["strategy"] for step in choices[0].steps]
     if planned:
         shown["X-Rsim-Strategies"] = quote(",".join(used), safe=",")  # a header is ASCII, a name is anything
-    return JSONResponse(api.whole(wanted, choices, mode), headers=shown)
+    return JSONResponse(whole(wire, asked, api.whole(wanted, choices, mode)), headers=shown)
 
 
 def own_headers(request: Request) -> list[tuple[bytes, bytes]]:
@@ -109,26 +106,24 @@ class _Outcome:
 
 async def _chunks(
     wanted: api.Request, events: AsyncGenerator[tuple[int, Event]], first: list[tuple[int, Event]], outcome: _Outcome
-) -> AsyncGenerator[bytes]:
+) -> AsyncGenerator[Body]:
     """A stream's chunks. An error after the first event ends it with an error object, which OpenAI's clients raise."""
-    seen: set[int] = set()
-    usages: list[Usage] = []
+    choices: dict[int, api.Choice] = {}
     async with aclosing(events):
         try:
             while (event := first.pop(0) if first else await anext(events, None)) is not None:
                 index, what = event
-                yield event_data(api.chunk(wanted, index, what, first=index not in seen))
-                seen.add(index)
-                if isinstance(what, Finished):
-                    usages.append(what.usage)
+                new = index not in choices
+                choice = choices.setdefault(index, api.Choice())
+                choice.add(what)
+                yield api.chunk(wanted, index, what, choice, first=new)
         except Exception as error:  # the status was sent: whatever went wrong can only be told within the stream
             refusal = _refusal(error)
             outcome.status = refusal.status
-            yield event_data(refusal.body)
+            yield refusal.body | {"status": refusal.status}
             return
     if wanted.include_usage:
-        yield event_data(api.usage_chunk(wanted, usages))
-    yield b"data: [DONE]\n\n"
+        yield api.usage_chunk(wanted, [c.finished.usage for c in choices.values() if c.finished])
 
 
 async def _until_said(events: AsyncGenerator[tuple[int, Event]]) -> list[tuple[int, Event]]:
@@ -141,16 +136,12 @@ async def _until_said(events: AsyncGenerator[tuple[int, Event]]) -> list[tuple[i
     return first
 
 
-def event_data(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(chunk, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
-
-
 async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Request, *, planned: bool) -> AsyncGenerator[Event]:
     """One answer, cut at the client's stop strings."""
     spent = Usage()
     async with state.slots:
         if planned:
-            source = play(asked, state.planning, upstream, state.config.rules, wanted.limit, spent, state.runner)
+            source = play(asked, state.planning, upstream, wanted.rules, wanted.limit, spent, state.runner)
         else:
             source = _plain(upstream, asked, wanted.limit, wanted.stops)
         async with aclosing(api.Stops(wanted.stops, ends_there=not planned).cut(source, spent)) as events:

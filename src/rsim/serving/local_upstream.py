@@ -29,7 +29,7 @@ from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,), "presence_penalty": (0,),
     "frequency_penalty": (0,), "logit_bias": ({},), "stop_token_ids": ([],), "min_tokens": (0,), "ignore_eos": (False,),
-    "chat_template_kwargs": ({},), "reasoning_effort": ("none",),
+    "chat_template_kwargs": ({},),
 }  # fmt: skip
 
 _Piece = str | StepEnd | Exception

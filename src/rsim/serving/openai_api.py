@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from rsim.rules import PlayRules
 from rsim.serving.play import Asked, Event, Finished, Injected, TextDelta, Thought, Usage
 
 Kind = Literal["chat", "completion"]
@@ -16,8 +17,10 @@ _CHOICES = 1024  # of one request
 _HOTTEST = 1000  # temperature
 
 # Requests with any of these pass through as they are.
-_NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix")
+_NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix", "previous_response_id", "conversation")
 _PLAIN = {"response_format": {"type": "text"}, "best_of": 1}  # values of these that ask for nothing
+# The part of the steps that the rules allow; "none" is a gate of 1.
+_EFFORTS = {"minimal": 0, "low": 0.25, "medium": 0.5, "high": 1, "xhigh": 1, "max": 1}
 # What planning itself decides or obeys; all other fields are passed on to the upstream as they are.
 _READ = {"model", "messages", "prompt", "stream", "stream_options", "n", "stop", "max_tokens", "max_completion_tokens", "rsim"}
 _READ |= {"continue_final_message", "add_generation_prompt", "logprobs", "top_logprobs", *_NOT_PLANNED}
@@ -42,6 +45,7 @@ class Request:
     stops: tuple[str, ...]
     stream: bool
     include_usage: bool
+    rules: PlayRules
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -58,12 +62,18 @@ def passes_through(body: dict[str, Any]) -> bool:
 
 
 def read_request(
-    kind: Kind, body: dict[str, Any], model: str, default_limit: int, decode: Callable[[list[int]], str] | None = None
+    kind: Kind,
+    body: dict[str, Any],
+    model: str,
+    rules: PlayRules,
+    default_limit: int,
+    decode: Callable[[list[int]], str] | None = None,
 ) -> Request:
     """Checks what planning depends on; the rest is the upstream's to judge.
 
     Args:
         model: the upstream's name of it.
+        rules: the server's; `asked_rules` narrows them.
         decode: from token ids to text, where prompts may be token ids.
 
     Raises:
@@ -97,7 +107,28 @@ def read_request(
     asked = [replace(context, sampling=_seeded(sampling, i), limit_field=field) for context in contexts for i in range(count)]
     options = body.get("stream_options")
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
-    return Request(kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")), usage)
+    return Request(
+        kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")), usage, asked_rules(body, rules)
+    )
+
+
+def asked_rules(body: dict[str, Any], rules: PlayRules) -> PlayRules:
+    """The rules of one request: ``gate`` and ``max_steps`` in its field ``rsim`` or, without them, its ``reasoning_effort`` or
+    ``thinking``. An answer has no more steps than the rules allow."""
+    given = {key: body.get(key) for key in ("reasoning_effort", "thinking")}
+    given |= body["rsim"] if isinstance(body.get("rsim"), dict) else {}
+    effort, thinking, gate = given["reasoning_effort"], given["thinking"], given.get("gate")
+    steps = rules.max_steps
+    if effort in _EFFORTS:
+        steps = max(1, int(steps * _EFFORTS[effort]))
+    if isinstance(thinking, dict) and isinstance(thinking.get("budget_tokens"), int):
+        steps = min(steps, max(1, thinking["budget_tokens"] // rules.step_tokens))
+    if gate is None and (effort == "none" or (isinstance(thinking, dict) and thinking.get("type") == "disabled")):
+        gate = 1.0
+    if gate is not None and (not isinstance(gate, int | float) or not 0 <= gate <= 1):
+        raise BadRequest("rsim.gate must be a number from 0 to 1", "rsim")
+    steps = min(_whole(given, "max_steps", steps, 1), rules.max_steps)
+    return replace(rules, max_steps=steps, gate=rules.gate if gate is None else float(gate))
 
 
 def _seeded(sampling: dict[str, Any], member: int) -> dict[str, Any]:
@@ -160,8 +191,12 @@ class Choice:
     steps: list[dict[str, Any]] = field(default_factory=list)
     finished: Finished | None = None
     thinking: dict[str, str] = field(default_factory=dict)  # in fields of its own
+    at: float = field(default_factory=time.perf_counter)  # when the last step ended
 
     def add(self, event: Event) -> None:
+        if self.steps and isinstance(event, Injected | Finished):
+            self.at, began = time.perf_counter(), self.at
+            self.steps[-1]["seconds"] = round(self.at - began, 4)
         if isinstance(event, Injected):
             self.steps.append(_step(event) | {"text": ""})
             self.text += event.text
@@ -214,8 +249,9 @@ def usage_of(parts: list[Usage]) -> dict[str, Any]:
     return usage | ({"estimated": True} if total.estimated else {})
 
 
-def chunk(request: Request, index: int, event: Event, *, first: bool) -> dict[str, Any]:
-    """One event of one choice as a stream's chunk; what was injected carries a field ``rsim`` that says so."""
+def chunk(request: Request, index: int, event: Event, said: Choice, *, first: bool) -> dict[str, Any]:
+    """One event of one choice as a stream's chunk. What was injected carries a field ``rsim`` that says so, the last chunk one
+    that says how long each step took."""
     text = "" if isinstance(event, Finished) else event.text
     reason = event.reason if isinstance(event, Finished) else None
     if request.kind == "chat":
@@ -231,6 +267,8 @@ def chunk(request: Request, index: int, event: Event, *, first: bool) -> dict[st
         shown["rsim"] = {"injected": True} | _step(event)
     elif isinstance(event, TextDelta) and event.output:
         shown["rsim"] = {"injected": True, "output": event.text}
+    elif isinstance(event, Finished) and said.steps:
+        shown["rsim"] = {"seconds": [step["seconds"] for step in said.steps]}
     return shown
 
 

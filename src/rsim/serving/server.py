@@ -28,16 +28,20 @@ from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.rewards.programs import allowed
 from rsim.serving import openai_api as api
-from rsim.serving.answers import answer, event_data, own_headers
+from rsim.serving.answers import answer, own_headers
 from rsim.serving.local_upstream import LocalUpstream
+from rsim.serving.messages_api import MESSAGES
 from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
+from rsim.serving.responses_api import RESPONSES
 from rsim.serving.said import UpstreamError
 from rsim.serving.state import Refusal, ServeConfig, State, enter, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 from rsim.serving.upstream_client import list_models, own_name, unanswered, upstream_client
+from rsim.serving.wire import CHAT, COMPLETION, event_data
 
 SUFFIX = "-rsim"
+WIRES = {"chat/completions": CHAT, "completions": COMPLETION, "responses": RESPONSES, "messages": MESSAGES}
 _PRIVATE = (b"auth", b"cookie", b"key", b"token", b"secret")  # in a header's name: it is the client's and this server's alone
 _ANSWERED = ("content-type", "retry-after", "x-request-id")
 
@@ -53,11 +57,10 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
         raise UserError("give an upstream or a model", "one of --upstream and --model")
     runner = allowed(planner, config.tools)
     app = FastAPI(title="rsim", lifespan=_lifespan(config, planner, reasoner, name, runner), docs_url=None, redoc_url=None)
-    app.add_exception_handler(Refusal, lambda request, error: JSONResponse(error.body, error.status, error.headers))
+    app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(Exception, _broken)
     routes: dict[str, tuple[str, Callable[..., Any]]] = {
-        "/v1/chat/completions": ("POST", partial(_complete, kind="chat")),
-        "/v1/completions": ("POST", partial(_complete, kind="completion")),
+        **{f"/v1/{path}": ("POST", partial(_complete, path=path)) for path in WIRES},
         "/v1/models": ("GET", _models),
         "/healthz": ("GET", _health),
         "/metrics": ("GET", _metrics),
@@ -107,19 +110,20 @@ def _client(config: ServeConfig) -> httpx.AsyncClient:
 # --- a request ---
 
 
-async def _complete(request: Request, kind: api.Kind) -> Response:
+async def _complete(request: Request, path: str) -> Response:
     state: State = request.app.state.rsim
     _authorise(request, state.config.api_key)
     raw = await _read_body(request, state.config)
-    body = _parsed(raw)
-    named = body.get("model") or ""
-    planned = (
-        (named.endswith(SUFFIX) or state.config.wrapped)
-        and body.get("rsim", True) is not False
-        and not api.passes_through(body)
-    )
+    asked, wire = _parsed(raw), WIRES[path]
+    named = asked.get("model") or ""
+    planned = (named.endswith(SUFFIX) or state.config.wrapped) and asked.get("rsim", True) is not False
+    try:
+        body = wire.read(asked) if planned or state.client is None else asked
+    except api.BadRequest as error:
+        raise Refusal(400, str(error), "invalid_request_error", param=error.param) from error
+    planned = planned and not api.passes_through(body)
     if not planned and state.client is not None:
-        return await _pass_through(state, request, kind, raw, body, named)
+        return await _pass_through(state, request, path, raw, asked, named)
     if state.client is None and named.removesuffix(SUFFIX) not in ("", state.local_model):
         known = f"{state.local_model}{SUFFIX} and {state.local_model}"
         raise Refusal(404, f"there is no model {named!r} here: {known} are served", "invalid_request_error", param="model")
@@ -129,7 +133,7 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     enter(state)
     streams, status = False, 500
     try:
-        reply = await answer(state, request, kind, body, named.removesuffix(SUFFIX), planned=planned)
+        reply = await answer(state, request, wire, body, named.removesuffix(SUFFIX), planned=planned, asked=asked)
         streams, status = isinstance(reply, WatchedStream), reply.status_code
     except Refusal as refusal:
         status = refusal.status
@@ -137,7 +141,7 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     finally:
         if not streams:  # a stream leaves when it is over
             leave(state)
-            state.metrics.done(kind, planned=planned, status=status, seconds=time.perf_counter() - began)
+            state.metrics.done(wire.kind, planned=planned, status=status, seconds=time.perf_counter() - began)
     return reply
 
 
@@ -158,18 +162,15 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 # --- without a planner ---
 
 
-async def _pass_through(
-    state: State, request: Request, kind: api.Kind, raw: bytes, body: dict[str, Any], named: str
-) -> Response:
+async def _pass_through(state: State, request: Request, path: str, raw: bytes, body: dict[str, Any], named: str) -> Response:
     """Sends the request on and the answer back, byte for byte; only a suffix and the field ``rsim`` are taken off."""
-    began = time.perf_counter()
+    began, kind = time.perf_counter(), WIRES[path].kind
     assert state.client is not None
     if named.endswith(SUFFIX) or "rsim" in body:
         body = {k: v for k, v in body.items() if k != "rsim"} | {"model": named.removesuffix(SUFFIX)}
         raw = json.dumps(body).encode()
     withheld = () if state.config.wrapped else _PRIVATE
     headers = [(k, v) for k, v in own_headers(request) if not any(part in k for part in withheld)]
-    path = "chat/completions" if kind == "chat" else "completions"
     sent = state.client.build_request("POST", path, content=raw, headers=headers)
     try:
         response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
@@ -255,7 +256,13 @@ async def _playground(request: Request) -> Response:
 
 def _broken(request: Request, error: Exception) -> Response:
     """A fault of ours; what happened is in the log."""
-    return JSONResponse(api.error_object("the request failed in this server", "server_error"), 500)
+    return _refused(request, Refusal(500, "the request failed in this server", "server_error"))
+
+
+def _refused(request: Request, error: Any) -> Response:
+    """A `Refusal` in the form of what was asked."""
+    wire = WIRES.get(request.url.path.removeprefix("/v1/"), CHAT)
+    return JSONResponse(wire.error(error.status, error.body), error.status, error.headers)
 
 
 def _authorise(request: Request, key: str) -> None:
@@ -268,7 +275,7 @@ def _authorise(request: Request, key: str) -> None:
             raise Refusal(403, f"a server without $RSIM_API_KEY does not serve {origin or host}", "permission_error")
         return
     scheme, _, given = request.headers.get("authorization", "").strip().partition(" ")
-    given = given.strip() if scheme.lower() == "bearer" else ""
+    given = given.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")  # Anthropic's clients'
     if not hmac.compare_digest(given.encode(), key.encode()):
         raise Refusal(401, "wrong or missing API key", "authentication_error")
 
