@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
@@ -14,8 +15,22 @@ from fastapi.responses import JSONResponse, Response
 
 from rsim.errors import UserError
 from rsim.serving import openai_api as api
+from rsim.serving.grammar import CALL, read_call
 from rsim.serving.local_upstream import LocalUpstream
-from rsim.serving.play import Asked, Event, Finished, Injected, StepEnd, TextDelta, Thought, Until, Upstream, Usage, play
+from rsim.serving.play import (
+    Asked,
+    Called,
+    Event,
+    Finished,
+    Injected,
+    StepEnd,
+    TextDelta,
+    Thought,
+    Until,
+    Upstream,
+    Usage,
+    play,
+)
 from rsim.serving.said import UpstreamError
 from rsim.serving.state import Refusal, State, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
@@ -131,21 +146,26 @@ async def _until_said(events: AsyncGenerator[tuple[int, Event]]) -> list[tuple[i
     first: list[tuple[int, Event]] = []
     async for index, event in events:
         first.append((index, event))
-        if isinstance(event, Thought | Finished) or (isinstance(event, TextDelta) and event.sampled):
+        if isinstance(event, Thought | Called | Finished) or (isinstance(event, TextDelta) and event.sampled):
             break
     return first
 
 
 async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Request, *, planned: bool) -> AsyncGenerator[Event]:
     """One answer, cut at the client's stop strings."""
-    spent = Usage()
+    spent, show = Usage(), {"content": None, "reasoning": "reasoning_content", "none": ""}[state.config.show]
     async with state.slots:
         if planned:
             source = play(asked, state.planning, upstream, wanted.rules, wanted.limit, spent, state.runner)
         else:
             source = _plain(upstream, asked, wanted.limit, wanted.stops)
-        async with aclosing(api.Stops(wanted.stops, ends_there=not planned).cut(source, spent)) as events:
+        async with (
+            aclosing(api.Stops(wanted.stops, ends_there=not planned).cut(source, spent)) as cut,
+            aclosing(_called(cut) if asked.tools else cut) as events,
+        ):
             async for event in events:
+                if show is not None and (isinstance(event, Injected) or (isinstance(event, TextDelta) and not event.sampled)):
+                    event = replace(event, place=show)
                 if isinstance(event, Injected):
                     state.metrics.steps.labels(event.strategy).inc()
                 elif isinstance(event, Finished):
@@ -156,15 +176,32 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:
     """An answer of the model in this process without a planner."""
     conversation = await upstream.open(asked)
+    until = Until(strings=stops, strict=bool(asked.form or asked.tools))
     try:
-        async with aclosing(conversation.step(limit, Until(strings=stops))) as pieces:
+        async with aclosing(conversation.step(limit, until)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, StepEnd):
-                    yield Finished("length" if piece.reason == "cap" else "stop", piece.usage)
+                    yield Finished("length" if piece.reason == "cap" else "stop", piece.usage, logprobs=piece.logprobs)
                 elif isinstance(piece, str):
                     yield TextDelta(piece)
     finally:
         await conversation.close()
+
+
+async def _called(events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+    """Of an answer that may be a call of a tool: the call instead of its text, which is held back as long as it may be one."""
+    held: str | None = ""
+    async for event in events:
+        if held is not None and isinstance(event, TextDelta) and event.sampled and event.place == "content":
+            held += event.text
+            if CALL.startswith(held) or held.startswith(CALL):
+                continue
+            event, held = replace(event, text=held), None
+        elif held and isinstance(event, Finished):
+            call = read_call(held)
+            yield Called(f"call_{uuid.uuid4().hex[:24]}", *call) if call else TextDelta(held)
+            event = replace(event, reason="tool_calls") if call else event
+        yield event
 
 
 async def _merge(plays: list[AsyncGenerator[Event]], deadline: float) -> AsyncGenerator[tuple[int, Event]]:

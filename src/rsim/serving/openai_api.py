@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rsim.rules import PlayRules
-from rsim.serving.play import Asked, Event, Finished, Injected, TextDelta, Thought, Usage
+from rsim.serving.play import Asked, Called, Event, Finished, Injected, TextDelta, Thought, Usage
 
 Kind = Literal["chat", "completion"]
 _CHOICES = 1024  # of one request
 _HOTTEST = 1000  # temperature
+_TOP = 20  # log-probs beside a token's own
 
 # Requests with any of these pass through as they are.
 _NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix", "previous_response_id", "conversation")
@@ -23,7 +24,7 @@ _PLAIN = {"response_format": {"type": "text"}, "best_of": 1}  # values of these 
 _EFFORTS = {"minimal": 0, "low": 0.25, "medium": 0.5, "high": 1, "xhigh": 1, "max": 1}
 # What planning itself decides or obeys; all other fields are passed on to the upstream as they are.
 _READ = {"model", "messages", "prompt", "stream", "stream_options", "n", "stop", "max_tokens", "max_completion_tokens", "rsim"}
-_READ |= {"continue_final_message", "add_generation_prompt", "logprobs", "top_logprobs", *_NOT_PLANNED}
+_READ |= {"continue_final_message", "add_generation_prompt", "logprobs", "top_logprobs", "tool_choice", *_NOT_PLANNED}
 
 
 class BadRequest(Exception):
@@ -53,12 +54,16 @@ class Request:
         self.id = f"{'chatcmpl' if self.kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
 
 
-def passes_through(body: dict[str, Any]) -> bool:
-    """Whether the request asks for something that planning has no part in (tools, log-probs, a fixed format)."""
+def passes_through(body: dict[str, Any], *, local: bool = False) -> bool:
+    """Whether the request asks for something that planning has no part in. ``local``: of a model in this process, which has
+    tools, formats and log-probs; before an upstream a format is planned where ``rsim.structured`` says so."""
     messages = body.get("messages")
     tools = isinstance(messages, list) and any(isinstance(m, dict) and m.get("role") in ("tool", "function") for m in messages)
     logprobs = body.get("logprobs") is not None and body["logprobs"] is not False  # 0 asks for the sampled tokens' own
-    return tools or logprobs or any(body.get(key) and body[key] != _PLAIN.get(key) for key in _NOT_PLANNED)
+    structured = isinstance(body.get("rsim"), dict) and body["rsim"].get("structured") is True
+    done = ("tools", "response_format") if local else ("response_format",) if structured else ()
+    asked = any(body.get(key) and body[key] != _PLAIN.get(key) for key in _NOT_PLANNED if key not in done)
+    return asked or (not local and (tools or logprobs))
 
 
 def read_request(
@@ -86,6 +91,8 @@ def read_request(
             raise BadRequest(
                 f"{key} must be a {f'number from 0 to {_HOTTEST}' if key == 'temperature' else 'whole number'}", key
             )
+    unlimited = {key: None for key in ("max_tokens", "max_completion_tokens") if body.get(key) == -1}
+    body = body | unlimited  # as llama.cpp's clients say it
     limit = _whole(body, "max_completion_tokens", _whole(body, "max_tokens", default_limit, 1), 1)
     count = _whole(body, "n", 1, 1)
     given = body.get("stop") or []
@@ -105,11 +112,30 @@ def read_request(
         raise BadRequest(f"{count * len(contexts)} answers are asked for: {_CHOICES} at most", "n")
     field = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     asked = [replace(context, sampling=_seeded(sampling, i), limit_field=field) for context in contexts for i in range(count)]
+    asked = [replace(one, **_final_step(kind, body)) for one in asked]
     options = body.get("stream_options")
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
     return Request(
         kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")), usage, asked_rules(body, rules)
     )
+
+
+def _final_step(kind: Kind, body: dict[str, Any]) -> dict[str, Any]:
+    """What is asked of the answer itself, as `Asked` has it: a format, tools, log-probs."""
+    form, tools, choice, logprobs = (body.get(key) for key in ("response_format", "tools", "tool_choice", "logprobs"))
+    if form is not None and (not isinstance(form, dict) or not isinstance(form.get("type"), str)):
+        raise BadRequest("response_format must be an object with a type", "response_format")
+    functions = [t.get("function") if isinstance(t, dict) else None for t in tools] if isinstance(tools, list) else [tools]
+    if tools and not all(isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions):
+        raise BadRequest("tools must be a list of functions with a name", "tools")
+    if kind == "chat":
+        logprobs = _whole(body, "top_logprobs", 0, 0) if logprobs else None
+    elif logprobs is not None:
+        logprobs = _whole(body, "logprobs", 0, 0)
+    if logprobs is not None and logprobs > _TOP:
+        raise BadRequest(f"{_TOP} log-probs at most", "top_logprobs" if kind == "chat" else "logprobs")
+    form = form if form and form["type"] != "text" else None
+    return {"form": form, "tools": tools if tools and choice != "none" else [], "tool_choice": choice, "logprobs": logprobs}
 
 
 def asked_rules(body: dict[str, Any], rules: PlayRules) -> PlayRules:
@@ -191,6 +217,7 @@ class Choice:
     steps: list[dict[str, Any]] = field(default_factory=list)
     finished: Finished | None = None
     thinking: dict[str, str] = field(default_factory=dict)  # in fields of its own
+    calls: list[dict[str, Any]] = field(default_factory=list)
     at: float = field(default_factory=time.perf_counter)  # when the last step ended
 
     def add(self, event: Event) -> None:
@@ -199,20 +226,39 @@ class Choice:
             self.steps[-1]["seconds"] = round(self.at - began, 4)
         if isinstance(event, Injected):
             self.steps.append(_step(event) | {"text": ""})
-            self.text += event.text
+            self._show(event.text, event.place)
         elif isinstance(event, TextDelta):
-            self.text += event.text
+            self._show(event.text, event.place)
             if self.steps and event.sampled:
                 self.steps[-1]["text"] += event.text
             if event.output:
                 self.steps[-1]["output"] = event.text
         elif isinstance(event, Thought):
-            if event.field == "content":
-                self.text += event.text
-            else:
-                self.thinking[event.field] = self.thinking.get(event.field, "") + event.text
+            self._show(event.text, event.field)
+        elif isinstance(event, Called):
+            self.calls.append(_call(event, len(self.calls)))
         else:
             self.finished = event
+
+    def _show(self, text: str, place: str) -> None:
+        if place == "content":
+            self.text += text
+        elif place:
+            self.thinking[place] = self.thinking.get(place, "") + text
+
+
+def _call(event: Called, number: int) -> dict[str, Any]:
+    return {"index": number, "id": event.id, "type": "function", "function": {"name": event.name, "arguments": event.arguments}}
+
+
+def _logprobs(kind: Kind, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The log-probs of what was sampled; what was injected has none."""
+    if kind == "chat" or not entries:
+        return {"content": entries, "refusal": None} if entries else None
+    tokens = [entry["token"] for entry in entries]
+    offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+    best = [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries]
+    return {"tokens": tokens, "token_logprobs": [e["logprob"] for e in entries], "top_logprobs": best, "text_offset": offsets}
 
 
 def _step(event: Injected) -> dict[str, Any]:
@@ -224,10 +270,13 @@ def whole(request: Request, choices: list[Choice], mode: str | None) -> dict[str
     shown = []
     for index, choice in enumerate(choices):
         reason = choice.finished.reason if choice.finished else None
-        message = {"role": "assistant", "content": choice.text} | choice.thinking
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text} | choice.thinking
+        if choice.calls:
+            message |= {"content": choice.text or None, "tool_calls": choice.calls}
         said: dict[str, Any] = {"message": message} if request.kind == "chat" else {"text": choice.text}
         stop = choice.finished.stop if choice.finished else None
-        shown.append({"index": index, **said, "logprobs": None, "finish_reason": reason, "stop_reason": stop})
+        logprobs = _logprobs(request.kind, choice.finished.logprobs if choice.finished else [])
+        shown.append({"index": index, **said, "logprobs": logprobs, "finish_reason": reason, "stop_reason": stop})
     kind = "chat.completion" if request.kind == "chat" else "text_completion"
     usage = usage_of([c.finished.usage for c in choices if c.finished])
     response = _envelope(request, kind) | {"choices": shown, "usage": usage}
@@ -252,14 +301,19 @@ def usage_of(parts: list[Usage]) -> dict[str, Any]:
 def chunk(request: Request, index: int, event: Event, said: Choice, *, first: bool) -> dict[str, Any]:
     """One event of one choice as a stream's chunk. What was injected carries a field ``rsim`` that says so, the last chunk one
     that says how long each step took."""
-    text = "" if isinstance(event, Finished) else event.text
+    place = event.field if isinstance(event, Thought) else event.place if isinstance(event, Injected | TextDelta) else ""
+    text = event.text if isinstance(event, Injected | TextDelta | Thought) else ""
     reason = event.reason if isinstance(event, Finished) else None
+    logprobs = _logprobs(request.kind, event.logprobs) if isinstance(event, Finished) else None
     if request.kind == "chat":
-        place = event.field if isinstance(event, Thought) else "content"
-        delta = ({"role": "assistant"} if first else {}) | ({} if isinstance(event, Finished) else {place: text})
+        delta: dict[str, Any] = ({"role": "assistant"} if first else {}) | ({place: text} if place else {})
+        if isinstance(event, Called):
+            delta["tool_calls"] = said.calls[-1:]
         choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
     else:
-        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+        shown_text = text if place == "content" else ""
+        choice = {"index": index, "text": shown_text, "finish_reason": reason}
+    choice["logprobs"] = logprobs
     if isinstance(event, Finished):
         choice["stop_reason"] = event.stop  # the stop string that was met, as vLLM tells it
     shown = _chunk_envelope(request) | {"choices": [choice]}

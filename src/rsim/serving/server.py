@@ -1,7 +1,7 @@
 """``rsim serve``: an OpenAI-compatible server whose answers are planned.
 
 A model name with the suffix ``-rsim`` asks for a planned answer. The plain name, ``"rsim": false`` in the body, or a request
-that planning has no part in (tools, log-probs) passes through untouched.
+that planning has no part in (an upstream's tools, log-probs) passes through untouched.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
     routes: dict[str, tuple[str, Callable[..., Any]]] = {
         **{f"/v1/{path}": ("POST", partial(_complete, path=path)) for path in WIRES},
         "/v1/models": ("GET", _models),
+        "/v1/models/{name:path}": ("GET", _model),
         "/healthz": ("GET", _health),
         "/metrics": ("GET", _metrics),
         "/": ("GET", _playground),
@@ -121,14 +122,15 @@ async def _complete(request: Request, path: str) -> Response:
         body = wire.read(asked) if planned or state.client is None else asked
     except api.BadRequest as error:
         raise Refusal(400, str(error), "invalid_request_error", param=error.param) from error
-    planned = planned and not api.passes_through(body)
+    local = state.client is None
+    planned = planned and not api.passes_through(body, local=local)
     if not planned and state.client is not None:
         return await _pass_through(state, request, path, raw, asked, named)
     if state.client is None and named.removesuffix(SUFFIX) not in ("", state.local_model):
         known = f"{state.local_model}{SUFFIX} and {state.local_model}"
         raise Refusal(404, f"there is no model {named!r} here: {known} are served", "invalid_request_error", param="model")
-    if api.passes_through(body):
-        raise Refusal(400, "a model in this process has no tools, log-probs, formats or echoes", "invalid_request_error")
+    if api.passes_through(body, local=local):
+        raise Refusal(400, "a model in this process has no echoes, suffixes and stored responses", "invalid_request_error")
     began = time.perf_counter()
     enter(state)
     streams, status = False, 500
@@ -217,6 +219,19 @@ async def _sent_on(client: httpx.AsyncClient, sent: httpx.Request) -> tuple[http
 
 
 async def _models(request: Request) -> Response:
+    return JSONResponse({"object": "list", "data": await _listed(request)})
+
+
+async def _model(request: Request) -> Response:
+    name = request.path_params["name"]
+    for model in await _listed(request):
+        if model["id"] == name:
+            return JSONResponse(model)
+    raise Refusal(404, f"there is no model {name!r} here", "invalid_request_error", param="model")
+
+
+async def _listed(request: Request) -> list[dict[str, Any]]:
+    """The models, those whose answers are planned first."""
     state: State = request.app.state.rsim
     _authorise(request, state.config.api_key)
     if state.client is None:
@@ -226,8 +241,7 @@ async def _models(request: Request) -> Response:
             listed = await list_models(state.client)
         except UpstreamError as error:
             raise from_upstream(error) from error
-    planned = [m | {"id": f"{m['id']}{SUFFIX}", "owned_by": "rsim"} for m in listed]
-    return JSONResponse({"object": "list", "data": [*planned, *listed]})
+    return [m | {"id": f"{m['id']}{SUFFIX}", "owned_by": "rsim"} for m in listed] + listed
 
 
 async def _health(request: Request) -> Response:
