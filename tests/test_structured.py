@@ -89,7 +89,7 @@ def test_tools_are_called(client, local, model):
                                    tools=[ADD["function"] | {"type": "function"}]).output[-1]  # fmt: skip
     assert (item.type, item.name, item.arguments) == ("function_call", "add", call.function.arguments)
     block = httpx.post(f"{local}/messages", json=asked | {"tool_choice": {"type": "any"}, "tools": [
-        {"name": "add", "input_schema": ADD["function"]["parameters"]}]}).json()  # fmt: skip
+        {"name": "add", "input_schema": ADD["function"]["parameters"]}]}, timeout=60).json()  # fmt: skip
     assert (block["stop_reason"], block["content"][-1]["type"]) == ("tool_use", "tool_use")
     assert block["content"][-1]["input"] == json.loads(call.function.arguments)
 

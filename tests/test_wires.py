@@ -172,6 +172,6 @@ def test_each_step_says_how_long_it_took(url):
     steps = reply["rsim"]["choices"][0]["steps"]
     assert all(0 < step["seconds"] < 60 for step in steps)
     streamed = httpx.post(f"{url}/chat/completions", json={"model": MODELS[1], "stream": True, "temperature": 0,
-                                                           "messages": [{"role": "user", "content": Q}]}).text  # fmt: skip
+                                                           "messages": [{"role": "user", "content": Q}]}, timeout=60).text  # fmt: skip
     last = [json.loads(line[6:]) for line in streamed.split("\n") if line.startswith("data: {")][-1]
     assert len(last["rsim"]["seconds"]) == len(steps)
