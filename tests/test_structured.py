@@ -130,6 +130,16 @@ def test_small_fields(client):
                   {"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "no"}}}):  # fmt: skip
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model=MODELS[1], **asked, **wrong)
+    for wrong in ({"tool_choice": 7, "tools": [ADD]}, {"tool_choice": {"function": "add"}, "tools": [ADD]},
+                  {"tools": [{"type": "function", "function": {"name": "x", "parameters": 7}}]},
+                  {"messages": [{"role": "assistant", "content": None, "tool_calls": 7}]},
+                  {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "x", "arguments": {}}}]}]},
+                  {"messages": [{"role": "tool", "content": None}]}):  # fmt: skip
+        for model in MODELS:
+            body = {"model": model, "max_tokens": 20} | asked | wrong
+            assert httpx.post(f"{client.base_url}chat/completions", json=body, timeout=60).status_code == 400, wrong
+    for odd in ({"reasoning_effort": ["low"]}, {"rsim": {"max_steps": 1, "gate": 0}}):
+        assert client.chat.completions.create(model=MODELS[1], **asked, extra_body=odd)
     for unknown in (
         lambda: client.chat.completions.create(model="nonsense-rsim", **asked),
         lambda: client.models.retrieve("no"),
