@@ -67,10 +67,15 @@ class NativeEngine:
         return len(self.steps)
 
     def start(
-        self, slots: list[int], prompts: list[list[int]], keys: list[str], temperatures: list[float] | None = None
+        self,
+        slots: list[int],
+        prompts: list[list[int]],
+        keys: list[str],
+        temperatures: list[float] | None = None,
+        allowed: int | None = None,
     ) -> None:
-        """``temperatures``: of each sequence, where they are not all the engine's."""
-        pending = self.decoder.start([self.rows[s] for s in slots], prompts)
+        """``temperatures``, and the tokens ``allowed`` after each prompt, where they are not the engine's."""
+        pending = self.decoder.start([self.rows[s] for s in slots], prompts, self.max_tokens if allowed is None else allowed)
         heat = temperatures or [self.temperature] * len(slots)
         for slot, ids, key, temperature in zip(slots, pending, keys, heat, strict=True):
             self.sequences[slot] = _Sequence(ids, episode_uniforms(self.seed, key, self.max_tokens), temperature)
