@@ -50,6 +50,7 @@ class ServeOptions:
     slots: int
     waiting: int
     request_seconds: float
+    show: str
     strategies: str
 
 
@@ -57,6 +58,8 @@ def run_server(options: ServeOptions) -> None:
     """Serves until interrupted."""
     quiet_models()
     check_address(options.upstream, options.mode)
+    if options.show not in ("content", "reasoning", "none"):
+        raise UserError(f"--show {options.show}", "use content, reasoning or none")
     if not (options.upstream or options.model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
     planner = _planner(options)
@@ -73,6 +76,7 @@ def run_server(options: ServeOptions) -> None:
         slots=options.slots,
         waiting=options.waiting,
         request_seconds=options.request_seconds,
+        show=options.show,  # type: ignore[arg-type]
     )
     reasoner = None if options.upstream else load_reasoner(options.model)
     name = Path(options.model).name or "local"
