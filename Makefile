@@ -3,7 +3,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-full mutants lint results clean
+.PHONY: setup demo test test-full mutants lint docs results clean
 
 setup: .venv/.ready
 
@@ -43,8 +43,13 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/mypy examples
 
+# the site, from docs/ and docstrings; a link that leads nowhere is an error
+docs: setup
+	$(BIN)/pip install -q --disable-pip-version-check 'mkdocs-material>=9.6' 'mkdocstrings-python>=1.16'
+	$(BIN)/mkdocs build --strict
+
 results: setup
 	$(BIN)/python -m studies.ledger
 
 clean:
-	rm -rf runs runs-demo.* build *.egg-info
+	rm -rf runs runs-demo.* build site *.egg-info

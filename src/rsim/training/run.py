@@ -150,13 +150,14 @@ def told(record: dict[str, Any]) -> list[str]:
     return []
 
 
-def step_line(record: dict[str, Any]) -> str:
+def step_line(record: dict[str, Any], *, short: bool = False) -> str:
+    """``short``: for a bar, whose stage says lambda."""
     reward = record.get("reasoner/return", record.get("planner/return", 0.0))
     speed = f"{record['tokens_per_second']:,.0f} tok/s"
     parts = [f"reward {reward:.2f}", f"acc {record['accuracy']:.2f}", f"λ {record['lambda']:.1f}", speed]
     if "planner/entropy" in record:
-        parts.append(f"planner H {record['planner/entropy']:.2f}")
-    return "  ".join(parts)
+        parts.append(f"{'' if short else 'planner '}H {record['planner/entropy']:.2f}")
+    return " ".join([*parts[:2], *parts[3:]]) if short else "  ".join(parts)
 
 
 def train_quietly(config: Config, resume: bool, force: bool) -> None:
