@@ -33,7 +33,6 @@ LAYERS = [
     "serving",
     "evaluation",
     "training",
-    "discovery",
     "collecting",  # every arm on every question
     "reporting",
     "api",  # the Python side of the commands

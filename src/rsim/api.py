@@ -286,6 +286,7 @@ def fit(
     out: str | Path,
     *,
     planner: str = "smollm2-135m",
+    tests: Sequence[str | Path] = (),
     price: float = 0.0,
     data_dir: str = "",
     on_state: Callable[[int, int], None] = lambda read, of: None,
@@ -296,12 +297,14 @@ def fit(
         logs: folders that `collect` wrote.
         out: the planner's folder.
         planner: its base LLM, which stays as it is.
+        tests: logs of other questions to read the planner off.
         price: of a thousand tokens, in right answers: 0.1 is ten points.
         data_dir: folder of the data sets; by default ``$RSIM_DATA``.
         on_state: called with ``(read, all)`` as the base reads the questions.
 
     Returns:
-        `rsim.collecting.fit.Fitted`: ``planner``, ``standings`` (what it is worth, cross-fitted), ``strays``.
+        `rsim.collecting.fit.Fitted`: ``planner``, ``standings`` (what it is worth, cross-fitted), ``tested`` (on
+        ``tests``), ``strays``.
 
     Raises:
         UserError: the folder exists; logs that do not belong together; too few questions.
@@ -315,8 +318,8 @@ def fit(
     from rsim.policies.loading import quiet_models
 
     quiet_models()
-    opened = [Log(Path(folder)) for folder in logs]
-    fitted = fit_planner(opened, planner, price=price, data=DataConfig(data_dir=data_dir), on_state=on_state)
+    opened, others = ([Log(Path(folder)) for folder in folders] for folders in (logs, tests))
+    fitted = fit_planner(opened, planner, tests=others, price=price, data=DataConfig(data_dir=data_dir), on_state=on_state)
     write(fitted, opened, Path(out), base=planner, price=price)
     return fitted
 

@@ -32,7 +32,6 @@ class ModelsConfig:
 
     reasoner: str = setting("nano-s", "a packaged name (nano-s, smollm2-135m), a local folder or a hub id")
     planner: str = setting("nano-s", 'as reasoner; "none" trains the reasoner alone (plain GRPO)')
-    planner_head: Literal["random", "names"] = setting("random", "of a new planner; names: the base's own rows")
     planner_sees: Literal["everything", "question", "number"] = setting(
         "everything", "of a new planner; question: not the steps, number: of the step alone (controls)"
     )
@@ -73,10 +72,7 @@ class RolloutConfig(PlayRules):
     batch: int = setting(256, "episodes in flight", at_least=1)
     engine: Literal["native", "vllm", "llama"] = setting("native", "what samples")
     cuda_graphs: bool = setting(True, "native engine on a GPU: passes of one token per sequence are recorded and replayed")
-    vllm_url: str = setting("http://127.0.0.1:8000", "or several, with commas between them; ray:N: Ray starts N of them")
-    vllm_command: str = setting(
-        "vllm serve {folder} --host {host} --port {port} --logprobs-mode processed_logprobs", "what Ray starts"
-    )
+    vllm_url: str = setting("http://127.0.0.1:8000", "or several, with commas between them")
     vllm_timeout: float = setting(600.0, "seconds that one step may take")
     llama_url: str = setting("http://127.0.0.1:8080", "llama.cpp's server, or several with commas between them")
     llama_timeout: float = setting(3600.0, "seconds that one step may take; on a CPU a step of many at a time is slow")
@@ -132,8 +128,6 @@ class ObjectiveConfig:
     beta: float = setting(0.0, "weight of the reasoner's KL to its starting model")
     kl: Literal["k1", "k2", "k3"] = setting("k3", "the estimate of that KL; k1 has k2's gradient")
     planner_entropy: float = setting(0.0, "weight of the planner's entropy bonus")
-    entropy_target: float = setting(0.0, "nats at which the bonus has faded; 0: it never fades", at_least=0)
-    usage_weight: float = setting(0.0, "pulls the planner's mean policy towards equal use", at_least=0)
     importance_cap: float = setting(0.0, "truncated correction of the sampler's to the trainer's numerics; 0: off", at_least=0)
     importance_level: Literal["token", "sequence"] = setting("token", "of that correction: of each action or of all together")
     mask_truncated: bool = setting(False, "leave truncated episodes out of the update")
@@ -175,10 +169,9 @@ class TrainConfig:
     """The updates, and what is logged of them."""
 
     steps: int = setting(0, "in all, shared by the stages in proportion to their own; 0: the stages' own", at_least=0)
-    token_budget: int = setting(0, "sampled reasoner tokens, cold start included, after which to stop; 0: none", at_least=0)
+    token_budget: int = setting(0, "sampled reasoner tokens, with the cold start, that the steps share; 0: any", at_least=0)
     questions: int = setting(32, "per step", at_least=1)
     group: int = setting(8, "episodes per question", at_least=2)
-    entropy_reset: float = setting(0.0, "nats that a surer planner begins with; 0: as it comes", at_least=0)
     planner_lr: float = setting(1e-3, "the planner's learning rate", at_least=0)
     reasoner_lr: float = setting(3e-4, "the reasoner's learning rate", at_least=0)
     value_lr: float = setting(0.0, "ppo: a value head's; 0: its agent's; lambda acts on it too", at_least=0)
@@ -192,7 +185,6 @@ class TrainConfig:
     minibatches: int = setting(1, "optimiser steps per iteration", at_least=1)
     micro_tokens: int = setting(16384, "tokens per forward pass; gradients are accumulated", at_least=1)
     gradient_checkpointing: bool = setting(False, "less memory for a third more time")
-    compile: bool = setting(False, "torch.compile each layer's norms and MLP; minutes at the start")
     eval_every: int = setting(10, "steps between held-out evaluations; 0: at the end alone", at_least=0)
     samples_every: int = setting(5, "steps between logged episodes; 0: none are logged")
     trackers: tuple[str, ...] = setting(("tensorboard",), "tensorboard, wandb, trackio")
@@ -278,21 +270,8 @@ class Config:
     def trained_whole(self) -> list[str]:
         """The agents that train all their weights, not an adapter."""
         models = self.models
-        whole = {
-            "reasoner": self.trains_reasoner and not models.reasoner_lora,
-            "planner": models.planner != "none" and not models.planner_lora,
-        }
-        return [name for name, holds in whole.items() if holds]
-
-
-_RENAMED = {  # keys of older configs
-    "train.reopen": "train.entropy_reset",
-    "train.shard": "parallel.shard",
-    "train.deepspeed": "parallel.deepspeed",
-    "train.save_every": "checkpoint.save_every",
-    "train.keep_checkpoints": "checkpoint.keep",
-    "train.save_in_background": "checkpoint.save_in_background",
-}
+        whole = ["reasoner"] if self.trains_reasoner and not models.reasoner_lora else []
+        return [*whole, "planner"] if models.planner != "none" and not models.planner_lora else whole
 
 
 def presets() -> list[str]:
@@ -386,8 +365,6 @@ def from_table(cls: type[Any], table: Any, where: str) -> Any:
     values: dict[str, Any] = {}
     for key, value in table.items():
         path = f"{where}.{key}" if where else key
-        if path in _RENAMED:
-            raise UserError(f"{path} has another name now", f"write {_RENAMED[path]}")
         if key not in known:
             raise UserError(f"unknown key {path!r}", did_you_mean(key, known))
         values[known[key]] = _coerce(hints[known[key]], value, path)
@@ -428,12 +405,6 @@ def validate(config: Config) -> None:
     if rollout.max_tokens <= rollout.answer_tokens:
         raise UserError(
             f"rollout.max_tokens = {rollout.max_tokens}", f"must exceed rollout.answer_tokens = {rollout.answer_tokens}"
-        )
-    if train.entropy_reset and config.models.planner == "none":
-        raise UserError("train.entropy_reset", "is the entropy that the planner begins with, and there is no planner: set 0")
-    if objective.entropy_target and not objective.planner_entropy:
-        raise UserError(
-            "objective.entropy_target", "is what objective.planner_entropy leads to: set that one too, e.g. to 0.05"
         )
     if objective.importance_level == "sequence" and not objective.importance_cap:
         raise UserError("objective.importance_level", "there is no correction: set objective.importance_cap too, e.g. to 2")

@@ -14,6 +14,9 @@ def command(
     logs: Annotated[list[str], typer.Argument(metavar="LOG...", help="Folders that rsim collect wrote, of one model.")],
     out: Annotated[str, typer.Option(help="The planner's folder, a new one.")],
     planner: Annotated[str, typer.Option(metavar="BASE", help="The planner's base LLM; it stays as it is.")] = "smollm2-135m",
+    test: Annotated[
+        list[str] | None, typer.Option(metavar="LOG", help="A log of other questions to read the planner off; repeatable.")
+    ] = None,
     price: Annotated[float, typer.Option(help="Of a thousand tokens, in right answers: 0.1 is ten points.", min=0)] = 0.0,
     data_dir: DataDir = "",
     quiet: Quiet = False,
@@ -25,5 +28,6 @@ def command(
     from rsim.collecting.planner_folder import as_text
 
     with shown("reading questions", quiet=quiet) as on_state:
-        fitted = api.fit(logs, out, planner=planner, price=price, data_dir=data_dir, on_state=on_state)
-    tell({"rows": [asdict(row) for row in fitted.standings], "strays": fitted.strays}, as_text(fitted), as_json)
+        fitted = api.fit(logs, out, planner=planner, tests=test or [], price=price, data_dir=data_dir, on_state=on_state)
+    rows = {"rows": [asdict(r) for r in fitted.standings], "tested": [asdict(r) for r in fitted.tested]}
+    tell(rows | {"strays": fitted.strays}, as_text(fitted), as_json)

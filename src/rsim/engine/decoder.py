@@ -11,6 +11,8 @@ from rsim.engine import packed
 from rsim.engine.cache import CachedLayout, SlotCache
 from rsim.engine.graphs import CudaGraphPasses, can_capture
 from rsim.engine.prepare import prepare
+from rsim.engine.rotary import outgrows
+from rsim.models.shape import context, first_range
 
 _PREFILL_TOKENS = 4096  # of the prefixes that are read in one forward pass
 _WORTH_COPYING = 16  # tokens: fewer are read again
@@ -30,18 +32,31 @@ class Decoder:
         self.cache = SlotCache(slots, capacity, weight.dtype, weight.device)
         self.passes = CudaGraphPasses(model, self.cache) if cuda_graphs and can_capture(model) else None
         self.prefixes: dict[int, tuple[int, ...]] = {}  # all but the last token of each slot's sequence, as it began
+        self.long = [False] * slots  # whether a slot's sequence may outgrow the first range
 
-    def start(self, slots: list[int], sequences: list[list[int]]) -> list[list[int]]:
-        """Puts new sequences into ``slots``; returns what of each is still to be read, for the next `append`.
+    def start(self, slots: list[int], sequences: list[list[int]], allowed: int = 0) -> list[list[int]]:
+        """Puts new sequences into ``slots``; returns what of each is still to be read, for the next `append`. ``allowed``: the
+        most tokens that may follow.
 
         What sequences have in common is read once and copied: the whole question between the episodes of a group, a system
         prompt between all of them, also from slots whose sequences have gone on already.
         """
         for slot in slots:
             self.release(slot)
-        known = sorted((b, slot) for slot, b in self.prefixes.items() if self.cache.lengths[slot] >= len(b))
-        members: dict[tuple[int, ...], list[int]] = {}
+        begun: dict[bool, dict[int, list[int]]] = {}
         for slot, ids in zip(slots, sequences, strict=True):
+            self.long[slot] = outgrows(self.model, len(ids) + allowed)
+            begun.setdefault(self.long[slot], {})[slot] = ids
+        for alike in begun.values():  # keys and values of other rotary factors are others
+            self._begin(alike)
+        return [ids[self.cache.lengths[slot] :] for slot, ids in zip(slots, sequences, strict=True)]
+
+    def _begin(self, sequences: dict[int, list[int]]) -> None:
+        long = self.long[next(iter(sequences))]
+        whole = [s for s, b in self.prefixes.items() if self.cache.lengths[s] >= len(b) and self.long[s] == long]
+        known = sorted((self.prefixes[slot], slot) for slot in whole)
+        members: dict[tuple[int, ...], list[int]] = {}
+        for slot, ids in sequences.items():
             self.prefixes[slot] = tuple(ids[:-1])
             members.setdefault(self.prefixes[slot], []).append(slot)
         new = sorted(members)
@@ -58,7 +73,6 @@ class Decoder:
         for prefix, (first, *others) in members.items():
             if others:
                 self.cache.copy(first, others, len(prefix))
-        return [ids[self.cache.lengths[slot] :] for slot, ids in zip(slots, sequences, strict=True)]
 
     def _read_whole(self, slots: list[int]) -> None:
         """Reads what the slots' prefixes still lack, some thousand tokens at a time."""
@@ -79,7 +93,8 @@ class Decoder:
         counts = [len(chunks[i]) for i in order]
         layout = CachedLayout(self.cache, [slots[i] for i in order], counts)
         ids = torch.tensor([token for i in order for token in chunks[i]], device=self.cache.device)
-        hidden = packed.forward(self.model, ids, layout.positions, layout)
+        long = None if first_range(self.model.config) is None else torch.tensor(self.long, device=ids.device)[layout.owners]
+        hidden = packed.forward(self.model, ids, layout.positions, layout, long)
         for slot, chunk in zip(slots, chunks, strict=True):
             self.cache.lengths[slot] += len(chunk)
         back = sorted(range(len(order)), key=order.__getitem__)
@@ -89,8 +104,14 @@ class Decoder:
         self.prefixes.pop(slot, None)
         self.cache.lengths[slot] = 0
 
+    def limit(self, slot: int) -> int:
+        """Tokens to which a slot's sequence may grow."""
+        first = first_range(self.model.config)
+        return context(self.model.config) if first is None or self.long[slot] else first
+
     def move(self, source: int, target: int) -> None:
         """Moves a sequence to a free slot."""
+        self.long[target] = self.long[source]
         self.cache.copy(source, [target], self.cache.lengths[source])
         self.prefixes[target] = self.prefixes[source]
         self.release(source)

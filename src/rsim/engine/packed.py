@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from rsim.engine.layers import speed_up
+from rsim.engine.rotary import factors
 from rsim.errors import UserError
 from rsim.models.device import precise
 
@@ -71,17 +72,21 @@ def attach(model: PreTrainedModel) -> None:
         raise UserError(f"{type(model).__name__} is not built on transformers' attention interface", REMEDY)
 
 
-def forward(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
+def forward(
+    model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, long: torch.Tensor | None = None
+) -> torch.Tensor:
     """Final hidden states ``[N, hidden]`` of a packed stream; ``model`` must be prepared.
 
     Args:
         ids: ``[N]`` token ids, sequence by sequence as ``layout`` expects them.
         positions: ``[N]``, each token's place in its own sequence.
+        long: ``[N]``, which tokens are of sequences that outgrow the model's first range (`rsim.engine.rotary`).
     """
     no_mask = ids.new_zeros((1, 1, 1, 1))  # four dimensions: transformers makes no mask of its own
-    output = model.base_model(
-        input_ids=ids[None], position_ids=positions[None], attention_mask=no_mask, use_cache=False, packed=layout
-    )
+    with factors(model, long):
+        output = model.base_model(
+            input_ids=ids[None], position_ids=positions[None], attention_mask=no_mask, use_cache=False, packed=layout
+        )
     hidden: torch.Tensor = output.last_hidden_state[0]
     return hidden
 

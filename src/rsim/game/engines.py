@@ -8,7 +8,7 @@ from rsim.engine.native import NativeEngine
 from rsim.engine.protocol import Engine
 from rsim.engine.vllm import VllmEngine, VllmServers
 from rsim.errors import UserError
-from rsim.models.shape import context
+from rsim.models.shape import context, first_range
 from rsim.policies.reasoner import Reasoner
 
 
@@ -61,9 +61,22 @@ def open_engine(
     )
 
 
-def check_context(reasoner: Reasoner, prompt_tokens: int, max_tokens: int) -> None:
-    """Raises `UserError` if a question of ``prompt_tokens`` and an episode exceed the reasoner's context."""
-    limit = context(reasoner.model.config)
+def check_context(
+    reasoner: Reasoner, prompt_tokens: int, max_tokens: int, servers: VllmServers | LlamaServers | None = None
+) -> None:
+    """Raises `UserError` if a question of ``prompt_tokens`` and an episode exceed the reasoner's context, or
+    if vLLM reads them by other rotary factors (`rsim.engine.rotary`): it has one set, by its own limit."""
+    limit, first = context(reasoner.model.config), first_range(reasoner.model.config)
+    if (
+        first
+        and isinstance(servers, VllmServers)
+        and (servers.context > first) != (prompt_tokens + max_tokens > first)
+    ):
+        raise UserError(
+            f"vLLM's --max-model-len of {servers.context} and a question of {prompt_tokens} tokens with "
+            f"rollout.max_tokens = {max_tokens} lie on two sides of {first}, where longrope's factors change",
+            f"start it with --max-model-len {first}, or with more and raise rollout.max_tokens",
+        )
     if prompt_tokens + max_tokens > limit:
         raise UserError(
             f"a question of {prompt_tokens} tokens and rollout.max_tokens = {max_tokens} exceed the "

@@ -109,7 +109,7 @@ class Game:
         episodes, names = [], []
         for group, (problem, key) in enumerate(zip(problems, keys, strict=True)):
             prompt = self.reasoner.prompt_ids(problem.question, self.rules.day)
-            check_context(self.reasoner, len(prompt), self.rules.max_tokens)
+            check_context(self.reasoner, len(prompt), self.rules.max_tokens, self.servers)
             for member in range(group_size):
                 nothing = [0] * len(prompt), [0.0] * len(prompt)
                 episodes.append(Episode(problem, group, list(prompt), len(prompt), *nothing))
@@ -296,7 +296,7 @@ class _Planned(_Rollout):
 
     def _moves(self, slots: list[int]) -> dict[int, Move]:
         """Asks the planner where it may choose and can read what there is; elsewhere the episode must end."""
-        readable = [s for s in slots if self.session.length(s) <= self.planner.context]
+        readable = [s for s in slots if self.session.reads(s)]
         free = [s for s in readable if not self.book.must_end(self.progress[s])]
         moves = dict.fromkeys(slots, self.book.move(None))
         for slot, decision in zip(free, self._decide(free), strict=True):

@@ -8,19 +8,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-_BY_LENGTH = ("longrope", "dynamic")  # rotary factors of a whole text that change once it is longer than the original context
-
 
 def context(config: Any) -> int:
-    """Tokens that a model reads with the same rotary factors, whatever else is in the batch."""
+    """Tokens that a model reads; by dynamic NTK, whose rotary factors change with every token beyond, the first range."""
     text = config.get_text_config()
-    limits = [getattr(text, "max_position_embeddings", None) or sys.maxsize]
+    most = getattr(text, "max_position_embeddings", None) or sys.maxsize
+    return int(min(most, _first_range(text, "dynamic") or most))
+
+
+def first_range(config: Any) -> int | None:
+    """Tokens up to which a model with longrope has its short rotary factors; None: it has but one set."""
+    return _first_range(config.get_text_config(), "longrope")
+
+
+def _first_range(text: Any, kind: str) -> int | None:
     rotary = getattr(text, "rope_parameters", None) or {}
-    for kind in (rotary, *rotary.values()):  # of all layers, or of each type of layer
-        if isinstance(kind, dict) and kind.get("rope_type") in _BY_LENGTH:
-            original = kind.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
-            limits += [original] if original else []
-    return int(min(limits))
+    kinds = [one for one in (rotary, *rotary.values()) if isinstance(one, dict) and one.get("rope_type") == kind]
+    own = getattr(text, "original_max_position_embeddings", None)  # of all layers, or of each type of layer
+    return min((first for one in kinds if (first := one.get("original_max_position_embeddings") or own)), default=None)
 
 
 def logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

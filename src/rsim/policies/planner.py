@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 
 from rsim import rules_file
 from rsim.engine.decoder import Decoder
+from rsim.engine.rotary import factors, outgrows
 from rsim.engine.sampling import choose
 from rsim.errors import UserError, first_line
 from rsim.models import adapters, shape
@@ -138,7 +139,11 @@ class Planner:
         positions of the decisions among them. `logits` reads them."""
         found = []
         for ids, positions in streams:
-            hidden: torch.Tensor = self.model.base_model(torch.tensor([ids], device=self.model.device)).last_hidden_state[0]
+            read = torch.tensor([ids], device=self.model.device)
+            with factors(
+                self.model, torch.full_like(read[0], outgrows(self.model, positions[0] + 1 + allowed(self)), dtype=torch.bool)
+            ):
+                hidden: torch.Tensor = self.model.base_model(read).last_hidden_state[0]
             found.append(hidden[positions])
         return torch.cat(found)
 
@@ -161,9 +166,16 @@ class ModelPlanner(Protocol):
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
     @property
     def sees(self) -> template.Sees: ...
+    @property
+    def rules(self) -> PlayRules | None: ...
     def chunk(self, text: str) -> list[int]: ...
     def opening(self, question: str) -> list[int]: ...
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
+def allowed(planner: ModelPlanner) -> int:
+    """Tokens that may follow the opening of its stream, as far as its rotary factors depend on that (`rsim.engine.rotary`)."""
+    return (planner.rules or PlayRules()).max_tokens
 
 
 def step_ids(planner: ModelPlanner, step: int, strategy: str, text: str) -> list[int]:
@@ -189,7 +201,7 @@ class LearnedSession:
     def start(self, slots: list[int], questions: list[str]) -> None:
         opened = {q: self.planner.opening(q) for q in set(questions)}
         openings = [opened[q] for q in questions]
-        for slot, ids, pending in zip(slots, openings, self.decoder.start(slots, openings), strict=True):
+        for slot, ids, pending in zip(slots, openings, self.decoder.start(slots, openings, allowed(self.planner)), strict=True):
             self.pending[slot], self.stream[slot], self.steps[slot] = pending, ids[: len(ids) - len(pending)], 0
 
     @torch.no_grad()
@@ -214,6 +226,9 @@ class LearnedSession:
 
     def length(self, slot: int) -> int:
         return len(self.stream[slot]) + len(self.pending[slot])
+
+    def reads(self, slot: int) -> bool:
+        return self.length(slot) <= self.decoder.limit(slot)
 
 
 def saved_rules(source: str | Path) -> PlayRules | None:

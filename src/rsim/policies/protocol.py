@@ -33,6 +33,9 @@ class PlannerSession(Protocol):
     def length(self, slot: int) -> int:
         """Tokens that the planner's model will have read of a slot's play at its next decision."""
 
+    def reads(self, slot: int) -> bool:
+        """Whether it can read so many."""
+
 
 class AnyPlanner(Protocol):
     """What the game asks of a planner, learned or scripted."""

@@ -57,6 +57,9 @@ class ScriptedSession:
     def length(self, slot: int) -> int:
         return 0
 
+    def reads(self, slot: int) -> bool:
+        return True
+
 
 def _draw(probabilities: list[float], uniform: float) -> int:
     total = 0.0

@@ -107,7 +107,7 @@ class PlannedAnswer:
         """Whether what it would read at its next decision fits into its context."""
         planner = self.batcher.planner
         if self.question is None:
-            return self.batcher.session.length(self.slot) <= planner.context
+            return self.batcher.session.reads(self.slot)
         return not isinstance(planner, Planner) or len(planner.opening(self.question)) <= planner.context
 
     async def decide(self) -> Decision:

@@ -17,11 +17,13 @@ from rsim.training.batch import ActionBatch
 
 @dataclass
 class Stream:
-    """``ids`` and ``positions`` ``[N]``; ``index [B, K]``: where in the stream each action's state lies."""
+    """``ids`` and ``positions`` ``[N]``; ``index [B, K]``: where in the stream each action's state lies;
+    ``beginnings [N]``: how many tokens each token's sequence began with."""
 
     ids: torch.Tensor
     positions: torch.Tensor
     index: torch.Tensor
+    beginnings: torch.Tensor
     layout: SharedLayout
 
 
@@ -42,7 +44,10 @@ def pack(batch: ActionBatch) -> Stream:
     inside = batch.positions < skipped[:, None]
     at_prefix = (prefix.first[owner.clamp(min=0)][:, None] if len(shared) else 0) + batch.positions
     index = torch.where(inside, at_prefix, own.first[:, None] + batch.positions - skipped[:, None])
-    return Stream(ids, positions, index, SharedLayout(prefix, own, owner, columns))
+    beginnings = torch.cat(
+        [n.repeat_interleave(m) for n, m in ((begins, begins), (batch.prefixes, lengths - skipped))]
+    )
+    return Stream(ids, positions, index, beginnings, SharedLayout(prefix, own, owner, columns))
 
 
 def _shared_beginnings(batch: ActionBatch) -> tuple[torch.Tensor, torch.Tensor]:

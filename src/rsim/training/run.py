@@ -142,11 +142,7 @@ def told(record: dict[str, Any]) -> list[str]:
         return [f"{record['data/questions']} questions to train on; {left_out}"]
     if record.get("stage") == "cold_start":
         kept, sampled, rate = (record[f"cold_start/{key}"] for key in ("kept", "sampled", "format_rate"))
-        before, after = record["cold_start/format_rate_before"], record["cold_start/format_rate_after"]
-        return [
-            f"cold start: {kept:.0f} of {sampled:.0f} episodes kept, {rate:.0%} well formatted",
-            f"well formatted without worked examples: {before:.0%} before, {after:.0%} after",
-        ]
+        return [f"cold start: {kept:.0f} of {sampled:.0f} episodes kept, {rate:.0%} well formatted"]
     return []
 
 

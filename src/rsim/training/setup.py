@@ -96,7 +96,6 @@ def load_policies(
     planner = load_planner(
         str(checkpoint / "planner") if checkpoint else models.planner,
         load_strategies(models.strategies),
-        head=models.planner_head,
         sees=models.planner_sees,
         lora=models.planner_lora,
         **how,
@@ -133,10 +132,10 @@ def make_agents(
     train, rollout = config.train, config.rollout
     common: dict[str, Any] = {
         "weight_decay": train.weight_decay,
+        "allowed": rollout.max_tokens,
         "with_values": config.objective.loss == "ppo",
         "value_learning_rate": train.value_lr,
         "checkpointing": train.gradient_checkpointing,
-        "compiled": train.compile,
         "shard": config.parallel.shard,
         "deepspeed": config.parallel.deepspeed,
     }

@@ -1,0 +1,74 @@
+"""Rotary factors that depend on how long a text is (longrope), in packed passes.
+
+Such a model has two sets of factors, for texts within the range of its first training and for longer ones, and transformers
+takes one for a whole pass, by the longest position in it: an answer would depend on its neighbours, and change its past once
+it outgrew the range. Here each sequence has one set from its first token on, by the length that it may come to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from rsim.models.shape import first_range
+
+log = logging.getLogger("rsim")
+
+
+def outgrows(model: PreTrainedModel, length: int) -> bool:
+    """Whether a sequence that may come to ``length`` tokens is read by the long factors of ``model``."""
+    first = first_range(model.config)
+    if first is None or length <= first:
+        return False
+    _tell(type(model).__name__, first)
+    return True
+
+
+@cache
+def _tell(name: str, first: int) -> None:
+    log.warning(
+        "%s reads texts that may come to more than %d tokens by its long rotary factors, from the first token on", name, first
+    )
+
+
+@contextmanager
+def factors(model: PreTrainedModel, long: torch.Tensor | None) -> Iterator[None]:
+    """Passes of ``model`` in which the tokens ``long [N]`` (bool) are read by the long factors, and no other; None: as
+    transformers has it."""
+    if long is None or first_range(model.config) is None:
+        yield
+        return
+    modules = [m for m in model.modules() if "longrope" in str(getattr(m, "rope_type", ""))]
+    for module in modules:
+        kind: Any = type(module)
+        module.__class__ = kind if issubclass(kind, _BySequence) else _by_sequence(kind)
+        module.long = long[None]
+    yield
+    for module in modules:
+        module.long = None
+
+
+class _BySequence:
+    """A family's own module; ``long [1, N]``: which tokens are of long sequences."""
+
+    long: torch.Tensor | None = None
+
+
+@cache
+def _by_sequence(kind: Any) -> Any:
+    def forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **how: Any) -> Any:
+        if self.long is None:
+            return kind.forward(self, x, position_ids, *args, **how)
+        beyond = position_ids.new_full((1, 1), first_range(self.config) or 0)
+        short = kind.forward(self, x, position_ids.masked_fill(self.long, 0), *args, **how)
+        far = kind.forward(self, x, torch.cat([position_ids, beyond], 1), *args, **how)
+        picked = [torch.where(self.long[..., None], f[:, :-1], s) for f, s in zip(far, short, strict=True)]
+        return tuple(picked)
+
+    return type(kind.__name__, (_BySequence, kind), {"forward": forward})
