@@ -23,7 +23,7 @@ _SMALL = (
     "train.steps=1 train.questions=2 train.group=2 data.eval_size=2 data.train_size=20 cold_start.episodes=0 train.trackers=[] "
     "rollout.max_steps=1"
 )
-_TRAIN = "train nano " + " ".join(f"--set {one}" for one in _SMALL.split())
+_TRAIN = "train nano --quiet " + " ".join(f"--set {one}" for one in _SMALL.split())
 _FILES = {
     "bad.toml": "name = \n",
     "latin.toml": "name = '\udce9'\n",
@@ -39,7 +39,7 @@ _FILES = {
     "field.toml": 'extends = "lab"\n[[strategy]]\nname = "mine"\nprompts = ["So"]\ncolour = "red"\n',
     "sweep.toml": '[sweep]\nconfig = "nano"\n',
 }
-# What is typed, with `TRAIN` for the command line of a small run; {port} is in use, r is a run, hurt one with a damaged file.
+# What is typed: `TRAIN` is a small run, `NEW` no folder yet, {port} in use; r is a run, hurt one with a damaged file.
 _TYPED = """
 trian
 eval
@@ -65,38 +65,38 @@ train nano --set rollout.max_tokens=3
 train nano --set objective.loss=ppi
 train nano --set models.quantised=true
 train nano --set upstream.url=localhost
-TRAIN --out x --set parallel.shard=true
-TRAIN --out x --set rollout.max_tokens=9000
-TRAIN --out x --set data.train=empty.jsonl
-TRAIN --out x --set data.train=gone.jsonl
-TRAIN --out x --set data.train=half.jsonl
-TRAIN --out x --set data.train=columns.csv
-TRAIN --out x --set data.train=gsm9k
-TRAIN --out x --set data.train=gsm8k
-TRAIN --out x --set data.train=lab:story+stroy
-TRAIN --out x --set data.train=gym:gdc
-TRAIN --out x --set 'data.train=50% lab, 20% gym:gcd'
-TRAIN --out x --set train.questions=21
-TRAIN --out x --set models.reasoner=./gone
-TRAIN --out x --set models.planner=r/checkpoints/best/planner --strategies acting
-TRAIN --out x --set 'train.trackers=["mlflow"]'
-TRAIN --out x --reward gone.py:f
-TRAIN --out x --reward own.py:g
-TRAIN --out x --reward own.py:f@everyone
-TRAIN --out x --reward broken.py:f
-TRAIN --out x --reward own.py:none
-TRAIN --out x --reward own.py:nan
-TRAIN --out x --strategies gone.toml
-TRAIN --out x --strategies short.toml
-TRAIN --out x --strategies empty.toml
-TRAIN --out x --strategies box.toml
-TRAIN --out x --strategies field.toml
+TRAIN --out NEW --set parallel.shard=true
+TRAIN --out NEW --set rollout.max_tokens=9000
+TRAIN --out NEW --set data.train=empty.jsonl
+TRAIN --out NEW --set data.train=gone.jsonl
+TRAIN --out NEW --set data.train=half.jsonl
+TRAIN --out NEW --set data.train=columns.csv
+TRAIN --out NEW --set data.train=gsm9k
+TRAIN --out NEW --set data.train=gsm8k
+TRAIN --out NEW --set data.train=lab:story+stroy
+TRAIN --out NEW --set data.train=gym:gdc
+TRAIN --out NEW --set 'data.train=50% lab, 20% gym:gcd'
+TRAIN --out NEW --set train.questions=21
+TRAIN --out NEW --set models.reasoner=./gone
+TRAIN --out NEW --set models.planner=r/checkpoints/best/planner --strategies acting
+TRAIN --out NEW --set 'train.trackers=["mlflow"]'
+TRAIN --out NEW --reward gone.py:f
+TRAIN --out NEW --reward own.py:g
+TRAIN --out NEW --reward own.py:f@everyone
+TRAIN --out NEW --reward broken.py:f
+TRAIN --out NEW --reward own.py:none
+TRAIN --out NEW --reward own.py:nan
+TRAIN --out NEW --strategies gone.toml
+TRAIN --out NEW --strategies short.toml
+TRAIN --out NEW --strategies empty.toml
+TRAIN --out NEW --strategies box.toml
+TRAIN --out NEW --strategies field.toml
 TRAIN --out r
 TRAIN --out own.py/x
-TRAIN --out x --resume
+TRAIN --out NEW --resume
 TRAIN --out r --resume --set train.group=4
 TRAIN --out r --resume-from step-000099
-TRAIN --out x --launcher slurm
+TRAIN --out NEW --launcher slurm
 eval gone
 eval empty
 eval r --split middle
@@ -106,8 +106,8 @@ eval r --planner r/checkpoints/best/reasoner
 eval r --planner oracle --data own.jsonl
 eval r --limit 3 --out done
 eval r --mode turn
-eval r --upstream http://127.0.0.1:9/v1 --limit 2 --out x
-eval hurt --limit 2 --out x
+eval r --upstream http://127.0.0.1:9/v1 --limit 2 --out NEW
+eval hurt --limit 2 --out NEW
 compare done gone
 solve ' ' --run r
 solve 1+1=? --run gone
@@ -127,11 +127,11 @@ data validate gone.csv
 data validate columns.csv
 check --gold 7 --answer 7 --kind numbr
 collect default
-collect gone.toml --data own.jsonl --out x
-fit empty --out x
-fit empty --out r
-sweep gone.toml --out x
-sweep sweep.toml --out x
+collect gone.toml --data own.jsonl --out NEW
+fit empty --out NEW
+fit empty --out empty
+sweep gone.toml --out NEW
+sweep sweep.toml --out NEW
 plan nano --device tpu
 lab pretrain --size nano-xl
 """
@@ -144,19 +144,21 @@ def run() -> list[Row]:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         _prepare()
-        for line in typed:
-            command = line.replace("TRAIN", _TRAIN).replace("{port}", str(taken.getsockname()[1]))
+        port = str(taken.getsockname()[1])
+        for number, line in enumerate(typed):
+            command = line.replace("TRAIN", _TRAIN).replace("{port}", port).replace("NEW", f"new{number}")
             before = _digests()
             code, said = typed_in(shlex.split(command))
             kept = before.items() <= _digests().items()
             fine = code == 2 and len(said) == 1 and kept
             good += fine
             told = " / ".join(said).replace(place, "~").replace("|", "\\|").removeprefix("rsim: ")
+            told = told.replace(port, "8017").replace(f"new{number}", "NEW")
             wrong = "" if fine else f"**exit code {code}, {len(said)} lines{'' if kept else ', files changed'}** "
             shown = line.replace("{port}", "8017").replace("|", "\\|")
-            lines.append(f"| `rsim {shown}` | {wrong}{told.replace(str(taken.getsockname()[1]), '8017')} |")
+            lines.append(f"| `rsim {shown}` | {wrong}{told} |")
             print(f"{'ok ' if fine else 'BAD'} {line}: {told}", flush=True)
-    head = f"# {len(typed)} bad inputs\n\nWritten by `python -m studies bad_inputs`. `TRAIN` is `{_TRAIN}`.\n"
+    head = f"# {len(typed)} bad inputs\n\nWritten by `python -m studies bad_inputs`. `TRAIN` is `{_TRAIN}`, `NEW` a folder that is not there.\n"
     _PAGE.write_text("\n".join([head, "| typed | said |", "|---|---|", *lines, ""]), encoding="utf-8")
     goal = f"all {len(typed)}"
     return [Row("bad inputs that end in one line and exit code 2, with nothing lost", good, goal=goal, met=good == len(typed))]
@@ -181,7 +183,7 @@ def _prepare() -> None:
     for name, text in _FILES.items():
         Path(name).write_bytes(text.encode("utf-8", "surrogateescape"))
     Path("empty").mkdir()
-    for words in (f"{_TRAIN} --out r --quiet", f"{_TRAIN} --out hurt --quiet", "eval r --limit 2 --out done --quiet"):
+    for words in (f"{_TRAIN} --out r", f"{_TRAIN} --out hurt", "eval r --limit 2 --out done --quiet"):
         code, said = typed_in(shlex.split(words))
         if code:
             raise RuntimeError(f"{words}: {said}")

@@ -14,6 +14,7 @@ from typing import Any
 from rsim.config import Config
 from rsim.policies.loading import quiet_models
 from rsim.rewards.custom import Reward
+from rsim.runs.folder import check_trackers
 from rsim.training import hosted
 from rsim.training.trainer import Stopped, Trainer
 
@@ -51,6 +52,7 @@ def train(
         the last held-out evaluation; empty where a callback stopped the run before there was one.
     """
     quiet_models()
+    check_trackers(config.train.trackers)  # before anything is written
     own = [reward.spec for reward in rewards if reward.spec not in config.rewards.custom]
     config = replace(config, rewards=replace(config.rewards, custom=(*config.rewards.custom, *own)))
     trainer = Trainer(config, resume=resume, resume_from=resume_from, force=force, rewards=rewards)
