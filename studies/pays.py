@@ -16,13 +16,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from rsim.collecting.fit import blind, flat, played, read, standings_of
+from rsim.collecting.fit import blind, flat, played, read, standings_of, unfitted
 from rsim.collecting.headroom import fall
 from rsim.collecting.log import Log
 from rsim.collecting.regression import Choices, Mask, fit
 from rsim.evaluation.evaluate import Record, canonical
-from rsim.policies.loading import load_planner
-from rsim.policies.strategies import load_strategies
 from studies.ledger import Row
 from studies.stats import Estimate, crossed
 
@@ -53,7 +51,7 @@ class Played:
 def run(log: Folders, test: Folders, votes: Folders, planner: str = "smollm2-135m") -> Iterator[Row]:
     """``votes``: logs of sampled arms of the null action on the test questions."""
     fitted, tests = [Log(Path(one)) for one in log], [Log(Path(one)) for one in test]
-    reader = load_planner(planner, load_strategies(f"{log[0]}/strategies.toml"), seed=0)
+    reader = unfitted(planner, fitted[0])
     free, asked = read(reader, fitted), read(reader, tests)
     keys = [(tree.data, tree.id) for tree in asked.trees]
     if set(keys) & {(tree.data, tree.id) for tree in free.trees}:
