@@ -50,8 +50,6 @@ EXAMPLES = {  # the last line of each command's help
     "check": "rsim check --gold 1/2 --answer '\\boxed{0.5}'",
     "lab pretrain": "rsim lab pretrain --size nano-m",
     "strategies show": "rsim strategies show default",
-    "strategies adapt": "rsim strategies adapt runs/mine/checkpoints/best/planner mine.toml --out planner",
-    "strategies grow": "rsim strategies grow runs/mine mine.toml --out grown",
     "data list": "rsim data list --gym",
     "data show": "rsim data show gym:chain_sum --limit 5",
     "data validate": "rsim data validate train.jsonl --column question=problem",
