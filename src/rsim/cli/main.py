@@ -29,7 +29,7 @@ COMMANDS = {
     "export": "Write a reasoner as a folder for a vLLM server that is to sample while it is trained.",
     "check": "Grade an answer as rewards and evaluation do: strictly (one box) and flexibly (the last answer).",
     "lab": "The nano lab: tiny models on procedural problems.",
-    "strategies": "The strategy set: look at it, find what it lacks, change a planner's.",
+    "strategies": "Look at strategy sets.",
     "data": "Look at data sets and check files.",
     "config": "Look at configurations.",
 }
