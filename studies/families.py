@@ -97,11 +97,11 @@ def run(
             for what, outcome in told.items():
                 found[what].append(outcome)
             yield Row(family, "; ".join(f"{what} {outcome}" for what, outcome in told.items()))
-    for what, outcomes in found.items():
+    for what, every in found.items():
         for kind in ("played", "refused"):
-            yield Row(f"{what}s {kind}", sum(o.startswith(kind) for o in outcomes), "families")
+            yield Row(f"{what}s {kind}", sum(o.startswith(kind) for o in every), "families")
         for kind in ("different", "error"):
-            count = sum(o.startswith(kind) for o in outcomes)
+            count = sum(o.startswith(kind) for o in every)
             yield Row(f"{what}s: {kind}", count, "families", "0", count == 0)
 
 

@@ -6,10 +6,14 @@ import copy
 import itertools
 import math
 import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
+import httpx
 import pytest
 import torch
 
@@ -226,6 +230,56 @@ def config_for(folder, base_folder, *more):
     return load_config("nano", [*models, *(f"rollout.{r}" for r in rollout), *(f"train.{t}" for t in train), *rest])
 
 
+PRETENDER = """#!{python}
+import http.server, sys
+class Well(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Well).serve_forever()
+"""
+
+
+def program(path, text: str) -> str:
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_server_ends_with_the_process_that_started_it(tmp_path):
+    told = "from rsim.engine.llama_process import llama_servers; from pathlib import Path; import time\n"
+    told += f"with llama_servers(Path('model'), Path({str(tmp_path / 'log')!r}), slots=1, context=8) as url:\n"
+    told += "    print(url, flush=True); time.sleep(100)\n"
+    environment = os.environ | {"RSIM_LLAMA_SERVER": program(tmp_path / "server", PRETENDER.format(python=sys.executable))}
+    with subprocess.Popen([sys.executable, "-c", told], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        address = parent.stdout.readline().strip()
+        assert httpx.get(f"{address}/health").status_code == 200
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(f"{address}/health", timeout=1)
+        except httpx.TransportError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the server is still there")
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds", "told"),
+    [("exit 7", 30.0, "ended with 7"), ("exec sleep 100", 1.0, "did not answer within 1 s")],
+)
+def test_a_server_that_does_not_come_up_is_one_line(tmp_path, monkeypatch, script, seconds, told):
+    monkeypatch.setenv("RSIM_LLAMA_SERVER", program(tmp_path / "server", f"#!/bin/sh\n{script}\n"))
+    monkeypatch.setattr("rsim.engine.llama_process._SECONDS", seconds)
+    with (
+        pytest.raises(UserError, match=f"{told}.*log"),
+        llama_servers(tmp_path / "model", tmp_path / "log", slots=1, context=8),
+    ):
+        pass
+
+
 def test_planner_alone_trains_without_the_reasoners_weights(base_folder, standin, tmp_path):
     standin()
     with pytest.raises(UserError, match="takes no new weights"):
@@ -349,7 +403,7 @@ def test_a_real_servers_tokens_do_not_depend_on_what_is_sampled_beside_them(tmp_
     """To the last bit of their log-probs; repacked weights are multiplied with four tokens at a time."""
     with llama_servers(QWEN, tmp_path / "log", slots=5, context=128) as url:
         server = llama.LlamaServer(url, 600)
-        prompts = [server._call("POST", "/tokenize", {"content": q})["tokens"] for q in QUESTIONS]
+        prompts = [server.call("POST", "/tokenize", {"content": q})["tokens"] for q in QUESTIONS]
 
         def ask(slot: int) -> tuple[list[int], list[float]]:
             how = llama.sampling(0.0, logprobs=True) | {"n_predict": 6, "stop": [], "seed": 1, "ignore_eos": True}

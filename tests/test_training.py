@@ -16,9 +16,10 @@ from rsim.config import Config, load_config
 from rsim.errors import UserError
 from rsim.game.episode import Episode
 from rsim.policies.loading import load_reasoner
-from rsim.report.report import build_report
+from rsim.reporting.report import build_report
 from rsim.rewards.rewards import Score
-from rsim.training.cold_start import cold_start, format_rate
+from rsim.training.cold_start import cold_start
+from rsim.training.questions import affordable
 from rsim.training.trainer import Trainer, questions_of_step
 from tiny import metrics_of
 
@@ -187,6 +188,28 @@ def test_train_steps_and_token_budget_bound_the_run(small):
     assert [r["step"] for r in metrics_of(config) if "accuracy" in r] == [1]
 
 
+def test_a_token_budget_is_met_closely_and_by_no_tiny_step(small):
+    """Arms are compared at equal tokens: a last whole step went beyond the budget by up to a step."""
+    whole = small("whole", "train.steps=3", "train.questions=8", "train.eval_every=0")
+    rsim.train(whole)
+    budget = int(0.9 * [r for r in metrics_of(whole) if "accuracy" in r][-1]["sampled_tokens"])
+    config = small("budget", f"train.token_budget={budget}", "train.questions=8", "train.eval_every=0", "train.steps=9")
+    rsim.train(config)
+    steps = [r for r in metrics_of(config) if "accuracy" in r]
+    assert len(steps) == 3
+    assert steps[-1]["sampled_tokens"] == pytest.approx(budget, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "questions"), [(0, 32), (100, 24), (32 * 90, 10), (32 * 70, 30), (32 * 99, 0), (32 * 100, 0), (9999, 0)]
+)
+def test_the_steps_left_share_the_budget_evenly(sampled, questions):
+    train = replace(load_config("nano").train, token_budget=32 * 100)
+    assert affordable(train, sampled, a_question=32.0 if sampled else 0.0, at_least=1) == questions
+    assert affordable(replace(train, token_budget=0), sampled, a_question=32.0, at_least=1) == 32
+    assert affordable(train, 32 * 98, a_question=32.0, at_least=4) == 4, "every rank plays a question"
+
+
 def test_without_planner_the_reasoner_trains_alone(small):
     config = small("alone", 'models.planner="none"', "stages.stage1.lambda=0.7")
     rsim.train(config)
@@ -196,9 +219,8 @@ def test_without_planner_the_reasoner_trains_alone(small):
     assert not (config.folder / "checkpoints" / "final" / "planner").exists()
 
 
-@pytest.mark.parametrize("switch", ["gradient_checkpointing", "compile"])
-def test_switches_for_memory_and_speed_change_no_number(small, switch):
-    plain, switched = small("plain"), small("switched", f"train.{switch}=true")
+def test_gradient_checkpointing_changes_no_number(small):
+    plain, switched = small("plain"), small("switched", "train.gradient_checkpointing=true")
     rsim.train(plain)
     rsim.train(switched)
     for a, b in zip(metrics_of(plain), metrics_of(switched), strict=True):
@@ -209,11 +231,11 @@ def test_switches_for_memory_and_speed_change_no_number(small, switch):
 
 @pytest.mark.parametrize(("frozen", "moving"), [("reasoner", "planner"), ("planner", "reasoner")])
 def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen, moving):
-    from rsim.policies.loading import load_planner, load_reasoner
+    from rsim.policies.loading import load_planner
 
     config = small("run", f"stages.stage1.train_{frozen}=false", f"stages.stage2.train_{frozen}=false")
     start = {"reasoner": load_reasoner(str(base_folder)).model.state_dict(),
-             "planner": load_planner(str(base_folder), lab_strategies, seed=0, head=config.models.planner_head).model.state_dict()}  # fmt: skip
+             "planner": load_planner(str(base_folder), lab_strategies, seed=0).model.state_dict()}  # fmt: skip
     rsim.train(config)
     changed = {a: any(not torch.equal(start[a][k], v) for k, v in weights_of(config, a).items()) for a in start}
     assert changed == {frozen: False, moving: True}
@@ -223,7 +245,6 @@ def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen,
 def test_strategy_labelled_fine_tuning_learns_the_prompts(small, lab_strategies, monkeypatch, teach):
     """Only the control keeps right episodes; it and ``prompts`` put their loss on the prompts and the end of the turn too."""
     from rsim.data.load import load_problems
-    from rsim.policies.loading import load_reasoner
     from rsim.training import cold_start as module
 
     config = small("run", "cold_start.episodes=24", "cold_start.minimum=1", "cold_start.epochs=8", "train.questions=2",
@@ -277,20 +298,6 @@ def test_cold_start_teaches_the_format_without_the_answers(small):
     assert report["cold_start/kept"] >= 4
     assert report["cold_start/loss_after"] < report["cold_start/loss_before"]
     assert 0 < report["cold_start/format_rate"] <= 1
-
-
-def test_format_rates_are_those_of_the_weights_before_and_after_a_cold_start(small):
-    """At a temperature at which nano-s slips, and with rates that change it."""
-    config = small("cold", 'models.reasoner="nano-s"', "cold_start.episodes=48", "cold_start.minimum=4", "cold_start.epochs=2",
-                   "cold_start.learning_rate=1e-3", "rollout.temperature=3", "rollout.max_tokens=160", "rollout.step_tokens=48",
-                   "rollout.answer_tokens=12", "rollout.max_steps=5", "stages.stage1.steps=0", "stages.stage2.steps=0")  # fmt: skip
-    trainer = Trainer(config)
-    rsim.train(config)
-    report = next(r for r in metrics_of(config) if r.get("stage") == "cold_start")
-    for when, source in (("before", "nano-s"), ("after", str(config.folder / "checkpoints" / "step-000000" / "reasoner"))):
-        assert report[f"cold_start/format_rate_{when}"] == format_rate(config, load_reasoner(source), trainer.train_set)
-    assert 0.1 < report["cold_start/format_rate_before"] < 0.9
-    assert report["cold_start/format_rate_before"] != report["cold_start/format_rate_after"]
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

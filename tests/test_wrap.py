@@ -23,7 +23,7 @@ from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.errors import UserError
 from rsim.game.rollout import Game
-from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.loading import load_reasoner
 from rsim.policies.scripted import random_planner, sequence_planner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
@@ -33,6 +33,7 @@ from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from rsim.serving.wrap import wrap
 from serving import serving
+from tiny import named_planner
 
 RULES = PlayRules(delimiter="\n", max_steps=5, step_tokens=48, max_tokens=240, answer_tokens=12)
 PROBLEMS = load_problems("lab", "dev", limit=6, seed=5)
@@ -48,7 +49,7 @@ def nano():
 def planner(tmp_path_factory):
     """Saved and loaded again: the folder holds its strategies."""
     folder = tmp_path_factory.mktemp("planner")
-    load_planner("nano-s", load_strategies("lab"), seed=0, head="names").save_pretrained(folder)
+    named_planner(load_strategies("lab")).save_pretrained(folder)
     return Planner.from_pretrained(folder)
 
 
@@ -87,36 +88,16 @@ def test_a_wrapped_model_answers_as_the_game_does(nano, planner, expected):
         assert planned.upstream.free.qsize() == 4, "every slot is free again"
 
 
-def test_a_wrapped_client_returns_the_clients_own_types(nano, planner):
-    app = create_app(ServeConfig(rules=RULES, slots=8), planner, nano, name="nano-s")
-    with serving(app) as url:
-        plain = openai.OpenAI(base_url=url, api_key="x", max_retries=0)
-        with planner.wrap(plain, rules=RULES, mode="prefill") as planned:
-            prompt = f"<q>{QUESTIONS[0]}<a>"
-            done = planned.completions.create(model="nano-s", prompt=prompt, temperature=0)
-            assert isinstance(done, openai.types.Completion)
-            served = plain.completions.create(model="nano-s-rsim", prompt=prompt, temperature=0)
-            assert done.choices[0].text.split() == served.choices[0].text.split()
-            parts = list(planned.completions.create(model="nano-s", prompt=prompt, temperature=0, stream=True))
-            assert "".join(p.choices[0].text for p in parts) == done.choices[0].text
-            assert planned.models.list().data, "what is not planned is the client's own"
-            assert planned.chat.completions.with_raw_response is not None
-            assert planned.http.headers["x-stainless-lang"] == "python", "the client's headers go with planned requests"
-            assert planned.retries == 0
-            with pytest.raises(UserError, match="not planned"):
-                planned.chat.completions.create(model="nano-s", messages=[], tools=[{"type": "function"}])
+def test_a_wrapped_model_takes_lists_of_chats_and_is_closed_twice(nano, planner, expected):
+    planned = planner.wrap(nano.model, nano.tokenizer, rules=RULES, slots=4)
+    chats = [[{"role": "user", "content": q}] for q in QUESTIONS[:2]]
+    assert [a.text for a in planned.generate(chats)] == expected[:2]
+    assert [a.text for a in planned.generate([chats[0], QUESTIONS[1]])] == expected[:2]
+    planned.close()
+    planned.close()
 
-        async def go() -> str:
-            client = openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0)
-            with planner.wrap(client, rules=RULES, mode="prefill") as planned:
-                reply = await planned.completions.create(model="nano-s", prompt=prompt, temperature=0)
-                stream = planned.completions.create(model="nano-s", prompt=prompt, temperature=0, stream=True)
-                streamed = "".join([c.choices[0].text async for c in stream])
-                assert streamed == reply.choices[0].text
-            await client.close()
-            return reply.choices[0].text
 
-        assert asyncio.run(go()) == done.choices[0].text
+def test_what_cannot_be_wrapped_is_said(nano, planner):
     with pytest.raises(UserError, match="cannot wrap a dict"):
         wrap(planner, {})
     with pytest.raises(UserError, match="needs its tokenizer"):
@@ -225,17 +206,6 @@ def test_turn_mode_sends_strategies_as_messages_and_keeps_the_rest():
     assert last["messages"][-1]["content"] == final
     assert (last["top_k"], last["temperature"], last["model"]) == (7, 0.5, "m")
     assert not any("stop" in body for body in upstream.bodies)
-
-
-def test_what_a_client_calls_with_is_sent_as_the_client_sends_it():
-    upstream = StandIn(["so 5"])
-    given = {"extra_body": {"top_k": 7}, "temperature": openai.NOT_GIVEN, "max_tokens": openai.omit, "timeout": 5,
-             "extra_headers": {"a": "b"}}  # fmt: skip
-    with serving(upstream.app) as there, wrap(SCRIPTED, openai.OpenAI(base_url=there, api_key="k"), mode="turn") as planned:
-        planned.chat.completions.create(model="m", messages=[{"role": "user", "content": "q"}], **given)
-    (body,) = upstream.bodies
-    assert body["top_k"] == 7
-    assert not {"extra_body", "temperature", "timeout", "extra_headers"} & set(body)
 
 
 @pytest.mark.parametrize("to_end", [True, False])

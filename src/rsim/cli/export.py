@@ -19,8 +19,8 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Write a reasoner as a folder for a vLLM server that is to sample while it is trained."""
-    from rsim.distributed.ray_cluster import export
-    from rsim.policies.loading import quiet_models
+    from rsim.engine.vllm import save_untied
+    from rsim.policies.loading import load_reasoner, quiet_models
     from rsim.runs.locate import locate
 
     quiet_models()
@@ -30,5 +30,8 @@ def command(
         config, checkpoint = locate(source, [])
         trained = checkpoint / "reasoner" if checkpoint else None
         source = str(trained) if trained and trained.is_dir() else config.reasoner
-    export(source, folder)
+    reasoner = load_reasoner(source, device="cpu")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_untied(reasoner.model, folder)
+    reasoner.tokenizer.save_pretrained(folder)
     tell({"folder": str(folder)}, f"wrote {folder}", as_json)

@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
+from rsim.collecting.log import Log
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record, bootstrap_interval, canonical
 
@@ -77,6 +78,13 @@ def headroom(records: list[Record], cascades: list[tuple[str, str]] | None = Non
     return [*found, total]
 
 
+def of_logs(logs: list[Log]) -> list[Headroom]:
+    """`headroom` of what logs hold, with the cascades that they name."""
+    cascades = [tuple(pair) for log in logs for pair in log.header.get("cascades", [])]
+    records = [record for log in logs for record in [*log.records(), *log.unfinished]]
+    return headroom(records, list(dict.fromkeys(cascades)))
+
+
 def _one(name: str, table: Table, names: list[str], cascades: list[tuple[str, str]]) -> Headroom:
     arms = [_row(arm, [played[arm] for played in table.values()]) for arm in names]
     best = _best(arms)
@@ -84,7 +92,7 @@ def _one(name: str, table: Table, names: list[str], cascades: list[tuple[str, st
     rules = [_row(f"best arm: {best.name}", [played[best.name] for played in table.values()]), _row("any arm right", right)]
     for first, second in cascades:
         if {first, second} <= set(names):
-            rules.append(_row(f"cascade: {first}, {second}", [_fall(p[first], p[second]) for p in table.values()]))
+            rules.append(_row(f"cascade: {first}, {second}", [fall(p[first], p[second]) for p in table.values()]))
     return Headroom(name, arms, rules, [_pair(first, second, table) for first, second in combinations(names, 2)])
 
 
@@ -93,7 +101,7 @@ def _best(arms: list[Row]) -> Row:
     return max(arms, key=lambda row: (row.accuracy, -row.tokens))
 
 
-def _fall(first: Record, second: Record) -> Record:
+def fall(first: Record, second: Record) -> Record:
     """The first arm's answer, or, where it has none or its program failed, the second's at the tokens of both."""
     holds = first["answer"] is not None and first.get("ran", True)
     return first if holds else second | {"injected": second["injected"] + _tokens(first)}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rsim.config import Config, from_table, to_table
-from rsim.distributed.ray_cluster import connect, served
 from rsim.errors import UserError, first_line
 from rsim.runs.folder import RunFolder, records
 
@@ -45,7 +44,6 @@ def train_with_ray(
     """Runs ``train`` in every worker, on the cluster that ``RAY_ADDRESS`` names, or on this machine alone.
 
     Every worker gets a GPU where the cluster has some, else a CPU. All of them must see the run's folder under the same path.
-    The vLLM servers of ``rollout.vllm_url = "ray:N"`` run beside them, and through their restarts.
 
     Returns:
         the last held-out evaluation's record.
@@ -54,7 +52,12 @@ def train_with_ray(
         UserError: Ray is not installed; the run's folder cannot be begun or gone on with; training failed time after time.
     """
     RunFolder.open(config, resume=resume, force=force)
-    ray = connect()
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--launcher ray needs the package ray", "pip install 'ray[train]'") from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -69,8 +72,7 @@ def train_with_ray(
         run_config=RunConfig(name="ray", storage_path=str(config.folder.resolve()), failure_config=failures),
     )
     try:
-        with served(config, config.folder / "replicas", others=low):
-            trainer.fit()
+        trainer.fit()
     except WorkerGroupError as error:
         causes = list(error.worker_failures.values())
         told = next((e for e in causes if isinstance(e, UserError)), causes[0])

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rsim.engine.process import start_server, stop_server
+import httpx
+
 from rsim.errors import UserError
 
 _SECONDS = 300.0  # until it has loaded the model
 # A slot has its own cache and no other (none is saved when it changes hands). Weights that are not repacked give a
 # sampled token the same logits whatever is sampled beside it, and are no slower.
 _SETTINGS = "--threads 1 --threads-batch 1 --no-kv-unified --cache-ram 0 --no-ui --no-repack"
+# The server ends with its parent, however that ends: the kernel is asked for a signal (PR_SET_PDEATHSIG).
+_GUARD = f"import ctypes, os, sys; ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)}); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 def server_program() -> Path:
@@ -54,16 +61,47 @@ def llama_servers(
             f"no llama.cpp server at {program}",
             "build it with studies/llama_server.sh, or set $RSIM_LLAMA_SERVER",
         )
-    words = [str(program), "--model", str(model), "--host", "{host}", "--port", "{port}", *_SETTINGS.split()]
+    words = [str(program), "--model", str(model), *_SETTINGS.split()]
     words += ["--parallel", str(slots), "--ctx-size", str(slots * context), *more]
     running: list[subprocess.Popen[bytes]] = []
     addresses = []
     try:
         for pin in [["taskset", "-c", str(core)] for core in cores] or [[]]:
-            process, address = start_server("llama.cpp", [*pin, *words], "127.0.0.1", log, seconds=_SECONDS)
-            running.append(process)
-            addresses.append(address)
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            command = [sys.executable, "-c", _GUARD, *pin, *words, "--host", "127.0.0.1", "--port", str(port)]
+            with log.open("ab") as output:
+                running.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
+            addresses.append(f"http://127.0.0.1:{port}")
+            _wait_for(running[-1], addresses[-1], log)
         yield ",".join(addresses)
     finally:
         for process in running:
-            stop_server(process)
+            _stop(process)
+
+
+def _wait_for(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    """Raises `UserError` where it ends, or is not well in time."""
+    deadline = time.monotonic() + _SECONDS
+    while not _answers(address):
+        if process.poll() is not None:
+            raise UserError(f"the llama.cpp server ended with {process.returncode}", f"its output is in {log}")
+        if time.monotonic() > deadline:
+            raise UserError(f"the llama.cpp server did not answer within {_SECONDS:.0f} s", f"its output is in {log}")
+        time.sleep(0.5)
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/health", timeout=5, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
 from rsim.answers.prefix import open_prefix
-from rsim.errors import UserError
+from rsim.errors import UserError, did_you_mean
 from rsim.rules import FENCE, Tool
 from rsim.settings import read_toml
 
@@ -72,6 +73,17 @@ class StrategySet:
 
     strategies: tuple[Strategy, ...]
 
+    @classmethod
+    def load(cls, source: str | Path = "default") -> StrategySet:
+        """See `load_strategies`."""
+        return load_strategies(str(source))
+
+    def save(self, path: str | Path) -> None:
+        """Writes a file for ``models.strategies``. Raises `UserError` where `load` would not read it back."""
+        text = to_toml(self)
+        from_table(tomllib.loads(text), Path(path))
+        Path(path).write_text(text, encoding="utf-8")
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(s.name for s in self.strategies)
@@ -106,7 +118,7 @@ class StrategySet:
 
     def index(self, name: str) -> int:
         if name not in self.names:
-            raise UserError(f"unknown strategy {name!r}", f"use one of {', '.join(self.names)}")
+            raise UserError(f"unknown strategy {name!r}", did_you_mean(name, self.names))
         return self.names.index(name)
 
 

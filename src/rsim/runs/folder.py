@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rsim.config import Config, load_config, to_table, to_toml
+from rsim.config import Config, flat, load_config, to_table, to_toml
 from rsim.errors import UserError, first_line
 from rsim.runs.checkpoints import Checkpoints, flush
 from rsim.runs.lock import lock
@@ -150,19 +151,9 @@ _FREE = ("upstream.connections:", "upstream.max_requests:", "upstream.price_")
 
 def differences(old: Config, new: Config) -> list[str]:
     """The keys in which two configs differ, each as ``key: old -> new``."""
-    before, after = (_flat(to_table(config)) for config in (old, new))
+    before, after = (flat(to_table(config)) for config in (old, new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
-
-
-def _flat(table: dict[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{where}{key}.")
-        else:
-            flat[where + key] = value
-    return flat
 
 
 def git_commit() -> str:
@@ -174,6 +165,16 @@ def git_commit() -> str:
         if done.returncode == 0:
             return done.stdout.strip()
     return "unknown"
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Raises `UserError` for a tracker that is not known, or not installed."""
+    remedies = {"tensorboard": "pip install 'rsim-rl[train]', or --set 'train.trackers=[]'"}
+    for name in names:
+        if name not in ("tensorboard", "wandb", "trackio"):
+            raise UserError(f"unknown tracker {name!r}", "use tensorboard, wandb or trackio")
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"tracker {name!r} is not installed", remedies.get(name, f"pip install {name}"))
 
 
 class Trackers:

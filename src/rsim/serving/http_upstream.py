@@ -25,13 +25,13 @@ import httpx
 
 from rsim.rules import End, in_block, step_end
 from rsim.serving.planner_batcher import estimated_tokens
-from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Thought, Until, Usage, text_of
+from rsim.serving.play import Asked, Conversation, Headers, Mode, StepEnd, Thought, Until, Usage, text_of
 from rsim.serving.said import UNSAID, Said, UpstreamError, broken, read, refusal
 from rsim.serving.upstream_client import refused, unanswered
 
 _RETRIED = {408, 429, 500, 502, 503, 504}
 _END_TOKENS = 4  # at most, which end a turn and are no text
-_JSON = {"Content-Type": "application/json"}  # in ASCII: a client's half of a character is passed on as it came
+_JSON = [(b"content-type", b"application/json")]  # in ASCII: a client's half of a character is passed on as it came
 _PROBE = "one two three four five six seven eight"
 
 
@@ -62,7 +62,7 @@ class HttpUpstream:
     async def open(self, asked: Asked) -> Conversation:
         return _HttpConversation(self, asked)
 
-    async def call(self, path: str, body: dict[str, Any]) -> _Call:
+    async def call(self, path: str, body: dict[str, Any], headers: Headers = ()) -> _Call:
         """An answer that has begun. Tried again, with jitter or when ``Retry-After`` says, as long as nothing was answered.
 
         Raises:
@@ -70,7 +70,7 @@ class HttpUpstream:
         """
         for attempt in range(self.retries + 1):
             try:
-                pieces = read(await self._send(path, body))
+                pieces = read(await self._send(path, body, headers))
                 return _Call(pieces, await anext(pieces))
             except UpstreamError as failure:
                 wait = max(self.backoff * 2**attempt * (0.5 + random.random()), _seconds(failure.retry_after))
@@ -79,9 +79,9 @@ class HttpUpstream:
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
-    async def _send(self, path: str, body: dict[str, Any]) -> httpx.Response:
+    async def _send(self, path: str, body: dict[str, Any], headers: Headers) -> httpx.Response:
         try:
-            request = self.client.build_request("POST", path, content=json.dumps(body), headers=_JSON)
+            request = self.client.build_request("POST", path, content=json.dumps(body), headers=[*headers, *_JSON])
             response = await self.client.send(request, stream=True)
         except httpx.RequestError as error:
             raise unanswered(error) from error
@@ -102,7 +102,7 @@ def _seconds(retry_after: str | None) -> float:
         return 0.0
 
 
-async def probe(client: httpx.AsyncClient, model: str) -> tuple[Mode, bool]:
+async def probe(client: httpx.AsyncClient, model: str, headers: Headers = ()) -> tuple[Mode, bool]:
     """Whether the chat endpoint can continue an open assistant turn, and whether it tells at which string it stopped.
 
     A continued turn costs the prompt as many tokens as its text; a closed one costs the tokens that close it and open the next
@@ -112,13 +112,13 @@ async def probe(client: httpx.AsyncClient, model: str) -> tuple[Mode, bool]:
         UpstreamError: the upstream refuses an ordinary chat request.
     """
     user = {"role": "user", "content": "count"}
-    alone, tells = await prompt_tokens(client, {"model": model, "messages": [user]})
+    alone, tells = await prompt_tokens(client, {"model": model, "messages": [user]}, headers)
     counts = []
     for text in (_PROBE, f"{_PROBE} {_PROBE}"):
         messages = [user, {"role": "assistant", "content": text}]
         body = {"model": model, "messages": messages, "continue_final_message": True, "add_generation_prompt": False}
         try:
-            counts.append((await prompt_tokens(client, body))[0])
+            counts.append((await prompt_tokens(client, body, headers))[0])
         except UpstreamError as error:
             if error.status in _RETRIED or error.status == 501:
                 raise
@@ -128,11 +128,11 @@ async def probe(client: httpx.AsyncClient, model: str) -> tuple[Mode, bool]:
     return "prefill" if around < 2 else "turn", tells
 
 
-async def prompt_tokens(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, bool]:
+async def prompt_tokens(client: httpx.AsyncClient, body: dict[str, Any], headers: Headers = ()) -> tuple[int, bool]:
     """How many tokens the upstream counts in a chat request's prompt, and whether its answers have a ``stop_reason``."""
     for limit in ("max_tokens", "max_completion_tokens"):  # some models know the second alone
         try:
-            response = await client.post("chat/completions", json=body | {limit: 1})
+            response = await client.post("chat/completions", json=body | {limit: 1}, headers=[*headers])
         except httpx.RequestError as error:
             raise unanswered(error) from error
         if response.status_code != 400 or "max_completion_tokens" not in response.text:
@@ -200,7 +200,7 @@ class _HttpConversation:
     async def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | Thought | StepEnd]:
         """Of the call that goes on, where nothing is injected and it may write so much; else of a new one."""
         call, injected = self.call, self.pending if self.continues else self.pending.strip()
-        if call is None or injected or call.limit - call.accounted.completion_tokens < max_new_tokens:
+        if call is None or injected or until.strict or call.limit - call.accounted.completion_tokens < max_new_tokens:
             await self.close()
             self.steps.append((self.pending, ""))
             call = await self._ask(max_new_tokens, until)
@@ -285,9 +285,12 @@ class _HttpConversation:
             body["seed"] += self.calls
         self.calls += 1
         body |= {"model": asked.model, asked.limit_field: limit, "stream": True, "stream_options": {"include_usage": True}}
+        if until.strict:
+            body["response_format"] = asked.form
         if stops:
             body["stop"] = list(stops)
-        call = await self.upstream.call("completions" if asked.messages is None else "chat/completions", body)
+        path = "completions" if asked.messages is None else "chat/completions"
+        call = await self.upstream.call(path, body, asked.headers)
         call.stops, call.limit = stops, limit
         call.prompt = body.get("prompt") or "".join(text_of(m.get("content")) for m in body.get("messages", []))
         self.call = call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from typing import Literal
 
 import httpx
 
@@ -14,7 +15,7 @@ from rsim.serving import openai_api as api
 from rsim.serving.http_upstream import HttpUpstream, probe
 from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
-from rsim.serving.play import Mode, Upstream
+from rsim.serving.play import Headers, Mode, Upstream
 from rsim.serving.said import UpstreamError
 from rsim.serving.upstream_client import first_model
 
@@ -39,6 +40,9 @@ class ServeConfig:
     body_bytes: int = 10 * 2**20
     body_seconds: float = 30.0
     upstream_seconds: float = 120.0  # without a byte from the upstream
+    show: Literal["content", "reasoning", "none"] = "content"  # where a client sees what was injected
+    retries: int = 2  # of an upstream's call
+    wrapped: bool = False  # a client of this process is served, see `Planner.wrap`: every model is planned, its headers go on
 
 
 @dataclass
@@ -87,7 +91,7 @@ def leave(state: State) -> None:
     state.metrics.active.set(state.active)
 
 
-async def upstream_of(state: State, model: str) -> Upstream:
+async def upstream_of(state: State, model: str, headers: Headers = ()) -> Upstream:
     """The upstream with its mode: as configured, or probed by the first request that finds it alive."""
     if state.upstream is None:
         async with state.probing:
@@ -96,7 +100,8 @@ async def upstream_of(state: State, model: str) -> Upstream:
                 mode, tells = state.config.mode, False
                 if mode is None:
                     named = model or state.config.model or await first_model(state.client)
-                    mode, tells = await probe(state.client, named)
+                    mode, tells = await probe(state.client, named, headers)
                 log.info("injection mode: %s", mode)
-                state.upstream = HttpUpstream(state.client, mode, count=state.planning.count, tells=tells)
+                count, retries = state.planning.count, state.config.retries
+                state.upstream = HttpUpstream(state.client, mode, count=count, tells=tells, retries=retries)
     return state.upstream

@@ -3,7 +3,7 @@
     planned = Planner.from_pretrained("runs/nano/checkpoints/final/planner").wrap(model, tokenizer)
     planned.generate("85-(12+5)+26=?").text
 
-    client = planner.wrap(openai.OpenAI())          # or AsyncOpenAI
+    client = planner.wrap(openai.OpenAI())          # or AsyncOpenAI: the same client, whose answers are planned
     client.chat.completions.create(model="gpt-4o-mini", messages=[...], stream=True)
 
 A thread of its own runs the event loop in which planner and upstream work; close what was wrapped, or use it in a ``with``.
@@ -12,13 +12,18 @@ A thread of its own runs the event loop in which planner and upstream work; clos
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, TypeVar
 
-import httpx
+import uvicorn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rsim.errors import UserError
@@ -30,14 +35,15 @@ from rsim.rewards.programs import allowed
 from rsim.rules import PlayRules
 from rsim.rules_file import overridden
 from rsim.serving import openai_api as api
-from rsim.serving.http_upstream import HttpUpstream, probe
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.planner_batcher import PlannerBatcher
-from rsim.serving.play import Asked, Event, Finished, Mode, Upstream, Usage, play
-from rsim.serving.upstream_client import upstream_client
+from rsim.serving.play import Asked, Event, Mode, Usage, play
+from rsim.serving.server import WIRES, create_app
+from rsim.serving.state import ServeConfig
+from rsim.serving.upstream_client import check_address
 
 T = TypeVar("T")
-_OPTIONS = {"extra_headers", "extra_query", "timeout"}  # of one call of an OpenAI client: no fields of its body
+_FOREVER = 1e6  # seconds; the client's own time limit ends a request
 Question = str | list[dict[str, Any]]  # a question, or the messages of a chat
 
 
@@ -97,6 +103,8 @@ class _Loop:
             await self.elsewhere(_close(events))
 
     def close(self) -> None:
+        if self.loop.is_closed():
+            return
         self.wait(self._stop())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
@@ -127,21 +135,20 @@ class PlannedModel:
         self.inner = _Loop(planner, slots)
         self.upstream = LocalUpstream(Reasoner(model.eval(), tokenizer), slots, rules.day)
 
-    def generate(self, questions: Question | Sequence[str], *, temperature: float = 0.0, max_tokens: int = 0,
+    def generate(self, questions: Question | Sequence[Question], *, temperature: float = 0.0, max_tokens: int = 0,
                  seed: int | None = None) -> Any:  # fmt: skip
-        """An `Answer` for a question or a chat's messages, or a list of them for a list of questions (played together)."""
-        batch = _batch(questions)
-        work = self._all([questions] if batch is None else batch, temperature, max_tokens, seed)  # type: ignore[list-item]
-        answers = self.inner.wait(work)
-        return answers if batch is not None else answers[0]
+        """An `Answer` for a question or a chat's messages, or a list of them for a list of either (played together)."""
+        alone = _alone(questions)
+        answers = self.inner.wait(self._all([questions] if alone else questions, temperature, max_tokens, seed))  # type: ignore
+        return answers[0] if alone else answers
 
-    async def agenerate(self, questions: Question | Sequence[str], *, temperature: float = 0.0, max_tokens: int = 0,
+    async def agenerate(self, questions: Question | Sequence[Question], *, temperature: float = 0.0, max_tokens: int = 0,
                         seed: int | None = None) -> Any:  # fmt: skip
         """`generate`, to be awaited."""
-        batch = _batch(questions)
-        work = self._all([questions] if batch is None else batch, temperature, max_tokens, seed)  # type: ignore[list-item]
+        alone = _alone(questions)
+        work = self._all([questions] if alone else questions, temperature, max_tokens, seed)  # type: ignore
         answers = await self.inner.elsewhere(work)
-        return answers if batch is not None else answers[0]
+        return answers[0] if alone else answers
 
     def stream(self, question: Question, *, temperature: float = 0.0, max_tokens: int = 0, seed: int | None = None
                ) -> Iterator[Event]:  # fmt: skip
@@ -154,7 +161,7 @@ class PlannedModel:
         return self.inner.aiterate(self._play(question, temperature, max_tokens, seed))
 
     def _play(self, question: Question, temperature: float, limit: int, seed: int | None) -> AsyncGenerator[Event]:
-        messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
+        messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
         asked = Asked("", messages, None, {"temperature": temperature, "seed": seed})
         most = limit or self.rules.max_tokens
         return play(asked, self.inner.planning, self.upstream, self.rules, most, None, self.runner)
@@ -182,147 +189,93 @@ class PlannedModel:
         self.close()
 
 
-def _batch(questions: Question | Sequence[str]) -> list[str] | None:
-    """The questions of a batch; None for a single question or a chat's messages."""
-    if isinstance(questions, str) or (questions and isinstance(questions[0], dict)):
-        return None
-    return [str(q) for q in questions]
+def _alone(questions: Question | Sequence[Question]) -> bool:
+    """Whether it is one question or one chat, and no list of them."""
+    return isinstance(questions, str) or bool(questions and isinstance(questions[0], dict))
 
 
-class PlannedClient:
-    """Stands for an OpenAI client: ``chat.completions.create`` and ``completions.create``, sync or async as the client is, with
-    and without ``stream``. Everything else is the client's own, ``chat.completions.parse`` and the like among it.
+class _Server:
+    """The plug-in's server behind a socket of this process's own, in a thread."""
 
-    Planned requests go over a connection of their own, with the client's headers, timeout and number of retries; a transport or
-    proxy that the client was given is not used.
-    """
-
-    def __init__(
-        self, planner: AnyPlanner, client: Any, rules: PlayRules, slots: int, mode: Mode | None, runner: Runner | None
-    ) -> None:
-        self.client, self.rules, self.mode, self.runner = client, rules, mode, runner
-        self.asynchronous = type(client).__name__.startswith("Async")
-        self.inner = _Loop(planner, slots)
-        # Clients that are only like OpenAI's may lack all but the key and the address.
-        given = getattr(client, "default_headers", {}).items()
-        headers = {k: v for k, v in given if isinstance(v, str)} | {"Authorization": f"Bearer {client.api_key}"}
-        timeout = _timeout(getattr(client, "timeout", None))
-        self.retries = int(getattr(client, "max_retries", 2))
-        self.http = self.inner.wait(_http_client(str(client.base_url), headers, timeout))
-        self.upstream: Upstream | None = None
-        self.chat = _Chat(client, _Endpoint(self, "chat"))
-        self.completions = _Endpoint(self, "completion")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.client, name)
-
-    async def events(self, request: api.Request, asked: Asked) -> AsyncGenerator[Event]:
-        """One answer, cut at the caller's stop strings."""
-        if self.upstream is None:
-            mode, tells = (self.mode, False) if self.mode else await probe(self.http, asked.model)
-            count = self.inner.planning.count
-            self.upstream = HttpUpstream(self.http, mode, count=count, tells=tells, retries=self.retries)
-        spent = Usage()
-        source = play(asked, self.inner.planning, self.upstream, self.rules, request.limit, spent, self.runner)
-        async with aclosing(api.Stops(request.stops).cut(source, spent)) as events:
-            async for event in events:
-                yield event
+    def __init__(self, config: ServeConfig, planner: AnyPlanner) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="rsim-")  # no other user can look into it
+        self.socket = f"{self.folder.name}/socket"
+        app = create_app(config, planner)
+        self.uvicorn = uvicorn.Server(uvicorn.Config(app, uds=self.socket, log_config=None, access_log=False))
+        self.thread = threading.Thread(target=self.uvicorn.run, name="rsim-plugin", daemon=True)
+        self.thread.start()
+        while not self.uvicorn.started and self.thread.is_alive():
+            time.sleep(0.002)
 
     def close(self) -> None:
-        self.inner.wait(self.http.aclose())
-        self.inner.close()
-
-    def __enter__(self) -> PlannedClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.uvicorn.should_exit = True
+        self.thread.join()
+        self.folder.cleanup()
 
 
-def _timeout(given: Any) -> httpx.Timeout:
-    """A client's own limits in seconds, one for all or an object with four; what it does not say is OpenAI's default."""
-    if isinstance(given, int | float):
-        return httpx.Timeout(given)
-    usual = {"connect": 5.0, "read": 600.0, "write": 600.0, "pool": 600.0}
-    return httpx.Timeout(**{name: getattr(given, name, seconds) for name, seconds in usual.items()})
+def _wrapped_client(planner: AnyPlanner, client: Any, config: ServeConfig) -> Any:
+    """A copy of an OpenAI client that sends what is planned to a `_Server`, and all else the way that the client does.
+
+    Its connections are of the client's own library (``httpx``, or ``httpx2`` for OpenAI's since version 3).
+    """
+    own = client._client
+    plain = next(c for c in type(own).__mro__ if c.__name__ in ("Client", "AsyncClient"))
+    library = import_module(plain.__module__.split(".")[0])
+    server = _Server(config, planner)
+
+    def redirected(request: Any) -> Any:
+        url = f"http://localhost/v1/{_planned_endpoint(request)}"
+        headers = [(k, v) for k, v in request.headers.raw if k.lower() != b"host"]
+        return library.Request(request.method, url, headers=headers, content=request.content, extensions=request.extensions)
+
+    def settled(response: Any) -> Any:
+        response.headers["x-should-retry"] = "false"  # it was tried again where it failed, as often as the client says
+        return response
+
+    class Sync(library.BaseTransport):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.there = library.HTTPTransport(uds=server.socket)
+
+        def handle_request(self, request: Any) -> Any:
+            request.read()
+            if not _planned_endpoint(request):
+                return own.send(request, stream=True)
+            return settled(self.there.handle_request(redirected(request)))
+
+        def close(self) -> None:
+            self.there.close()
+            server.close()
+
+    class Async(library.AsyncBaseTransport):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.there = library.AsyncHTTPTransport(uds=server.socket)
+
+        async def handle_async_request(self, request: Any) -> Any:
+            await request.aread()
+            if not _planned_endpoint(request):
+                return await own.send(request, stream=True)
+            return settled(await self.there.handle_async_request(redirected(request)))
+
+        async def aclose(self) -> None:
+            await self.there.aclose()
+            await asyncio.to_thread(server.close)
+
+    options = {"timeout": own.timeout, "follow_redirects": own.follow_redirects}
+    if plain.__name__ == "AsyncClient":
+        return client.with_options(http_client=library.AsyncClient(transport=Async(), **options))
+    return client.with_options(http_client=library.Client(transport=Sync(), **options))
 
 
-async def _http_client(base: str, headers: dict[str, str], timeout: httpx.Timeout) -> httpx.AsyncClient:
-    return upstream_client(base, "", timeout, headers=headers)
-
-
-class _Chat:
-    """``client.chat`` with planned completions."""
-
-    def __init__(self, client: Any, completions: _Endpoint) -> None:
-        self.client, self.completions = client, completions
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.client.chat, name)
-
-
-@dataclass
-class _Endpoint:
-    owner: PlannedClient
-    kind: api.Kind
-
-    def __getattr__(self, name: str) -> Any:
-        client = self.owner.client
-        return getattr(client.chat.completions if self.kind == "chat" else client.completions, name)
-
-    def create(self, **body: Any) -> Any:
-        """What OpenAI's client returns: a completion, or an iterator of chunks with ``stream=True``.
-
-        Raises:
-            UserError: something that is not planned (tools, log-probs): ask the client itself for it.
-        """
-        owner = self.owner
-        body = {k: v for k, v in body.items() if type(v).__name__ not in ("NotGiven", "Omit") and k not in _OPTIONS}
-        body |= body.pop("extra_body", None) or {}
-        if api.passes_through(body):
-            raise UserError("tools, log-probs and formats are not planned", "call the wrapped client itself for them")
-        request = api.read_request(self.kind, body, str(body.get("model", "")), owner.rules.max_tokens)
-        if request.stream:
-            chunks = self._chunks(request)
-            return owner.inner.aiterate(chunks) if owner.asynchronous else owner.inner.iterate(chunks)
-        work = self._whole(request)
-        return owner.inner.elsewhere(work) if owner.asynchronous else owner.inner.wait(work)
-
-    async def _whole(self, request: api.Request) -> Any:
-        async def one(asked: Asked) -> api.Choice:
-            choice = api.Choice()
-            async with aclosing(self.owner.events(request, asked)) as events:
-                async for event in events:
-                    choice.add(event)
-            return choice
-
-        choices = list(await asyncio.gather(*(one(a) for a in request.asked)))
-        mode = self.owner.upstream.mode if self.owner.upstream else None
-        return _typed(self.kind, api.whole(request, choices, mode), streamed=False)
-
-    async def _chunks(self, request: api.Request) -> AsyncGenerator[Any]:
-        """The choices one after the other."""
-        usages: list[Usage] = []
-        for index, asked in enumerate(request.asked):
-            first = True
-            async with aclosing(self.owner.events(request, asked)) as events:
-                async for event in events:
-                    yield _typed(self.kind, api.chunk(request, index, event, first=first), streamed=True)
-                    first = False
-                    if isinstance(event, Finished):
-                        usages.append(event.usage)
-        if request.include_usage:
-            yield _typed(self.kind, api.usage_chunk(request, usages), streamed=True)
-
-
-def _typed(kind: api.Kind, response: dict[str, Any], *, streamed: bool) -> Any:
-    """The response as the official client's own type, built as that client builds it: without validation."""
-    from openai.types import Completion
-    from openai.types.chat import ChatCompletion, ChatCompletionChunk
-
-    if kind == "completion":
-        return Completion.construct(**response)
-    return (ChatCompletionChunk if streamed else ChatCompletion).construct(**response)
+def _planned_endpoint(request: Any) -> str:
+    """The endpoint of a request that the server is to answer, else ""."""
+    endpoint = next((e for e in ("chat/completions", "completions", "responses") if request.url.path.endswith(f"/{e}")), "")
+    if not endpoint or request.method != "POST":
+        return ""
+    body = json.loads(request.content)
+    try:
+        return endpoint if "rsim" in body or not api.passes_through(WIRES[endpoint].read(body)) else ""
+    except api.BadRequest:
+        return endpoint
 
 
 def wrap(
@@ -336,7 +289,7 @@ def wrap(
     tools: Sequence[str] = (),
     **changes: Any,
 ) -> Any:
-    """A `PlannedModel` for a transformers model (with its tokenizer), a `PlannedClient` for an OpenAI-compatible client.
+    """A `PlannedModel` for a transformers model (with its tokenizer), a planned copy of an OpenAI-compatible client.
 
     Args:
         rules: None: those that the planner was trained under.
@@ -355,6 +308,20 @@ def wrap(
         if isinstance(planner, Planner):
             planner.check_model(target.name_or_path)
         return PlannedModel(planner, target, tokenizer, rules, slots, runner)
-    if not (hasattr(target, "base_url") and hasattr(target, "chat")):
-        raise UserError(f"cannot wrap a {type(target).__name__}", "give a transformers model or an OpenAI-compatible client")
-    return PlannedClient(planner, target, rules, slots, mode, runner)
+    if not (hasattr(target, "with_options") and hasattr(target, "chat")):
+        raise UserError(f"cannot wrap a {type(target).__name__}", "give a transformers model or an OpenAI client")
+    check_address("", mode or "")
+    config = ServeConfig(
+        upstream=str(target.base_url),
+        wrapped=True,
+        mode=mode,
+        rules=rules,
+        tools=tuple(tools),
+        slots=slots,
+        waiting=sys.maxsize,
+        retries=target.max_retries,
+        request_seconds=_FOREVER,
+        body_bytes=sys.maxsize,
+        upstream_seconds=_FOREVER,
+    )
+    return _wrapped_client(planner, target, config)

@@ -42,7 +42,6 @@ def most(
     plays = (
         ((steps - step) * train.questions * train.group, training),
         (evaluations * len(held_out), held_out),
-        (train.questions if train.entropy_reset and not step else 0, training),
     )
     episodes = sum(count for count, _ in plays)
     system = estimated_tokens(config.models.system_prompt)

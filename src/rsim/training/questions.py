@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from functools import lru_cache
 
-from rsim.config import Config
+from rsim.config import Config, TrainConfig
 from rsim.data.load import load_problems, with_replay
 from rsim.errors import UserError
 from rsim.game.problem import Problem
@@ -69,6 +70,26 @@ def questions_of_step(problems: list[Problem], seed: int, step: int, count: int)
         epoch, place = divmod(position, len(problems))
         picked.append(problems[_permutation(len(problems), seed, epoch)[place]])
     return picked
+
+
+def affordable(train: TrainConfig, sampled: int, a_question: float, at_least: int) -> int:
+    """How many of a step's questions the token budget allows: the steps that are left share it evenly, so
+    that it is met closely and by no tiny step.
+
+    Args:
+        sampled: tokens so far.
+        a_question: tokens that the last step sampled for each of its questions; 0: none was played.
+        at_least: one for each rank.
+
+    Returns:
+        ``train.questions`` at most; 0 where less than a twentieth of a step is left.
+    """
+    if not train.token_budget or not a_question:
+        return 0 if 0 < train.token_budget <= sampled else train.questions
+    steps = (train.token_budget - sampled) / (train.questions * a_question)
+    if steps < 0.05:
+        return 0
+    return max(at_least, round(train.questions * steps / math.ceil(steps)))
 
 
 @lru_cache(maxsize=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,13 @@ from rsim.evaluation.evaluate import Evaluation, play_scored, summarise
 from rsim.evaluation.upstream import ServedGame, UpstreamStopped
 from rsim.game.episode import Episode
 from rsim.models.device import allow_tf32, choose_device, torch_device
-from rsim.policies.loading import quiet_models
-from rsim.rewards.custom import load_custom
+from rsim.rewards.custom import Reward, load_custom
 from rsim.rewards.rewards import Score, score_all
 from rsim.runs.folder import RunFolder
 from rsim.runs.lock import unlock
 from rsim.training.cold_start import cold_start
-from rsim.training.entropy_reset import reset_entropy
 from rsim.training.memory import peak_on_gpu, release_freed
-from rsim.training.questions import load_questions, questions_of_step, without_long
+from rsim.training.questions import affordable, load_questions, questions_of_step, without_long
 from rsim.training.records import Records, held_out_metrics, rollout_metrics
 from rsim.training.saving import Saver
 from rsim.training.setup import check_world, load_policies, make_agents, make_game, named
@@ -35,11 +33,11 @@ OnMetrics = Callable[[dict[str, Any]], None]
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop has saved a checkpoint; ``terminated``: by SIGTERM."""
+    """A run that was told to stop (``terminated``: by SIGTERM) has saved; ``result``: its last evaluation."""
 
-    def __init__(self, *, terminated: bool) -> None:
+    def __init__(self, result: dict[str, Any], *, terminated: bool) -> None:
         super().__init__("stopped")
-        self.terminated = terminated
+        self.result, self.terminated = result, terminated
 
 
 class Trainer:
@@ -54,9 +52,10 @@ class Trainer:
         resume_from: str = "",
         force: bool = False,
         on_metrics: OnMetrics | None = None,
+        rewards: Sequence[Reward] = (),
     ) -> None:
         """``resume`` goes on from the newest checkpoint, ``resume_from`` from the one of that name; ``force``
-        also with a config that has changed.
+        also with a config that has changed. ``rewards``: those that the config names as given in Python.
 
         Raises:
             UserError: of models, data and run folders; a checkpoint that is damaged.
@@ -67,7 +66,7 @@ class Trainer:
         self.config = config = named(config)
         self.on_metrics = on_metrics or (lambda record: None)
         self.world = join(cpu=torch_device(config.models.device).type == "cpu")
-        self.custom = load_custom(config.rewards.custom)
+        self.custom = load_custom(config.rewards.custom, rewards)
         questions, self.eval_set = load_questions(config)
         check_world(config, self.world, len(self.eval_set))
         resume = resume or bool(resume_from)
@@ -84,6 +83,7 @@ class Trainer:
         self.game = make_game(config, self.reasoner, self.planner)
         self.saver = Saver(config, self.world, folder, self.reasoner, self.planner, self.agents, self.game)
         self.step, self.sampled_tokens, self.best, self.cold_started = 0, 0, -1.0, False
+        self.a_question = 0.0  # tokens sampled for each question of the last step
         self.unevaluated = False  # the step is one that is evaluated, and an upstream failed meanwhile
         # What this process was told: by anyone, by SIGTERM.
         self.stop_requested, self.terminated = False, False
@@ -99,6 +99,7 @@ class Trainer:
     def _restore(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
         self.step, self.sampled_tokens, self.best = state["step"], state["sampled_tokens"], state["best"]
+        self.a_question = state["a_question"]
         self.cold_started = True
         if isinstance(self.game, ServedGame):
             self.game.account, self.unevaluated = state["account"], state["unevaluated"]
@@ -141,17 +142,20 @@ class Trainer:
         self.records.close()
         self.checkpoints.finish()
         if stopping:
-            raise Stopped(terminated=self.world.any(self.terminated))
+            raise Stopped(result, terminated=self.world.any(self.terminated))
         self.saver.write("final", wait=True)
         return result
 
     @property
     def _ended(self) -> bool:
-        budget = self.config.train.token_budget
-        return self.step >= self.config.total_steps or 0 < budget <= self.sampled_tokens
+        return self.step >= self.config.total_steps or not self._affordable
+
+    @property
+    def _affordable(self) -> int:
+        return affordable(self.config.train, self.sampled_tokens, self.a_question, self.world.size)
 
     def _start(self) -> None:
-        """Cold start, entropy reset, a KL term's reference model, and a first checkpoint to resume from."""
+        """Cold start, a KL term's reference model, and a first checkpoint to resume from."""
         if self.config.data.max_question_tokens:
             counts = {"data/questions": len(self.train_set), "data/left_out": self.left_out}
             self._log({"step": 0, "stage": "data"} | counts)
@@ -164,12 +168,6 @@ class Trainer:
         else:
             self._sync()
         self.cold_started = True
-        if self.config.train.entropy_reset and self.planner is not None:
-            first = questions_of_step(self.train_set, self.config.seed, 0, self.config.train.questions)
-            with unsharded(self._sharded):
-                report, tokens = reset_entropy(self.config, self.game, self.planner, first, self.world)
-            self.sampled_tokens += tokens
-            self._log({"step": 0, "stage": "entropy_reset"} | report)
         self.saver.write_reference()
         self.saver.load_reference(self.device)
         if self.config.train.eval_every:
@@ -179,11 +177,11 @@ class Trainer:
     def train_step(self) -> dict[str, Any]:
         """One batch of questions: play, score, update both agents (or the leader first), log. All ranks come
         out alike."""
-        began = time.perf_counter()
+        began, before, asked_for = time.perf_counter(), self.sampled_tokens, self._affordable
         stage = self.config.stage_at(self.step)
         update = Update(self.config, stage, self.step, alone=self.planner is None or self.reasoner is None)
         leads = self.planner is not None and stage.train_planner
-        episodes, scores = self._rollout("a")
+        episodes, scores = self._rollout("a", asked_for)
         rollout = time.perf_counter() - began
         metrics: dict[str, Any] = {}
         if leads:
@@ -191,11 +189,12 @@ class Trainer:
         if stage.train_reasoner:
             if leads and self.config.objective.update_order == "leader_first":
                 asked = time.perf_counter()
-                episodes, scores = self._rollout("b")  # the follower answers the leader's new policy
+                episodes, scores = self._rollout("b", asked_for)  # the follower answers the new leader
                 rollout += time.perf_counter() - asked
             metrics |= update.agent(self.agents["reasoner"], episodes, scores)
             self._sync()
         self.step += 1
+        self.a_question = (self.sampled_tokens - before) / asked_for
         seconds = time.perf_counter() - began
         record = {"step": self.step, "stage": stage.name, "lambda": stage.lambda_}
         record |= rollout_metrics(episodes, scores, self.records.names) | metrics
@@ -213,10 +212,10 @@ class Trainer:
             self.records.sample(self.step, episodes, scores)
         return record
 
-    def _rollout(self, name: str) -> tuple[list[Episode], list[Score]]:
-        """The step's questions, a block of them played by each rank; all get all episodes and scores."""
+    def _rollout(self, name: str, count: int) -> tuple[list[Episode], list[Score]]:
+        """``count`` of the step's questions, a block played by each rank; all get all episodes and scores."""
         train, seed = self.config.train, self.config.seed
-        problems = questions_of_step(self.train_set, seed, self.step, train.questions)
+        problems = questions_of_step(self.train_set, seed, self.step, train.questions)[:count]
         mine = self.world.block(len(problems))
         asked, keys = [problems[i] for i in mine], [f"{self.step}:{name}:{i}" for i in mine]
         with unsharded(self._sharded):
@@ -253,25 +252,10 @@ class Trainer:
     def save(self, name: str) -> None:
         """Writes a checkpoint to resume from."""
         place = {"step": self.step, "sampled_tokens": self.sampled_tokens, "best": self.best}
-        place["unevaluated"] = self.unevaluated
+        place |= {"a_question": self.a_question, "unevaluated": self.unevaluated}
         self.saver.resumable(name, place)
 
     def _log(self, record: dict[str, Any]) -> None:
         self.records.log(record)
         if self.world.is_main:
             self.on_metrics(record)
-
-
-def train(config: Config, *, resume: bool = False, on_metrics: OnMetrics | None = None) -> dict[str, Any]:
-    """Trains as ``config`` says; the Python side of ``rsim train``.
-
-    Returns:
-        the last held-out evaluation (``accuracy``, ``low``, ``high``, ...); all else is in the run's folder.
-    """
-    return Trainer(config, resume=resume, on_metrics=on_metrics).run()
-
-
-def train_quietly(config: Config, resume: bool, force: bool) -> None:
-    """What each process of a run does that others watch over (`rsim.distributed.ray_launcher`)."""
-    quiet_models()
-    Trainer(config, resume=resume, force=force).run()
