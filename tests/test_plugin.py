@@ -250,8 +250,8 @@ def test_bad_requests_are_openai_errors(local):
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
     reply = httpx.post(f"{local}/chat/completions", content=b"{")
     assert reply.json()["error"]["type"] == "invalid_request_error"
-    with pytest.raises(openai.BadRequestError, match="top_p is not supported"):
-        ask(local, "7=?", top_p=0.5)
+    with pytest.raises(openai.BadRequestError, match="top_k is not supported"):
+        ask(local, "7=?", extra_body={"top_k": 5})
 
 
 def test_a_model_that_is_not_served_is_not_found(local):
