@@ -158,8 +158,8 @@ def run() -> list[Row]:
             shown = line.replace("{port}", "8017").replace("|", "\\|")
             lines.append(f"| `rsim {shown}` | {wrong}{told} |")
             print(f"{'ok ' if fine else 'BAD'} {line}: {told}", flush=True)
-    where = f"`TRAIN` is `{_TRAIN}`, `NEW` a folder that is not there."
-    head = f"# {len(typed)} bad inputs\n\nWritten by `python -m studies bad_inputs`. {where}\n"
+    told = f"Written by `python -m studies bad_inputs`. `TRAIN` is `{_TRAIN}`, `NEW` a folder that is not there."
+    head = f"# {len(typed)} bad inputs\n\n{told}\n"
     _PAGE.write_text("\n".join([head, "| typed | said |", "|---|---|", *lines, ""]), encoding="utf-8")
     goal = f"all {len(typed)}"
     return [Row("bad inputs that end in one line and exit code 2, with nothing lost", good, goal=goal, met=good == len(typed))]

@@ -29,7 +29,7 @@ COMMANDS = {
     "export": "Write a reasoner as a folder for a vLLM server that is to sample while it is trained.",
     "check": "Grade an answer as rewards and evaluation do: strictly (one box) and flexibly (the last answer).",
     "lab": "The nano lab: tiny models on procedural problems.",
-    "strategies": "The strategy set: look at it, find what it lacks, change a planner's.",
+    "strategies": "Look at strategy sets.",
     "data": "Look at data sets and check files.",
     "config": "Look at configurations.",
 }
@@ -50,8 +50,6 @@ EXAMPLES = {  # the last line of each command's help
     "check": "rsim check --gold 1/2 --answer '\\boxed{0.5}'",
     "lab pretrain": "rsim lab pretrain --size nano-m",
     "strategies show": "rsim strategies show default",
-    "strategies adapt": "rsim strategies adapt runs/mine/checkpoints/best/planner mine.toml --out planner",
-    "strategies grow": "rsim strategies grow runs/mine mine.toml --out grown",
     "data list": "rsim data list --gym",
     "data show": "rsim data show gym:chain_sum --limit 5",
     "data validate": "rsim data validate train.jsonl --column question=problem",

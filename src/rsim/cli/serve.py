@@ -52,6 +52,7 @@ class ServeOptions:
     slots: int
     waiting: int
     request_seconds: float
+    show: str
     strategies: str
 
 
@@ -59,6 +60,8 @@ def run_server(options: ServeOptions) -> None:
     """Serves until interrupted."""
     quiet_models()
     check_address(options.upstream, options.mode)
+    if options.show not in ("content", "reasoning", "none"):
+        raise UserError(f"--show {options.show}", "use content, reasoning or none")
     if not (options.upstream or options.model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
     listening = _listen(options.host, options.port)
@@ -76,6 +79,7 @@ def run_server(options: ServeOptions) -> None:
         slots=options.slots,
         waiting=options.waiting,
         request_seconds=options.request_seconds,
+        show=options.show,  # type: ignore[arg-type]
     )
     reasoner = None if options.upstream else load_reasoner(options.model)
     name = Path(options.model).name or "local"
