@@ -250,7 +250,7 @@ def test_the_command_tells_the_cost_before_it_begins(settings, capsys, tmp_path)
             assert code == 2
             assert "out of credit" in err.splitlines()[-1]
     assert run("--upstream-model", "m")[2].startswith("rsim: upstream: its settings are of a server")
-    code, _, err = run("--upstream", url, "--dry-run", "--out", str(tmp_path / "x"))
+    code, _, err = run("--upstream", url, "--dry-run", "--out", str(tmp_path / "y"))
     assert code == 2
     assert "cannot be listed" in err
     assert "leave the launcher out" in run("--upstream", url, "--launcher", "ray")[2]
