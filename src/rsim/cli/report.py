@@ -11,12 +11,13 @@ from rsim.cli.options import Json, tell
 
 
 def command(
-    run: Annotated[str, typer.Argument(metavar="RUN")],
-    out: Annotated[str, typer.Option(help="Default: RUN/report.html")] = "",
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs or evaluations; several are compared.")],
+    out: Annotated[str, typer.Option(help="Default: RUN/report.html, or comparison.html in the first one's folder.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page about a run."""
-    from rsim.report.report import build_report
+    """Write one self-contained HTML page about a run, or one that compares several."""
+    from rsim.report.report import build_comparison, build_report
 
-    page = build_report(Path(run), Path(out) if out else None)
+    target = Path(out) if out else None
+    page = build_report(Path(runs[0]), target) if len(runs) == 1 else build_comparison([Path(run) for run in runs], target)
     tell({"report": str(page)}, f"report: {page}", as_json)

@@ -150,19 +150,17 @@ _FREE = ("upstream.connections:", "upstream.max_requests:", "upstream.price_")
 
 def differences(old: Config, new: Config) -> list[str]:
     """The keys in which two configs differ, each as ``key: old -> new``."""
-    before, after = (_flat(to_table(config)) for config in (old, new))
+    before, after = (flat(to_table(config)) for config in (old, new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
 
 
-def _flat(table: dict[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(table: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """A table of tables with its keys joined by dots."""
+    joined: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{where}{key}.")
-        else:
-            flat[where + key] = value
-    return flat
+        joined |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return joined
 
 
 def git_commit() -> str:

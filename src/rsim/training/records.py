@@ -57,7 +57,9 @@ class Records:
             played = list(zip(episodes, scores, strict=True))[:_HELD_OUT]
             self._write(step, played, "held_out_episodes", {"held_out": True})
 
-    def _write(self, step: int, played: list[tuple[Episode, Score]], table: str, more: dict[str, Any]) -> None:
+    def _write(
+        self, step: int, played: list[tuple[Episode, Score]], table: str, more: dict[str, Any]
+    ) -> None:
         if self.world.is_main:
             records = [{"step": step} | more | episode_record(e, s, self.names) for e, s in played]
             for record in records:
@@ -70,7 +72,9 @@ class Records:
 
 def _row(record: dict[str, Any]) -> list[Any]:
     """An episode as a row of ``_COLUMNS``."""
-    trace = "".join(f"[{s['strategy'] or 'reasoner'}] {s['prompt']}{s['text'].strip()}\n" for s in record["steps"])
+    trace = "".join(
+        f"[{s['strategy'] or 'reasoner'}] {s['prompt']}{s['text'].strip()}\n" for s in record["steps"]
+    )
     said = "" if record["predicted"] is None else str(record["predicted"])
     return [record["step"], record["question"], str(record["answer"]), said, record["correct"], trace]
 
