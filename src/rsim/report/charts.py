@@ -153,7 +153,11 @@ def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[
 
 
 def _tick(value: float, unit: str) -> str:
-    return f"{value:.0%}" if unit.startswith("share") else f"{value:,.10g}"
+    """
+    >>> _tick(0.5, "share of steps"), _tick(0.0025, "share of steps"), _tick(1500000.0, "tokens")
+    ('50%', '0.25%', '1,500,000')
+    """
+    return f"{100 * value:.6g}%" if unit.startswith("share") else f"{value:,.10g}"
 
 
 def _value(value: float | None, unit: str) -> str:

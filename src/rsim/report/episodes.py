@@ -85,7 +85,8 @@ def _list(title: str, hint: str, cards: list[_Card], total: int) -> str:
         f"{card.summary}</summary>{card.body}</details>"
         for i, card in enumerate(cards)
     )
-    return f'<section class="list"><h2>{title}</h2><p class="hint">{escape(hint)}</p><p class="controls">{controls}{count}</p>{made}</section>'
+    head = f'<h2>{escape(title)}</h2><p class="hint">{escape(hint)}</p><p class="controls">{controls}{count}</p>'
+    return f'<section class="list">{head}{made}</section>'
 
 
 def _select(label: str, kind: str, options: dict[str, str]) -> str:

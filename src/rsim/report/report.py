@@ -86,7 +86,8 @@ def _write(title: str, body: list[str], target: Path) -> Path:
     css, script = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>rsim: {escape(title)}</title><style>{css}</style><main>{''.join(body)}</main><script>{script}</script></html>\n"
+        f"<title>rsim: {escape(title)}</title><style>{css}</style><main>{''.join(body)}</main>"
+        f"<script>{script}</script></html>\n"
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ class Records:
         self._write(step, random.Random(step).sample(played, min(_SAMPLED, len(played))), "episodes", {})
 
     def held_out(self, step: int, episodes: list[Episode], scores: list[Score]) -> None:
-        """Writes down how the first held-out questions were answered, so that before and after can be compared."""
+        """Writes down how the first held-out questions were answered, for comparing before and after."""
         if self.folder.config.train.samples_every:
             played = list(zip(episodes, scores, strict=True))[:_HELD_OUT]
             self._write(step, played, "held_out_episodes", {"held_out": True})
