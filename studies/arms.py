@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from rsim.policies.strategies import Strategy, StrategySet, to_toml
 from rsim.runs.folder import sampled_tokens
 from studies.page import Page, gain
 from studies.stats import difference, estimate
@@ -59,13 +57,6 @@ def alone(reasoner: str = "nano-s", data: str = "lab") -> Measurement:
 def used(arm: list[Measured], strategy: str) -> float:
     """The strategy's share of all steps, mean over seeds."""
     return float(np.mean([m.summary["usage"].get(strategy, 0.0) for m in arm]))
-
-
-def write_set(file: Path, strategies: Iterable[Strategy]) -> str:
-    """Writes a strategy set for ``models.strategies``; returns its file's name."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_toml(StrategySet(tuple(strategies))), encoding="utf-8")
-    return str(file)
 
 
 def controls_of(

@@ -11,7 +11,7 @@ LIMITS = """Lambda acts on the learning rates (times 2 lambda and 2 (1 - lambda)
 each agent's rate: an arm that does better may only have had the better rates. The best checkpoint on dev problems is
 measured, not the last one."""
 
-_LONGER = ("stages.stage1.steps=12", "stages.stage2.steps=8", 'models.planner_head="random"')
+_LONGER = ("stages.stage1.steps=12", "stages.stage2.steps=8")
 
 
 def _lambdas(first: float, second: float) -> tuple[str, ...]:
@@ -29,8 +29,5 @@ _ARMS = {
 
 
 def run(bench: Workbench, page: Page) -> None:
-    page.text(
-        "12 and 8 steps. The planner's head begins at random: with the preset's head of names every schedule is at the "
-        "top after two steps, and there is nothing to compare."
-    )
+    page.text("12 and 8 steps.")
     ablate(page, bench, _ARMS, "0.7 then 0.3")

@@ -58,7 +58,7 @@ def overhead(count: int, optillm: bool) -> Iterator[Row]:
     up, own, learned = (free_port() for _ in range(3))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         quiet_models()
-        load_planner("nano-s", load_strategies("lab"), seed=0, head="names").save_pretrained(folder)
+        load_planner("nano-s", load_strategies("lab"), seed=0).save_pretrained(folder)
         for command, port in ((_upstream(up), up), (_server(own, up, _SEQUENCE), own), (_server(learned, up, folder), learned)):
             stack.enter_context(served(command, port))
         direct, through = asyncio.run(_in_turn([up, own], count, "m"))

@@ -26,7 +26,6 @@ from rich.console import Console
 
 from rsim.config import Config, load_config, to_table
 from rsim.data.load import load_problems
-from rsim.discovery.grow import grow
 from rsim.evaluation.evaluate import evaluate, vote
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.planners import planner_from
@@ -40,7 +39,6 @@ from rsim.policies.strategies import load_strategies
 from rsim.training.trainer import Trainer
 
 SEARCHED = {"fixed": 200, "sequence": 100, "wait": 200}  # dev problems on which a control is picked
-_COLD = ("rollout.temperature=0.001",)
 _TEST_SEED = 4000  # of the problems that claims are measured on (docs/protocol.md); the demo's are others
 _DEV_SEED = 1000  # of those problems: not the trainer's held-out ones
 
@@ -66,7 +64,6 @@ class Measurement:
     samples: int = 1
     match_tokens: str = ""  # the key of another measurement
     changes: tuple[str, ...] = ()
-    drawn: bool = False  # strategies are drawn by their probabilities, as in training; the reasoner stays as good as greedy
 
 
 @dataclass(frozen=True)
@@ -121,15 +118,13 @@ class Workbench:
         return {key: _measured(folders[key]) for key in measurements}
 
     def _evaluation(self, m: Measurement) -> Path:
-        settings = asdict(m) if m.drawn else {k: v for k, v in asdict(m).items() if k != "drawn"}
-        digest = _digest(settings | {"questions": self.questions})
+        digest = _digest(asdict(m) | {"questions": self.questions})
         return self.out / "evaluations" / f"{Path(m.run).parent.parent.name or 'base'}-{digest}"
 
     def _settings(self, m: Measurement) -> EvalSettings:
-        greedy = m.samples == 1 and not m.drawn
-        changes = (*m.changes, *(_COLD if m.drawn else ()))
+        greedy = m.samples == 1
         return EvalSettings(
-            m.run, m.planner, m.reasoner, m.data, "test", self.questions, _TEST_SEED, greedy, m.samples, changes
+            m.run, m.planner, m.reasoner, m.data, "test", self.questions, _TEST_SEED, greedy, m.samples, m.changes
         )
 
     def search(self, kind: str, reasoners: list[str], preset: str = "nano", problems: int = 0) -> list[str]:
@@ -139,14 +134,6 @@ class Workbench:
         files = [self.out / "searches" / f"{kind}-{_digest(s)}.json" for s in settings]
         self._all(_search, [(f, kind, r, preset, asked) for f, r in zip(files, reasoners, strict=True)], files)
         return [json.loads(f.read_text())["best"] for f in files]
-
-    def grow(self, runs: list[Path], candidates: str, questions: int = 500) -> list[Path]:
-        """What `discovery.grow` leaves of each run with the candidates of a TOML file: the folder of its trials."""
-        digest = _digest([Path(candidates).read_text(encoding="utf-8"), questions, self.changes])
-        folders = [self.out / "grown" / f"{run.name}-{digest}" for run in runs]
-        arguments = [(str(r), candidates, f, questions, self.changes) for r, f in zip(runs, folders, strict=True)]
-        self._all(_grow, arguments, [f / "trials.json" for f in folders])
-        return folders
 
     def base(self, name: str) -> str:
         """A lab base by name; pre-trained now if it is not there yet."""
@@ -238,10 +225,6 @@ def _train(config: Config, after: Path | None) -> None:
 
 def _measure(folder: Path, settings: EvalSettings, match_tokens: str) -> None:
     evaluate_into(folder, settings, match_tokens=match_tokens)
-
-
-def _grow(run: str, candidates: str, out: Path, questions: int, changes: tuple[str, ...]) -> None:
-    grow(run, load_strategies(candidates), out, questions=questions, changes=changes)
 
 
 def _search(file: Path, kind: str, source: str, preset: str, asked: int) -> None:

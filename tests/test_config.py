@@ -82,21 +82,6 @@ def test_every_key_says_what_it_means_and_explaining_changes_nothing(tmp_path):
     assert load_config(str(tmp_path / "explained.toml")) == config
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    ("train.shard", "parallel.shard"), ("train.deepspeed", "parallel.deepspeed"),
-    ("train.save_every", "checkpoint.save_every"), ("train.keep_checkpoints", "checkpoint.keep"),
-    ("train.save_in_background", "checkpoint.save_in_background"),
-])  # fmt: skip
-def test_an_old_key_is_refused_with_the_new_one(tmp_path, old, new):
-    with pytest.raises(UserError, match=old) as refused:
-        load_config("nano", [f"{old}=1"])
-    assert new in refused.value.remedy
-    section, key = old.split(".")
-    (tmp_path / "old.toml").write_text(f"[{section}]\n{key} = 1\n")
-    with pytest.raises(UserError, match=old):
-        load_config(str(tmp_path / "old.toml"))
-
-
 @pytest.mark.parametrize(("override", "remedy"), [
     ("train.group=1", "must be at least 2"), ("data.replay_share=1", "must lie between 0 and 1"),
     ("rollout.gate=1.5", "is a probability: from 0 (off) to 1"), ("objective.clip_low=1", "must lie between 0 and 1"),

@@ -86,6 +86,7 @@ def test_the_planner_routes_by_the_question_and_by_what_a_program_printed(log):
     rows = named(fitted.standings)
     assert rows["planner"].accuracy > 0.95
     assert rows["any arm right"].accuracy == 1
+    assert rows["blind planner"].accuracy < 0.7
     # No arm, and no choice by the question alone, knows what the program will print.
     assert rows["question-only planner"].accuracy < 0.85
     assert rows["best arm"].accuracy < 0.6
@@ -169,6 +170,22 @@ def test_no_question_is_judged_by_a_head_that_saw_it(log):
     own = np.array([fold_of(t, "outer") == 0 for t in found])[choices.question]
     np.testing.assert_array_equal(before[own], after[own])
     assert not np.array_equal(before[~own], after[~own])
+
+
+def test_the_finished_planner_is_read_off_a_log_of_other_questions(log, tmp_path):
+    """Nothing is fitted to, or picked on, the test log: turning its outcomes round changes no choice, but every result."""
+    other = write_log(tmp_path / "other", depends, seed=1, count=60)
+    turned = write_log(tmp_path / "turned", lambda *how: not depends(*how), seed=1, count=60)
+    rows, reverse = (named(fit_planner([log], "nano-s", tests=[one]).tested) for one in (other, turned))
+    assert rows["planner"].questions == 60
+    assert rows["planner"].accuracy > 0.95
+    assert rows["blind planner"].accuracy < 0.7
+    assert rows["question-only planner"].accuracy < 0.85
+    for name in ("best arm", "blind planner", "question-only planner", "planner"):
+        assert reverse[name].accuracy == pytest.approx(1 - rows[name].accuracy), name
+        assert (reverse[name].tokens, reverse[name].acts) == (rows[name].tokens, rows[name].acts), name
+    with pytest.raises(UserError, match="150 questions are in both logs"):
+        fit_planner([log], "nano-s", tests=[log])
 
 
 def test_a_log_without_texts_is_enough_where_outputs_end_their_steps(log, tmp_path):

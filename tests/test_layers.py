@@ -33,9 +33,9 @@ LAYERS = [
     "serving",
     "evaluation",
     "training",
-    "discovery",
     "collecting",  # every arm on every question
-    "report",
+    "reporting",
+    "api",  # the Python side of the commands
     "cli",
 ]
 # What is imported inside a function on purpose, against the order: planner.wrap(model) is how people plug a planner in.

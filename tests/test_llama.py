@@ -403,7 +403,7 @@ def test_a_real_servers_tokens_do_not_depend_on_what_is_sampled_beside_them(tmp_
     """To the last bit of their log-probs; repacked weights are multiplied with four tokens at a time."""
     with llama_servers(QWEN, tmp_path / "log", slots=5, context=128) as url:
         server = llama.LlamaServer(url, 600)
-        prompts = [server._call("POST", "/tokenize", {"content": q})["tokens"] for q in QUESTIONS]
+        prompts = [server.call("POST", "/tokenize", {"content": q})["tokens"] for q in QUESTIONS]
 
         def ask(slot: int) -> tuple[list[int], list[float]]:
             how = llama.sampling(0.0, logprobs=True) | {"n_predict": 6, "stop": [], "seed": 1, "ignore_eos": True}

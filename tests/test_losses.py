@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rsim.config import ObjectiveConfig
 from rsim.objective.advantages import gae, group_advantages
-from rsim.objective.joint import Evaluated, agent_objective, lambda_factors, usage_pull
+from rsim.objective.joint import Evaluated, agent_objective, lambda_factors
 from rsim.objective.losses import action_weights, clip_range, kl_estimate, truncated_importance
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo")
@@ -200,37 +200,3 @@ def test_lambda_factors():
     assert lambda_factors("reasoner", 0.7, "loss", alone=False) == pytest.approx((0.3, 1.0))
     for mode in ("lr", "loss"):
         assert lambda_factors("reasoner", 0.7, mode, alone=True) == (1, 1)
-
-
-def test_the_usage_pull_has_the_gradient_of_how_far_even_use_is_from_the_mean_policy():
-    """Against autograd through the mean itself; a strategy that is hardly ever used is pulled up the most."""
-    torch.manual_seed(0)
-    logits = torch.randn(6, 9, dtype=torch.float64)
-    logits[:, 4] -= 4
-    logits.requires_grad_(True)
-    policies = torch.softmax(logits, -1)
-    mean = policies.mean(0)
-    (expected,) = torch.autograd.grad(-0.3 * (1 / 9 * (1 / 9 / mean).log()).sum(), logits)
-    (found,) = torch.autograd.grad(usage_pull(torch.softmax(logits, -1), mean.detach(), 0.3).mean(), logits)
-    assert torch.allclose(found, expected, atol=1e-12)
-    assert found.sum(0).argmax() == 4
-
-
-def test_the_pull_fades_for_what_is_almost_never_used():
-    """At a state's policy of a thousandth and less, no pull is stronger than that of a thousandth."""
-    pulls = []
-    for rare in (1e-2, 1e-3, 1e-5):
-        logits = torch.tensor([[0.0, math.log(rare)]], dtype=torch.float64, requires_grad=True)
-        policy = torch.softmax(logits, -1)
-        (gradient,) = torch.autograd.grad(usage_pull(policy, policy.detach()[0], 1.0).sum(), logits)
-        pulls.append(float(gradient[0, 1]))
-    assert pulls[0] == pytest.approx(0.5, abs=0.02)
-    assert pulls[1] == pytest.approx(0.5, abs=0.02)
-    assert pulls[2] == pytest.approx(0.005, abs=0.001)
-
-
-def test_even_use_is_not_pulled_at():
-    logits = torch.zeros(5, 3, requires_grad=True)
-    pull = usage_pull(torch.softmax(logits, -1), torch.full((3,), 1 / 3), 1.0)
-    (gradient,) = torch.autograd.grad(pull.sum(), logits)
-    assert gradient.abs().max() < 1e-6

@@ -20,6 +20,7 @@ from rsim.errors import UserError
 from rsim.models.weights import resolve
 from rsim.policies import template
 from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.planner import name_tokens
 from rsim.policies.strategies import StrategySet, load_strategies
 
 
@@ -40,19 +41,10 @@ def test_the_head_depends_on_the_seed_alone(base_folder, lab_strategies):
     assert not torch.equal(a, c)
 
 
-def test_a_head_of_names_chooses_what_the_base_would_write_next(base_folder, lab_strategies):
-    planner = load_planner(str(base_folder), lab_strategies, device="cpu", seed=0, head="names")
-    base = load_reasoner(str(base_folder), device="cpu")
-    ids = torch.tensor([planner.opening("4*17+38=?")])
-    first = [base.tokenizer.encode(template.strategy_chunk(name))[0] for name in lab_strategies.names]
-    expected = base.model(ids).logits[0, -1, first]
-    torch.testing.assert_close(planner.model(ids).logits[0], expected)
-
-
-def test_a_head_of_names_needs_names_that_begin_differently(base_folder, lab_strategies):
+def test_names_that_begin_with_the_same_token_are_refused(planner, lab_strategies):
     pair = [replace(s, name=f"x{s.name}") for s in lab_strategies.strategies]
     with pytest.raises(UserError, match="begin with the same token"):
-        load_planner(str(base_folder), StrategySet(tuple(pair[:-1]) + lab_strategies.strategies[-1:]), seed=0, head="names")
+        name_tokens(planner.chunk, StrategySet(tuple(pair[:-1]) + lab_strategies.strategies[-1:]))
 
 
 def test_a_planner_of_another_strategy_set_is_refused_by_both_names(base_folder, lab_strategies, tmp_path):

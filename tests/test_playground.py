@@ -12,12 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.loading import load_reasoner
 from rsim.policies.strategies import load_strategies
 from rsim.serving.play import PlayRules
 from rsim.serving.server import create_app
 from rsim.serving.state import ServeConfig
 from serving import serving
+from tiny import named_planner
 
 RULES = PlayRules(delimiter="\n", max_steps=5, step_tokens=48, max_tokens=240, answer_tokens=12)
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
@@ -40,7 +41,7 @@ def browser():
 @pytest.fixture(scope="module")
 def site():
     strategies = load_strategies("lab")
-    planner = load_planner("nano-s", strategies, seed=0, head="names")
+    planner = named_planner(strategies)
     with serving(create_app(ServeConfig(rules=RULES, api_key="k"), planner, load_reasoner("nano-s"), name="nano-s")) as url:
         yield url.removesuffix("v1")
 

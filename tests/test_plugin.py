@@ -14,7 +14,7 @@ import pytest
 from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.game.rollout import Game
-from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.loading import load_reasoner
 from rsim.policies.scripted import sequence_planner
 from rsim.policies.strategies import load_strategies
 from rsim.serving.openai_api import Stops
@@ -23,6 +23,7 @@ from rsim.serving.play import Asked, Finished, Injected, PlayRules, StepEnd, Tex
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from serving import serving
+from tiny import named_planner
 
 RULES = PlayRules(delimiter="\n", max_steps=5, step_tokens=48, max_tokens=240, answer_tokens=12)
 PROBLEMS = load_problems("lab", "dev", limit=12, seed=5)
@@ -38,7 +39,7 @@ def trained(nano):
     """A planner that chooses sensibly without training: its head begins with the base's own rows."""
     from rsim.policies.strategies import load_strategies
 
-    return load_planner("nano-s", load_strategies("lab"), seed=0, head="names")
+    return named_planner(load_strategies("lab"))
 
 
 @pytest.fixture(scope="module")

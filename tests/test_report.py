@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from rsim.errors import UserError
-from rsim.report.charts import Series, line_chart
-from rsim.report.report import build_comparison, build_report
+from rsim.reporting.charts import Series, line_chart
+from rsim.reporting.report import build_comparison, build_report
 
 NAMES = ["validation", "termination"]
 VOID = ("meta", "line", "circle", "polyline", "input", "wbr")
@@ -140,7 +140,7 @@ def test_episodes_can_be_filtered_and_their_number_is_told(tmp_path, monkeypatch
     path = tmp_path / "run" / "episodes.jsonl"
     episode = json.loads(path.read_text())
     path.write_text("".join(json.dumps(episode | {"step": i, "correct": i == 3}) + "\n" for i in range(30)))
-    monkeypatch.setattr("rsim.report.episodes._SHOWN", 28)
+    monkeypatch.setattr("rsim.reporting.episodes._SHOWN", 28)
     tags = parse(build_report(tmp_path / "run").read_text())
     assert "28 of 30 shown" in tags.text
     cards = tags.of_class("episode")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from rsim.cli.main import app
 from rsim.config import PRESETS, load_config
 from rsim.data.load import load_problems
-from rsim.engine import process
+from rsim.engine import llama_process
 from rsim.engine.llama import LlamaServer
 from rsim.engine.vllm import VllmServer
 from rsim.errors import UserError
@@ -24,13 +24,14 @@ from rsim.evaluation.saved import evaluate_into
 from rsim.evaluation.upstream import ServedGame, ServedModel
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
-from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.loading import load_reasoner
 from rsim.policies.planner import Planner
 from rsim.policies.scripted import random_planner
 from rsim.policies.strategies import load_strategies
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from serving import serving
+from tiny import named_planner
 
 STRATEGIES = load_strategies("lab")
 
@@ -44,7 +45,7 @@ def server():
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planner")
-    load_planner("nano-s", STRATEGIES, seed=0, head="names").save_pretrained(folder)
+    named_planner(STRATEGIES).save_pretrained(folder)
     return str(folder)
 
 
@@ -208,7 +209,7 @@ def test_engines_ask_this_machine_without_a_proxy(monkeypatch):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
-    assert not process._answers("http://127.0.0.1:9")
+    assert not llama_process._answers("http://127.0.0.1:9")
     for server in (VllmServer, LlamaServer):
         with pytest.raises(UserError, match=r"no .* server at http://127\.0\.0\.1:9"):
             server("http://127.0.0.1:9", 5.0)

@@ -206,16 +206,6 @@ class Rehearsal(Workbench):
     def search(self, kind: str, reasoners: list[str], preset: str = "nano", problems: int = 0) -> list[str]:
         return [kind] * len(reasoners)
 
-    def grow(self, runs: list[Path], candidates: str, questions: int = 500) -> list[Path]:
-        result = {"difference": 0.1, "low": 0.0, "high": 0.2}
-        trials = [
-            {"strategy": name, "kept": name == "decoding", "used": 0.2, "result": result}
-            for name in ("second-look", "decoding")
-        ]
-        for run in runs:
-            (run / "trials.json").write_text(json.dumps(trials))
-        return runs
-
     def base(self, name: str) -> str:
         return name
 

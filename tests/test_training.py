@@ -17,9 +17,9 @@ from rsim.config import Config, load_config
 from rsim.errors import UserError
 from rsim.game.episode import Episode
 from rsim.policies.loading import load_reasoner
-from rsim.report.report import build_report
+from rsim.reporting.report import build_report
 from rsim.rewards.rewards import Score
-from rsim.training.cold_start import cold_start, format_rate
+from rsim.training.cold_start import cold_start
 from rsim.training.questions import affordable
 from rsim.training.trainer import Trainer, questions_of_step
 from tiny import metrics_of
@@ -224,9 +224,8 @@ def test_without_planner_the_reasoner_trains_alone(small):
     assert not (config.folder / "checkpoints" / "final" / "planner").exists()
 
 
-@pytest.mark.parametrize("switch", ["gradient_checkpointing", "compile"])
-def test_switches_for_memory_and_speed_change_no_number(small, switch):
-    plain, switched = small("plain"), small("switched", f"train.{switch}=true")
+def test_gradient_checkpointing_changes_no_number(small):
+    plain, switched = small("plain"), small("switched", "train.gradient_checkpointing=true")
     rsim.train(plain)
     rsim.train(switched)
     for a, b in zip(metrics_of(plain), metrics_of(switched), strict=True):
@@ -237,11 +236,11 @@ def test_switches_for_memory_and_speed_change_no_number(small, switch):
 
 @pytest.mark.parametrize(("frozen", "moving"), [("reasoner", "planner"), ("planner", "reasoner")])
 def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen, moving):
-    from rsim.policies.loading import load_planner, load_reasoner
+    from rsim.policies.loading import load_planner
 
     config = small("run", f"stages.stage1.train_{frozen}=false", f"stages.stage2.train_{frozen}=false")
     start = {"reasoner": load_reasoner(str(base_folder)).model.state_dict(),
-             "planner": load_planner(str(base_folder), lab_strategies, seed=0, head=config.models.planner_head).model.state_dict()}  # fmt: skip
+             "planner": load_planner(str(base_folder), lab_strategies, seed=0).model.state_dict()}  # fmt: skip
     rsim.train(config)
     changed = {a: any(not torch.equal(start[a][k], v) for k, v in weights_of(config, a).items()) for a in start}
     assert changed == {frozen: False, moving: True}
@@ -251,7 +250,6 @@ def test_a_stage_may_freeze_an_agent(small, base_folder, lab_strategies, frozen,
 def test_strategy_labelled_fine_tuning_learns_the_prompts(small, lab_strategies, monkeypatch, teach):
     """Only the control keeps right episodes; it and ``prompts`` put their loss on the prompts and the end of the turn too."""
     from rsim.data.load import load_problems
-    from rsim.policies.loading import load_reasoner
     from rsim.training import cold_start as module
 
     config = small("run", "cold_start.episodes=24", "cold_start.minimum=1", "cold_start.epochs=8", "train.questions=2",
@@ -305,20 +303,6 @@ def test_cold_start_teaches_the_format_without_the_answers(small):
     assert report["cold_start/kept"] >= 4
     assert report["cold_start/loss_after"] < report["cold_start/loss_before"]
     assert 0 < report["cold_start/format_rate"] <= 1
-
-
-def test_format_rates_are_those_of_the_weights_before_and_after_a_cold_start(small):
-    """At a temperature at which nano-s slips, and with rates that change it."""
-    config = small("cold", 'models.reasoner="nano-s"', "cold_start.episodes=48", "cold_start.minimum=4", "cold_start.epochs=2",
-                   "cold_start.learning_rate=1e-3", "rollout.temperature=3", "rollout.max_tokens=160", "rollout.step_tokens=48",
-                   "rollout.answer_tokens=12", "rollout.max_steps=5", "stages.stage1.steps=0", "stages.stage2.steps=0")  # fmt: skip
-    trainer = Trainer(config)
-    rsim.train(config)
-    report = next(r for r in metrics_of(config) if r.get("stage") == "cold_start")
-    for when, source in (("before", "nano-s"), ("after", str(config.folder / "checkpoints" / "step-000000" / "reasoner"))):
-        assert report[f"cold_start/format_rate_{when}"] == format_rate(config, load_reasoner(source), trainer.train_set)
-    assert 0.1 < report["cold_start/format_rate_before"] < 0.9
-    assert report["cold_start/format_rate_before"] != report["cold_start/format_rate_after"]
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

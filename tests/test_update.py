@@ -237,24 +237,6 @@ def test_ranks_have_about_as_many_tokens_each():
         assert len(batch.micro_rows(1, 2)) == len(episodes)
 
 
-def test_even_use_pulls_alike_whatever_the_micro_batches(reasoner, planner, played):
-    episodes, scores = played
-    results = []
-    for micro_tokens in (100_000, 60, 1):
-        config = config_of(micro_tokens=micro_tokens)
-        config = replace(config, objective=replace(config.objective, usage_weight=0.2))
-        agent = agents_of(reasoner, planner, "grpo")["planner"]
-        before = copy.deepcopy(agent.model.state_dict())
-        gradients = capture(agent)
-        metrics = Update(config, StageConfig("stage", 1, 0.7), 0, alone=False).agent(agent, episodes, scores)
-        agent.model.load_state_dict(before)
-        results.append((metrics["planner/loss"], gradients[0]))
-    for value, gradient in results[1:]:
-        assert value == pytest.approx(results[0][0], abs=1e-6)
-        for name, expected in results[0][1].items():
-            assert torch.allclose(gradient[name], expected, atol=2e-6), name
-
-
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "gspo"])
 def test_loss_and_gradient_do_not_depend_on_micro_batches_or_padding(reasoner, planner, played, loss):
     episodes, scores = played
@@ -349,26 +331,6 @@ def test_mask_truncated_drops_episodes_but_not_from_the_baseline(reasoner, plann
     assert trained == sorted({round(float(whole[i]), 5) for i in (1, 2, 3, 8, 9, 10, 11)})
 
 
-def test_the_usage_weight_bears_on_the_planners_gradient_and_the_entropy_bonus_fades(reasoner, planner, played):
-    episodes, scores = played
-    gradients = {}
-    for weight in (0.0, 0.5):
-        config = config_of()
-        config = replace(config, objective=replace(config.objective, usage_weight=weight))
-        agent = agents_of(reasoner, planner, "grpo")["planner"]
-        before = copy.deepcopy(agent.model.state_dict())
-        taken = capture(agent)
-        Update(config, StageConfig("stage", 1, 0.7), 0, alone=False).agent(agent, episodes, scores)
-        agent.model.load_state_dict(before)
-        gradients[weight] = taken[0]["score.weight"]
-    assert (gradients[0.5] - gradients[0.0]).abs().max() > 1e-3
-    even = torch.full((4, 9), 1 / 9)
-    for target, expected in ((0.0, 0.01), (math.log(9), 0.0), (2 * math.log(9), 0.005)):
-        config = replace(config_of(), objective=replace(config_of().objective, entropy_target=target))
-        bonus = Update(config, StageConfig(), 0, alone=False)._entropy_bonus(even)
-        assert bonus == pytest.approx(expected, abs=1e-8)
-
-
 def tiny_update(objective: ObjectiveConfig, **train) -> Update:
     return Update(Config(rollout=RULES, objective=objective, train=TrainConfig(**train)), StageConfig(), 0, alone=False)
 
@@ -383,7 +345,7 @@ def moved_by(agent: Agent, update: Update, episodes, scores) -> tuple[dict[str, 
 
 
 ALIKE = {
-    "planner": [ObjectiveConfig(planner_entropy=0.1), ObjectiveConfig(usage_weight=0.1), ObjectiveConfig(loss="ppo")],
+    "planner": [ObjectiveConfig(planner_entropy=0.1), ObjectiveConfig(loss="ppo")],
     "reasoner": [ObjectiveConfig(beta=0.1), ObjectiveConfig(loss="ppo")],
 }
 
@@ -554,21 +516,3 @@ def test_a_value_head_does_not_move_the_trunk(reasoner, planner, played):
         gradients.append(moved_by(agent, update, episodes, scores)[1])
     for name, expected in gradients[0].items():
         assert torch.equal(gradients[1][name], expected), name
-
-
-def test_even_use_is_that_of_all_decisions_of_the_batch(reasoner, planner, played):
-    """Those of episodes that are not trained on too; not of a single state."""
-    episodes, scores = played
-    agent = agents_of(reasoner, planner, "grpo")["planner"]
-    used: list[torch.Tensor] = []
-    original = agent.evaluate
-
-    def evaluate(batch, **how):
-        used.append(how["usage"])
-        return original(batch, **how)
-
-    agent.evaluate = evaluate
-    moved_by(agent, tiny_update(ObjectiveConfig(usage_weight=0.1)), episodes, scores)
-    every = [d.probabilities for e in episodes for d in e.decisions]
-    expected = [sum(column) / len(every) for column in zip(*every, strict=True)]
-    assert used[-1].tolist() == pytest.approx(expected, abs=1e-6)

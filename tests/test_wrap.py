@@ -23,7 +23,7 @@ from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.errors import UserError
 from rsim.game.rollout import Game
-from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.loading import load_reasoner
 from rsim.policies.scripted import random_planner, sequence_planner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
@@ -33,6 +33,7 @@ from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from rsim.serving.wrap import wrap
 from serving import serving
+from tiny import named_planner
 
 RULES = PlayRules(delimiter="\n", max_steps=5, step_tokens=48, max_tokens=240, answer_tokens=12)
 PROBLEMS = load_problems("lab", "dev", limit=6, seed=5)
@@ -48,7 +49,7 @@ def nano():
 def planner(tmp_path_factory):
     """Saved and loaded again: the folder holds its strategies."""
     folder = tmp_path_factory.mktemp("planner")
-    load_planner("nano-s", load_strategies("lab"), seed=0, head="names").save_pretrained(folder)
+    named_planner(load_strategies("lab")).save_pretrained(folder)
     return Planner.from_pretrained(folder)
 
 

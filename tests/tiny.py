@@ -19,6 +19,9 @@ from transformers import (
 
 from rsim.config import Config, RolloutConfig
 from rsim.lab.tokenizer import build_tokenizer
+from rsim.policies.loading import load_planner, load_reasoner
+from rsim.policies.planner import Planner, name_tokens
+from rsim.policies.strategies import StrategySet
 from rsim.training.trainer import Trainer
 
 RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=64, answer_tokens=6, delimiter="\n", batch=64)
@@ -43,6 +46,15 @@ def tiny_model(architecture: str, seed: int = 0, **other: int) -> PreTrainedMode
         config = Gemma3TextConfig(**shape, head_dim=16, sliding_window=12, layer_types=layers, query_pre_attn_scalar=16)
         return Gemma3ForCausalLM(config).eval()
     return Qwen2ForCausalLM(Qwen2Config(**shape)).eval()
+
+
+def named_planner(strategies: StrategySet) -> Planner:
+    """A planner that chooses sensibly without training: its head has nano-s's own rows of the strategies' names."""
+    planner = load_planner("nano-s", strategies, seed=0)
+    rows = load_reasoner("nano-s").model.get_output_embeddings().weight[name_tokens(planner.chunk, strategies)]
+    with torch.no_grad():
+        planner.model.score.weight.copy_(rows)
+    return planner
 
 
 def metrics_of(config: Config) -> list[dict]:

@@ -7,14 +7,16 @@ imports torch.
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rsim.errors import UserError, check_url
+from rsim.errors import UserError, check_url, did_you_mean
 from rsim.rules import PlayRules
 from rsim.rules_file import check_day
 from rsim.settings import check_setting, read_toml, setting
@@ -30,7 +32,6 @@ class ModelsConfig:
 
     reasoner: str = setting("nano-s", "a packaged name (nano-s, smollm2-135m), a local folder or a hub id")
     planner: str = setting("nano-s", 'as reasoner; "none" trains the reasoner alone (plain GRPO)')
-    planner_head: Literal["random", "names"] = setting("random", "of a new planner; names: the base's own rows")
     planner_sees: Literal["everything", "question", "number"] = setting(
         "everything", "of a new planner; question: not the steps, number: of the step alone (controls)"
     )
@@ -103,7 +104,7 @@ class RewardsConfig:
     repeat_allowance: int = setting(2, "uses of a strategy in an episode that cost nothing")
     checker: Literal["auto", "numeric", "latex", "choice", "text", "code"] = setting("auto", "auto: as each problem says")
     unsafe_code: bool = setting(False, "run code and judge gym answers without a sandbox where none can be built")
-    custom: tuple[str, ...] = setting((), 'functions of your own, each "file.py:function"')
+    custom: tuple[str, ...] = setting((), 'functions of your own: "file.py:function", or "file.py:function@planner*0.5"')
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,6 @@ class ObjectiveConfig:
     beta: float = setting(0.0, "weight of the reasoner's KL to its starting model")
     kl: Literal["k1", "k2", "k3"] = setting("k3", "the estimate of that KL; k1 has k2's gradient")
     planner_entropy: float = setting(0.0, "weight of the planner's entropy bonus")
-    entropy_target: float = setting(0.0, "nats at which the bonus has faded; 0: it never fades", at_least=0)
-    usage_weight: float = setting(0.0, "pulls the planner's mean policy towards equal use", at_least=0)
     importance_cap: float = setting(0.0, "truncated correction of the sampler's to the trainer's numerics; 0: off", at_least=0)
     importance_level: Literal["token", "sequence"] = setting("token", "of that correction: of each action or of all together")
     mask_truncated: bool = setting(False, "leave truncated episodes out of the update")
@@ -186,7 +185,6 @@ class TrainConfig:
     minibatches: int = setting(1, "optimiser steps per iteration", at_least=1)
     micro_tokens: int = setting(16384, "tokens per forward pass; gradients are accumulated", at_least=1)
     gradient_checkpointing: bool = setting(False, "less memory for a third more time")
-    compile: bool = setting(False, "torch.compile each layer's norms and MLP; minutes at the start")
     eval_every: int = setting(10, "steps between held-out evaluations; 0: at the end alone", at_least=0)
     samples_every: int = setting(5, "steps between logged episodes; 0: none are logged")
     trackers: tuple[str, ...] = setting(("tensorboard",), "tensorboard, wandb, trackio")
@@ -273,43 +271,62 @@ class Config:
     def trained_whole(self) -> list[str]:
         """The agents that train all their weights, not an adapter."""
         models = self.models
-        whole = {
-            "reasoner": self.trains_reasoner and not models.reasoner_lora,
-            "planner": models.planner != "none" and not models.planner_lora,
-        }
-        return [name for name, holds in whole.items() if holds]
-
-
-_RENAMED = {  # keys of older configs
-    "train.shard": "parallel.shard",
-    "train.deepspeed": "parallel.deepspeed",
-    "train.save_every": "checkpoint.save_every",
-    "train.keep_checkpoints": "checkpoint.keep",
-    "train.save_in_background": "checkpoint.save_in_background",
-}
+        whole = ["reasoner"] if self.trains_reasoner and not models.reasoner_lora else []
+        return [*whole, "planner"] if models.planner != "none" and not models.planner_lora else whole
 
 
 def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def load_config(source: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Reads a preset name or a TOML file and applies ``key=value`` overrides.
+Overrides = Sequence[str] | Mapping[str, Any]  # ``key=value`` strings, or a dict with nested or dotted keys
+
+
+def load_config(source: str | Path | Mapping[str, Any] | None = None, overrides: Overrides = ()) -> Config:
+    """The config of a preset, a TOML file or a dict, with overrides on top of it; what is left out has its default.
+
+    Args:
+        source: a preset's name, a file, or a dict with nested or dotted keys.
+        overrides: a dict like it, or ``key=value`` strings. ``stages.NAME.steps`` is the steps of the stage of that name.
 
     Raises:
         UserError: no such preset or file, invalid TOML, an unknown key, a value of the wrong type or out of range.
+
+    >>> load_config({"models": {"planner": "none"}, "train.steps": 3}).train.steps
+    3
     """
     table: dict[str, Any] = {}
+    if isinstance(source, Mapping):
+        overrides, source = [*as_overrides(source), *as_overrides(overrides)], None
     if source is not None:
-        path = PRESETS / f"{source}.toml" if source in presets() else Path(source)
+        path = PRESETS / f"{source}.toml" if str(source) in presets() else Path(source)
         if not path.is_file():
-            raise UserError(f"no preset or config file {source!r}", f"presets: {', '.join(presets())}")
+            raise UserError(f"no preset or config file {str(source)!r}", did_you_mean(str(source), presets()))
         table = read_toml(path)
-    for override in overrides:
+    for override in as_overrides(overrides):
         _apply(table, override)
     config: Config = from_table(Config, table, "")
     validate(config)
     return config
+
+
+def as_overrides(overrides: Overrides) -> list[str]:
+    """Overrides as ``key=value`` strings.
+
+    >>> as_overrides({"train": {"steps": 3}, "out": "run"})
+    ['train.steps=3', 'out="run"']
+    """
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [f"{key}={_literal(value)}" for key, value in flat(overrides).items()]
+
+
+def flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A table's values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {f"{where}{key}": value}
+    return found
 
 
 def _apply(table: dict[str, Any], override: str) -> None:
@@ -348,10 +365,8 @@ def from_table(cls: type[Any], table: Any, where: str) -> Any:
     values: dict[str, Any] = {}
     for key, value in table.items():
         path = f"{where}.{key}" if where else key
-        if path in _RENAMED:
-            raise UserError(f"{path} has another name now", f"write {_RENAMED[path]}")
         if key not in known:
-            raise UserError(f"unknown key {path!r}", f"known here: {', '.join(known)}")
+            raise UserError(f"unknown key {path!r}", did_you_mean(key, known))
         values[known[key]] = _coerce(hints[known[key]], value, path)
     return cls(**values)
 
@@ -390,10 +405,6 @@ def validate(config: Config) -> None:
     if rollout.max_tokens <= rollout.answer_tokens:
         raise UserError(
             f"rollout.max_tokens = {rollout.max_tokens}", f"must exceed rollout.answer_tokens = {rollout.answer_tokens}"
-        )
-    if objective.entropy_target and not objective.planner_entropy:
-        raise UserError(
-            "objective.entropy_target", "is what objective.planner_entropy leads to: set that one too, e.g. to 0.05"
         )
     if objective.importance_level == "sequence" and not objective.importance_cap:
         raise UserError("objective.importance_level", "there is no correction: set objective.importance_cap too, e.g. to 2")
@@ -514,9 +525,10 @@ def _lines(table: Any, explain: bool) -> list[str]:
 def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-        return f'"{escaped}"'
-    if isinstance(value, list):
+    if isinstance(value, str | Path):
+        return json.dumps(str(value), ensure_ascii=False)  # JSON's strings are TOML's too
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_literal, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_literal(one)}" for key, one in value.items()) + "}"
     return repr(value)

@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rsim.cli.options import DataDir, Json, tell
-from rsim.errors import UserError
 
 
 def command(
     logs: Annotated[list[str], typer.Argument(metavar="LOG...", help="Folders that rsim collect wrote, of one model.")],
     out: Annotated[str, typer.Option(help="The planner's folder, a new one.")],
     planner: Annotated[str, typer.Option(metavar="BASE", help="The planner's base LLM; it stays as it is.")] = "smollm2-135m",
+    test: Annotated[
+        list[str] | None, typer.Option(metavar="LOG", help="A log of other questions to read the planner off; repeatable.")
+    ] = None,
     price: Annotated[float, typer.Option(help="Of a thousand tokens, in right answers: 0.1 is ten points.", min=0)] = 0.0,
     data_dir: DataDir = "",
     as_json: Json = False,
 ) -> None:
     """Fit a planner to logs of arms: what each arm is worth, by question and by what was found so far; cross-fitted."""
-    from rsim.collecting.fit import fit_planner
-    from rsim.collecting.log import Log
-    from rsim.collecting.planner_folder import as_text, write
-    from rsim.config import DataConfig
-    from rsim.policies.loading import quiet_models
+    from rsim import api
+    from rsim.collecting.planner_folder import as_text
 
-    if Path(out).exists():
-        raise UserError(f"--out {out} exists already", "name a new folder")
-    quiet_models()
-    opened = [Log(Path(folder)) for folder in logs]
-    fitted = fit_planner(opened, planner, price=price, data=DataConfig(data_dir=data_dir), on_state=_told)
-    write(fitted, opened, Path(out), base=planner, price=price)
-    tell({"rows": [asdict(row) for row in fitted.standings], "strays": fitted.strays}, as_text(fitted), as_json)
+    fitted = api.fit(logs, out, planner=planner, tests=test or [], price=price, data_dir=data_dir, on_state=_told)
+    rows = {"rows": [asdict(r) for r in fitted.standings], "tested": [asdict(r) for r in fitted.tested]}
+    tell(rows | {"strays": fitted.strays}, as_text(fitted), as_json)
 
 
 def _told(read: int, of: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,8 +15,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page about a run, or one that compares several."""
-    from rsim.report.report import build_comparison, build_report
+    from rsim import api
 
-    target = Path(out) if out else None
-    page = build_report(Path(runs[0]), target) if len(runs) == 1 else build_comparison([Path(run) for run in runs], target)
+    page = api.report(runs[0] if len(runs) == 1 else runs, out)
     tell({"report": str(page)}, f"report: {page}", as_json)

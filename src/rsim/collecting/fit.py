@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from rsim.collecting.log import Log
 from rsim.collecting.questions import questions
-from rsim.collecting.regression import Array, Choices, Head, cross_fitted, fit, fold_of
+from rsim.collecting.regression import Array, Choices, Head, Mask, cross_fitted, fit, fold_of, of_questions
 from rsim.collecting.tree import Node, Outcome, Step, Tree, game_arms, trees
 from rsim.config import Config, DataConfig
 from rsim.errors import UserError
@@ -23,6 +23,7 @@ from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
 
 _RULE = "rules."
+_DEEPEST = 8  # steps that a blind planner tells apart
 _SAME = ("model", "weights", "quantisation", "template")  # settings that logs must share to be fitted together
 
 
@@ -44,18 +45,21 @@ class Standing:
 
 @dataclass(frozen=True)
 class Fitted:
-    """``strays``: the share of choices, cross-fitted, at which the head prefers a strategy that no arm tried there."""
+    """``standings``: cross-fitted on the log; ``tested``: on logs that nothing was fitted to or picked on. ``strays``: the
+    share of choices, cross-fitted, at which the head prefers a strategy that no arm tried there."""
 
     planner: Planner
     head: Head
     standings: list[Standing]
     strays: float
+    tested: list[Standing] = field(default_factory=list)
 
 
 def fit_planner(
     logs: list[Log],
     base: str,
     *,
+    tests: list[Log] | None = None,
     price: float = 0.0,
     data: DataConfig | None = None,
     on_state: Callable[[int, int], None] = lambda done, of: None,
@@ -63,6 +67,7 @@ def fit_planner(
     """A planner whose head is fitted to what the arms of ``logs`` are worth; the base stays as it is.
 
     Args:
+        tests: logs of the same arms on other questions, on which the finished planner and its controls are read off.
         price: of a thousand tokens, in right answers.
         on_state: called with ``(read, all)`` as the base reads the questions.
 
@@ -70,14 +75,16 @@ def fit_planner(
         UserError: logs of different models, rules or arms; none of their arms leaves the model alone; a question is not
             in the data any more, or too few were collected.
     """
-    first = _same(logs)
+    first = _same([*logs, *(tests or [])])
     planner = load_planner(base, load_strategies(str(first.folder / "strategies.toml")), seed=0)
-    known = [tree for log in logs for tree in trees(log)]
-    if len(known) < 20:
-        raise UserError(f"{len(known)} questions that all arms have played", "collect 20 at least")
-    texts = {(log.header["settings"]["data"], p.id): p.question for log in logs for p in _asked(log, data)}
-    choices = choices_of(planner, known, texts, price, on_state)
-    head = fit(choices, np.ones(len(known), dtype=bool))
+    choices = read(planner, logs, price, data, on_state)
+    if len(choices.trees) < 20:
+        raise UserError(f"{len(choices.trees)} questions that all arms have played", "collect 20 at least")
+    asked = read(planner, tests, price, data, on_state) if tests else None
+    shared = {(t.data, t.id) for t in choices.trees} & {(t.data, t.id) for t in asked.trees} if asked else set()
+    if shared:
+        raise UserError(f"{len(shared)} questions are in both logs", "test on others than those that are fitted to")
+    head = fit(choices, _all_of(choices))
     with torch.no_grad():
         planner.model.score.weight.copy_(torch.tensor(head.weights))
     settings = first.header["settings"]
@@ -86,7 +93,7 @@ def fit_planner(
     prompt = next(iter(first.header["arms"].values()))["system_prompt"]
     planner.fitted_for = FittedFor(**{key: settings[key] for key in _SAME}, system_prompt=prompt)
     standings, strays = standings_of(choices)
-    return Fitted(planner, head, standings, strays)
+    return Fitted(planner, head, standings, strays, tested(choices, head, asked) if asked else [])
 
 
 def _same(logs: list[Log]) -> Log:
@@ -101,6 +108,18 @@ def _same(logs: list[Log]) -> Log:
         if other:
             raise UserError(f"{first.folder} and {log.folder} differ in {', '.join(other)}", "fit logs of one model and game")
     return first
+
+
+def read(
+    planner: Planner,
+    logs: list[Log],
+    price: float = 0.0,
+    data: DataConfig | None = None,
+    on_state: Callable[[int, int], None] = lambda done, of: None,
+) -> Choices:
+    """The questions of ``logs`` as the planner sees them; raises as `fit_planner`."""
+    texts = {(log.header["settings"]["data"], p.id): p.question for log in logs for p in _asked(log, data)}
+    return choices_of(planner, [tree for log in logs for tree in trees(log)], texts, price, on_state)
 
 
 def _asked(log: Log, data: DataConfig | None) -> list[Problem]:
@@ -158,25 +177,59 @@ def _hidden(planner: Planner, question: str, nodes: list[Node]) -> Array:
 
 def standings_of(choices: Choices) -> tuple[list[Standing], float]:
     """The fitted planner, cross-fitted, beside leaving the model alone, every arm, the best arm (of all sets and of each set;
-    picked on the other folds), a planner that reads the question alone, and any arm right; by data set, then over all."""
-    arms = {name: [tree.outcomes[name] for tree in choices.trees] for name in choices.trees[0].outcomes}
-    null = arms[_null_arm(choices)]
+    picked on the other folds), planners that see less, and any arm right; by data set, then over all."""
     planned, scores = cross_fitted(choices)
-    rows = dict(arms) | {
+    ends = {
         "best arm": best_arm(choices, by_set=False),
         "best arm of each set": best_arm(choices, by_set=True),
-        "question-only planner": cross_fitted(_flat(choices))[0],
+        "blind planner": cross_fitted(blind(choices))[0],
+        "question-only planner": cross_fitted(flat(choices))[0],
         "planner without gate": cross_fitted(choices, gated=False)[0],
         "planner": planned,
-        "any arm right": [min(t.outcomes.values(), key=lambda o: (not o.right, o.tokens)) for t in choices.trees],
     }
     strays = float(np.mean(~choices.known[np.arange(len(scores)), scores.argmax(1)]))
-    sets = list(dict.fromkeys(tree.data for tree in choices.trees))
+    return _standings(choices, ends), strays
+
+
+def tested(choices: Choices, head: Head, asked: Choices) -> list[Standing]:
+    """The same rows on the questions of ``asked``, with what was fitted to, and picked on, those of ``choices``."""
+    best = {data: _worthiest(choices, [t for t in choices.trees if data in ("", t.data)]) for data in _sets(choices)}
+    ends = {
+        "best arm": [tree.outcomes[best[""]] for tree in asked.trees],
+        "best arm of each set": [tree.outcomes[best.get(tree.data, best[""])] for tree in asked.trees],
+        "blind planner": played(blind(asked), fit(blind(choices), _all_of(choices))),
+        "question-only planner": played(flat(asked), fit(flat(choices), _all_of(choices))),
+        "planner without gate": played(asked, fit(choices, _all_of(choices), gated=False)),
+        "planner": played(asked, head),
+    }
+    return _standings(asked, ends)
+
+
+def played(asked: Choices, head: Head) -> list[Outcome]:
+    """What each question of ``asked`` comes to under a head."""
+    return of_questions(asked, asked.followed(asked.features @ head.weights.T))
+
+
+def _all_of(choices: Choices) -> Mask:
+    return np.ones(len(choices.trees), dtype=bool)
+
+
+def _sets(choices: Choices) -> list[str]:
+    """The data sets' names, after the empty one, which stands for all of them."""
+    return ["", *dict.fromkeys(tree.data for tree in choices.trees)]
+
+
+def _standings(choices: Choices, ends: dict[str, list[Outcome]]) -> list[Standing]:
+    arms = {name: [tree.outcomes[name] for tree in choices.trees] for name in choices.trees[0].outcomes}
+    null = arms[_null_arm(choices)]
+    any_right = [min(t.outcomes.values(), key=lambda o: (not o.right, o.tokens)) for t in choices.trees]
+    sets = _sets(choices)[1:]
     found = []
     for data in [*sets, "all sets"] if len(sets) > 1 else sets:
         of = [i for i, tree in enumerate(choices.trees) if data in (tree.data, "all sets")]
-        found += [_standing(data, name, [(ends[i], null[i]) for i in of]) for name, ends in rows.items()]
-    return found, strays
+        rows = arms | ends | {"any arm right": any_right}
+        found += [_standing(data, name, [(row[i], null[i]) for i in of]) for name, row in rows.items()]
+    return found
 
 
 def _null_arm(choices: Choices) -> str:
@@ -199,16 +252,25 @@ def best_arm(choices: Choices, *, by_set: bool) -> list[Outcome]:
     names: dict[tuple[int, str], str] = {}
     for fold, data in {(fold, tree.data) for fold, tree in zip(folds, choices.trees, strict=True)}:
         others = [
-            tree.outcomes
-            for own, tree in zip(folds, choices.trees, strict=True)
-            if own != fold and (not by_set or tree.data == data)
+            tree for own, tree in zip(folds, choices.trees, strict=True) if own != fold and (not by_set or tree.data == data)
         ]
-        worth = {arm: sum(choices.utility(outcomes[arm]) for outcomes in others) for arm in choices.trees[0].outcomes}
-        names[fold, data] = max(worth, key=lambda arm: worth[arm])
+        names[fold, data] = _worthiest(choices, others)
     return [tree.outcomes[names[fold, tree.data]] for fold, tree in zip(folds, choices.trees, strict=True)]
 
 
-def _flat(choices: Choices) -> Choices:
+def _worthiest(choices: Choices, among: list[Tree]) -> str:
+    """The arm of the greatest utility on some questions; the first of equals."""
+    worth = {arm: sum(choices.utility(t.outcomes[arm]) for t in among) for arm in choices.trees[0].outcomes}
+    return max(worth, key=lambda arm: worth[arm])
+
+
+def blind(choices: Choices) -> Choices:
+    """The same choices, of which a planner sees the number of the step alone."""
+    depths = np.array([len(node.steps) for node in choices.nodes])
+    return replace(choices, features=np.eye(1 + _DEEPEST)[np.minimum(depths, _DEEPEST)])
+
+
+def flat(choices: Choices) -> Choices:
     """The same questions with one choice each: an arm, by the question alone."""
     roots = np.flatnonzero(choices.is_root)
     roots = roots[np.argsort(choices.question[roots])]

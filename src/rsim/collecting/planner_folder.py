@@ -45,17 +45,21 @@ Other models and other kinds of question have to be measured (`rsim eval --plann
 def as_text(fitted: Fitted) -> str:
     """The table for people, and what the gate and the head do."""
     lines = []
-    for data in dict.fromkeys(row.data for row in fitted.standings):
-        rows = [row for row in fitted.standings if row.data == data]
-        lines.append(f"{data}, {rows[0].questions} questions, cross-fitted")
-        lines.append(f"  {'':<24} right    gain  95%                tokens    acts")
-        for row in rows:
-            gain = f"{100 * row.gain:+6.1f}  {_interval(row):<17}"
-            lines.append(f"  {row.name:<24} {row.accuracy:6.1%} {gain} {row.tokens:6.0f}  {row.acts:6.1%}")
+    for how, standings in (("cross-fitted", fitted.standings), ("of the test logs", fitted.tested)):
+        for data in dict.fromkeys(row.data for row in standings):
+            lines += _table(f"{data}, {{}} questions, {how}", [row for row in standings if row.data == data])
     lines.append(gate(fitted))
     if fitted.strays:
         lines.append(f"At {fitted.strays:.1%} of the choices it prefers a strategy that no arm tried there.")
     return "\n".join(lines)
+
+
+def _table(title: str, rows: list[Standing]) -> list[str]:
+    lines = [title.format(rows[0].questions), f"  {'':<24} right    gain  95%                tokens    acts"]
+    for row in rows:
+        gain = f"{100 * row.gain:+6.1f}  {_interval(row):<17}"
+        lines.append(f"  {row.name:<24} {row.accuracy:6.1%} {gain} {row.tokens:6.0f}  {row.acts:6.1%}")
+    return lines
 
 
 def gate(fitted: Fitted) -> str:
@@ -92,6 +96,7 @@ def write(fitted: Fitted, logs: list[Log], folder: Path, *, base: str, price: fl
         "ridge": fitted.head.ridge,
         "strays": fitted.strays,
         "rows": [asdict(row) for row in fitted.standings],
+        "tested": [asdict(row) for row in fitted.tested],
         "versions": versions(),
         "commit": git_commit(),
     }

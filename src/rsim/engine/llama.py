@@ -5,30 +5,24 @@ keeps one of its slots, whose cache holds what was read before, so that a step c
 new sequence takes the slot that already holds its whole prompt, if one is free (several continuations of one
 question, one after the other).
 
-Where a step ends is decided here, token by token, by the same rule as in the native engine; the server's own
-stop string and end of turn only keep it from sampling on. Log-probs are the server's, at the sampling
-temperature (at temperature 1 for greedy sampling); it gives none for the tokens of a stop string and for parts of a
-character, which are ``nan``. What is sampled depends on the seed and the sequence's key, by llama.cpp's
-generator, not on what is sampled beside it (see `rsim.engine.llama_process`); but a prompt that is in the cache
-has other last bits than one that is read, which may decide a near-tie.
+Log-probs are the server's, at the sampling temperature (at temperature 1 for greedy sampling); it gives none for the
+tokens of a stop string and for parts of a character, which are ``nan``. What is sampled does not depend on what is
+sampled beside it (see `rsim.engine.llama_process`); but a prompt that is in the cache has other last bits than one
+that is read, which may decide a near-tie.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-import os
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 from transformers import PreTrainedTokenizerBase
 
-from rsim import proxies
-from rsim.engine.protocol import SampledStep, Stop
-from rsim.errors import UserError, check_url
+from rsim.engine.served import ServedEngine, Server
+from rsim.errors import UserError
 
 _NONE = float("nan")  # a log-prob that the server does not give
 _SEEDS = 2**32 - 1  # the last one means: a random seed
@@ -54,23 +48,21 @@ class Seat:
         return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(self.held), len(prompt)))
 
 
-class LlamaServer:
+class LlamaServer(Server):
     """A running server and its slots."""
 
+    kind, setting = "llama.cpp", "llama"
+    idle = 0  # a connection a request: the server drops idle ones at its own time
+
     def __init__(self, url: str, timeout: float, *, transport: httpx.BaseTransport | None = None) -> None:
-        check_url("rollout.llama_url", url)
-        key = os.environ.get("LLAMA_API_KEY")
-        # A connection a request: the server drops idle ones at its own time.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self.client = httpx.Client(
-            base_url=url,
-            timeout=httpx.Timeout(timeout, connect=30.0),
-            transport=transport or proxies.transport(httpx.HTTPTransport, url, limits),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-        )
-        self.url = url
-        slots = self._call("GET", "/props")["total_slots"]
+        super().__init__(url, timeout, transport=transport)
+        slots = self.call("GET", "/props")["total_slots"]
         self.seats = [Seat(self, index) for index in range(slots)]
+
+    def remedy(self, answer: httpx.Response) -> str:
+        if "exceed_context_size" in answer.text:
+            return "a prompt exceeds a slot's context: raise --ctx-size (it is shared by the slots)"
+        return super().remedy(answer)
 
     def complete(self, prompt: list[int], seat: int, **settings: Any) -> dict[str, Any]:
         """The server's answer to a prompt of token ids that is read and continued in its slot ``seat``.
@@ -79,7 +71,7 @@ class LlamaServer:
             UserError: the server is out of reach, refuses, or does not return token ids.
         """
         body = {"prompt": prompt, "id_slot": seat, "cache_prompt": True, "return_tokens": True} | settings
-        reply = self._call("POST", "/completion", body)
+        reply = self.call("POST", "/completion", body)
         if not reply.get("tokens"):
             raise UserError(
                 f"the server at {self.url} returns no token ids",
@@ -99,7 +91,7 @@ class LlamaServer:
         # How a text is best cut into ids may differ (around ², say): that is the tokenizer's business.
         for text in (*_TEXTS, str(tokenizer.eos_token)):
             ids = tokenizer.encode(text, add_special_tokens=False)
-            theirs = self._call("POST", "/detokenize", {"tokens": ids})["content"]
+            theirs = self.call("POST", "/detokenize", {"tokens": ids})["content"]
             own = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             if theirs.split() != own.split():
                 raise UserError(
@@ -109,23 +101,8 @@ class LlamaServer:
 
     def meta(self) -> dict[str, Any]:
         """What the server says of its model."""
-        described: dict[str, Any] = self._call("GET", "/v1/models")["data"][0]["meta"]
+        described: dict[str, Any] = self.call("GET", "/v1/models")["data"][0]["meta"]
         return described
-
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        try:
-            answer = self.client.request(method, path, json=body)
-        except httpx.TransportError as error:
-            raise UserError(f"no llama.cpp server at {self.url}", str(error) or type(error).__name__) from error
-        if answer.status_code == 400 and "exceed_context_size" in answer.text:
-            raise UserError(
-                f"a prompt exceeds a slot's context at {self.url}",
-                "raise --ctx-size (it is shared by the slots)",
-            )
-        if answer.status_code != 200:
-            raise UserError(f"the server at {self.url} answered {answer.status_code} to {path}", answer.text[:300])
-        result: dict[str, Any] = answer.json()
-        return result
 
 
 class LlamaServers:
@@ -171,8 +148,8 @@ class LlamaServers:
         return seat
 
 
-class LlamaEngine:
-    """Sequences of one rollout; each running step is a request of its own, all in flight together."""
+class LlamaEngine(ServedEngine):
+    """A sequence keeps a slot of a server."""
 
     def __init__(
         self,
@@ -194,72 +171,21 @@ class LlamaEngine:
                 f"{slots} episodes at a time on {servers.slots} slots of llama.cpp",
                 f"set rollout.batch = {servers.slots}, or start the servers with a larger --parallel",
             )
-        self.servers, self.seed, self.end_ids = servers, seed, end_ids
+        super().__init__(slots, seed, end_ids)
+        self.servers = servers
         self.settings = sampling(temperature, logprobs=logprobs)
-        self.threads = ThreadPoolExecutor(slots)
-        self.sequences: dict[int, list[int]] = {}
-        self.keys: dict[int, str] = {}
         self.seats: dict[int, Seat] = {}
-        self.futures: dict[Future[SampledStep], int] = {}
-
-    @property
-    def running(self) -> int:
-        return len(self.futures)
 
     def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
-        for slot, prompt, key in zip(slots, prompts, keys, strict=True):
-            self.sequences[slot], self.keys[slot] = list(prompt), key
+        super().start(slots, prompts, keys)
+        for slot, prompt in zip(slots, prompts, strict=True):
             self.seats[slot] = self.servers.take(prompt)
 
-    def submit(self, slot: int, injected: list[int], max_new_tokens: int, stop: Stop | None) -> None:
-        self.sequences[slot] += injected
-        self.futures[self.threads.submit(self._step, slot, max_new_tokens, stop)] = slot
-
-    def advance(self) -> list[SampledStep]:
-        """Waits for the next steps to end."""
-        done, _ = wait(self.futures, return_when=FIRST_COMPLETED)
-        finished = sorted((future.result() for future in done), key=lambda step: step.slot)
-        for future in done:
-            del self.futures[future]
-        for step in finished:
-            self.sequences[step.slot] += step.tokens
-        return finished
-
-    def release(self, slot: int) -> None:
-        seat = self.seats.pop(slot)
-        seat.held, seat.taken = self.sequences.pop(slot), False
-        del self.keys[slot]
-
-    def close(self) -> None:
-        self.threads.shutdown(cancel_futures=True)
-        for seat in self.seats.values():
-            seat.taken = False
-
-    def _step(self, slot: int, max_new_tokens: int, stop: Stop | None) -> SampledStep:
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        while True:
-            # Again, where the server stopped and the step did not: at a delimiter inside a code block, say.
-            more, values = self._request(slot, tokens, max_new_tokens - len(tokens), stop)
-            for token, value in zip(more, values, strict=True):
-                tokens.append(token)
-                logprobs.append(value)
-                if token in self.end_ids:
-                    return SampledStep(slot, tokens, logprobs, "end_of_turn")
-                if stop is not None and stop.ended(tokens):
-                    return SampledStep(slot, tokens, logprobs, "delimiter")
-                if len(tokens) == max_new_tokens:
-                    return SampledStep(slot, tokens, logprobs, "cap")
-
-    def _request(self, slot: int, written: list[int], max_new_tokens: int, stop: Stop | None) -> tuple[list[int], list[float]]:
-        ids = self.sequences[slot] + written
-        digest = hashlib.sha256(f"{self.seed}:{self.keys[slot]}:{len(ids)}".encode()).digest()
+    def request(
+        self, slot: int, ids: list[int], max_new_tokens: int, seed: int, stops: list[str]
+    ) -> tuple[list[int], list[float], bool]:
         seat = self.seats[slot]
-        asked = self.settings | {
-            "n_predict": max_new_tokens,
-            "seed": int.from_bytes(digest[:8], "big") % _SEEDS,
-            "stop": list(stop.strings) if stop is not None else [],
-        }
+        asked = self.settings | {"n_predict": max_new_tokens, "seed": seed % _SEEDS, "stop": stops}
         reply = seat.server.complete(ids, seat.index, **asked)
         tokens: list[int] = reply["tokens"]
         if reply["stop_type"] == "limit" and len(tokens) < max_new_tokens:
@@ -267,7 +193,17 @@ class LlamaEngine:
                 f"the server at {seat.server.url} cut a step short: a slot's context is full",
                 "raise --ctx-size (it is shared by the slots)",
             )
-        return tokens, aligned(tokens, reply.get("completion_probabilities", []))
+        return tokens, aligned(tokens, reply.get("completion_probabilities", [])), False
+
+    def release(self, slot: int) -> None:
+        seat = self.seats.pop(slot)
+        seat.held, seat.taken = self.sequences[slot], False
+        super().release(slot)
+
+    def close(self) -> None:
+        super().close()
+        for seat in self.seats.values():
+            seat.taken = False
 
 
 def sampling(temperature: float, *, logprobs: bool) -> dict[str, Any]:

@@ -12,13 +12,12 @@ from rsim.objective.losses import clip_range, kl_estimate, surrogate, truncated_
 
 @dataclass
 class Evaluated:
-    """What the current weights say of recorded actions, ``[B, K]``; ``pull`` is `usage_pull`'s."""
+    """What the current weights say of recorded actions, ``[B, K]``."""
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
     values: torch.Tensor | None = None
     reference: torch.Tensor | None = None
-    pull: torch.Tensor | None = None
 
 
 def agent_objective(
@@ -36,7 +35,7 @@ def agent_objective(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """One agent's objective on a (micro-)batch, to be maximised, and sums for the metrics.
 
-    ``J = sum w * (surrogate - beta * KL + bonus * entropy + pull - value_coefficient * (V - target)^2)`` with
+    ``J = sum w * (surrogate - beta * KL + bonus * entropy - value_coefficient * (V - target)^2)`` with
     the weights of `rsim.objective.losses.action_weights`.
 
     Args:
@@ -59,33 +58,12 @@ def agent_objective(
         sums["kl"] = (kl * mask).sum().detach()
     if entropy_bonus > 0:
         gain = gain + entropy_bonus * now.entropy
-    if now.pull is not None:
-        gain = gain + now.pull
     objective = (weights * gain).sum()
     if now.values is not None and value_targets is not None:
         error = (weights * (now.values - value_targets) ** 2).sum()
         objective = objective - config.value_coefficient * error
         sums["value_loss"] = error.detach()
     return objective, sums
-
-
-def usage_pull(policies: torch.Tensor, mean: torch.Tensor, weight: float) -> torch.Tensor:
-    """What draws the planner towards strategies that it rarely uses, whatever the state, ``[N]``.
-
-    ``weight / S * sum_a p_a / m_a`` with the mean policy ``m`` over all decisions of the batch, held
-    constant: averaged over these decisions, its gradient is that of ``-weight * KL(uniform || m)``. What is
-    rare is pulled up whether it was sampled or not; and, unlike with an entropy bonus, the planner stays free
-    to be sure in each state.
-
-    Args:
-        policies: ``[N, S]`` probabilities of the strategies, as they are now.
-        mean: ``[S]``, as sampled from. What is below a thousandth counts as a thousandth, so that no state is
-            pulled at without bound; the pull on a strategy that is rarer fades with its probability.
-
-    >>> usage_pull(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.75, 0.25]), 0.3)
-    tensor([0.2000, 0.6000])
-    """
-    return weight / len(mean) * (policies / mean.clamp(min=1e-3)).sum(-1)
 
 
 def lambda_factors(agent: str, lam: float, mode: str, *, alone: bool) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from rsim.models import adapters
 from rsim.models.device import torch_device
 from rsim.models.weights import resolve
 from rsim.policies import template
-from rsim.policies.planner import Planner, name_tokens, planner_config
+from rsim.policies.planner import Planner, planner_config
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.strategies import StrategySet
 
@@ -65,7 +65,7 @@ def load_reasoner(
     try:
         model = AutoModelForCausalLM.from_pretrained(base, **_how(device, dtype, quantised)) if weights else _shape_alone(base)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, ImportError) as error:  # ImportError: bitsandbytes is not there
+    except Exception as error:  # a package that is not there, a file that is none, a model that its own code cannot make
         raise UserError(f"cannot load a reasoner from {source!r}", first_line(error)) from error
     if not weights:
         return Reasoner(model, tokenizer, system_prompt)
@@ -109,12 +109,11 @@ def load_planner(
     seed: int,
     device: str = "auto",
     dtype: str = "float32",
-    head: str = "random",
     sees: template.Sees = "everything",
     lora: int = 0,
     quantised: bool = False,
 ) -> Planner:
-    """A trained planner, or a fresh one made from a base LLM with a head as `new_planner` makes it.
+    """A trained planner, or a fresh one made from a base LLM with a new head.
 
     Args:
         lora, quantised: as `load_reasoner` has them; the head is always trained whole.
@@ -125,13 +124,13 @@ def load_planner(
     path = resolve(source)
     try:
         config = planner_config(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as of a reasoner
         raise UserError(f"cannot load a planner from {source!r}", first_line(error)) from error
     how = _how(device, dtype, quantised)
     if getattr(config, "rsim_template", None) is not None:
         planner = Planner.from_pretrained(path, strategies, merge=not lora and not quantised, **how)
     else:
-        planner = new_planner(path, strategies, seed, head, sees, **how)
+        planner = new_planner(path, strategies, seed, sees, **how)
     if quantised:
         adapters.keep_unpacked(planner.model)
     else:
@@ -144,19 +143,15 @@ def load_planner(
     return planner
 
 
-def new_planner(
-    base: str, strategies: StrategySet, seed: int, head: str = "random", sees: template.Sees = "everything", **how: Any
-) -> Planner:
-    """``base`` with a new classifier head over ``strategies``.
+def new_planner(base: str, strategies: StrategySet, seed: int, sees: template.Sees = "everything", **how: Any) -> Planner:
+    """``base`` with a new classifier head over ``strategies``, drawn from ``seed``.
 
     Args:
-        head: ``random`` draws it from ``seed``; ``names`` takes the base's own output rows of the strategies' names (the first
-            token of each), so that the untrained planner chooses what the base would write next, and training starts there.
         sees: what it reads of a play; less than everything makes a control.
         how: arguments of ``from_pretrained``.
 
     Raises:
-        UserError: ``names``, and two names begin with the same token; or the base has no such classifier.
+        UserError: the base has no such classifier.
     """
     tokenizer = AutoTokenizer.from_pretrained(base)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -165,21 +160,18 @@ def new_planner(
         model = AutoModelForSequenceClassification.from_pretrained(
             base, num_labels=len(names), id2label=names, label2id={n: i for i, n in names.items()}, **how
         )
-    except ValueError as error:
-        raise UserError(f"transformers has no classifier for {planner_config(base).model_type} models") from error
+    except Exception as error:  # as of a reasoner
+        if "Unrecognized configuration" in str(error):
+            raise UserError(f"transformers has no classifier for {planner_config(base).model_type} models") from error
+        raise UserError(f"cannot load a planner from {base!r}", first_line(error)) from error
     if "score" not in dict(model.named_children()):
         raise UserError(f"{type(model).__name__} does not classify by a matrix over its last state", packed.REMEDY)
     model.config.pad_token_id = pad
     model.config.rsim_template, model.config.rsim_sees = template.VERSION, sees
-    planner = Planner(model, tokenizer, strategies)
-    rows = torch.empty(model.score.weight.shape)
-    if head == "names":
-        rows = AutoModelForCausalLM.from_pretrained(base).get_output_embeddings().weight[name_tokens(planner.chunk, strategies)]
-    else:
-        rows.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
+    rows = torch.empty(model.score.weight.shape).normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         model.score.weight.copy_(rows)
-    return planner
+    return Planner(model, tokenizer, strategies)
 
 
 def _how(device: str, dtype: str, quantised: bool) -> dict[str, Any]:

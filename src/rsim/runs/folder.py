@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rsim.config import Config, load_config, to_table, to_toml
+from rsim.config import Config, flat, load_config, to_table, to_toml
 from rsim.errors import UserError, first_line
 from rsim.runs.checkpoints import Checkpoints, flush
 from rsim.runs.lock import lock
@@ -153,14 +153,6 @@ def differences(old: Config, new: Config) -> list[str]:
     before, after = (flat(to_table(config)) for config in (old, new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
-
-
-def flat(table: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """A table of tables with its keys joined by dots."""
-    joined: dict[str, Any] = {}
-    for key, value in table.items():
-        joined |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
-    return joined
 
 
 def git_commit() -> str:

@@ -19,7 +19,7 @@ from rsim.engine.prepare import prepare
 from rsim.errors import UserError
 from rsim.models.device import precise
 from rsim.models.shape import first_range
-from rsim.objective.joint import Evaluated, usage_pull
+from rsim.objective.joint import Evaluated
 from rsim.objective.logprobs import token_logprobs
 from rsim.policies.reasoner import Reasoner
 from rsim.training.batch import ActionBatch
@@ -37,7 +37,6 @@ class AgentSettings:
     with_values: bool = False  # a value head, for PPO
     value_learning_rate: float = 0.0  # of that head; 0: the policy's
     checkpointing: bool = False  # activations are made again in the backward pass
-    compiled: bool = False  # the layers' norms and MLPs go through torch.compile
     shard: bool = False  # each rank holds a shard of the layers
     deepspeed: str = ""  # the file with the config of `Zero`
 
@@ -66,10 +65,6 @@ class Agent:
         self.checkpointed = layers if settings.checkpointing else []
         if settings.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        if settings.compiled:
-            for module in model.modules():
-                if type(module).__name__.endswith(("RMSNorm", "MLP")):
-                    module.compile(dynamic=True)
         self.sharded: ShardedModel | None = shard(model, world) if settings.shard else None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.value_head = _value_head(model, self.precision) if settings.with_values else None
@@ -111,20 +106,9 @@ class Agent:
         prepare(reference.model.requires_grad_(False))
         self.reference = reference
 
-    def evaluate(
-        self,
-        batch: ActionBatch,
-        *,
-        with_reference: bool = False,
-        usage: torch.Tensor | None = None,
-        usage_weight: float = 0.0,
-    ) -> Evaluated:
+    def evaluate(self, batch: ActionBatch, *, with_reference: bool = False) -> Evaluated:
         """Log-probs (at the sampling temperature), entropies and values of a batch's actions, each ``[B,
-        K]``.
-
-        ``usage`` ``[strategies]``, the mean policy of the whole batch: also `usage_pull`, of an agent without
-        ``head_weight``.
-        """
+        K]``."""
         stream = pack(batch)
         chosen = batch.mask.bool()
         actions = batch.actions[chosen]
@@ -140,11 +124,7 @@ class Agent:
                 frozen = self._hidden(self.reference.model, stream, chosen)
                 scored = self._score(self.reference.logits, frozen, actions, self.reference.head_weight)
                 reference = _fill(batch.mask, scored[0])
-        pull = None
-        if usage is not None:
-            policies = torch.softmax(precise(self.head(hidden)) / self.temperature, -1)
-            pull = _fill(batch.mask, usage_pull(policies, usage, usage_weight))
-        return Evaluated(_fill(batch.mask, logprobs), _fill(batch.mask, entropy), values, reference, pull)
+        return Evaluated(_fill(batch.mask, logprobs), _fill(batch.mask, entropy), values, reference)
 
     def _hidden(self, model: PreTrainedModel, stream: Stream, chosen: torch.Tensor) -> torch.Tensor:
         """Final hidden states at the positions of the actions, ``[N, hidden]``."""

@@ -24,19 +24,18 @@ from rsim.game.rollout import Game
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import random_planner
 from rsim.policies.strategies import load_strategies
+from rsim.rewards.custom import Reward
 from rsim.rewards.programs import runner_for
-from rsim.rewards.rewards import RewardFunction, checked_as, score_all, well_formatted
+from rsim.rewards.rewards import checked_as, score_all, well_formatted
 from rsim.training.agent import Agent, AgentSettings
 from rsim.training.batch import reasoner_batch
-
-_PROBED = 32  # episodes from which a rate of well-formatted ones is told
 
 
 def cold_start(
     config: Config,
     reasoner: Reasoner,
     problems: list[Problem],
-    custom: dict[str, RewardFunction],
+    custom: dict[str, Reward],
     world: World = ALONE,
     sync: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], int]:
@@ -45,8 +44,8 @@ def cold_start(
     ``sync`` gives a sampling server the new weights.
 
     Returns:
-        the report (``cold_start/sampled``, ``kept``, ``format_rate``, ``loss_before``, ``loss_after`` and, as
-        `format_rate` has them, ``format_rate_before``, ``_after``) and the number of tokens sampled.
+        the report (``cold_start/sampled``, ``kept``, ``format_rate``, ``loss_before``, ``loss_after``) and
+        how many tokens were sampled.
 
     Raises:
         UserError: fewer than ``cold_start.minimum`` episodes could be kept.
@@ -67,8 +66,6 @@ def cold_start(
     head = reasoner.head_weight
     agent = Agent("reasoner", reasoner.model, reasoner.logits, training, head_weight=head, world=world)
     sharded = [agent.sharded] if agent.sharded else []
-    with unsharded(sharded):
-        before = format_rate(config, reasoner, problems, world)
     planner = random_planner(strategies)
     game = Game(reasoner, planner, config.rollout, runner_for(planner, config.rewards))
     mine = world.block(len(shown))
@@ -98,34 +95,14 @@ def cold_start(
         kept = [_with_prompts_learned(e, reasoner) for e in kept]
     losses = _fine_tune(config, agent, kept)
     sync()
-    with unsharded(sharded):
-        after = format_rate(config, reasoner, problems, world)
     report = {
         "cold_start/sampled": float(len(episodes)),
         "cold_start/kept": float(len(kept)),
         "cold_start/format_rate": sum(formatted) / len(formatted),
         "cold_start/loss_before": losses[0],
         "cold_start/loss_after": losses[-1],
-        "cold_start/format_rate_before": before,
-        "cold_start/format_rate_after": after,
     }
     return report, sum(e.sampled_tokens for e in episodes)
-
-
-def format_rate(config: Config, reasoner: Reasoner, problems: list[Problem], world: World = ALONE) -> float:
-    """The share of well-formatted episodes under the random planner, without worked examples: what the cold
-    start is to raise.
-
-    The questions are the first ones that `cold_start` samples for; all ranks come out alike.
-    """
-    rng = random.Random(f"cold:{config.seed}")
-    asked = [rng.choice(problems) for _ in range(min(config.cold_start.episodes, max(_PROBED, world.size)))]
-    planner = random_planner(load_strategies(config.models.strategies))
-    game = Game(reasoner, planner, config.rollout, runner_for(planner, config.rewards))
-    mine = world.block(len(asked))
-    played = game.play([asked[i] for i in mine], seed=config.seed, keys=[f"cold:rate:{i}" for i in mine])
-    formatted = world.all_gather(_formatted(config, played))
-    return sum(formatted) / len(formatted)
 
 
 def _formatted(config: Config, episodes: list[Episode]) -> list[bool]:

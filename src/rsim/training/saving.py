@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +41,8 @@ class Saver:
     planner: Planner | None
     agents: dict[str, Agent]
     game: Game | ServedGame
+    # Told of each checkpoint that is there or, in the background, begun.
+    on_save: Callable[[Path], None] = lambda folder: None
 
     @property
     def in_background(self) -> bool:
@@ -63,7 +67,8 @@ class Saver:
             savers["planner"] = partial(self.planner.save_pretrained, weights=weights)
         if self.world.is_main:
             self.folder.flush()
-            self.folder.checkpoints.save(name, savers, state, wait=wait or not self.in_background)
+            wait = wait or not self.in_background
+            self.on_save(self.folder.checkpoints.save(name, savers, state, wait=wait))
         self.world.barrier()
 
     @property

@@ -74,7 +74,6 @@ def load_policies(
     planner = load_planner(
         str(checkpoint / "planner") if checkpoint else models.planner,
         load_strategies(models.strategies),
-        head=models.planner_head,
         sees=models.planner_sees,
         lora=models.planner_lora,
         **how,
@@ -115,7 +114,6 @@ def make_agents(
         "with_values": config.objective.loss == "ppo",
         "value_learning_rate": train.value_lr,
         "checkpointing": train.gradient_checkpointing,
-        "compiled": train.compile,
         "shard": config.parallel.shard,
         "deepspeed": config.parallel.deepspeed,
     }

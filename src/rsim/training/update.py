@@ -21,19 +21,13 @@ from rsim.training.schedule import rate_factor
 
 @dataclass
 class Lesson:
-    """What an agent learns from: a batch, and each row's return ``[B]`` and group.
-
-    ``bonus``: the coefficient of the planner's entropy; ``usage`` ``[strategies]``: its mean policy over all
-    episodes, where its use of the strategies is to be evened out.
-    """
+    """What an agent learns from: a batch, and each row's return ``[B]`` and group."""
 
     agent: Agent
     batch: ActionBatch
     returns: torch.Tensor
     groups: list[int]
     played: int  # episodes, those that are left out among them
-    bonus: float = 0.0
-    usage: torch.Tensor | None = None
 
 
 @dataclass
@@ -68,18 +62,12 @@ class Update:
         batch = build([episodes[i] for i in kept], agent.model.device, agent.precision)
         batch.advantages = advantages[kept].to(batch.mask)[:, None] * batch.mask
         lesson = Lesson(agent, batch, returns[kept].to(batch.mask), groups[kept].tolist(), len(episodes))
-        if agent.name == "planner":
-            decided = [d.probabilities for e in episodes for d in e.decisions]
-            policies = torch.tensor(decided, dtype=batch.mask.dtype, device=batch.mask.device)
-            lesson.bonus = self._entropy_bonus(policies)
-            lesson.usage = policies.mean(0) if self.config.objective.usage_weight > 0 else None
         return metrics | self._optimise(lesson)
 
     def _moves_all(self, name: str) -> bool:
-        """Whether an agent learns from groups of like returns too: by a critic, entropy, even use or KL."""
+        """Whether an agent learns from groups of like returns too: by a critic, entropy or KL."""
         it = self.config.objective
-        terms = it.planner_entropy + it.usage_weight if name == "planner" else it.beta
-        return it.loss == "ppo" or terms > 0
+        return it.loss == "ppo" or (it.planner_entropy if name == "planner" else it.beta) > 0
 
     def _kept(self, agent: Agent, episodes: list[Episode], informative: torch.Tensor) -> list[int]:
         """The numbers of the episodes that this agent acted in and learns from."""
@@ -90,15 +78,6 @@ class Update:
             if informative[i] and acted and not masked:
                 kept.append(i)
         return kept
-
-    def _entropy_bonus(self, policies: torch.Tensor) -> float:
-        """The coefficient of the planner's entropy: the config's, or the part of it by which ``policies
-        [N, strategies]`` fall short of the target on average."""
-        objective = self.config.objective
-        if not objective.entropy_target:
-            return objective.planner_entropy
-        entropy = float(-(policies * policies.clamp(min=1e-8).log()).sum(-1).mean())
-        return objective.planner_entropy * max(0.0, 1 - entropy / objective.entropy_target)
 
     def _optimise(self, lesson: Lesson) -> dict[str, float]:
         """All iterations over all minibatches, an optimiser step each; returns the metrics."""
@@ -172,16 +151,14 @@ class Update:
         """Accumulates one minibatch's gradient over its micro-batches; ``once``: fills in its old
         log-probs."""
         agent, objective = lesson.agent, self.config.objective
-        beta = objective.beta if agent.name == "reasoner" else 0.0
+        bonus, beta = (objective.planner_entropy, 0.0) if agent.name == "planner" else (0.0, objective.beta)
         factor, _ = lambda_factors(agent.name, self.stage.lambda_, objective.lambda_mode, alone=self.alone)
         sums: dict[str, float] = defaultdict(float)
         if once:
             batch.old_logprobs = torch.zeros_like(batch.old_logprobs)
         for index, counts in agent.turns(batch, self.config.train.micro_tokens):
             micro = batch.rows(index)
-            now = agent.evaluate(
-                micro, with_reference=beta > 0, usage=lesson.usage, usage_weight=objective.usage_weight
-            )
+            now = agent.evaluate(micro, with_reference=beta > 0)
             if once:
                 micro.old_logprobs = now.logprobs.detach()
             value, parts = agent_objective(
@@ -191,7 +168,7 @@ class Update:
                 micro.mask,
                 micro.weights,
                 objective,
-                entropy_bonus=lesson.bonus,
+                entropy_bonus=bonus,
                 beta=beta,
                 value_targets=micro.value_targets,
                 sampler_logprobs=micro.sampler_logprobs,

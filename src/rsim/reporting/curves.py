@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rsim.report.charts import Series, area_chart, colour, line_chart
+from rsim.reporting.charts import Series, area_chart, colour, line_chart
 
 Records = list[dict[str, Any]]  # the lines of metrics.jsonl
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from rsim.report.charts import colour
+from rsim.reporting.charts import colour
 
 Episode = dict[str, Any]  # a line of episodes.jsonl
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rsim.errors import UserError
-from rsim.report.curves import charts_section
-from rsim.report.episodes import Episode, before_and_after, episodes_section, pairs_section
-from rsim.report.settings import settings_of, settings_section
+from rsim.reporting.curves import charts_section
+from rsim.reporting.episodes import Episode, before_and_after, episodes_section, pairs_section
+from rsim.reporting.settings import settings_of, settings_section
 
 
 @dataclass(frozen=True)
