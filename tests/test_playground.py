@@ -126,7 +126,7 @@ STEP = {"injected": True, "strategy": "a-strategy-with-a-very-long-name-that-was
 ANSWERS = {
     "whole": [chunk(reasoning_content="Let me "), chunk(reasoning_content="see."), chunk(content="<th"), chunk(content="ink>inner"),
               chunk(content="</think>By $x^2$ and \\(\\frac{1}"), chunk(content="{2}\\), not $5 or $6, `$a$`:\n"),
-              chunk(content="So: \\boxed{") | {"rsim": STEP}, chunk(content="12} <"), chunk("stop")],
+              chunk(content="So: \\boxed{") | {"rsim": STEP}, chunk(content="12} <"), chunk("stop") | {"rsim": {"seconds": [0.1]}}],
     "all": [chunk(content="x") | {"rsim": {"strategy": s, "prompt": "x"}} for s in load_strategies("lab").names],
     "empty": [chunk(content=""), chunk("stop")],
     "cut": [chunk(content="Half of")],
@@ -180,6 +180,7 @@ def test_reasoning_is_folded_and_mathematics_is_set(page, site):
     assert answer.locator("annotation").all_text_contents() == ["x^2", "\\frac{1}{2}", "\\boxed{12}"]
     assert "not $5 or $6, `$a$`" in answer.inner_text()
     assert answer.locator("em").text_content() == "So: "
+    assert answer.locator(".chip").count() == 1
     assert answer.inner_text().rstrip().split("\n")[-1].endswith("s")
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "long names stay in their place"

@@ -108,7 +108,7 @@ def test_a_run_leaves_everything_behind(small):
     assert all(s["prompt"] for e in episodes for s in e["steps"])
     page = build_report(folder).read_text()
     assert "stage2" in page
-    assert not re.search(r'(src|href)=', page), "it stands alone"
+    assert not re.search(r"(src|href)=", page), "it stands alone"
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(small):

@@ -178,10 +178,11 @@ async function answer(model, planned, asked, record, columns, signal) {
         usage = chunk.usage || usage;
         const choice = chunk.choices?.[0], delta = choice?.delta ?? {};
         ended = choice?.finish_reason || ended;
+        record.seconds = chunk.rsim?.seconds ?? record.seconds; // of each step, at the end
         if (chunk.rsim?.output) {
           text.append(element("em", { textContent: chunk.rsim.output }));
           record.content += chunk.rsim.output;
-        } else if (chunk.rsim) {
+        } else if (chunk.rsim?.strategy) {
           split().forEach((part) => say(...part));
           open(chunk.rsim);
         } else {
