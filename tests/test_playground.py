@@ -1,12 +1,9 @@
-"""The playground page, in a real browser but for the first test. Needs Debian's chromium; `.ci/run` installs it and requires
-these tests."""
+"""The playground page, in a real browser (`conftest.browser`) but for the first test."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 
 import httpx
@@ -23,19 +20,6 @@ from tiny import named_planner
 RULES = PlayRules(delimiter="\n", max_steps=5, step_tokens=48, max_tokens=240, answer_tokens=12)
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
 LONG = "an-organisation/a-very-long-model-name-that-goes-on-and-on-7B-Instruct-Q4_K_M"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        assert not os.environ.get("RSIM_REQUIRE_BROWSER"), "chromium is required here and not installed"
-        pytest.skip("chromium is not installed (apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -188,3 +189,34 @@ def test_charts_have_labels_whole_steps_and_the_values_of_each_step():
     assert re.findall(r'text-anchor="middle">([\d.]+)<', chart) == ["0", "1", "2"]
     places = json.loads(next(attrs["data-places"] for tag, attrs in tags.attributes if tag == "svg"))
     assert [(step, values) for _, step, values in places] == [("0", ["25.0%"]), ("1", ["50.0%"]), ("2", ["75.0%"])]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_filters_work_charts_tell_values_and_all_fits_a_phone(browser, tmp_path, scheme):
+    write_run(tmp_path / "run")
+    path = tmp_path / "run" / "episodes.jsonl"
+    episode = json.loads(path.read_text())
+    path.write_text("".join(json.dumps(episode | {"step": i, "correct": i == 3}) + "\n" for i in range(30)))
+    report = build_report(tmp_path / "run")
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(report.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.select_option(".verdict", "right")
+    assert page.locator(".count").inner_text() == "1 of 30 shown"
+    assert page.locator(".episode:visible").count() == 1
+    page.select_option(".verdict", "")
+    page.select_option(".used", "validation")
+    page.fill(".find", "IS IT SO?check")
+    assert page.locator(".episode:visible").count() == 30
+    page.fill(".find", "elsewhere")
+    assert page.locator(".count").inner_text() == "0 of 30 shown"
+    page.fill(".find", "")
+    chart = page.locator("figure").first
+    chart.locator("svg").hover(position={"x": 60, "y": 40})
+    assert chart.locator("figcaption").inner_text() == "Accuracy step 0"
+    assert chart.locator("li b").all_inner_texts() == ["–", "40.0%"]
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    ratios = page.evaluate((Path(__file__).parent / "contrast.js").read_text())
+    assert [found for found in ratios if found[1][0] < 4.5] == []
+    context.close()
