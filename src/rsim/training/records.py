@@ -73,7 +73,7 @@ class Records:
 def _row(record: dict[str, Any]) -> list[Any]:
     """An episode as a row of ``_COLUMNS``."""
     trace = "".join(
-        f"[{s['strategy'] or 'reasoner'}] {s['prompt']}{s['text'].strip()}\n" for s in record["steps"]
+        f"[{s['strategy'] or 'reasoner'}] {s['prompt']}{s['text'].rstrip()}\n" for s in record["steps"]
     )
     said = "" if record["predicted"] is None else str(record["predicted"])
     return [record["step"], record["question"], str(record["answer"]), said, record["correct"], trace]
