@@ -54,6 +54,7 @@ function bars(probabilities) {
 // Puts TeX in the text of a finished step into its place; what KaTeX cannot read stays as it is.
 function typeset(text) {
   text.normalize();
+  if (text.lastChild?.nodeType === Node.TEXT_NODE) text.lastChild.data = text.lastChild.data.trimEnd(); // the delimiter
   const prompt = text.querySelector("em"), opened = prompt?.textContent.endsWith("\\boxed{") && prompt.nextSibling;
   if (opened?.nodeType === Node.TEXT_NODE) { // the box belongs to the answer
     prompt.textContent = prompt.textContent.slice(0, -"\\boxed{".length);
