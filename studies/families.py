@@ -62,7 +62,7 @@ _OWN: dict[str, dict[str, Any]] = {  # what makes some of them tiny, or possible
     "codegen": {"rotary_dim": 8},
     "cohere_compass_text": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _ROTARY)},
     "cpmant": {"dim_ff": 48},
-    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2}},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "dots1": {"n_shared_experts": 1},
     "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
     "dots3_note_vision_encoder": {"adapter_in_dim": 32, "adapter_out_dim": 32, "mlp_layer_types": ["dense"] * 6},
@@ -97,7 +97,7 @@ def run(
             for what, outcome in told.items():
                 found[what].append(outcome)
             yield Row(family, "; ".join(f"{what} {outcome}" for what, outcome in told.items()))
-    for what, every in found.items():
+    for what, every in found.items() if not only else ():
         for kind in ("played", "refused"):
             yield Row(f"{what}s {kind}", sum(o.startswith(kind) for o in every), "families")
         for kind in ("different", "error"):
@@ -148,14 +148,12 @@ def _save(family: str, folder: Path) -> str:
     return "built"
 
 
-def _tiny(kind: Any, sizes: dict[str, Any]) -> Any:
-    own = _OWN.get(kind.model_type, {})
+def _tiny(kind: Any, sizes: dict[str, Any], more: dict[str, Any] = {}) -> Any:  # noqa: B006
+    own = _OWN.get(kind.model_type, {}) | more
     default = kind(**{name: own[name] for name in kind.sub_configs if name in own})
     known = set(default.to_dict()) | set(default.attribute_map)
     parts = {
-        name: _tiny(type(part), sizes | own.get(name, {}))
-        for name in kind.sub_configs
-        if (part := getattr(default, name, None))
+        name: _tiny(type(part), sizes, own.get(name, {})) for name in kind.sub_configs if (part := getattr(default, name, None))
     }
     given = {name: size for name, size in sizes.items() if name in known and name not in parts}
     if getattr(default, "sliding_window", None) is None:
