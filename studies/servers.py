@@ -23,6 +23,7 @@ VLLM = Path(__file__).with_name("vllm_env.sh")
 _PACKAGES = {  # an environment's pip calls
     "llama": (["llama-cpp-python[server]==0.3.36"],),
     "lm-eval": (["torch==2.13.0"], ["lm-eval[api]==0.4.13", "transformers==5.23.0"]),
+    "schemathesis": (["schemathesis>=4"],),
     "optillm": (["torch==2.13.0"], ["optillm==0.4.0"]),
 }
 _LLAMA_PARTS = ("-DLLAVA_BUILD", "-DLLAMA_BUILD_TESTS", "-DLLAMA_BUILD_TOOLS", "-DLLAMA_BUILD_EXAMPLES")

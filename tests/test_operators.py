@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import re
+import threading
 import time
+from contextlib import ExitStack
 
 import httpx
 import psutil
 import pytest
 import torch
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
 
+from rsim.cli.serve import _log_as
 from rsim.engine.cache import SlotCache
 from rsim.engine.native import NativeEngine
 from rsim.engine.sampling import StringStop, choose
@@ -26,6 +34,7 @@ from rsim.serving.state import ServeConfig
 from serving import serving
 
 RULES = PlayRules(delimiter="\n", max_steps=2, step_tokens=8, max_tokens=40, answer_tokens=8)
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 PLANNER = sequence_planner(load_strategies("lab"), ["continuation", "termination"])
 
 
@@ -43,11 +52,11 @@ def tokens_of(engine: NativeEngine, slots: dict[int, str], reasoner, more: dict 
     while engine.running:
         try:
             found |= {step.slot: step.tokens for step in engine.advance()}
-        except UserError:
+        except FloatingPointError:
             for slot in list(engine.steps):
                 try:
                     found |= {step.slot: step.tokens for step in engine.advance([slot])}
-                except UserError:
+                except FloatingPointError:
                     engine.cancel(slot)
     return found
 
@@ -85,9 +94,7 @@ async def said(upstream: LocalUpstream, text: str, until: Until) -> str:
 
 def test_an_answer_that_fails_fails_alone(nano, monkeypatch):
     ended = StringStop.ended
-    monkeypatch.setattr(
-        StringStop, "ended", lambda stop, tokens: ended(stop, tokens) if stop.strings != ("boom",) else 1 / 0
-    )
+    monkeypatch.setattr(StringStop, "ended", lambda stop, tokens: ended(stop, tokens) if stop.strings != ("boom",) else 1 / 0)
 
     async def both(*untils: Until) -> list[object]:
         upstream = LocalUpstream(nano, 4)
@@ -178,3 +185,128 @@ def test_nobody_waits_while_a_question_is_tokenised(nano, monkeypatch):
         return count
 
     assert asyncio.run(ticks()) > 5
+
+
+def chat(url: str, stream: bool = False, **more: object) -> httpx.Response:
+    body = {"model": f"nano-s{SUFFIX}", "messages": [{"role": "user", "content": "7=?"}], "temperature": 0, "stream": stream}
+    return httpx.post(f"{url}/chat/completions", json=body, timeout=60, **more)
+
+
+def test_streams_are_finished_before_the_server_ends(nano):
+    with ExitStack() as stack:
+        url = stack.enter_context(serving(create_app(ServeConfig(rules=RULES, slots=1), PLANNER, nano, name="nano-s")))
+        body = {"model": f"nano-s{SUFFIX}", "messages": [{"role": "user", "content": "7=?"}], "stream": True}
+        with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=60) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            ending = threading.Thread(target=stack.close)
+            ending.start()
+            assert [*lines][-2:] == ["data: [DONE]", ""]
+        ending.join()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_first_token_may_take_only_so_long(nano, monkeypatch, stream):
+    monkeypatch.setattr(LocalUpstream, "begin", lambda *whatever: None)
+    config = ServeConfig(rules=RULES, slots=1, first_token_seconds=0.1)
+    with serving(create_app(config, PLANNER, nano, name="nano-s")) as url:
+        for _ in range(2):  # its slot is free again
+            reply = chat(url, stream)
+            assert (reply.status_code, reply.json()["error"]["message"]) == (504, "no token within 0.1 seconds")
+
+
+def test_logs_are_lines_of_json(local, capsys):
+    _log_as("json")
+    try:
+        chat(local, headers={"traceparent": TRACE})
+        logging.getLogger("rsim.serve").error("it failed", exc_info=ValueError("so"))
+    finally:
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+        logging.getLogger("rsim.serve").setLevel(logging.NOTSET)
+    ended, failed = (json.loads(line) for line in capsys.readouterr().err.splitlines() if '"rsim.serve"' in line)
+    assert (ended["kind"], ended["planned"], ended["status"], ended["traceparent"]) == ("chat", True, 200, TRACE)
+    assert failed["level"] == "ERROR"
+    assert "ValueError: so" in failed["exception"]
+    with pytest.raises(UserError, match="--log-format xml"):
+        _log_as("xml")
+
+
+def test_the_published_schema_is_of_what_is_served(local):
+    base = local.removesuffix("/v1")
+    document = httpx.get(f"{base}/openapi.json").json()
+    app = create_app(ServeConfig(upstream="http://x"), PLANNER)
+    served = {route.path.replace(":path", "") for route in app.routes} - {"/", "/openapi.json"}
+    assert set(document["paths"]) == served
+    schemas, text = document["components"]["schemas"], json.dumps(document)
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) == set(schemas)
+    answer, fields = chat(local).json(), schemas["ChatAnswer"]["properties"]
+    assert set(answer) == set(fields)
+    assert set(answer["choices"][0]) == set(fields["choices"]["items"]["properties"])
+    assert set(answer["rsim"]["choices"][0]["steps"][0]) == set(schemas["Step"]["properties"])
+
+
+def upstream_of(seen: list[str | None]) -> FastAPI:
+    """A chat server that notes each call's trace and ends its turn after a word."""
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def complete(request: Request):
+        seen.append(request.headers.get("traceparent"))
+        chunk = {
+            "choices": [{"index": 0, "delta": {"content": "yes\n"}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 2},
+        }
+        return Response(f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n", media_type="text/event-stream")
+
+    return app
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_trace_goes_on_to_the_upstream(planned):
+    seen: list[str | None] = []
+    model = f"m{SUFFIX}" if planned else "m"
+    with (
+        serving(upstream_of(seen)) as behind,
+        serving(create_app(ServeConfig(upstream=behind, mode="turn", rules=RULES), PLANNER)) as url,
+    ):
+        body = {"model": model, "messages": [{"role": "user", "content": "7=?"}], "stream": True}
+        httpx.post(f"{url}/chat/completions", json=body, headers={"traceparent": TRACE}, timeout=60).raise_for_status()
+    assert seen
+    assert all(trace and trace.split("-")[1] == TRACE.split("-")[1] for trace in seen)
+
+
+def test_spans_of_request_decision_and_step(monkeypatch):
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(trace, "get_tracer", lambda name: provider.get_tracer(name))
+    seen: list[str | None] = []
+    with (
+        serving(upstream_of(seen)) as behind,
+        serving(create_app(ServeConfig(upstream=behind, mode="turn", rules=RULES), PLANNER)) as url,
+    ):
+        body = {"model": f"m{SUFFIX}", "messages": [{"role": "user", "content": "7=?"}]}
+        httpx.post(f"{url}/chat/completions", json=body, headers={"traceparent": TRACE}, timeout=60).raise_for_status()
+    made = {span.name: span for span in spans.get_finished_spans()}
+    assert set(made) == {f"chat m{SUFFIX}", "rsim.decision", "chat m"}
+    request, step = made[f"chat m{SUFFIX}"], made["chat m"]
+    assert format(request.context.trace_id, "032x") == TRACE.split("-")[1]
+    assert format(request.parent.span_id, "016x") == TRACE.split("-")[2]
+    assert {made[name].parent.span_id for name in ("rsim.decision", "chat m")} == {request.context.span_id}
+    assert request.attributes["http.response.status_code"] == 200
+    assert step.attributes["gen_ai.usage.output_tokens"] == 2
+    assert format(step.context.span_id, "016x") in {trace and trace.split("-")[2] for trace in seen}
+
+
+def test_metrics_are_behind_the_key_if_wanted():
+    for guarded, status in ((True, 401), (False, 200)):
+        config = ServeConfig(upstream="http://127.0.0.1:9", mode="turn", api_key="k", guard_metrics=guarded)
+        with serving(create_app(config, PLANNER)) as url:
+            metrics = url.replace("/v1", "/metrics")
+            assert httpx.get(metrics).status_code == status
+            assert httpx.get(metrics, headers={"authorization": "bearer k"}).status_code == 200

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from rsim.policies.protocol import AnyPlanner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
 from rsim.rules_file import overridden
+from rsim.serving import tracing
 from rsim.serving.connections import PatientProtocol
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
@@ -50,13 +54,40 @@ class ServeOptions:
     slots: int
     waiting: int
     request_seconds: float
+    first_token_seconds: float
+    log_format: str
+    guard_metrics: bool
     strategies: str
 
 
+class _JsonLines(logging.Formatter):
+    """A record as a line of JSON; of a request that ended, how it did."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        said["message"] = record.getMessage()
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps(said | getattr(record, "told", {}), ensure_ascii=False)
+
+
+def _log_as(form: str) -> None:
+    """Raises `UserError` for a form that there is not. ``json``: every record of the server, and one for each request."""
+    if form not in ("text", "json"):
+        raise UserError(f"--log-format {form}", "use text or json")
+    if form == "json":
+        handler = logging.StreamHandler()
+        handler.setFormatter(_JsonLines())
+        logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+        logging.getLogger("rsim.serve").setLevel(logging.INFO)
+
+
 def run_server(options: ServeOptions) -> None:
-    """Serves until interrupted."""
+    """Serves until interrupted; answers that have begun are finished first."""
     quiet_models()
     check_address(options.upstream, options.mode)
+    _log_as(options.log_format)
+    tracing.export()
     if not (options.upstream or options.model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
     planner = _planner(options)
@@ -66,6 +97,7 @@ def run_server(options: ServeOptions) -> None:
         upstream=options.upstream,
         upstream_key=os.environ.get(KEY, ""),
         api_key=os.environ.get("RSIM_API_KEY", ""),
+        guard_metrics=options.guard_metrics,
         model=options.model if options.upstream else "",
         mode=options.mode or None,  # type: ignore[arg-type]
         rules=overridden(planner.rules or PlayRules(), **vars(options.rules)),
@@ -73,6 +105,7 @@ def run_server(options: ServeOptions) -> None:
         slots=options.slots,
         waiting=options.waiting,
         request_seconds=options.request_seconds,
+        first_token_seconds=options.first_token_seconds,
     )
     reasoner = None if options.upstream else load_reasoner(options.model)
     name = Path(options.model).name or "local"
@@ -82,7 +115,8 @@ def run_server(options: ServeOptions) -> None:
     shown = f"the upstream's models with {SUFFIX!r} behind their name" if options.upstream else f"{name}{SUFFIX}"
     print(f"http://{options.host}:{options.port}   planned answers: {shown}", flush=True)
     uvicorn.run(app, host=options.host, port=options.port, http=PatientProtocol, log_level="warning", access_log=False,
-                timeout_keep_alive=_IDLE_SECONDS)  # fmt: skip
+                timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=math.ceil(options.request_seconds),
+                log_config=None if options.log_format == "json" else uvicorn.config.LOGGING_CONFIG)  # fmt: skip
 
 
 def _planner(options: ServeOptions) -> AnyPlanner:

@@ -18,7 +18,6 @@ import torch
 from rsim.engine.decoder import Decoder
 from rsim.engine.protocol import CausalLM, SampledStep, Stop
 from rsim.engine.sampling import choose, episode_uniforms
-from rsim.errors import UserError
 from rsim.rules import End
 
 Shape = Callable[[torch.Tensor, list[int]], torch.Tensor]  # bends a step's logits [v], given its tokens so far
@@ -109,7 +108,7 @@ class NativeEngine:
         When it raises, nothing has changed: the sequences may be tried one by one, and the one at fault cancelled.
 
         Raises:
-            UserError: the model's numbers are none (nan).
+            FloatingPointError: a sequence's scores are no numbers.
         """
         self._close_gaps()
         slots = list(self.steps) if only is None else only
@@ -155,7 +154,7 @@ class NativeEngine:
         picked, logprobs = choose(logits, self._temperature(sequences, hidden.device), uniforms)
         values = logprobs.tolist()
         if any(map(math.isnan, values)):
-            raise UserError("the model's scores are no numbers (nan)")
+            raise FloatingPointError("the model's scores are no numbers (nan)")
         return list(zip(picked.tolist(), values, strict=True))
 
     def _temperature(self, sequences: list[_Sequence], device: torch.device) -> float | torch.Tensor:
