@@ -189,6 +189,7 @@ def test_nobody_waits_while_a_question_is_tokenised(nano, monkeypatch):
 
 def chat(url: str, stream: bool = False, **more: object) -> httpx.Response:
     body = {"model": f"nano-s{SUFFIX}", "messages": [{"role": "user", "content": "7=?"}], "temperature": 0, "stream": stream}
+    body |= more.pop("more", {})
     return httpx.post(f"{url}/chat/completions", json=body, timeout=60, **more)
 
 
@@ -299,7 +300,7 @@ def test_spans_of_request_decision_and_step(monkeypatch):
     assert format(request.parent.span_id, "016x") == TRACE.split("-")[2]
     assert {made[name].parent.span_id for name in ("rsim.decision", "chat m")} == {request.context.span_id}
     assert request.attributes["http.response.status_code"] == 200
-    assert step.attributes["gen_ai.usage.output_tokens"] == 2
+    assert step.attributes["gen_ai.usage.output_tokens"] == 1
     assert format(step.context.span_id, "016x") in {trace and trace.split("-")[2] for trace in seen}
 
 
@@ -310,3 +311,21 @@ def test_metrics_are_behind_the_key_if_wanted():
             metrics = url.replace("/v1", "/metrics")
             assert httpx.get(metrics).status_code == status
             assert httpx.get(metrics, headers={"authorization": "bearer k"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}),
+        ("chat/completions", {"messages": [{"role": "assistant", "tool_calls": {"function": 1}}]}),
+        ("chat/completions", {"tools": [{"function": {"name": "f"}}], "tool_choice": {"function": "f"}}),
+        ("messages", {"max_tokens": 9, "tools": [{"name": "f"}], "tool_choice": {"type": ["auto"], "name": "g"}}),
+    ],
+)
+def test_what_fuzzing_found_is_the_clients_to_put_right(local, path, body):
+    reply = httpx.post(f"{local}/{path}", json={"messages": [{"role": "user", "content": "7=?"}]} | body, timeout=60)
+    assert reply.status_code == 400
+
+
+def test_an_effort_of_no_kind_is_none(local):
+    assert chat(local, more={"reasoning_effort": ["high"]}).status_code in (200, 400)

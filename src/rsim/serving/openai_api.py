@@ -145,7 +145,7 @@ def asked_rules(body: dict[str, Any], rules: PlayRules) -> PlayRules:
     given |= body["rsim"] if isinstance(body.get("rsim"), dict) else {}
     effort, thinking, gate = given["reasoning_effort"], given["thinking"], given.get("gate")
     steps = rules.max_steps
-    if effort in _EFFORTS:
+    if isinstance(effort, str) and effort in _EFFORTS:
         steps = max(1, int(steps * _EFFORTS[effort]))
     if isinstance(thinking, dict) and isinstance(thinking.get("budget_tokens"), int):
         steps = min(steps, max(1, thinking["budget_tokens"] // rules.step_tokens))

@@ -85,7 +85,15 @@ _SCHEMAS: dict[str, Any] = {
     "Usage": _object(
         "prompt_tokens completion_tokens", prompt_tokens=_WHOLE, completion_tokens=_WHOLE, total_tokens=_WHOLE, estimated=_FLAG
     ),
-    "Step": _object("strategy prompt text", strategy=_TEXT, prompt=_TEXT, text=_TEXT, probabilities=_ANY, forced=_FLAG),
+    "Step": _object(
+        "strategy prompt text",
+        strategy=_TEXT,
+        prompt=_TEXT,
+        text=_TEXT,
+        probabilities=_ANY,
+        forced=_FLAG,
+        seconds={"type": "number"},
+    ),
     "Planned": _object("mode", mode=_TEXT, approximate=_FLAG, choices=_list(_object(steps=_list(_named("Step"))))),
     "ChatAnswer": _object("choices", choices=_list(_object("message", message=_named("Message"), **_CHOICE)), **_ANSWER),
     "CompletionAnswer": _object("choices", choices=_list(_object("text", text=_TEXT, **_CHOICE)), **_ANSWER),
@@ -109,9 +117,8 @@ def _takes(name: str) -> dict[str, Any]:
     return {"post": {"requestBody": body, "responses": {"200": answer, "default": _gives("Error")}}}
 
 
-def _shows(schema: str, form: str = "application/json", **parameter: Any) -> dict[str, Any]:
-    got = {"responses": {"200": _gives(schema, form), "default": _gives("Error")}}
-    return {"get": got | ({"parameters": [parameter]} if parameter else {})}
+def _shows(schema: str, form: str = "application/json") -> dict[str, Any]:
+    return {"get": {"responses": {"200": _gives(schema, form), "default": _gives("Error")}}}
 
 
 DOCUMENT: dict[str, Any] = {
@@ -123,7 +130,8 @@ DOCUMENT: dict[str, Any] = {
         "/v1/responses": _takes("Responses"),
         "/v1/messages": _takes("Messages"),
         "/v1/models": _shows("Models"),
-        "/v1/models/{name}": _shows("Model", **{"name": "name", "in": "path", "required": True, "schema": _TEXT}),
+        "/v1/models/{name}": _shows("Model")
+        | {"parameters": [{"name": "name", "in": "path", "required": True, "schema": _TEXT}]},
         "/healthz": _shows("Health"),
         "/metrics": _shows("Metrics of Prometheus", "text/plain"),
     },
