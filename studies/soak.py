@@ -116,7 +116,7 @@ _POISON: dict[str, dict[str, Any]] = {
 
 async def load(streams: int, seconds: float) -> list[Row]:
     port, counts = free_port(), Counter[str]()
-    planner = "sequence:decompose,continuation,termination"
+    planner = "sequence:decomposition,continuation,termination"
     command = rsim_server(port, planner, "--strategies", "lab", "--model", "nano-s", "--waiting", str(streams))
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     with served(command, port) as server:
