@@ -1,7 +1,7 @@
 """schemathesis over the published schema against ``rsim serve --model nano-s``: no request may be a server's error.
 
-It makes requests out of ``/openapi.json``, in an environment of its own (``$RSIM_SCHEMATHESIS_ENV``), those that obey the schema
-and those that break it.
+It makes requests out of ``/openapi.json``, in an environment of its own (``$RSIM_SCHEMATHESIS_ENV``): some obey the schema, some
+break it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def run(examples: int = 30, seed: int = 0) -> list[Row]:
     command = rsim_server(port, "sequence:continuation,termination", "--strategies", "lab", "--model", "nano-s", *rules)
     with served(command, port):
         address = f"http://127.0.0.1:{port}/openapi.json"
-        how = ("--checks", "not_a_server_error", "--max-examples", str(examples), "--seed", str(seed), "--continue-on-failure")
-        how += ("--request-timeout", "600", "--no-shrink", "--no-color")
+        how = ["--checks", "not_a_server_error", "--max-examples", str(examples), "--seed", str(seed), "--continue-on-failure"]
+        how += ["--request-timeout", "600", "--no-shrink", "--no-color"]
         done = subprocess.run([program, "run", address, *how], capture_output=True, text=True, check=False)
     print(done.stdout)
     made = re.findall(r"(\d+) generated", done.stdout)
