@@ -1,7 +1,7 @@
 """schemathesis over the published schema against ``rsim serve --model nano-s``: no request may be a server's error.
 
-It makes requests out of ``/openapi.json``, in an environment of its own (``$RSIM_SCHEMATHESIS_ENV``): some obey the schema, some
-break it.
+It makes requests out of ``/openapi.json``, some that obey the schema and some that break it, in an environment of its own
+(``$RSIM_SCHEMATHESIS_ENV``).
 """
 
 from __future__ import annotations

@@ -27,14 +27,14 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 _PARTS = {"anyOf": [_TEXT, _list(_object("type", type=_TEXT, text=_TEXT))]}
-_SHARED = {
+_SHARED: dict[str, Any] = {
     "model": {"type": "string", "description": "with -rsim behind its name, answers are planned"},
     "stream": _FLAG,
     "temperature": {"type": "number", "minimum": 0, "maximum": 1000},
     "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     "rsim": {"anyOf": [_FLAG, _named("Rules")]},
 }
-_OPENAI = _SHARED | {
+_OPENAI: dict[str, Any] = _SHARED | {
     "max_tokens": _COUNT,
     "seed": _WHOLE,
     "n": {"type": "integer", "minimum": 1, "maximum": 1024},
@@ -42,8 +42,20 @@ _OPENAI = _SHARED | {
     "stream_options": _or_null(_object(include_usage=_FLAG)),
 }
 _TOOL = _object("type function", type={"const": "function"}, function=_object("name", name=_TEXT, parameters=_ANY))
-_ANSWER = {"id": _TEXT, "object": _TEXT, "created": _WHOLE, "model": _TEXT, "usage": _named("Usage"), "rsim": _named("Planned")}
-_CHOICE = {"index": _WHOLE, "finish_reason": _or_null(_TEXT), "stop_reason": _or_null(_TEXT), "logprobs": _or_null(_ANY)}
+_ANSWER: dict[str, Any] = {
+    "id": _TEXT,
+    "object": _TEXT,
+    "created": _WHOLE,
+    "model": _TEXT,
+    "usage": _named("Usage"),
+    "rsim": _named("Planned"),
+}
+_CHOICE: dict[str, Any] = {
+    "index": _WHOLE,
+    "finish_reason": _or_null(_TEXT),
+    "stop_reason": _or_null(_TEXT),
+    "logprobs": _or_null(_ANY),
+}
 
 _SCHEMAS: dict[str, Any] = {
     "Rules": _object(gate={"type": "number", "minimum": 0, "maximum": 1}, max_steps=_COUNT),

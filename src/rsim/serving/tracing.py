@@ -62,7 +62,7 @@ def span(name: str, attributes: dict[str, Any]) -> Iterator[Note]:
         yield own.set_attributes
 
 
-def received(headers: Headers) -> Headers:
+def received(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Those of a request's headers that say which trace it is of."""
     return [(k, v) for k, v in headers if k.lower() in _NAMES]
 
