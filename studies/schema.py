@@ -15,7 +15,7 @@ from studies.servers import environment, free_port, rsim_server, served
 ISSUE = 14
 
 
-def run(examples: int = 30, seed: int = 0) -> list[Row]:
+def run(examples: int = 10, seed: int = 0) -> list[Row]:
     program, port = str(environment("schemathesis") / "schemathesis"), free_port()
     rules = ("--max-steps", "2", "--max-tokens", "40", "--step-tokens", "8", "--answer-tokens", "8")
     command = rsim_server(port, "sequence:continuation,termination", "--strategies", "lab", "--model", "nano-s", *rules)
