@@ -2,8 +2,8 @@
 
 The shapes are those of OpenAI, vLLM, llama.cpp, Ollama, TGI, LiteLLM, OpenRouter, Gemini and Mistral. Each stream is one
 answer, asked for through the server's own app, which leaves the model alone (a gate of 1). *harmless* changes keep the answer:
-it must come through, character by character. Any other must end in an error or in the upstream's own reason, unless the answer is whole
-all the same.
+it must come through, character by character. Any other must end in an error or in the upstream's own reason, unless the
+answer is whole all the same.
 """
 
 from __future__ import annotations
@@ -241,7 +241,8 @@ def _said(chunks: list[Chunk], field: str, kinds: tuple[str, ...] = ("text",)) -
     said = ""
     for choice in (choice for chunk in chunks for choice in chunk["choices"] or []):
         value = choice["delta"].get(field) or ""
-        said += value if isinstance(value, str) else "".join(_of_part(part) for part in value if part["type"] in kinds)
+        parts = [{"type": "text", "text": value}] if isinstance(value, str) else value
+        said += "".join(_of_part(part) for part in parts if part["type"] in kinds)
     return said.encode("utf-16", "surrogatepass").decode("utf-16")
 
 

@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +59,7 @@ class ServeOptions:
     first_token_seconds: float
     log_format: str
     guard_metrics: bool
+    show: str
     strategies: str
 
 
@@ -88,8 +91,11 @@ def run_server(options: ServeOptions) -> None:
     check_address(options.upstream, options.mode)
     _log_as(options.log_format)
     tracing.export()
+    if options.show not in ("content", "reasoning", "none"):
+        raise UserError(f"--show {options.show}", "use content, reasoning or none")
     if not (options.upstream or options.model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
+    listening = _listen(options.host, options.port)
     planner = _planner(options)
     if isinstance(planner, Planner) and options.model:
         planner.check_model(options.model)
@@ -106,6 +112,7 @@ def run_server(options: ServeOptions) -> None:
         waiting=options.waiting,
         request_seconds=options.request_seconds,
         first_token_seconds=options.first_token_seconds,
+        show=options.show,  # type: ignore[arg-type]
     )
     reasoner = None if options.upstream else load_reasoner(options.model)
     name = Path(options.model).name or "local"
@@ -113,10 +120,29 @@ def run_server(options: ServeOptions) -> None:
     if options.host not in ("127.0.0.1", "localhost", "::1") and not config.api_key:
         print(f"warning: {options.host} is open to others and $RSIM_API_KEY is not set", flush=True)
     shown = f"the upstream's models with {SUFFIX!r} behind their name" if options.upstream else f"{name}{SUFFIX}"
-    print(f"http://{options.host}:{options.port}   planned answers: {shown}", flush=True)
-    uvicorn.run(app, host=options.host, port=options.port, http=PatientProtocol, log_level="warning", access_log=False,
-                timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=math.ceil(options.request_seconds),
-                log_config=None if options.log_format == "json" else uvicorn.config.LOGGING_CONFIG)  # fmt: skip
+    print(f"http://{options.host}:{listening.getsockname()[1]}   planned answers: {shown}", flush=True)
+    settings = uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        log_level="warning",
+        log_config=None if options.log_format == "json" else uvicorn.config.LOGGING_CONFIG,
+        access_log=False,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(options.request_seconds),
+    )
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The server's socket, before models are loaded. Raises `UserError` where the port is taken."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port}", f"{error.strerror}; --port names another") from error
+    return listening
 
 
 def _planner(options: ServeOptions) -> AnyPlanner:

@@ -30,6 +30,7 @@ def command(
     ] = 0.0,
     log_format: Annotated[str, typer.Option(help="text, or json: a line for each event and each request.")] = "text",
     guard_metrics: Annotated[bool, typer.Option("--guard-metrics", help="/metrics asks for the key too.")] = False,
+    show: Annotated[str, typer.Option(help="Where clients see what was injected: content, reasoning or none.")] = "content",
     strategies: Strategies = "",
     tools: Annotated[
         list[str] | None, typer.Option(help="python: programs that the model writes are run, in the sandbox.")
@@ -63,6 +64,7 @@ def command(
         first_token_seconds=first_token_seconds,
         log_format=log_format,
         guard_metrics=guard_metrics,
+        show=show,
         strategies=strategies,
     )
     run_server(options)

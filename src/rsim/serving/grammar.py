@@ -75,7 +75,10 @@ class Grammars:
             raise UserError("formats and tools need llguidance", "pip install 'rsim-rl[structured]'") from error
         self.tokenizer = from_tokenizer(tokenizer, size, sorted(ends))
         pieces = tokenizer.batch_decode([[i] for i in range(min(size, len(tokenizer)))])
-        closing = [{i for i, piece in enumerate(pieces) if piece and not set(piece) - set(kind)} for kind in ("}]", '"}]')]
+        closing = [
+            {i for i, piece in enumerate(pieces) if piece and not set(piece) - set(kind)} for kind in ('"', '"}]', ',"}]')
+        ]
+        # In this order: within a text a bracket is text.
         self.closing = [torch.tensor([i in kind for i in range(size)]) for kind in (ends, *closing)]
 
     def matcher(self, form: str) -> Any:
