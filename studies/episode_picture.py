@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rsim.report.charts import colour
+from rsim.reporting.charts import colour
 from studies.ledger import Row
 
 _ROW, _TOP, _WIDTH = 46, 64, 860

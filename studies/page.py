@@ -11,7 +11,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rsim.report.charts import COLOURS
+from rsim.reporting.charts import COLOURS
 from studies.ledger import Row, Value
 from studies.stats import Estimate, difference, estimate
 from studies.workbench import Measured, Workbench

@@ -1,8 +1,8 @@
 """Upstream streams in the shapes of real servers, mutated: what breaks the plug-in, and what is told as whole that is not.
 
-The shapes are those of OpenAI, vLLM, llama.cpp, Ollama, TGI, LiteLLM and OpenRouter. Each stream is one answer, asked for
-through the server's own app, which leaves the model alone (a gate of 1). *harmless* changes keep the answer: it must come
-through, character by character. Any other must end in an error or in the upstream's own reason, unless the answer is whole
+The shapes are those of OpenAI, vLLM, llama.cpp, Ollama, TGI, LiteLLM, OpenRouter, Gemini and Mistral. Each stream is one
+answer, asked for through the server's own app, which leaves the model alone (a gate of 1). *harmless* changes keep the answer:
+it must come through, character by character. Any other must end in an error or in the upstream's own reason, unless the answer is whole
 all the same.
 """
 
@@ -75,6 +75,8 @@ SHAPES = {
     "OpenRouter": Shape(
         None, _ROLE | {"reasoning": None}, {"provider": "P"}, _ROLE | {"content": ""}, counts={"provider": "P"}
     ),
+    "Gemini": Shape(None, _ROLE, reason="STOP", counts=None),
+    "Mistral": Shape(_ROLE | {"content": ""}, last={"content": ""}, reason="end_turn"),
 }
 
 
@@ -104,7 +106,7 @@ def _deltas(chunks: list[Chunk]) -> list[Chunk]:
 
 
 def _parts(draw: Draw, chunks: list[Chunk]) -> None:
-    for delta in _deltas(chunks):
+    for delta in (delta for delta in _deltas(chunks) if isinstance(delta["content"], str)):
         delta["content"] = [{"type": "text", "text": delta["content"]}]
 
 
@@ -122,8 +124,13 @@ def _uncounted(draw: Draw, chunks: list[Chunk]) -> None:
 
 
 def _thinking(draw: Draw, chunks: list[Chunk]) -> None:
-    field = draw.choice(("reasoning_content", "reasoning"))
-    chunks[:0] = [_chunk({"content": None, field: said}) for said in ("First ", "I think.\n\n", "Then 🙂.")]
+    field, pieces = draw.choice(("reasoning_content", "reasoning", "text", "parts")), ("First ", "I think.\n\n", "Then 🙂.")
+    thoughts: list[Chunk] = [{"content": None, field: said} for said in pieces]
+    if field in ("text", "parts"):  # of the content: as Anthropic's and as Mistral's have it
+        said = [piece if field == "text" else [{"type": "text", "text": piece}] for piece in pieces]
+        thoughts = [{"content": [{"type": "thinking", "thinking": one}]} for one in said]
+        thoughts[-1]["content"] += [{"type": "text", "text": "So: "}] if draw.random() < 0.5 else []
+    chunks[:0] = [_chunk(delta) for delta in thoughts]
 
 
 def _behind_tags(draw: Draw, chunks: list[Chunk]) -> None:
@@ -183,6 +190,7 @@ BROKEN = (
     _reported({"detail": "worker died"}), _reported({"object": "error", "message": "bad", "code": 400}),
     _replaced([]), _replaced("x"), _replaced({"choices": "x"}), _replaced({"choices": [5]}), _replaced({}), _replaced(None),
     _finishes(None), _finishes("content_filter"), _finishes("length"), _finishes("error"), _content(5), _content({"text": "x"}),
+    _finishes("MAX_TOKENS"), _finishes("SAFETY"), _content([{"type": "image_url", "image_url": {"url": "x"}}]),
     _content([{"type": "text"}]), _content([7]), _choice(index=1), _choice(delta=[1]), _choice(delta="x"),
     _choice(finish_reason=7), _choice(error={"message": "gone", "code": 502}),
 )  # fmt: skip
@@ -223,18 +231,25 @@ def _framed(draw: Draw, chunks: list[Any], ascii_only: bool) -> bytes:
     return (b"\xef\xbb\xbf" if draw.random() < 0.1 else b"") + text.encode()
 
 
-def _said(chunks: list[Chunk], field: str) -> str:
-    """All that is said in a field, halves of characters joined."""
+def _of_part(part: Any) -> str:
+    said = part[part["type"]]
+    return said if isinstance(said, str) else "".join(map(_of_part, said))
+
+
+def _said(chunks: list[Chunk], field: str, kinds: tuple[str, ...] = ("text",)) -> str:
+    """All that is said in a field, halves of characters joined; of its parts those of some ``kinds``."""
     said = ""
     for choice in (choice for chunk in chunks for choice in chunk["choices"] or []):
         value = choice["delta"].get(field) or ""
-        said += value if isinstance(value, str) else "".join(part["text"] for part in value)
+        said += value if isinstance(value, str) else "".join(_of_part(part) for part in value if part["type"] in kinds)
     return said.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _whole(draw: Draw, chunks: list[Chunk]) -> bytes:
     """No stream, though one was asked for."""
-    message = {"role": "assistant"} | {field: _said(chunks, field) for field in ("content", "reasoning_content", "reasoning")}
+    message: Chunk = {"role": "assistant"} | {field: _said(chunks, field) for field in ("reasoning_content", "reasoning")}
+    parts = [{"type": kind, kind: _said(chunks, "content", (kind,))} for kind in ("thinking", "text")]
+    message["content"] = parts if parts[0]["thinking"] else parts[1]["text"]
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return json.dumps({"choices": [choice], "usage": _usage(3)}, indent=draw.choice((None, 2))).encode()
 
@@ -290,7 +305,8 @@ def _stream(draw: Draw) -> tuple[list[bytes], bool, str, str, bool]:
     chunks: list[Any] = _shaped(draw.choice(list(SHAPES.values())), _pieces(draw, draw.choice(TEXTS), halves))
     for change in draw.sample(HARMLESS, draw.choice((0, 1, 1, 2))):
         change(draw, chunks)
-    content, thinking = _said(chunks, "content"), _said(chunks, "reasoning_content") + _said(chunks, "reasoning")
+    content = _said(chunks, "content")
+    thinking = "".join(_said(chunks, *where) for where in (("reasoning_content",), ("reasoning",), ("content", ("thinking",))))
     fate = draw.random()
     if fate < 0.3:
         draw.choice(BROKEN)(draw, chunks)

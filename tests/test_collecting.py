@@ -16,6 +16,7 @@ from rsim.collecting.arms import load_arms
 from rsim.collecting.headroom import as_text, headroom
 from rsim.collecting.log import Log, line
 from rsim.collecting.play import Collection, collect, questions
+from rsim.collecting.tree import game_arms
 from rsim.config import Config
 from rsim.data.sources import SOURCES, Source
 from rsim.engine import llama, vllm
@@ -151,9 +152,9 @@ def test_vllms_servers_give_the_native_engines_log(wanted, tmp_path, monkeypatch
     monkeypatch.setattr("rsim.engine.vllm.VllmServer", partial(vllm.VllmServer, transport=server))
     real, used = play._play, {}
 
-    def watched(player, view, problems, config):
+    def watched(player, view, problems, *how):
         used.setdefault(problems[0].id, set()).update(one.url for one in view.servers)
-        return real(player, view, problems, config)
+        return real(player, view, problems, *how)
 
     monkeypatch.setattr(play, "_play", watched)
     there = replace(wanted, overrides=("rollout.engine=vllm", "rollout.vllm_url=http://a,http://b", "rollout.batch=2"))
@@ -166,10 +167,10 @@ def test_a_questions_arms_are_played_in_one_slot_that_no_other_lane_has(at_llama
     served, _ = at_llama
     real, slots = play._play, {}
 
-    def watched(player, view, problems, config):
+    def watched(player, view, problems, *how):
         assert view.slots == 1
         slots.setdefault(problems[0].id, []).append(view.servers[0].seats[0].index)
-        return real(player, view, problems, config)
+        return real(player, view, problems, *how)
 
     monkeypatch.setattr(play, "_play", watched)
     collect(served, tmp_path / "log")
@@ -225,6 +226,22 @@ def test_a_log_grows_by_questions_and_arms_and_refuses_other_settings(wanted, tm
     (tmp_path / "arms.toml").write_text(ARMS.replace('["decomposition", "validation"]', '["validation"]'))
     with pytest.raises(UserError, match=r"other settings \(arm split\)"):
         collect(wanted, tmp_path / "log")
+
+
+def test_sampled_arms_differ_by_their_seeds_repeat_and_are_not_fitted(wanted, tmp_path, at_llama):
+    """Voting needs samples of one arm, and a log of them that can be read again."""
+    names = {"one": 1, "again": 1, "two": 2}
+    arm = '\n[[arm]]\nname = "{}"\nsequence = ["decomposition", "validation"]\ntemperature = 3.0\nseed = {}\n'
+    (tmp_path / "arms.toml").write_text(ARMS + "".join(arm.format(*pair) for pair in names.items()))
+    for how in (wanted, at_llama[0]):
+        log = collect(how, tmp_path / str(len(how.overrides)))
+        written = log.texts()
+        of = {name: [written[f"q{i}", name] for i in range(5)] for name in ("split", *names)}
+        assert of["one"] == of["again"]
+        assert of["one"] != of["two"]
+        assert of["one"] != of["split"], "the greedy one"
+        assert Log(log.folder).header["arms"]["two"]["seed"] == 2
+        assert list(game_arms(log)) == ["alone", "at-once", "split"]
 
 
 def test_a_smaller_limit_is_the_beginning_and_used_ids_are_left_out(wanted, tmp_path):
@@ -333,6 +350,8 @@ def test_a_question_that_lacks_an_arm_is_left_out():
         ("system_prompt", "prompt", "unknown key 'prompt'"),
         ('["at-once", "split"]', '["at-once", "splat"]', "cascade"),
         ("[[arm]]", "[[arms]]", "unknown key 'arms'"),
+        ('name = "asked"', 'name = "asked"\ntemperature = -1', "temperature must be a number"),
+        ('name = "asked"', 'name = "asked"\nseed = 0.5', "seed a whole one"),
     ],
 )
 def test_a_wrong_arms_file_is_named(tmp_path, old, new, problem):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import save_file
 
 from rsim.engine import packed
 from rsim.engine.decoder import Decoder
@@ -22,7 +23,8 @@ from rsim.game.engines import check_context
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.lab.tokenizer import build_tokenizer
-from rsim.policies.loading import load_planner, new_planner
+from rsim.models import adapters
+from rsim.policies.loading import load_planner, load_reasoner, new_planner
 from rsim.policies.planner import Planner
 from rsim.policies.reasoner import Reasoner
 from rsim.rules import PlayRules
@@ -300,3 +302,28 @@ def test_a_layer_of_its_own_kind_is_checked_wherever_it_lies():
     with pytest.raises(UserError, match="something else in packed passes"):
         prepare(model)
     assert len(model.model.layers) == 8
+
+
+def test_the_check_is_as_strict_in_4_bits(tmp_path):
+    """An error of 15% passed there, and Doge's is 6%; products are float32's while it lasts."""
+    pytest.importorskip("bitsandbytes")
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    for factor in (1.0, 1.08):
+        how = adapters.four_bits(torch.bfloat16) | {"dtype": torch.bfloat16}
+        model = hf.AutoModelForCausalLM.from_pretrained(tmp_path, **how).eval()
+        adapters.keep_unpacked(model)
+        own = model.forward
+        model.forward = lambda *a, own=own, by=factor, **k: type(out := own(*a, **k))(logits=out.logits * by)
+        with nullcontext() if factor == 1 else pytest.raises(UserError, match="log-probs are off by"):
+            prepare(model)
+        assert model.model.layers[0].mlp.up_proj.compute_dtype == torch.bfloat16
+        assert model.dtype == torch.bfloat16
+
+
+def test_what_its_own_code_cannot_make_of_a_folder_is_one_line(tmp_path):
+    """Musicgen has a causal LM that it cannot build from its own config: a traceback, whoever brought one."""
+    hf.MusicgenConfig().save_pretrained(tmp_path)
+    save_file({}, tmp_path / "model.safetensors", {"format": "pt"})
+    build_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"cannot load a reasoner from .*: 'MusicgenConfig' object has no attribute"):
+        load_reasoner(str(tmp_path), device="cpu")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import pyarrow
@@ -94,7 +96,7 @@ def test_an_answer_that_is_none_is_named_by_what_it_is(tmp_path, answer, said):
 def test_half_a_character_and_a_missing_value_are_found_in_other_places_too(tmp_path):
     for record, said in (
         ({"question": "\udc00 7=?", "answer": 7}, "column 'question' has half of a character"),
-        ({"question": "7=?", "answer": 7, "id": "\udc00"}, "line 1 has half of a character"),
+        ({"question": "7=?", "answer": 7, "id": "\udc00"}, "line 1: column 'id' has half of a character"),
         ({"question": math.nan, "answer": 7}, "column 'question' is nan"),
     ):
         with pytest.raises(UserError, match=said):
@@ -166,3 +168,35 @@ def test_of_a_worked_solution_in_gsm8ks_way_the_gold_answer_is_its_end(tmp_path)
     problem = load(tmp_path / "d.jsonl", solved)[0]
     assert (problem.answer, problem.kind) == ("72", "numeric")
     assert load(tmp_path / "d.jsonl", solved | {"kind": "text"})[0].answer == solved["answer"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (math.nan, "line 2: column 'id' is nan"),
+        (True, "line 2: column 'id' is a boolean"),
+        (["b"], "line 2: column 'id' is a list"),
+        ("a", "line 2: column 'id' is 'a', as in line 1"),
+    ],
+)
+def test_an_id_is_a_records_own(tmp_path, given, said):
+    """Records of one id were one problem in reports; NaN became the text "nan"."""
+    rows = [{"question": "1+1", "answer": 2, "id": name} for name in ("a", given)]
+    with pytest.raises(UserError, match=re.escape(said)) as refused:
+        load(tmp_path / "d.jsonl", *rows)
+    assert refused.value.remedy
+    rows[1]["id"] = 0
+    assert [p.id for p in load(tmp_path / "d.jsonl", *rows)] == ["a", "0"]
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr])
+def test_a_chat_in_a_cell_of_a_csv_file(tmp_path, write):
+    """As JSON, or as pandas writes it."""
+    file, chat = tmp_path / "a.csv", [{"role": "system", "content": 'Be it\'s "short".'}, {"role": "user", "content": "1+1?"}]
+    with file.open("w", newline="") as lines:
+        csv.writer(lines).writerows([["question", "answer"], [write(chat), 2], ["[{1}, {2}]: how many sets?", 2]])
+    problems = load_problems(str(file), "train")
+    assert [p.question for p in problems] == ['Be it\'s "short".\n\n1+1?', "[{1}, {2}]: how many sets?"]
+    file.write_text(file.read_text()[:60])
+    with pytest.raises(UserError, match="line 2: column 'question' is no whole chat"):
+        load_problems(str(file), "train")

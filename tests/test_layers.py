@@ -34,7 +34,8 @@ LAYERS = [
     "evaluation",
     "training",
     "collecting",  # every arm on every question
-    "report",
+    "reporting",
+    "api",  # the Python side of the commands
     "cli",
 ]
 # What is imported inside a function on purpose, against the order: planner.wrap(model) is how people plug a planner in.

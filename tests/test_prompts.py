@@ -62,6 +62,17 @@ def test_a_template_that_refuses_is_one_line_that_names_the_setting(reasoner, te
     assert "models.system_prompt" in str(refused.value)
 
 
+@pytest.mark.parametrize("system", ["7", "You are", "a"])
+def test_a_short_system_text_that_a_template_drops_is_noticed(reasoner, system):
+    """It stood in the question, or in the template's own words."""
+    prompted = Reasoner(reasoner.model, reasoner.tokenizer, system)
+    prompted.tokenizer.chat_template = "You are a model. " + _DEAF
+    with pytest.raises(UserError, match="leaves the system text out"):
+        prompted.prompt_ids("7=?")
+    prompted.tokenizer.chat_template = "{% for m in messages %}<q>{{ m['content'] | trim }}{% endfor %}<a>"
+    assert prompted.prompt_ids(" 7=?") == reasoner.injected_ids(f"<q>{system}<q>7=?<a>")
+
+
 def test_training_with_a_system_prompt_that_the_template_refuses_is_one_line(small, base_folder):
     tokenizer = build_tokenizer()
     tokenizer.chat_template = _STRICT

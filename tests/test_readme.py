@@ -13,17 +13,17 @@ import pytest
 from rsim.config import load_config
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.saved import evaluate_into
-from rsim.training.trainer import train
+from rsim.training.run import train
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SHORT = [
-    "train.steps=2",
-    "train.questions=8",
-    "train.group=4",
-    "cold_start.episodes=0",
-    "data.eval_size=8",
-    "train.trackers=[]",
-]
+SHORT = {
+    "train.steps": 2,
+    "train.questions": 8,
+    "train.group": 4,
+    "cold_start.episodes": 0,
+    "data.eval_size": 8,
+    "train.trackers": [],
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -34,7 +34,7 @@ def blocks(language: str) -> list[str]:
 def here(tmp_path_factory):
     """A folder with runs/nano in it, trained for two steps."""
     folder = tmp_path_factory.mktemp("readme")
-    train(load_config("nano", [*SHORT, f'out="{folder / "runs" / "nano"}"']))
+    train(load_config("nano", SHORT | {"out": folder / "runs" / "nano"}))
     return folder
 
 
@@ -62,7 +62,7 @@ def test_the_other_python_snippets_run(here, monkeypatch):
     monkeypatch.chdir(here)
     for snippet in blocks("python"):
         if "planner.wrap" not in snippet:
-            exec(snippet.replace('"train.steps=10"', ", ".join(f'"{s}"' for s in SHORT)), {})
+            exec(snippet.replace('"train.steps": 10', repr(SHORT)[1:-1]), {})
     assert (here / "runs" / "mine" / "checkpoints" / "final").is_dir()
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 
-from rsim.report.report import build_report
+from rsim.reporting.report import build_report
 
 NAMES = ["validation", "termination"]
 

@@ -99,6 +99,7 @@ CASES = [
     Case("below the gate an answer is not due", [END, END], ["a\n\n", "b\n\n"], replace(RULES, gate=0.8), sure=[0.7, 0.9]),
     Case("below the gate until the steps are used up", many(END), ["a\n\n"] * 9, replace(RULES, gate=0.8), sure=[0.5] * 25),
     Case("a gate of 1 leaves the model alone", many(END), [f"a\n\nb\n\nc{TURN}"], replace(RULES, gate=1.0), sure=[0.9] * 25),
+    Case("even where the planner is certain", many(END), [f"a\n\nb\n\nc{TURN}"], replace(RULES, gate=1.0), sure=[1.0] * 25),
     Case("the planner's context is full", many(THINK), ["a\n\n"] * 9, context=2),
 ]  # fmt: skip
 

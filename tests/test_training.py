@@ -16,7 +16,7 @@ from rsim.config import Config, load_config
 from rsim.errors import UserError
 from rsim.game.episode import Episode
 from rsim.policies.loading import load_reasoner
-from rsim.report.report import build_report
+from rsim.reporting.report import build_report
 from rsim.rewards.rewards import Score
 from rsim.training.cold_start import cold_start
 from rsim.training.questions import affordable

@@ -24,7 +24,7 @@ from rsim.policies.strategies import load_strategies
 from rsim.proxies import proxy_of
 from rsim.rules import PlayRules
 from rsim.serving.play import TO_END, Asked, Until, Usage
-from rsim.serving.said import UpstreamError
+from rsim.serving.said import UpstreamError, read
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from rsim.serving.upstream_client import check_address, first_model, upstream_client
@@ -132,6 +132,46 @@ def test_another_reason_to_end_is_told_and_ends_the_answer():
     assert reply.json()["choices"][0]["finish_reason"] == "content_filter"
     assert len(requests) == 1
     assert events(ask(said, stream=True)[0])[-1]["choices"][0]["finish_reason"] == "content_filter"
+
+
+@pytest.mark.parametrize(
+    ("reason", "meant"),
+    [("STOP", "stop"), ("end_turn", "stop"), ("FINISH_REASON_STOP", "stop"), ("eos", "stop"), ("COMPLETE", "stop"),
+     ("MAX_TOKENS", "length"), ("max_tokens", "length"), ("model_length", "length"), ("SAFETY", "SAFETY")],
+)  # fmt: skip
+def test_reasons_to_end_under_other_names(reason, meant):
+    """Gemini's, Anthropic's, Cohere's and Mistral's were told as reasons of their own, and ended the answer."""
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+    assert asyncio.run(_read(stream(chunk("12"), end, COUNTED)))[-1].reason == meant
+
+
+@pytest.mark.parametrize("reason", ["ERROR", "network_error"])
+def test_reasons_to_end_that_are_faults(reason):
+    with pytest.raises(UpstreamError, match=f"ended its answer with '{reason}'"):
+        asyncio.run(_read(stream(chunk("12"), {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})))
+
+
+async def _read(body: bytes) -> list[Any]:
+    async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body))) as client:
+        return [piece async for piece in read(await client.get("http://upstream"))]
+
+
+@pytest.mark.parametrize("thought", ["Well.", [{"type": "text", "text": "Well."}]])
+@pytest.mark.parametrize("kind", ["thinking", "reasoning"])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_parts_of_the_content_that_are_thinking(kind, thought, streamed):
+    """As Anthropic's and Mistral's have them: a 502."""
+    parts = [{"type": kind, kind: thought}, {"type": "text", "text": "It is "}, {"type": "output_text", "text": "12."}]
+    reply, _ = ask(stream(chunk(parts), STOP, COUNTED), stream=streamed)
+    deltas = [e["choices"][0]["delta"] for e in events(reply)] if streamed else [reply.json()["choices"][0]["message"]]
+    assert "".join(d.get("reasoning_content") or "" for d in deltas) == "Well."
+    assert "".join(d.get("content") or "" for d in deltas).endswith("It is 12.")
+
+
+def test_a_part_of_the_content_of_another_type_is_named():
+    reply, _ = ask(stream(chunk([{"type": "image_url", "image_url": {"url": "x"}}]), STOP, COUNTED))
+    assert reply.status_code == 502
+    assert "a part of type 'image_url', which is no text" in reply.json()["error"]["message"]
 
 
 def test_eval_counts_no_refusal_as_an_answer(tmp_path):

@@ -7,14 +7,16 @@ imports torch.
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rsim.errors import UserError, check_url
+from rsim.errors import UserError, check_url, did_you_mean
 from rsim.rules import PlayRules
 from rsim.rules_file import check_day
 from rsim.settings import check_setting, read_toml, setting
@@ -102,7 +104,7 @@ class RewardsConfig:
     repeat_allowance: int = setting(2, "uses of a strategy in an episode that cost nothing")
     checker: Literal["auto", "numeric", "latex", "choice", "text", "code"] = setting("auto", "auto: as each problem says")
     unsafe_code: bool = setting(False, "run code and judge gym answers without a sandbox where none can be built")
-    custom: tuple[str, ...] = setting((), 'functions of your own, each "file.py:function"')
+    custom: tuple[str, ...] = setting((), 'functions of your own: "file.py:function", or "file.py:function@planner*0.5"')
 
 
 @dataclass(frozen=True)
@@ -275,23 +277,54 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def load_config(source: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Reads a preset name or a TOML file and applies ``key=value`` overrides.
+Overrides = Sequence[str] | Mapping[str, Any]  # ``key=value`` strings, or a dict with nested or dotted keys
+
+
+def load_config(source: str | Path | Mapping[str, Any] | None = None, overrides: Overrides = ()) -> Config:
+    """The config of a preset, a TOML file or a dict, with overrides on top of it; what is left out has its default.
+
+    Args:
+        source: a preset's name, a file, or a dict with nested or dotted keys.
+        overrides: a dict like it, or ``key=value`` strings. ``stages.NAME.steps`` is the steps of the stage of that name.
 
     Raises:
         UserError: no such preset or file, invalid TOML, an unknown key, a value of the wrong type or out of range.
+
+    >>> load_config({"models": {"planner": "none"}, "train.steps": 3}).train.steps
+    3
     """
     table: dict[str, Any] = {}
+    if isinstance(source, Mapping):
+        overrides, source = [*as_overrides(source), *as_overrides(overrides)], None
     if source is not None:
-        path = PRESETS / f"{source}.toml" if source in presets() else Path(source)
+        path = PRESETS / f"{source}.toml" if str(source) in presets() else Path(source)
         if not path.is_file():
-            raise UserError(f"no preset or config file {source!r}", f"presets: {', '.join(presets())}")
+            raise UserError(f"no preset or config file {str(source)!r}", did_you_mean(str(source), presets()))
         table = read_toml(path)
-    for override in overrides:
+    for override in as_overrides(overrides):
         _apply(table, override)
     config: Config = from_table(Config, table, "")
     validate(config)
     return config
+
+
+def as_overrides(overrides: Overrides) -> list[str]:
+    """Overrides as ``key=value`` strings.
+
+    >>> as_overrides({"train": {"steps": 3}, "out": "run"})
+    ['train.steps=3', 'out="run"']
+    """
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [f"{key}={_literal(value)}" for key, value in flat(overrides).items()]
+
+
+def flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A table's values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {f"{where}{key}": value}
+    return found
 
 
 def _apply(table: dict[str, Any], override: str) -> None:
@@ -331,7 +364,7 @@ def from_table(cls: type[Any], table: Any, where: str) -> Any:
     for key, value in table.items():
         path = f"{where}.{key}" if where else key
         if key not in known:
-            raise UserError(f"unknown key {path!r}", f"known here: {', '.join(known)}")
+            raise UserError(f"unknown key {path!r}", did_you_mean(key, known))
         values[known[key]] = _coerce(hints[known[key]], value, path)
     return cls(**values)
 
@@ -490,9 +523,10 @@ def _lines(table: Any, explain: bool) -> list[str]:
 def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-        return f'"{escaped}"'
-    if isinstance(value, list):
+    if isinstance(value, str | Path):
+        return json.dumps(str(value), ensure_ascii=False)  # JSON's strings are TOML's too
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_literal, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_literal(one)}" for key, one in value.items()) + "}"
     return repr(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from urllib.parse import urlsplit
 
 
@@ -28,3 +30,13 @@ def check_url(where: str, url: str) -> None:
         good = False
     if not good:
         raise UserError(f"{where} {url}", "give a base URL, e.g. http://127.0.0.1:8080/v1")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A remedy for a name that is not known.
+
+    >>> did_you_mean("stesp", ["steps", "seed"]), did_you_mean("x", ["steps", "seed"])
+    ("did you mean 'steps'? known: steps, seed", 'known: steps, seed')
+    """
+    near = get_close_matches(name, known := list(known), n=1)
+    return f"{f'did you mean {near[0]!r}? ' if near else ''}known: {', '.join(known)}"

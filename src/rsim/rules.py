@@ -145,8 +145,8 @@ class Rulebook:
         """
         if action is None:
             return Move(self.termination, final=True, forced=True)
-        if confidence < self.rules.gate:
-            alone = self.rules.gate == 1  # it will never be sure enough
+        alone = self.rules.gate == 1  # no planner is sure enough
+        if alone or confidence < self.rules.gate:
             return Move(self.neutral, injects=False, final=alone, unlimited=alone)
         if action in self.unlimited:
             return Move(action, final=True, unlimited=True)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import typer
 
-from rsim.answers.extract import Mode
 from rsim.cli.options import Json, tell
-from rsim.errors import UserError
-from rsim.game.problem import Kind, Problem
-from rsim.rewards import grade
 
 
 def command(
@@ -23,13 +18,11 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Grade an answer as rewards and evaluation do: strictly (one box) and flexibly (the last answer)."""
-    if kind not in get_args(Kind) or kind == "gym":
-        raise UserError(f"--kind {kind}", "use numeric, latex, choice, text or code")
-    problem = Problem("", gold, kind=cast(Kind, kind), meta={"tolerance": tolerance})
-    result, lines = {}, []
-    for mode in get_args(Mode):
-        found, verdict = grade.check(problem, answer, mode, unsafe=unsafe)
-        result[mode] = {"answer": found} | asdict(verdict)
-        said = "no answer" if found is None else "right" if verdict.right else "wrong"
-        lines.append(f"{mode:<9} {said:<10} {verdict.how:<9} {verdict.failure or found or ''}")
+    from rsim import api
+
+    result = api.check(answer, gold, kind=kind, tolerance=tolerance, unsafe=unsafe)
+    lines = []
+    for mode, found in result.items():
+        said = "no answer" if found["answer"] is None else "right" if found["right"] else "wrong"
+        lines.append(f"{mode:<9} {said:<10} {found['how']:<9} {found['failure'] or found['answer'] or ''}")
     tell(result, "\n".join(lines), as_json)

@@ -31,32 +31,30 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Play every arm on every question, keep the log, and say what there is to gain."""
-    from rsim.collecting.headroom import as_text, headroom
+    from rsim import api
+    from rsim.collecting.headroom import as_text, of_logs
     from rsim.collecting.log import Log
-    from rsim.collecting.play import Collection, collect
-    from rsim.evaluation.upstream import ServedModel
-    from rsim.policies.loading import quiet_models
 
     if report and arms:
         raise UserError("--report", "prints what logs hold: leave the arms out")
-    logs = [Log(Path(folder)) for folder in report or []]
-    if not report:
-        if not (arms and data and out):
-            raise UserError("rsim collect", "give the arms, --data and --out; or --report LOG")
-        quiet_models()
-        wanted = Collection(
-            arms=arms,
-            data=data,
+    if report:
+        found = of_logs([Log(Path(folder)) for folder in report])
+    elif not (arms and data and out):
+        raise UserError("rsim collect", "give the arms, --data and --out; or --report LOG")
+    else:
+        found = api.collect(
+            arms,
+            data,
+            out,
             split=split,
             limit=limit,
-            model="" if upstream else model,
+            model=model,
             piece=piece,
             exclude=exclude,
-            overrides=tuple(merged(overrides, data_dir=data_dir)),
-            served=ServedModel(upstream, model, mode, at_once) if upstream else None,
+            upstream=upstream,
+            mode=mode,
+            at_once=at_once,
+            overrides=merged(overrides, data_dir=data_dir),
+            on_piece=lambda some, of: print(f"{some} of {of} questions are there", file=sys.stderr),
         )
-        logs = [collect(wanted, Path(out), lambda some, of: print(f"{some} of {of} questions are there", file=sys.stderr))]
-    cascades = [tuple(pair) for log in logs for pair in log.header.get("cascades", [])]
-    records = [record for log in logs for record in [*log.records(), *log.unfinished]]
-    found = headroom(records, list(dict.fromkeys(cascades)))
     tell([asdict(one) for one in found], as_text(found), as_json)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rsim.cli.options import DataDir, Json, Set, Strategies, merged, tell
-from rsim.errors import UserError
 
 _PLANNER = "none, random, fixed:NAME, sequence:a,b, shuffled, prompted, wait:TIMES, oracle or a planner's folder."
 
@@ -39,42 +36,30 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, with a 95% interval, and write the episodes, a summary and a report."""
-    if upstream and reasoner:
-        raise UserError(f"--reasoner {reasoner}", "with --upstream the reasoner is what the server has: --model names it")
-    for option, given in (("--model", model), ("--mode", mode)):
-        if given and not upstream:
-            raise UserError(f"{option} {given}", "it is of a server: --upstream URL")
+    from rsim import api
 
-    from rsim.evaluation.loading import EvalSettings
-    from rsim.evaluation.saved import evaluate_into
-    from rsim.evaluation.upstream import ServedModel
-    from rsim.policies.loading import quiet_models
-    from rsim.report.report import build_report
-
-    quiet_models()
-    settings = EvalSettings(
-        run=run,
+    summary = api.evaluate(
+        run,
+        out,
         planner=planner,
         reasoner=reasoner,
         data=data,
         split=split,
         limit=limit,
         seed=seed,
-        greedy=not sample and samples == 1,
+        sample=sample,
         samples=samples,
-        overrides=tuple(merged(overrides, strategies=strategies, data_dir=data_dir)),
+        match_tokens=match_tokens,
+        upstream=upstream,
+        model=model,
+        mode=mode,
+        at_once=at_once,
+        overwrite=overwrite,
+        overrides=merged(overrides, strategies=strategies, data_dir=data_dir),
     )
-    folder = Path(out) if out else (Path(run) / "eval" if Path(run).is_dir() else Path("runs/eval"))
-    served = ServedModel(upstream, model, mode, at_once) if upstream else None
-    result = evaluate_into(folder, settings, served=served, match_tokens=match_tokens, overwrite=overwrite)
-    summary = json.loads((folder / "summary.json").read_text())
-    record = {"step": 0, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low, "eval/accuracy_high": result.high}
-    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    title = f"{summary['data']} {split}, {result.questions} questions"
-    (folder / "table.json").write_text(json.dumps({"title": title, "rows": [result.to_json()]}) + "\n")
-    page = build_report(folder)
     text = (
-        f"accuracy {result.accuracy:.1%}  [{result.low:.1%}, {result.high:.1%}]  flexible {result.flexible:.1%}  "
-        f"questions {result.questions}  tokens/question {result.tokens_per_question:.1f}\nreport: {page}"
+        f"accuracy {summary['accuracy']:.1%}  [{summary['low']:.1%}, {summary['high']:.1%}]  "
+        f"flexible {summary['flexible']:.1%}  questions {summary['questions']}  "
+        f"tokens/question {summary['tokens_per_question']:.1f}\nreport: {summary['report']}"
     )
     tell(summary, text, as_json)

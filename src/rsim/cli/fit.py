@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rsim.cli.options import DataDir, Json, tell
-from rsim.errors import UserError
 
 
 def command(
@@ -25,18 +23,10 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Fit a planner to logs of arms: what each arm is worth, by question and by what was found so far; cross-fitted."""
-    from rsim.collecting.fit import fit_planner
-    from rsim.collecting.log import Log
-    from rsim.collecting.planner_folder import as_text, write
-    from rsim.config import DataConfig
-    from rsim.policies.loading import quiet_models
+    from rsim import api
+    from rsim.collecting.planner_folder import as_text
 
-    if Path(out).exists():
-        raise UserError(f"--out {out} exists already", "name a new folder")
-    quiet_models()
-    opened, tests = ([Log(Path(folder)) for folder in folders] for folders in (logs, test or []))
-    fitted = fit_planner(opened, planner, tests=tests, price=price, data=DataConfig(data_dir=data_dir), on_state=_told)
-    write(fitted, opened, Path(out), base=planner, price=price)
+    fitted = api.fit(logs, out, planner=planner, tests=test or [], price=price, data_dir=data_dir, on_state=_told)
     rows = {"rows": [asdict(r) for r in fitted.standings], "tested": [asdict(r) for r in fitted.tested]}
     tell(rows | {"strays": fitted.strays}, as_text(fitted), as_json)
 

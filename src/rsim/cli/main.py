@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written, a connection that broke
         _fail(str(error))
     if status == 130:  # Ctrl-C, as typer reports it
-        print("rsim: stopped; a training run goes on with --resume", file=sys.stderr)
+        print("rsim: stopped", file=sys.stderr)
     sys.exit(status or 0)
 
 

@@ -23,7 +23,7 @@ from rsim.policies.loading import load_planner, load_reasoner, quiet_models
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.strategies import load_strategies
-from rsim.report.report import build_report
+from rsim.reporting.report import build_report
 from rsim.runs.folder import sampled_tokens
 
 _DEV_QUESTIONS = 100  # on which the best fixed strategy is picked
@@ -40,11 +40,11 @@ def run_demo(out: Path, seed: int, questions: int, overrides: list[str], *, quie
     common = [f"seed={seed}", *overrides]
     config = load_config("nano", [f'out="{out / "nano"}"', *common])
     console.print("[bold]1/3[/bold] rSIM: planner and reasoner together, both stages")
-    train_with_progress(config, resume=False, quiet=quiet)
+    train_with_progress(config, quiet=quiet)
     budget = sampled_tokens(config.folder)
     console.print(f"[bold]2/3[/bold] GRPO alone on the same reasoner, at the same {budget:,} sampled tokens")
     control = load_config("nano-grpo", [f'out="{out / "nano-grpo"}"', *common, f"train.token_budget={budget}"])
-    train_with_progress(control, resume=False, quiet=quiet)
+    train_with_progress(control, quiet=quiet)
     console.print(f"[bold]3/3[/bold] comparison on {questions} unseen problems")
     rows = _compare(config, control, questions)
     table = {

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rsim.config import as_overrides
+
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")]
 Strategies = Annotated[str, typer.Option(help="default, code, lab or a TOML file (models.strategies).")]
 Rewards = Annotated[list[str] | None, typer.Option("--reward", metavar="FILE.py:FUNCTION", help="Add a reward; repeatable.")]
@@ -31,4 +33,4 @@ def merged(
     """The ``--set`` overrides with those that have an option of their own."""
     own: dict[str, Any] = {"models.strategies": strategies, "rewards.custom": rewards, "data.data_dir": data_dir}
     own |= {f"upstream.{key}": value for key, value in (upstream or {}).items()}
-    return [*(overrides or []), *(f"{key}={json.dumps(value)}" for key, value in own.items() if value)]
+    return [*(overrides or []), *as_overrides({key: value for key, value in own.items() if value})]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,12 +18,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Publish a run's planner on the Hugging Face hub, with a generated model card."""
-    from rsim.serving.card import hub_folder
-    from rsim.serving.card import push as upload
+    from rsim import api
 
-    if to:
-        done = str(hub_folder(run, Path(to), repo=repo, licence=licence))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            done = upload(hub_folder(run, Path(folder) / "planner", repo=repo, licence=licence), repo, private=private)
+    done = api.push(run, repo, to=to, licence=licence, private=private)
     tell({"pushed": not to, "to": done}, done, as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page about a run."""
-    from rsim.report.report import build_report
+    from rsim import api
 
-    page = build_report(Path(run), Path(out) if out else None)
+    page = api.report(run, out)
     tell({"report": str(page)}, f"report: {page}", as_json)

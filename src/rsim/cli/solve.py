@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from rsim.cli.options import Json, Set, tell
-from rsim.errors import UserError
-
-if TYPE_CHECKING:
-    from rsim.game.episode import Episode
 
 
 def command(
@@ -23,28 +19,14 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Answer one question greedily, printing each step with its strategy as it is made."""
-    if not question.strip():
-        raise UserError("the question is empty", 'e.g. rsim solve "12+71-26=?"')
-    from rsim.evaluation.evaluate import episode_record, evaluate
-    from rsim.evaluation.loading import load_game
-    from rsim.game.problem import Problem
-    from rsim.game.record import shown
-    from rsim.policies.loading import quiet_models
-    from rsim.runs.locate import locate
+    from rsim import api
 
-    quiet_models()
-    config, checkpoint = locate(run, overrides or [])
-    problem = Problem(question, "")
-    game = load_game(config, checkpoint, planner, "", [problem], overrides=overrides or [])
+    def on_step(step: dict[str, Any]) -> None:
+        if as_json:
+            return
+        sure = f" {max(step['probabilities']):.0%}" if step["probabilities"] else ""
+        label = f"{step['strategy'] or 'reasoner'}{sure:<5}".ljust(22)
+        Console().print(Text(label, style="bold cyan") + Text(step["text"].strip()))
 
-    def on_step(index: int, episode: Episode) -> None:
-        step = episode.steps[-1]
-        label = game.names[step.strategy] if step.strategy >= 0 else "reasoner"
-        sure = "" if step.forced or not episode.decisions else f" {max(episode.decisions[-1].probabilities):.0%}"
-        Console().print(Text(f"{label}{sure:<5}".ljust(22), style="bold cyan") + Text(shown(step).strip()))
-
-    watch = None if as_json else on_step
-    _, episodes, scores = evaluate("solve", game, [problem], config.rewards, seed=0, on_step=watch)
-    record = episode_record(episodes[0], scores[0], game.names)
-    record = {key: value for key, value in record.items() if key not in ("answer", "correct", "rewards")}  # there is no gold
+    record = api.solve(question, run, planner=planner, overrides=overrides or (), on_step=on_step)
     tell(record, f"answer: {record['predicted']}", as_json)

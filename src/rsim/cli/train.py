@@ -59,11 +59,12 @@ def command(
         raise UserError(f"--launcher {launcher}", "use ray, or start the command by torchrun or accelerate launch")
     if launcher:
         from rsim.distributed.ray_launcher import parse_workers, train_with_ray
-        from rsim.training.trainer import train_quietly
+        from rsim.training.run import train_quietly
 
         result = train_with_ray(train_quietly, config, parse_workers(workers), resume=resume, force=force)
     else:
-        from rsim.cli.progress import first_process, train_with_progress
+        from rsim.cli.progress import train_with_progress
+        from rsim.training.run import first_process
 
         result = train_with_progress(config, resume=resume, resume_from=resume_from, force=force, quiet=as_json)
         if not first_process():

@@ -17,11 +17,18 @@
     [[arm]]
     name = "cot"
     sequence = ["alone"]
+
+    [[arm]]                          # a sampled one, to vote with; no planner is fitted to it
+    name = "cot-1"
+    sequence = ["alone"]
+    temperature = 0.7
+    seed = 1
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,16 +40,25 @@ from rsim.settings import read_toml
 
 PACKAGED = Path(__file__).with_name("arms.toml")  # what the name "default" means
 _KEYS = ("strategies", "system_prompt", "cascade", "rules", "strategy", "arm")
-_ARM = ("name", "sequence", "system_prompt")
+_ARM = ("name", "sequence", "system_prompt", "temperature", "seed")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Strategies that are played one after the other, the last one until the episode ends."""
+    """Strategies that are played one after the other, the last one until the episode ends; greedily, or sampled at a
+    ``temperature`` above 0."""
 
     name: str
     sequence: tuple[str, ...]
     system_prompt: str
+    temperature: float = 0.0
+    seed: int = 0
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What a log keeps of it."""
+        how = {"sequence": list(self.sequence), "system_prompt": self.system_prompt}
+        return how | ({"temperature": self.temperature, "seed": self.seed} if self.temperature else {})
 
 
 @dataclass(frozen=True)
@@ -99,7 +115,10 @@ def _arm(path: Path, entry: dict[str, Any], strategies: StrategySet, system_prom
         raise UserError(f"{path}: arm {name!r} has no sequence", 'add e.g. sequence = ["alone"]')
     for strategy in sequence:
         strategies.index(strategy)
-    return Arm(name, tuple(sequence), prompt)
+    temperature, seed = entry.get("temperature", 0.0), entry.get("seed", 0)
+    if type(temperature) not in (int, float) or not 0 <= temperature < math.inf or type(seed) is not int or seed < 0:
+        raise UserError(f"{path}: arm {name!r}", "temperature must be a number and seed a whole one, neither below 0")
+    return Arm(name, tuple(sequence), prompt, float(temperature), seed)
 
 
 def _known(table: dict[str, Any], keys: tuple[str, ...], where: str) -> None:

@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
+from rsim.collecting.log import Log
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record, bootstrap_interval, canonical
 
@@ -75,6 +76,13 @@ def headroom(records: list[Record], cascades: list[tuple[str, str]] | None = Non
     chosen = [arms[_best(one.arms).name] for one, table in zip(found, sets.values(), strict=True) for arms in table.values()]
     total.rules.append(_row("best arm of each set", chosen))
     return [*found, total]
+
+
+def of_logs(logs: list[Log]) -> list[Headroom]:
+    """`headroom` of what logs hold, with the cascades that they name."""
+    cascades = [tuple(pair) for log in logs for pair in log.header.get("cascades", [])]
+    records = [record for log in logs for record in [*log.records(), *log.unfinished]]
+    return headroom(records, list(dict.fromkeys(cascades)))
 
 
 def _one(name: str, table: Table, names: list[str], cascades: list[tuple[str, str]]) -> Headroom:

@@ -66,7 +66,7 @@ class Log:
         Raises:
             UserError: the log was begun with other settings, or with another arm of one of these names.
         """
-        own = {arm.name: {"sequence": list(arm.sequence), "system_prompt": arm.system_prompt} for arm in arms.arms}
+        own = {arm.name: arm.header for arm in arms.arms}
         known, played = self.header.get("settings", settings), self.header.get("arms", {})
         other = [key for key in known if known[key] != settings.get(key)]  # a setting that the log lacks is a later version's
         other += [f"arm {name}" for name in own if played.get(name, own[name]) != own[name]]

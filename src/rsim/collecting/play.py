@@ -35,7 +35,7 @@ from rsim.policies.strategies import to_toml
 from rsim.rules_file import RULE_FIELDS
 from rsim.runs.lock import locked
 
-_GREEDY = EvalSettings(run="")  # what `play_part` reads of it: greedy, one sample, seed 0
+_GREEDY = EvalSettings(run="")  # what `play_part` reads of it: greedy or not, one sample, a seed
 Servers = LlamaServers | VllmServers | None
 OnPiece = Callable[[int, int], None]  # questions of the piece, of how many in all
 
@@ -70,7 +70,7 @@ def collect(wanted: Collection, folder: Path, on_piece: OnPiece = lambda done, o
         log, players = Log(folder), _players(arms, config, wanted.served)
         first = players[arms.arms[0].name]
         log.begin(_settings(wanted, config, arms, first), arms)
-        lanes = _Lanes(_views(first, wanted, config), players, config, wanted, log)
+        lanes = _Lanes(_views(first, wanted, config), players, arms, config, wanted, log)
         pieces = [problems[i : i + wanted.piece] for i in range(0, len(problems), wanted.piece)]
         for number in lanes.play(pieces):
             log.finish(number, [problem.id for problem in pieces[number]])
@@ -82,9 +82,16 @@ class _Lanes:
     """Plays side by side; each lane sees the servers in its own way and plays a question's arms one after the other."""
 
     def __init__(
-        self, views: list[Servers], players: dict[str, Game | ServedGame], config: Config, wanted: Collection, log: Log
+        self,
+        views: list[Servers],
+        players: dict[str, Game | ServedGame],
+        arms: Arms,
+        config: Config,
+        wanted: Collection,
+        log: Log,
     ) -> None:
         self.players, self.config, self.wanted, self.log = players, config, wanted, log
+        self.how = {a.name: replace(_GREEDY, greedy=not a.temperature, seed=a.seed) for a in arms.arms}
         self.done = {(record["id"], record["arm"]) for record in [*log.records(), *log.unfinished]}
         self.together = sys.maxsize if views == [None] else 1  # questions that one engine plays at a time
         self.count, self.stopped = len(views), Event()
@@ -115,7 +122,7 @@ class _Lanes:
             for arm, player in self.players.items():
                 missing = [problem for problem in problems if (problem.id, arm) not in self.done]
                 if missing and not self.stopped.is_set():
-                    records = _play(player, view, missing, self.config)
+                    records = _play(player, view, missing, self.how[arm], self.config)
                     about = {"data": self.wanted.data, "split": self.wanted.split, "arm": arm}
                     self.log.keep([r | about | {"id": p.id} for p, r in zip(missing, records, strict=True)])
         finally:
@@ -128,7 +135,8 @@ def _players(arms: Arms, config: Config, served: ServedModel | None) -> dict[str
     players: dict[str, Game | ServedGame] = {}
     if served:
         for arm in arms.arms:
-            own = replace(config, models=replace(config.models, system_prompt=arm.system_prompt))
+            rollout = replace(config.rollout, temperature=arm.temperature or config.rollout.temperature)
+            own = replace(config, models=replace(config.models, system_prompt=arm.system_prompt), rollout=rollout)
             players[arm.name] = ServedGame(replace(served, at_once=1), planners[arm.name], own)
         return players
     with tempfile.TemporaryDirectory() as place:
@@ -139,7 +147,8 @@ def _players(arms: Arms, config: Config, served: ServedModel | None) -> dict[str
     vocabulary = first.vocabulary  # made once: a copy of a game has what the game has
     for arm in arms.arms:
         reasoner = replace(first.reasoner, system_prompt=arm.system_prompt)
-        game = replace(first, reasoner=reasoner, planner=planners[arm.name])
+        rules = replace(first.rules, temperature=arm.temperature or first.rules.temperature)
+        game = replace(first, reasoner=reasoner, planner=planners[arm.name], rules=rules)
         game.vocabulary = vocabulary
         players[arm.name] = game
     return players
@@ -161,11 +170,11 @@ def _views(player: Game | ServedGame, wanted: Collection, config: Config) -> lis
     return views
 
 
-def _play(player: Game | ServedGame, view: Servers, problems: list[Problem], config: Config) -> list[Record]:
+def _play(player: Game | ServedGame, view: Servers, problems: list[Problem], how: EvalSettings, config: Config) -> list[Record]:
     if isinstance(player, Game) and view is not None:
         player = copy.copy(player)
         player.servers, player.rules = view, replace(player.rules, batch=1)
-    return play_part(player, problems, 0, _GREEDY, config)
+    return play_part(player, problems, 0, how, config)
 
 
 def _settings(wanted: Collection, config: Config, arms: Arms, player: Game | ServedGame) -> dict[str, Any]:

@@ -77,10 +77,10 @@ def trees(log: Log) -> list[Tree]:
 
 
 def game_arms(log: Log) -> dict[str, list[str]]:
-    """The sequences of the arms that are played behind the first arm's system prompt."""
-    prompts = {name: arm["system_prompt"] for name, arm in log.header["arms"].items()}
-    first = next(iter(prompts.values()))
-    return {name: log.header["arms"][name]["sequence"] for name, prompt in prompts.items() if prompt == first}
+    """The sequences of the greedy arms that are played behind the first arm's system prompt."""
+    arms = log.header["arms"]
+    first = next(iter(arms.values()))["system_prompt"]
+    return {name: a["sequence"] for name, a in arms.items() if a["system_prompt"] == first and not a.get("temperature")}
 
 
 def _tree(data: str, name: str, played: list[tuple[Record, list[str]]], texts: dict[tuple[str, str], list[str]]) -> Tree:

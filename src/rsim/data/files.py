@@ -6,6 +6,7 @@ system's text if there is one; as an answer it is its one assistant turn. What i
 
 from __future__ import annotations
 
+import ast
 import csv
 import importlib
 import importlib.util
@@ -24,6 +25,7 @@ from rsim.models.prompts import plain_text
 _COLUMNS = ("question", "answer", "id", "kind")
 _SAID_BY = {"question": "user", "answer": "assistant"}
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # other names of them, as in {"from": ..., "value": ...}
+_CHAT = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1""")
 _JSON = {bool: "a boolean", list: "a list", dict: "an object", type(None): "missing (null)", str: "empty"}
 
 Records = Iterator[tuple[str, Any]]  # (place, record) of every row; places name the line, for errors
@@ -75,10 +77,22 @@ def _csv(path: Path) -> Records:
         rows = csv.DictReader(lines)
         try:
             for row in rows:
-                # No types here: a missing value that became a text on its way ("nan") is no answer either.
-                yield f"{path}, line {rows.line_num}", {k: math.nan if v in ("nan", "NaN") else v for k, v in row.items()}
+                place = f"{path}, line {rows.line_num}"
+                yield place, {k: _cell(v, f"{place}: column {k!r}") for k, v in row.items()}
         except csv.Error as error:
             raise UserError(f"{path}, line {rows.line_num}", str(error)) from error
+
+
+def _cell(text: Any, where: str) -> Any:
+    """What a cell stands for, where there are no types: a chat, or a missing value that became a text on its way ("nan")."""
+    if text in ("nan", "NaN"):
+        return math.nan
+    if not isinstance(text, str) or not _CHAT.match(text):
+        return text
+    try:
+        return ast.literal_eval(text) if "'" in text[:3] else json.loads(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise UserError(f"{where} is no whole chat", 'write it as JSON, [{"role": ..., "content": ...}]') from error
 
 
 def _parquet(path: Path) -> Records:
@@ -113,10 +127,17 @@ def problems_of(records: Records, source: str, columns: tuple[str, ...]) -> list
         UserError: there are none, or a row is no problem.
     """
     mapping = _column_map(columns)
-    problems = [_problem(record, place, mapping) for place, record in records]
+    problems: dict[str, Problem] = {}
+    places: dict[str, str] = {}
+    for place, record in records:
+        problem = _problem(record, place, mapping)
+        if problem.id in problems:
+            doubled = f"{place}: column {mapping['id']!r} is {problem.id!r}, as in {places[problem.id].rpartition(', ')[2]}"
+            raise UserError(doubled, "give each record an id of its own, or leave the column out")
+        problems[problem.id], places[problem.id] = problem, place
     if not problems:
         raise UserError(f"{source} is empty", 'write one {"question": ..., "answer": ...} per line')
-    return problems
+    return list(problems.values())
 
 
 def _column_map(columns: tuple[str, ...]) -> dict[str, str]:
@@ -147,8 +168,10 @@ def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
         raise UserError(place, "kind gym needs meta.task and meta.entry, what reasoning-gym's verifier grades by")
     if kind == "choice" and not re.fullmatch("[A-J]", answer):
         raise UserError(place, f"the answer to a choice must be a letter from A to J, not {answer!r}")
-    name = str(record.get(columns["id"]) or re.sub(r"(\.\w+)?, (line|row|record) ", "-", place.rpartition("/")[2]))
-    return Problem(question, answer, _whole(name, place), meta, kind)
+    name = record.get(columns["id"])
+    if name is None or name == "":
+        name = re.sub(r"(\.\w+)?, (line|row|record) ", "-", place.rpartition("/")[2])
+    return Problem(question, answer, _plain(name, f"{place}: column {columns['id']!r}", "id"), meta, kind)
 
 
 def _text(record: dict[str, Any], place: str, ours: str, column: str) -> str:
@@ -160,6 +183,11 @@ def _text(record: dict[str, Any], place: str, ours: str, column: str) -> str:
     value, where = record[column], f"{place}: column {column!r}"
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
         value = _said(value, where, _SAID_BY[ours])
+    return _plain(value, where, ours)
+
+
+def _plain(value: Any, where: str, ours: str) -> str:
+    """A text or a number, as a text."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where} is {value}", "a missing value, as pandas writes it: fill it in, or leave the record out")
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():

@@ -7,6 +7,7 @@ short chunk is read token by token beside the others' sampling: several recorded
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from rsim.engine.protocol import CausalLM, SampledStep, Stop
 from rsim.engine.sampling import choose, episode_uniforms
 from rsim.rules import End
 
+Shape = Callable[[torch.Tensor, list[int]], torch.Tensor]  # bends a step's logits [v], given its tokens so far
 _FULL = 0.75
 _FIRST_TOKENS = 256  # after the prompt, that the cache has room for before it grows
 _SHORT = 16  # tokens of a chunk that is read by recorded passes
@@ -32,10 +34,12 @@ class _Sequence:
     position: int = 0
     max_new_tokens: int = 0
     stop: Stop | None = None
+    shape: Shape | None = None
 
 
 class NativeEngine:
-    """Samples without top-p and top-k; ``temperature`` 0 is greedy. ``cuda_graphs``: on a GPU, most passes are recorded."""
+    """Samples without top-p and top-k, but where a step has a `Shape`; ``temperature`` 0 is greedy. ``cuda_graphs``: on a GPU,
+    most passes are recorded."""
 
     def __init__(
         self,
@@ -76,11 +80,13 @@ class NativeEngine:
         for slot, ids, key, temperature in zip(slots, pending, keys, heat, strict=True):
             self.sequences[slot] = _Sequence(ids, episode_uniforms(self.seed, key, self.max_tokens), temperature)
 
-    def submit(self, slot: int, injected: list[int], max_new_tokens: int, stop: Stop | None) -> None:
+    def submit(
+        self, slot: int, injected: list[int], max_new_tokens: int, stop: Stop | None, shape: Shape | None = None
+    ) -> None:
         sequence = self.sequences[slot]
         sequence.pending = sequence.pending + injected
         sequence.position += len(injected)
-        sequence.max_new_tokens, sequence.stop = max_new_tokens, stop
+        sequence.max_new_tokens, sequence.stop, sequence.shape = max_new_tokens, stop, shape
         self.steps[slot] = ([], [])
 
     def cancel(self, slot: int) -> None:
@@ -107,7 +113,11 @@ class NativeEngine:
         if len(read) < len(slots):
             slots, sequences, hidden = [slots[i] for i in read], [sequences[i] for i in read], hidden[read]
         uniforms = torch.tensor([float(s.uniforms[s.position]) for s in sequences], device=hidden.device)
-        picked, logprobs = choose(self.reasoner.logits(hidden), self._temperature(sequences, hidden.device), uniforms)
+        logits = self.reasoner.logits(hidden)
+        for row, (slot, sequence) in enumerate(zip(slots, sequences, strict=True)):
+            if sequence.shape is not None:
+                logits[row] = sequence.shape(logits[row], self.steps[slot][0])
+        picked, logprobs = choose(logits, self._temperature(sequences, hidden.device), uniforms)
         finished = []
         for slot, sequence, token, logprob in zip(slots, sequences, picked.tolist(), logprobs.tolist(), strict=True):
             tokens, values = self.steps[slot]

@@ -17,7 +17,7 @@ from rsim.models.shape import logits
 _LENGTHS = (9, 6)  # tokens of the two texts that are read
 # How far log-probs may be off, as a share of their spread over the vocabulary: rounding alone, in TF32 too.
 _SHARES = {torch.float64: 1e-4, torch.float32: 1e-2}
-_ROUGH_SHARE = 0.15  # of quantised models, which calculate in bfloat16
+_ROUGH_SHARE = 0.15  # of weights whose kernels take no float32 (FP8, GPTQ, ...): in bfloat16 rounding moves experts' routes
 _NUMBERS = ("layer_idx", "layer_id", "layer_index")  # attributes that tell one layer from the next, no more
 _LAYERS = {"full_attention", "sliding_attention", "attention"}
 
@@ -38,9 +38,10 @@ def prepare(model: PreTrainedModel) -> None:
     kinds = sorted(set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _LAYERS)
     if kinds:
         raise UserError(f"{name} has layers of kind {', '.join(kinds)}", packed.REMEDY)
-    quantised = getattr(model, "is_quantized", False)  # its kernels take no float32
+    how = getattr(model.config, "quantization_config", None)
+    rough = getattr(model, "is_quantized", False) and not getattr(how, "load_in_4bit", False)
     try:
-        if quantised:
+        if rough:
             off = _difference(model)
         else:
             with _in_float32(model):
@@ -49,7 +50,7 @@ def prepare(model: PreTrainedModel) -> None:
         raise
     except Exception as error:  # whatever a model's own code makes of a pass that it was not written for
         raise UserError(f"{name} cannot read packed streams ({first_line(error)})", packed.REMEDY) from error
-    if not off <= (_ROUGH_SHARE if quantised else _SHARES.get(model.dtype, _SHARES[torch.float32])):
+    if not off <= (_ROUGH_SHARE if rough else _SHARES.get(model.dtype, _SHARES[torch.float32])):
         raise UserError(
             f"{name} says something else in packed passes: log-probs are off by {off:.2g} of their spread", packed.REMEDY
         )
@@ -87,17 +88,24 @@ def _shortened(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def _in_float32(model: PreTrainedModel) -> Iterator[None]:
     """What of ``model`` is read, in float32, and then as it was: in bfloat16 rounding alone moves experts' routes by more than
-    some families' own attention moves log-probs. Half precision goes there and back exactly."""
+    some families' own attention moves log-probs. Half precision goes there and back exactly; weights in 4 bits stay what they
+    are and are multiplied in float32."""
     with _shortened(model):
         halves = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in (torch.bfloat16, torch.float16)]
+        fours = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
     kinds = [half.dtype for half in halves]
+    products = [four.compute_dtype for four in fours]
     for half in halves:
         half.data = half.data.float()
+    for four in fours:
+        four.compute_dtype = torch.float32
     try:
         yield
     finally:
         for half, kind in zip(halves, kinds, strict=True):
             half.data = half.data.to(kind)
+        for four, product in zip(fours, products, strict=True):
+            four.compute_dtype = product
 
 
 def _kind(layer: torch.nn.Module) -> str:

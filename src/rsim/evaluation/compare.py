@@ -29,13 +29,13 @@ class Comparison:
     p: float
 
 
-def compare(first: Path, second: Path) -> Comparison:
-    """Compares two folders that ``rsim eval`` wrote.
+def compare(first: str | Path, second: str | Path) -> Comparison:
+    """Compares two folders that `rsim.evaluate` wrote, A and B, question by question.
 
     Raises:
         UserError: a folder is no evaluation, or the two are not about the same questions.
     """
-    a, b = _outcomes(first), _outcomes(second)
+    a, b = _outcomes(Path(first)), _outcomes(Path(second))
     if a.keys() != b.keys():
         raise UserError(
             f"{first} and {second} are not about the same questions", "evaluate both with the same --data and --seed"

@@ -50,11 +50,16 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
         template = _TODAY.sub(lambda asked: repr(date.fromisoformat(day).strftime(asked[2])), tokenizer.get_chat_template())
         if re.search(r"strftime_now(?!\s+is\b)", template):
             raise UserError("the model's chat template asks for the date in a form of its own making", "write it out")
-        text = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **how))
+        # Once more with texts that stand nowhere else: a short one may be a part of another, or of the template's own words.
+        marked = [m | {"content": f"rsim-{n}-marks"} for n, m in enumerate(messages)]
+        text, shown = (
+            str(tokenizer.apply_chat_template(m, chat_template=template, tokenize=False, **how)) for m in (messages, marked)
+        )
     except _FAULTS as error:
         raise UserError(f"the model's chat template refuses the messages ({first_line(error)})", _REMEDY) from error
-    for message in messages:  # (of earlier turns of the assistant some leave the thinking out)
-        if message["role"] != "assistant" and message["content"].strip() not in text:
+    for message, mark in zip(messages, marked, strict=True):  # (of earlier turns of the assistant some leave the thinking out)
+        said = message["content"].strip()
+        if message["role"] != "assistant" and said and (said not in text or mark["content"] not in shown):
             raise UserError(f"the model's chat template leaves the {message['role']} text out", _REMEDY)
     return text
 

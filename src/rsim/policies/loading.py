@@ -65,7 +65,7 @@ def load_reasoner(
     try:
         model = AutoModelForCausalLM.from_pretrained(base, **_how(device, dtype, quantised)) if weights else _shape_alone(base)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, ImportError) as error:  # ImportError: bitsandbytes is not there
+    except Exception as error:  # a package that is not there, a file that is none, a model that its own code cannot make
         raise UserError(f"cannot load a reasoner from {source!r}", first_line(error)) from error
     if not weights:
         return Reasoner(model, tokenizer, system_prompt)
@@ -124,7 +124,7 @@ def load_planner(
     path = resolve(source)
     try:
         config = planner_config(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as of a reasoner
         raise UserError(f"cannot load a planner from {source!r}", first_line(error)) from error
     how = _how(device, dtype, quantised)
     if getattr(config, "rsim_template", None) is not None:
@@ -160,8 +160,10 @@ def new_planner(base: str, strategies: StrategySet, seed: int, sees: template.Se
         model = AutoModelForSequenceClassification.from_pretrained(
             base, num_labels=len(names), id2label=names, label2id={n: i for i, n in names.items()}, **how
         )
-    except ValueError as error:
-        raise UserError(f"transformers has no classifier for {planner_config(base).model_type} models") from error
+    except Exception as error:  # as of a reasoner
+        if "Unrecognized configuration" in str(error):
+            raise UserError(f"transformers has no classifier for {planner_config(base).model_type} models") from error
+        raise UserError(f"cannot load a planner from {base!r}", first_line(error)) from error
     if "score" not in dict(model.named_children()):
         raise UserError(f"{type(model).__name__} does not classify by a matrix over its last state", packed.REMEDY)
     model.config.pad_token_id = pad

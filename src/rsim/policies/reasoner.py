@@ -31,15 +31,18 @@ class Reasoner:
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return self.chat_ids([*system, {"role": "user", "content": question}], day)
 
-    def chat_ids(self, messages: list[dict[str, Any]], day: str, *, continues: bool = False) -> list[int]:
+    def chat_ids(
+        self, messages: list[dict[str, Any]], day: str, *, continues: bool = False, tools: list[Any] | None = None
+    ) -> list[int]:
         """`prompt_ids` of a chat whose contents are texts; ``continues``: its last message is the assistant's own, to be gone
-        on with. Without a chat template a question is a paragraph, behind the system's.
+        on with; ``tools``: for a template that shows them. Without a chat template a question is a paragraph, behind the
+        system's.
 
         Raises:
             UserError: the template refuses the messages; there is none, and they are more than a question.
         """
         if self.tokenizer.chat_template:
-            how = {"add_generation_prompt": not continues, "continue_final_message": continues}
+            how = {"add_generation_prompt": not continues, "continue_final_message": continues, "tools": tools}
             return self.injected_ids(prompts.chat_text(self.tokenizer, messages, day, **how))
         if [message["role"] for message in messages] not in (["user"], ["system", "user"]):
             raise UserError("a model without a chat template takes one question, behind a system text or not", "send a prompt")

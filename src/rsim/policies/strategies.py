@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
@@ -71,6 +72,17 @@ class StrategySet:
     """An ordered set of strategies; the order is the planner's label order."""
 
     strategies: tuple[Strategy, ...]
+
+    @classmethod
+    def load(cls, source: str | Path = "default") -> StrategySet:
+        """See `load_strategies`."""
+        return load_strategies(str(source))
+
+    def save(self, path: str | Path) -> None:
+        """Writes a file for ``models.strategies``. Raises `UserError` where `load` would not read it back."""
+        text = to_toml(self)
+        from_table(tomllib.loads(text), Path(path))
+        Path(path).write_text(text, encoding="utf-8")
 
     @property
     def names(self) -> tuple[str, ...]:

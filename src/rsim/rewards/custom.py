@@ -1,47 +1,108 @@
-"""Rewards of the user's own, from Python files."""
+"""Rewards of the user's own: functions given in Python, or in files that a config names."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from functools import partial
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Literal, SupportsFloat, cast
 
 from rsim.errors import UserError
 from rsim.game.episode import Episode
-from rsim.rewards.rewards import PARTS, RewardFunction
+
+Agents = Literal["both", "planner", "reasoner"]
+RewardFunction = Callable[[Episode], float]
+# Of a reward, beside functions of the user's own.
+PARTS = ("accuracy", "format", "follow", "terminal", "penalty")
+_SPEC = re.compile(r"(?P<file>.+):(?P<name>\w+)(?:@(?P<agent>planner|reasoner))?(?:\*(?P<weight>[-+.\de]+))?")
+_WRITE = "write file.py:function, or file.py:function@planner*0.5 for one agent and with a weight"
 
 
-def load_custom(specs: tuple[str, ...]) -> dict[str, RewardFunction]:
-    """Functions named ``path/to/file.py:function``, by function name. Several threads may call them at once.
+@dataclass(frozen=True)
+class Reward:
+    """``weight`` times what ``function`` returns for an `Episode` is added to the return of ``agent``.
+
+    The part is logged under the function's name, as ``reward/NAME``. Several threads may call it at once.
 
     Raises:
-        UserError: the file or the function is not there, or its name is taken.
+        UserError: the weight is not finite; when called, the function returns anything but a finite number.
     """
-    functions: dict[str, RewardFunction] = {}
+
+    function: RewardFunction
+    agent: Agents = "both"
+    weight: float = 1.0
+    file: str = "python"  # that it came from, if it came from one
+    named: str = ""  # there
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight) or self.agent not in ("both", "planner", "reasoner"):
+            raise UserError(
+                f"reward {self.spec!r}", "its weight is a finite number, its agent both, planner or reasoner"
+            )
+
+    @property
+    def name(self) -> str:
+        return self.named or str(getattr(self.function, "__name__", type(self.function).__name__))
+
+    @property
+    def spec(self) -> str:
+        """How a config names it."""
+        weight = "" if self.weight == 1 else f"*{self.weight:g}"
+        return f"{self.file}:{self.name}{'' if self.agent == 'both' else f'@{self.agent}'}{weight}"
+
+    def __call__(self, episode: Episode) -> float:
+        reward = self.function(episode)  # one that is no finite number would make every weight NaN
+        if not isinstance(reward, SupportsFloat) or not math.isfinite(reward):
+            raise UserError(
+                f"reward {self.spec!r} returned {reward!r}",
+                "it must return a finite number for every episode",
+            )
+        return self.weight * float(reward)
+
+
+def load_custom(specs: Sequence[str], given: Sequence[Reward] = ()) -> dict[str, Reward]:
+    """The rewards that a config names, by function name: ``given`` in Python, else ``file.py:function``.
+
+    Raises:
+        UserError: the file or the function is not there, its name is taken, or a file cannot be run.
+    """
+    known = {reward.spec: reward for reward in given}
+    rewards: dict[str, Reward] = {}
     for spec in specs:
-        file, sep, name = spec.rpartition(":")
-        if not sep or not Path(file).is_file():
-            raise UserError(f"reward {spec!r}", "write file.py:function, with a file that exists")
-        module_spec = importlib.util.spec_from_file_location(f"rsim_reward_{len(functions)}", file)
-        assert module_spec is not None
-        assert module_spec.loader is not None
-        module = importlib.util.module_from_spec(module_spec)
+        reward = known.get(spec) or _from_file(spec)
+        if reward.name in rewards or reward.name in PARTS:
+            raise UserError(f"reward {spec!r}", f"{reward.name!r} is taken: give the function another name")
+        rewards[reward.name] = reward
+    return rewards
+
+
+def _from_file(spec: str) -> Reward:
+    found = _SPEC.fullmatch(spec)
+    if found is None or not Path(found["file"]).is_file():
+        given = (
+            "it was given in Python: go on from there, with the same rewards"
+            if spec.startswith("python:")
+            else ""
+        )
+        raise UserError(f"reward {spec!r}", given or f"{_WRITE}, with a file that exists")
+    try:
+        weight = float(found["weight"] or 1)
+    except ValueError as error:
+        raise UserError(f"reward {spec!r}", _WRITE) from error
+    module_spec = importlib.util.spec_from_file_location("rsim_reward", found["file"])
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"reward {spec!r}", _WRITE)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
         module_spec.loader.exec_module(module)
-        function = vars(module).get(name)
-        if not callable(function):
-            raise UserError(f"reward {spec!r}", f"{file} has no function {name!r}")
-        if name in functions or name in PARTS:
-            raise UserError(f"reward {spec!r}", f"{name!r} is taken: give the function another name")
-        functions[name] = partial(_checked, spec, function)
-    return functions
-
-
-def _checked(spec: str, function: RewardFunction, episode: Episode) -> float:
-    """A reward that is no finite number would make every weight NaN."""
-    reward = function(episode)
-    if not isinstance(reward, SupportsFloat) or not math.isfinite(reward):
-        remedy = "it must return a finite number for every episode"
-        raise UserError(f"reward {spec!r} returned {reward!r}", remedy)
-    return float(reward)
+    except Exception as error:
+        raise UserError(
+            f"reward {spec!r}: {found['file']} does not run", f"{type(error).__name__}: {error}"
+        ) from error
+    function = vars(module).get(found["name"])
+    if not callable(function):
+        raise UserError(f"reward {spec!r}", f"{found['file']} has no function {found['name']!r}")
+    return Reward(function, cast(Agents, found["agent"] or "both"), weight, found["file"], found["name"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import cast
@@ -14,9 +13,8 @@ from rsim.config import RewardsConfig
 from rsim.game.episode import Episode
 from rsim.game.problem import Kind, Problem
 from rsim.policies.strategies import TERMINATION, StrategySet
+from rsim.rewards.custom import Reward
 from rsim.rewards.grade import Verdict, grade, read_answer
-
-RewardFunction = Callable[[Episode], float]
 
 
 @dataclass(frozen=True)
@@ -32,22 +30,18 @@ class Score:
     failure: str = ""
 
 
-# Of a reward, beside functions of the user's own.
-PARTS = ("accuracy", "format", "follow", "terminal", "penalty")
-
-
 def score(
     episode: Episode,
     strategies: StrategySet | None,
     config: RewardsConfig,
-    custom: dict[str, RewardFunction] | None = None,
+    custom: dict[str, Reward] | None = None,
 ) -> Score:
     """Scores a finished episode.
 
     Reasoner: ``accuracy + format + follow``; planner: ``accuracy + terminal - penalty``; a custom part
-    is added to both. Answers and evidence come from sampled tokens only; a prompt may have opened the box or
-    code block that the answer is written into (`Step.answer`). Without an answer, ``format``, ``follow`` and
-    ``terminal`` are 0.
+    is added to its agent's, or to both. Answers and evidence come from sampled tokens only; a prompt may have
+    opened the box or code block that the answer is written into (`Step.answer`). Without an answer,
+    ``format``, ``follow`` and ``terminal`` are 0.
     """
     problem = checked_as(episode.problem, config.checker)
     episode = replace(episode, problem=problem)
@@ -63,13 +57,17 @@ def score(
         "terminal": config.terminal * (episode.terminated and answered),
         "penalty": -min(config.penalty * repeated, config.penalty_cap) if strategies else 0.0,
     }
-    extra = {name: float(function(episode)) for name, function in (custom or {}).items()}
-    added = sum(extra.values())
+    own = custom or {}
+    extra = {name: reward(episode) for name, reward in own.items()}
+    planner, reasoner = (
+        sum(extra[name] for name, reward in own.items() if reward.agent in ("both", agent))
+        for agent in ("planner", "reasoner")
+    )
     return Score(
         predicted,
         correct,
-        planner=parts["accuracy"] + parts["terminal"] + parts["penalty"] + added,
-        reasoner=parts["accuracy"] + parts["format"] + parts["follow"] + added,
+        planner=parts["accuracy"] + parts["terminal"] + parts["penalty"] + planner,
+        reasoner=parts["accuracy"] + parts["format"] + parts["follow"] + reasoner,
         parts=parts | extra,
         failure=verdict.failure,
     )
@@ -79,7 +77,7 @@ def score_all(
     episodes: list[Episode],
     strategies: StrategySet | None,
     config: RewardsConfig,
-    custom: dict[str, RewardFunction] | None = None,
+    custom: dict[str, Reward] | None = None,
 ) -> list[Score]:
     """`score` of every episode; where answers are checked in other processes, several at once."""
     if all(checked_as(e.problem, config.checker).kind == "numeric" for e in episodes):

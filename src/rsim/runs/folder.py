@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rsim.config import Config, load_config, to_table, to_toml
+from rsim.config import Config, flat, load_config, to_table, to_toml
 from rsim.errors import UserError, first_line
 from rsim.runs.checkpoints import Checkpoints, flush
 from rsim.runs.lock import lock
@@ -150,19 +150,9 @@ _FREE = ("upstream.connections:", "upstream.max_requests:", "upstream.price_")
 
 def differences(old: Config, new: Config) -> list[str]:
     """The keys in which two configs differ, each as ``key: old -> new``."""
-    before, after = (_flat(to_table(config)) for config in (old, new))
+    before, after = (flat(to_table(config)) for config in (old, new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
-
-
-def _flat(table: dict[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{where}{key}.")
-        else:
-            flat[where + key] = value
-    return flat
 
 
 def git_commit() -> str:

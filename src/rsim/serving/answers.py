@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
+import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request
@@ -16,34 +15,47 @@ from fastapi.responses import JSONResponse, Response
 
 from rsim.errors import UserError
 from rsim.serving import openai_api as api
+from rsim.serving.grammar import CALL, read_call
 from rsim.serving.local_upstream import LocalUpstream
-from rsim.serving.play import Asked, Event, Finished, Injected, StepEnd, TextDelta, Thought, Until, Upstream, Usage, play
+from rsim.serving.play import (
+    Asked,
+    Called,
+    Event,
+    Finished,
+    Injected,
+    StepEnd,
+    TextDelta,
+    Thought,
+    Until,
+    Upstream,
+    Usage,
+    play,
+)
 from rsim.serving.said import UpstreamError
 from rsim.serving.state import Refusal, State, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
+from rsim.serving.wire import Body, Wire, events, whole
 
 _HOP = {b"host", b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"accept-encoding", b"te", b"upgrade"}
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
-async def answer(
-    state: State, request: Request, kind: api.Kind, body: dict[str, Any], model: str, *, planned: bool
-) -> Response:
+async def answer(state: State, request: Request, wire: Wire, body: Body, model: str, *, planned: bool, asked: Body) -> Response:
     """A response whose answers are played. A stream leaves, and tells the metrics, when it is over; for all else the caller
-    does."""
+    does. ``body``: in the inner form; ``asked``: as it came."""
     began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     with _refusing():
         decode = state.upstream.decode if isinstance(state.upstream, LocalUpstream) else None
         limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
-        wanted = api.read_request(kind, body, state.local_model or model, limit, decode)
+        wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit, decode)
         if state.config.wrapped:
             headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
-            wanted.asked = [replace(asked, headers=headers) for asked in wanted.asked]
+            wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
         upstream = await upstream_of(state, model, wanted.asked[0].headers)
     mode = upstream.mode if planned else None
     shown: dict[str, str] = {"X-Rsim-Mode": mode} if mode else {}
-    plays = [_play(state, upstream, asked, wanted, planned=planned) for asked in wanted.asked]
+    plays = [_play(state, upstream, one, wanted, planned=planned) for one in wanted.asked]
     merged = _merge(plays, deadline)
     if wanted.stream:
         with _refusing():  # what the upstream says first decides between a stream and an error object
@@ -52,9 +64,9 @@ async def answer(
 
         def done() -> None:
             leave(state)
-            state.metrics.done(kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
+            state.metrics.done(wire.kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
 
-        return WatchedStream(_chunks(wanted, merged, first, outcome), 200, shown | _EVENTS, done)
+        return WatchedStream(events(wire, asked, _chunks(wanted, merged, first, outcome)), 200, shown | _EVENTS, done)
     choices = [api.Choice() for _ in wanted.asked]
 
     async def collect() -> None:
@@ -67,7 +79,7 @@ async def answer(
     used = [step["strategy"] for step in choices[0].steps]
     if planned:
         shown["X-Rsim-Strategies"] = quote(",".join(used), safe=",")  # a header is ASCII, a name is anything
-    return JSONResponse(api.whole(wanted, choices, mode), headers=shown)
+    return JSONResponse(whole(wire, asked, api.whole(wanted, choices, mode)), headers=shown)
 
 
 def own_headers(request: Request) -> list[tuple[bytes, bytes]]:
@@ -109,26 +121,24 @@ class _Outcome:
 
 async def _chunks(
     wanted: api.Request, events: AsyncGenerator[tuple[int, Event]], first: list[tuple[int, Event]], outcome: _Outcome
-) -> AsyncGenerator[bytes]:
+) -> AsyncGenerator[Body]:
     """A stream's chunks. An error after the first event ends it with an error object, which OpenAI's clients raise."""
-    seen: set[int] = set()
-    usages: list[Usage] = []
+    choices: dict[int, api.Choice] = {}
     async with aclosing(events):
         try:
             while (event := first.pop(0) if first else await anext(events, None)) is not None:
                 index, what = event
-                yield event_data(api.chunk(wanted, index, what, first=index not in seen))
-                seen.add(index)
-                if isinstance(what, Finished):
-                    usages.append(what.usage)
+                new = index not in choices
+                choice = choices.setdefault(index, api.Choice())
+                choice.add(what)
+                yield api.chunk(wanted, index, what, choice, first=new)
         except Exception as error:  # the status was sent: whatever went wrong can only be told within the stream
             refusal = _refusal(error)
             outcome.status = refusal.status
-            yield event_data(refusal.body)
+            yield refusal.body | {"status": refusal.status}
             return
     if wanted.include_usage:
-        yield event_data(api.usage_chunk(wanted, usages))
-    yield b"data: [DONE]\n\n"
+        yield api.usage_chunk(wanted, [c.finished.usage for c in choices.values() if c.finished])
 
 
 async def _until_said(events: AsyncGenerator[tuple[int, Event]]) -> list[tuple[int, Event]]:
@@ -136,25 +146,26 @@ async def _until_said(events: AsyncGenerator[tuple[int, Event]]) -> list[tuple[i
     first: list[tuple[int, Event]] = []
     async for index, event in events:
         first.append((index, event))
-        if isinstance(event, Thought | Finished) or (isinstance(event, TextDelta) and event.sampled):
+        if isinstance(event, Thought | Called | Finished) or (isinstance(event, TextDelta) and event.sampled):
             break
     return first
 
 
-def event_data(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(chunk, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
-
-
 async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Request, *, planned: bool) -> AsyncGenerator[Event]:
     """One answer, cut at the client's stop strings."""
-    spent = Usage()
+    spent, show = Usage(), {"content": None, "reasoning": "reasoning_content", "none": ""}[state.config.show]
     async with state.slots:
         if planned:
-            source = play(asked, state.planning, upstream, state.config.rules, wanted.limit, spent, state.runner)
+            source = play(asked, state.planning, upstream, wanted.rules, wanted.limit, spent, state.runner)
         else:
             source = _plain(upstream, asked, wanted.limit, wanted.stops)
-        async with aclosing(api.Stops(wanted.stops, ends_there=not planned).cut(source, spent)) as events:
+        async with (
+            aclosing(api.Stops(wanted.stops, ends_there=not planned).cut(source, spent)) as cut,
+            aclosing(_called(cut) if asked.tools else cut) as events,
+        ):
             async for event in events:
+                if show is not None and (isinstance(event, Injected) or (isinstance(event, TextDelta) and not event.sampled)):
+                    event = replace(event, place=show)
                 if isinstance(event, Injected):
                     state.metrics.steps.labels(event.strategy).inc()
                 elif isinstance(event, Finished):
@@ -165,15 +176,32 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:
     """An answer of the model in this process without a planner."""
     conversation = await upstream.open(replace(asked, allowed=limit))
+    until = Until(strings=stops, strict=bool(asked.form or asked.tools))
     try:
-        async with aclosing(conversation.step(limit, Until(strings=stops))) as pieces:
+        async with aclosing(conversation.step(limit, until)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, StepEnd):
-                    yield Finished("length" if piece.reason == "cap" else "stop", piece.usage)
+                    yield Finished("length" if piece.reason == "cap" else "stop", piece.usage, logprobs=piece.logprobs)
                 elif isinstance(piece, str):
                     yield TextDelta(piece)
     finally:
         await conversation.close()
+
+
+async def _called(events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+    """Of an answer that may be a call of a tool: the call instead of its text, which is held back as long as it may be one."""
+    held: str | None = ""
+    async for event in events:
+        if held is not None and isinstance(event, TextDelta) and event.sampled and event.place == "content":
+            held += event.text
+            if CALL.startswith(held) or held.startswith(CALL):
+                continue
+            event, held = replace(event, text=held), None
+        elif held and isinstance(event, Finished):
+            call = read_call(held)
+            yield Called(f"call_{uuid.uuid4().hex[:24]}", *call) if call else TextDelta(held)
+            event = replace(event, reason="tool_calls") if call else event
+        yield event
 
 
 async def _merge(plays: list[AsyncGenerator[Event]], deadline: float) -> AsyncGenerator[tuple[int, Event]]:

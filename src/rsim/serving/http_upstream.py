@@ -200,7 +200,7 @@ class _HttpConversation:
     async def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | Thought | StepEnd]:
         """Of the call that goes on, where nothing is injected and it may write so much; else of a new one."""
         call, injected = self.call, self.pending if self.continues else self.pending.strip()
-        if call is None or injected or call.limit - call.accounted.completion_tokens < max_new_tokens:
+        if call is None or injected or until.strict or call.limit - call.accounted.completion_tokens < max_new_tokens:
             await self.close()
             self.steps.append((self.pending, ""))
             call = await self._ask(max_new_tokens, until)
@@ -285,6 +285,8 @@ class _HttpConversation:
             body["seed"] += self.calls
         self.calls += 1
         body |= {"model": asked.model, asked.limit_field: limit, "stream": True, "stream_options": {"include_usage": True}}
+        if until.strict:
+            body["response_format"] = asked.form
         if stops:
             body["stop"] = list(stops)
         path = "completions" if asked.messages is None else "chat/completions"

@@ -7,12 +7,14 @@ the event loop; answers come and go without waiting for each other.
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import Any
 
 from rsim.engine.detokenizer import Detokenizer
 from rsim.engine.native import NativeEngine
@@ -23,17 +25,29 @@ from rsim.models.prompts import begin_ids, plain_text
 from rsim.models.shape import context
 from rsim.policies.reasoner import Reasoner
 from rsim.rules import PlayRules
+from rsim.serving.grammar import CALL, CALLED, Grammars, Shape, text_form
 from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage
 
 # What changes an answer and is not done here, and the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,), "presence_penalty": (0,),
+    "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,), "presence_penalty": (0,),
     "frequency_penalty": (0,), "logit_bias": ({},), "stop_token_ids": ([],), "min_tokens": (0,), "ignore_eos": (False,),
-    "chat_template_kwargs": ({},), "reasoning_effort": ("none",),
+    "chat_template_kwargs": ({},),
 }  # fmt: skip
 
+_SHOWN = f'To use a tool, answer {CALL}{{"name": ..., "arguments": {{...}}}}{CALLED} alone. Tools: '
+_LOWEST = -9999.0  # as OpenAI tells the log-prob of what cannot be
 _Piece = str | StepEnd | Exception
 Emit = Callable[[_Piece], object]
+
+
+def _told(message: dict[str, Any]) -> dict[str, Any]:
+    """A call of a tool, or its result, as a text: for templates that know neither."""
+    calls = [call["function"] for call in message.get("tool_calls") or []]
+    if calls:
+        said = "".join(f'{CALL}{{"name": {json.dumps(c["name"])}, "arguments": {c["arguments"]}}}{CALLED}' for c in calls)
+        return {"role": "assistant", "content": said}
+    return message | {"role": "user"} if message.get("role") == "tool" else message
 
 
 @dataclass
@@ -43,6 +57,7 @@ class _Step:
     answer: _Answer
     emit: Emit
     text: Detokenizer
+    shape: Shape | None
 
 
 @dataclass
@@ -55,6 +70,8 @@ class _Answer:
     temperature: float
     length: int
     allowed: int  # tokens after the prompt
+    shaped: Callable[..., Shape]
+    matcher: Any  # of what the final step has to keep to
     pending: list[int] = field(default_factory=list)
     begun: bool = False
 
@@ -73,6 +90,8 @@ class LocalUpstream:
         self.free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
         for slot in range(slots):
             self.free.put_nowait(slot)
+        self.grammars: Grammars | None = None  # made when the first is needed
+        self.lock = threading.Lock()
         self.commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self.steps: dict[int, _Step] = {}
         self.thread = threading.Thread(target=self._work, name="rsim-upstream", daemon=True)
@@ -92,10 +111,24 @@ class LocalUpstream:
             raise UserError("the prompt is empty")
         if len(ids) >= self.context:
             raise UserError(f"a prompt of {len(ids)} tokens exceeds the model's context of {self.context}")
+        top_p = asked.sampling.get("top_p") or 1
+        if not isinstance(top_p, int | float) or not 0 < top_p <= 1:
+            raise UserError("top_p must be a number above 0, at most 1")
+        form = text_form(asked)
+        grammars = await asyncio.to_thread(self._grammars) if form else None
+        matcher = grammars.matcher(form) if grammars else None
         temperature, seed = asked.sampling.get("temperature"), asked.sampling.get("seed")
         key = uuid.uuid4().hex if seed is None else f"seed:{seed}"
         warmth = 0.0 if asked.greedy else 1.0 if temperature is None else float(temperature)
-        return _LocalConversation(self, _Answer(await self.free.get(), ids, key, warmth, len(ids), asked.allowed))
+        shaped = partial(Shape, warmth, top_p, top=asked.logprobs, grammars=grammars)
+        slot = await self.free.get()
+        return _LocalConversation(self, _Answer(slot, ids, key, warmth, len(ids), asked.allowed, shaped, matcher))
+
+    def _grammars(self) -> Grammars:
+        with self.lock:
+            if self.grammars is None:
+                self.grammars = Grammars(self.reasoner.tokenizer, self.vocabulary.size, self.engine.ends)
+        return self.grammars
 
     def decode(self, ids: list[int]) -> str:
         """The text of a prompt that was sent as token ids.
@@ -112,8 +145,14 @@ class LocalUpstream:
             return asked.prompt_ids
         if asked.messages is None:
             return begin_ids(self.reasoner.tokenizer, asked.prompt or "")
-        messages = [m | {"content": plain_text(m.get("content"), f"messages[{i}]")} for i, m in enumerate(asked.messages)]
-        return self.reasoner.chat_ids(messages, self.day, continues=asked.continues)
+        knows = "tools" in str(self.reasoner.tokenizer.chat_template)
+        messages = [m if knows else _told(m) for m in asked.messages]
+        messages = [m | {"content": plain_text(m.get("content") or ("" if m.get("tool_calls") else None), f"messages[{i}]")}
+                    for i, m in enumerate(messages)]  # fmt: skip
+        if asked.tools and not knows:
+            messages[-1] = messages[-1] | {"content": f"{messages[-1]['content']}\n\n{_SHOWN}{json.dumps(asked.tools)}"}
+        tools = asked.tools if knows and asked.tools else None
+        return self.reasoner.chat_ids(messages, self.day, continues=asked.continues, tools=tools)
 
     # --- the thread's side ---
 
@@ -143,7 +182,18 @@ class LocalUpstream:
         delta, text = step.text.finish(sampled.tokens)
         if delta:
             step.emit(delta)
-        step.emit(StepEnd(sampled.end, Usage(0, len(sampled.tokens)), text))
+        logprobs = self._logprobs(step.shape, sampled.tokens) if step.shape else []
+        step.emit(StepEnd(sampled.end, Usage(0, len(sampled.tokens)), text, logprobs=logprobs))
+
+    def _logprobs(self, shape: Shape, tokens: list[int]) -> list[dict[str, Any]]:
+        """As OpenAI tells them, under the model's own distribution."""
+        shape.keep(tokens)
+
+        def shown(token: int, logprob: float) -> dict[str, Any]:
+            text = str(self.reasoner.tokenizer.decode([token]))
+            return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode())}
+
+        return [shown(token, own) | {"top_logprobs": [shown(*other) for other in best]} for token, own, best in shape.kept]
 
     def begin(self, answer: _Answer, ids: list[int], max_new_tokens: int, until: Until, emit: Emit) -> None:
         """Lets an answer sample its next step, behind ``ids``."""
@@ -152,8 +202,10 @@ class LocalUpstream:
                 whose = [answer.slot], [answer.prompt], [answer.key], [answer.temperature]
                 self.engine.start(*whose, allowed=answer.allowed)
                 answer.begun = True
-            self.engine.submit(answer.slot, ids, max_new_tokens, self._stop(until))
-            self.steps[answer.slot] = _Step(answer, emit, Detokenizer(self.reasoner.tokenizer))
+            asked = answer.shaped(limit=max_new_tokens, matcher=answer.matcher if until.strict else None)
+            shape = asked if asked.bends else None
+            self.engine.submit(answer.slot, ids, max_new_tokens, self._stop(until), shape)
+            self.steps[answer.slot] = _Step(answer, emit, Detokenizer(self.reasoner.tokenizer), shape)
         except Exception as error:  # this answer's alone
             emit(error)
 
@@ -208,7 +260,7 @@ class _LocalConversation:
                     raise piece
                 if isinstance(piece, StepEnd):
                     answer.length += piece.usage.completion_tokens
-                    yield StepEnd(piece.reason, self._usage(piece.usage.completion_tokens), piece.text)
+                    yield replace(piece, usage=self._usage(piece.usage.completion_tokens))
                     return
                 yield piece
         finally:

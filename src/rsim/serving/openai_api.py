@@ -9,18 +9,22 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from rsim.serving.play import Asked, Event, Finished, Injected, TextDelta, Thought, Usage
+from rsim.rules import PlayRules
+from rsim.serving.play import Asked, Called, Event, Finished, Injected, TextDelta, Thought, Usage
 
 Kind = Literal["chat", "completion"]
 _CHOICES = 1024  # of one request
 _HOTTEST = 1000  # temperature
+_TOP = 20  # log-probs beside a token's own
 
 # Requests with any of these pass through as they are.
-_NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix")
+_NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix", "previous_response_id", "conversation")
 _PLAIN = {"response_format": {"type": "text"}, "best_of": 1}  # values of these that ask for nothing
+# The part of the steps that the rules allow; "none" is a gate of 1.
+_EFFORTS = {"minimal": 0, "low": 0.25, "medium": 0.5, "high": 1, "xhigh": 1, "max": 1}
 # What planning itself decides or obeys; all other fields are passed on to the upstream as they are.
 _READ = {"model", "messages", "prompt", "stream", "stream_options", "n", "stop", "max_tokens", "max_completion_tokens", "rsim"}
-_READ |= {"continue_final_message", "add_generation_prompt", "logprobs", "top_logprobs", *_NOT_PLANNED}
+_READ |= {"continue_final_message", "add_generation_prompt", "logprobs", "top_logprobs", "tool_choice", *_NOT_PLANNED}
 
 
 class BadRequest(Exception):
@@ -42,6 +46,7 @@ class Request:
     stops: tuple[str, ...]
     stream: bool
     include_usage: bool
+    rules: PlayRules
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -49,21 +54,31 @@ class Request:
         self.id = f"{'chatcmpl' if self.kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
 
 
-def passes_through(body: dict[str, Any]) -> bool:
-    """Whether the request asks for something that planning has no part in (tools, log-probs, a fixed format)."""
+def passes_through(body: dict[str, Any], *, local: bool = False) -> bool:
+    """Whether the request asks for something that planning has no part in. ``local``: of a model in this process, which has
+    tools, formats and log-probs; before an upstream a format is planned where ``rsim.structured`` says so."""
     messages = body.get("messages")
     tools = isinstance(messages, list) and any(isinstance(m, dict) and m.get("role") in ("tool", "function") for m in messages)
     logprobs = body.get("logprobs") is not None and body["logprobs"] is not False  # 0 asks for the sampled tokens' own
-    return tools or logprobs or any(body.get(key) and body[key] != _PLAIN.get(key) for key in _NOT_PLANNED)
+    structured = isinstance(body.get("rsim"), dict) and body["rsim"].get("structured") is True
+    done = ("tools", "response_format") if local else ("response_format",) if structured else ()
+    asked = any(body.get(key) and body[key] != _PLAIN.get(key) for key in _NOT_PLANNED if key not in done)
+    return asked or (not local and (tools or logprobs))
 
 
 def read_request(
-    kind: Kind, body: dict[str, Any], model: str, default_limit: int, decode: Callable[[list[int]], str] | None = None
+    kind: Kind,
+    body: dict[str, Any],
+    model: str,
+    rules: PlayRules,
+    default_limit: int,
+    decode: Callable[[list[int]], str] | None = None,
 ) -> Request:
     """Checks what planning depends on; the rest is the upstream's to judge.
 
     Args:
         model: the upstream's name of it.
+        rules: the server's; `asked_rules` narrows them.
         decode: from token ids to text, where prompts may be token ids.
 
     Raises:
@@ -76,6 +91,8 @@ def read_request(
             raise BadRequest(
                 f"{key} must be a {f'number from 0 to {_HOTTEST}' if key == 'temperature' else 'whole number'}", key
             )
+    unlimited = {key: None for key in ("max_tokens", "max_completion_tokens") if body.get(key) == -1}
+    body = body | unlimited  # as llama.cpp's clients say it
     limit = _whole(body, "max_completion_tokens", _whole(body, "max_tokens", default_limit, 1), 1)
     count = _whole(body, "n", 1, 1)
     given = body.get("stop") or []
@@ -95,9 +112,49 @@ def read_request(
         raise BadRequest(f"{count * len(contexts)} answers are asked for: {_CHOICES} at most", "n")
     field = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     asked = [replace(context, sampling=_seeded(sampling, i), limit_field=field) for context in contexts for i in range(count)]
+    asked = [replace(one, **_final_step(kind, body)) for one in asked]
     options = body.get("stream_options")
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
-    return Request(kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")), usage)
+    return Request(
+        kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")), usage, asked_rules(body, rules)
+    )
+
+
+def _final_step(kind: Kind, body: dict[str, Any]) -> dict[str, Any]:
+    """What is asked of the answer itself, as `Asked` has it: a format, tools, log-probs."""
+    form, tools, choice, logprobs = (body.get(key) for key in ("response_format", "tools", "tool_choice", "logprobs"))
+    if form is not None and (not isinstance(form, dict) or not isinstance(form.get("type"), str)):
+        raise BadRequest("response_format must be an object with a type", "response_format")
+    functions = [t.get("function") if isinstance(t, dict) else None for t in tools] if isinstance(tools, list) else [tools]
+    if tools and not all(isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions):
+        raise BadRequest("tools must be a list of functions with a name", "tools")
+    if kind == "chat":
+        logprobs = _whole(body, "top_logprobs", 0, 0) if logprobs else None
+    elif logprobs is not None:
+        logprobs = _whole(body, "logprobs", 0, 0)
+    if logprobs is not None and logprobs > _TOP:
+        raise BadRequest(f"{_TOP} log-probs at most", "top_logprobs" if kind == "chat" else "logprobs")
+    form = form if form and form["type"] != "text" else None
+    return {"form": form, "tools": tools if tools and choice != "none" else [], "tool_choice": choice, "logprobs": logprobs}
+
+
+def asked_rules(body: dict[str, Any], rules: PlayRules) -> PlayRules:
+    """The rules of one request: ``gate`` and ``max_steps`` in its field ``rsim`` or, without them, its ``reasoning_effort`` or
+    ``thinking``. An answer has no more steps than the rules allow."""
+    given = {key: body.get(key) for key in ("reasoning_effort", "thinking")}
+    given |= body["rsim"] if isinstance(body.get("rsim"), dict) else {}
+    effort, thinking, gate = given["reasoning_effort"], given["thinking"], given.get("gate")
+    steps = rules.max_steps
+    if effort in _EFFORTS:
+        steps = max(1, int(steps * _EFFORTS[effort]))
+    if isinstance(thinking, dict) and isinstance(thinking.get("budget_tokens"), int):
+        steps = min(steps, max(1, thinking["budget_tokens"] // rules.step_tokens))
+    if gate is None and (effort == "none" or (isinstance(thinking, dict) and thinking.get("type") == "disabled")):
+        gate = 1.0
+    if gate is not None and (not isinstance(gate, int | float) or not 0 <= gate <= 1):
+        raise BadRequest("rsim.gate must be a number from 0 to 1", "rsim")
+    steps = min(_whole(given, "max_steps", steps, 1), rules.max_steps)
+    return replace(rules, max_steps=steps, gate=rules.gate if gate is None else float(gate))
 
 
 def _seeded(sampling: dict[str, Any], member: int) -> dict[str, Any]:
@@ -160,24 +217,48 @@ class Choice:
     steps: list[dict[str, Any]] = field(default_factory=list)
     finished: Finished | None = None
     thinking: dict[str, str] = field(default_factory=dict)  # in fields of its own
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    at: float = field(default_factory=time.perf_counter)  # when the last step ended
 
     def add(self, event: Event) -> None:
+        if self.steps and isinstance(event, Injected | Finished):
+            self.at, began = time.perf_counter(), self.at
+            self.steps[-1]["seconds"] = round(self.at - began, 4)
         if isinstance(event, Injected):
             self.steps.append(_step(event) | {"text": ""})
-            self.text += event.text
+            self._show(event.text, event.place)
         elif isinstance(event, TextDelta):
-            self.text += event.text
+            self._show(event.text, event.place)
             if self.steps and event.sampled:
                 self.steps[-1]["text"] += event.text
             if event.output:
                 self.steps[-1]["output"] = event.text
         elif isinstance(event, Thought):
-            if event.field == "content":
-                self.text += event.text
-            else:
-                self.thinking[event.field] = self.thinking.get(event.field, "") + event.text
+            self._show(event.text, event.field)
+        elif isinstance(event, Called):
+            self.calls.append(_call(event, len(self.calls)))
         else:
             self.finished = event
+
+    def _show(self, text: str, place: str) -> None:
+        if place == "content":
+            self.text += text
+        elif place:
+            self.thinking[place] = self.thinking.get(place, "") + text
+
+
+def _call(event: Called, number: int) -> dict[str, Any]:
+    return {"index": number, "id": event.id, "type": "function", "function": {"name": event.name, "arguments": event.arguments}}
+
+
+def _logprobs(kind: Kind, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The log-probs of what was sampled; what was injected has none."""
+    if kind == "chat" or not entries:
+        return {"content": entries, "refusal": None} if entries else None
+    tokens = [entry["token"] for entry in entries]
+    offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+    best = [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries]
+    return {"tokens": tokens, "token_logprobs": [e["logprob"] for e in entries], "top_logprobs": best, "text_offset": offsets}
 
 
 def _step(event: Injected) -> dict[str, Any]:
@@ -189,10 +270,13 @@ def whole(request: Request, choices: list[Choice], mode: str | None) -> dict[str
     shown = []
     for index, choice in enumerate(choices):
         reason = choice.finished.reason if choice.finished else None
-        message = {"role": "assistant", "content": choice.text} | choice.thinking
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text} | choice.thinking
+        if choice.calls:
+            message |= {"content": choice.text or None, "tool_calls": choice.calls}
         said: dict[str, Any] = {"message": message} if request.kind == "chat" else {"text": choice.text}
         stop = choice.finished.stop if choice.finished else None
-        shown.append({"index": index, **said, "logprobs": None, "finish_reason": reason, "stop_reason": stop})
+        logprobs = _logprobs(request.kind, choice.finished.logprobs if choice.finished else [])
+        shown.append({"index": index, **said, "logprobs": logprobs, "finish_reason": reason, "stop_reason": stop})
     kind = "chat.completion" if request.kind == "chat" else "text_completion"
     usage = usage_of([c.finished.usage for c in choices if c.finished])
     response = _envelope(request, kind) | {"choices": shown, "usage": usage}
@@ -214,16 +298,22 @@ def usage_of(parts: list[Usage]) -> dict[str, Any]:
     return usage | ({"estimated": True} if total.estimated else {})
 
 
-def chunk(request: Request, index: int, event: Event, *, first: bool) -> dict[str, Any]:
-    """One event of one choice as a stream's chunk; what was injected carries a field ``rsim`` that says so."""
-    text = "" if isinstance(event, Finished) else event.text
+def chunk(request: Request, index: int, event: Event, said: Choice, *, first: bool) -> dict[str, Any]:
+    """One event of one choice as a stream's chunk. What was injected carries a field ``rsim`` that says so, the last chunk one
+    that says how long each step took."""
+    place = event.field if isinstance(event, Thought) else event.place if isinstance(event, Injected | TextDelta) else ""
+    text = event.text if isinstance(event, Injected | TextDelta | Thought) else ""
     reason = event.reason if isinstance(event, Finished) else None
+    logprobs = _logprobs(request.kind, event.logprobs) if isinstance(event, Finished) else None
     if request.kind == "chat":
-        place = event.field if isinstance(event, Thought) else "content"
-        delta = ({"role": "assistant"} if first else {}) | ({} if isinstance(event, Finished) else {place: text})
+        delta: dict[str, Any] = ({"role": "assistant"} if first else {}) | ({place: text} if place else {})
+        if isinstance(event, Called):
+            delta["tool_calls"] = said.calls[-1:]
         choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
     else:
-        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+        shown_text = text if place == "content" else ""
+        choice = {"index": index, "text": shown_text, "finish_reason": reason}
+    choice["logprobs"] = logprobs
     if isinstance(event, Finished):
         choice["stop_reason"] = event.stop  # the stop string that was met, as vLLM tells it
     shown = _chunk_envelope(request) | {"choices": [choice]}
@@ -231,6 +321,8 @@ def chunk(request: Request, index: int, event: Event, *, first: bool) -> dict[st
         shown["rsim"] = {"injected": True} | _step(event)
     elif isinstance(event, TextDelta) and event.output:
         shown["rsim"] = {"injected": True, "output": event.text}
+    elif isinstance(event, Finished) and said.steps:
+        shown["rsim"] = {"seconds": [step["seconds"] for step in said.steps]}
     return shown
 
 

@@ -45,13 +45,15 @@ class Until:
     """Where a step ends before the end of the turn: at ``delimiter`` outside code blocks (``answer_prefix``: one that the
     prompt left open), or at one of some ``strings`` (a client's, or what closes a program); at nothing where both are empty.
 
-    ``beyond``: tokens that the upstream may write before it is asked again, if steps follow in which nothing is injected.
+    ``strict``: the text is in the form that was asked for. ``beyond``: tokens that the upstream may write before it is asked
+    again, if steps follow in which nothing is injected.
     """
 
     delimiter: str = ""
     answer_prefix: str = ""
     strings: tuple[str, ...] = ()
     beyond: int = 0
+    strict: bool = False
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -82,6 +84,7 @@ class StepEnd:
     text: str = ""
     thought: int = 0
     told: str = ""
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -94,7 +97,8 @@ class Asked:
     """One answer that is wanted. ``messages`` or ``prompt`` as the client sent them (``prompt_ids`` if it sent token ids);
     ``sampling`` is passed to the upstream; ``continues``: the last message is the assistant's own, to be gone on with. A model
     that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in. The
-    rules allow the answer ``allowed`` tokens, whatever its client does. ``headers`` go with every call."""
+    rules allow the answer ``allowed`` tokens, whatever its client does. ``headers`` go with every call. ``form`` (a
+    ``response_format``) or ``tools`` are for the final step alone; ``logprobs``: how many to tell beside each token's own."""
 
     model: str
     messages: list[dict[str, Any]] | None
@@ -106,6 +110,10 @@ class Asked:
     allowed: int = 0
     limit_field: str = "max_tokens"
     headers: Headers = ()
+    form: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    tool_choice: Any = None
+    logprobs: int | None = None
 
     @property
     def question(self) -> str:
@@ -159,13 +167,14 @@ class Upstream(Protocol):
 @dataclass(frozen=True)
 class Injected:
     """A strategy's prompt, put into the answer; an empty ``text`` where the planner did not intervene, no ``decision`` where it
-    was not asked."""
+    was not asked. ``place``: the field of the message in which it is shown; "": in none."""
 
     strategy: str
     text: str
     probabilities: dict[str, float]
     forced: bool = False
     decision: Decision | None = None
+    place: str = "content"
 
 
 @dataclass(frozen=True)
@@ -175,6 +184,7 @@ class TextDelta:
     text: str
     sampled: bool = True
     output: bool = False
+    place: str = "content"
 
 
 @dataclass(frozen=True)
@@ -188,9 +198,19 @@ class Finished:
     injected_tokens: int = 0
     stop: str | None = None
     planner_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
 
-Event = Injected | Thought | TextDelta | Finished
+@dataclass(frozen=True)
+class Called:
+    """A tool that the answer calls; ``arguments`` as JSON."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+Event = Injected | Thought | TextDelta | Called | Finished
 
 
 async def play(
@@ -248,6 +268,7 @@ class _Step:
     until: Until
     injected: int  # tokens
     sampled: int = 0
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     read: str = ""
     end: End = "cap"
     told: str = ""
@@ -257,29 +278,41 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
     strategies, conversation = players.batcher.strategies, players.conversation
     progress, injected_tokens, ending = Progress(), 0, Ending()
     last = ""  # step, as it was sampled
+    logprobs: list[dict[str, Any]] = []
+    strict = bool(
+        players.asked.form or players.asked.tools
+    )  # the answer is the final step alone; what is before it is thinking
+    aside, due = "reasoning_content" if strict else "content", False
     while not ending.over:
-        move, decision = await _choose(players.planner, book, progress)
+        move, decision = (book.move(None), None) if due else await _choose(players.planner, book, progress)
         name = strategies[move.strategy if move != ALONE else strategies.neutral].name
         prompt = _prompt(players, book, move)
-        yield Injected(name, prompt, _shown(strategies.names, decision), move.forced, decision)
+        yield Injected(name, prompt, _shown(strategies.names, decision), move.forced, decision, aside)
         step, report = _opened(players, book, move, progress, prompt, last)
         if report:
-            yield TextDelta(report, sampled=False, output=True)
+            yield TextDelta(report, sampled=False, output=True, place=aside)
         last = ""
+        if strict and move.final:
+            step.until, step.limit = Until(strict=True), max(step.limit, book.left(progress) - step.injected)
         async with aclosing(_sampled(players, book, step, usage)) as events:
             async for event in events:
-                last += event.text if isinstance(event, TextDelta) and event.sampled else ""
+                if isinstance(event, TextDelta):
+                    last += event.text if event.sampled else ""
+                    event = event if move.final else replace(event, place=aside)
                 yield event
+        logprobs += step.logprobs
         ending = book.ending(step.move, step.end)
+        if strict and ending.over and not move.final and not step.told:  # it ended its turn without the answer
+            due, ending = True, Ending()
         if ending.closes:
             conversation.inject(book.rules.delimiter)
             step.injected += book.lengths.delimiter
-            yield TextDelta(book.rules.delimiter, sampled=False)
+            yield TextDelta(book.rules.delimiter, sampled=False, place=aside)
         injected_tokens += step.injected
         progress = Progress(progress.steps + 1, progress.tokens + step.injected + step.sampled)
         players.planner.observe(name, step.read)
     reason = "length" if ending.truncated else step.told or "stop"
-    yield Finished(reason, usage, ending, injected_tokens, planner_ids=players.planner.ids())
+    yield Finished(reason, usage, ending, injected_tokens, planner_ids=players.planner.ids(), logprobs=logprobs)
 
 
 def _opened(players: _Players, book: Rulebook, move: Move, progress: Progress, prompt: str, last: str) -> tuple[_Step, str]:
@@ -310,6 +343,7 @@ async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage)
                     yield TextDelta(piece) if isinstance(piece, str) else piece
         usage.add(end.usage)
         text, step.end, step.told = end.text, end.reason, end.told
+        step.logprobs += end.logprobs
         step.sampled, step.read = step.sampled + end.tokens, step.read + text
         message = players.turns and step.move.tool == "python"
         program = _written(text, step.end) if message else book.program(step.move, step.end, text)

@@ -19,9 +19,13 @@ from rsim.serving.play import Thought, Usage
 
 UNSAID = object()
 _FIELDS = (":", "event:", "id:", "retry:")  # lines of an event stream that are no data
-_STOPPED = {"stop", "eos", "eos_token", "stop_sequence", "end_turn"}
-_BROKEN = {"error", "abort"}
+# Ways of saying what ended an answer, in small letters and without "finish_reason_"; any other is told as it is.
+_STOPPED = {"stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn", "complete", "completed", "finished"}
+_CUT = {"length", "max_tokens", "max_output_tokens", "max_new_tokens", "max_length", "model_length", "token_limit"}
+_BROKEN = {"error", "abort", "aborted", "cancelled", "network_error", "insufficient_system_resource"}
 _THINKING = ("reasoning_content", "reasoning")
+_TEXTS = ("text", "output_text", None)  # types of a content's parts
+_THOUGHTS = ("thinking", "reasoning")
 _OPEN, _CLOSE = "<think>", "</think>"
 _HALF = re.compile("[\ud800-\udfff]")
 _SHOWN = 300  # characters of what cannot be read
@@ -77,7 +81,7 @@ async def read(response: httpx.Response) -> AsyncGenerator[str | Thought | Said]
         yield piece
     if not reason:
         raise broken("the upstream's answer broke off: it sent no finish_reason", json.dumps(last) if last else "")
-    yield Said("stop" if reason in _STOPPED else reason, stopped_at, usage, thought)
+    yield Said(reason, stopped_at, usage, thought)
 
 
 async def _chunks(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
@@ -161,9 +165,10 @@ def _expect(chunk: Any, value: Any, kind: type) -> Any:
 
 def _finish(choice: dict[str, Any]) -> str:
     reason: str = _expect(choice, choice.get("finish_reason") or "", str)
-    if reason in _BROKEN:
+    plain = reason.lower().removeprefix("finish_reason_")
+    if plain in _BROKEN:
         raise broken(f"the upstream ended its answer with {reason!r}")
-    return reason
+    return "stop" if plain in _STOPPED else "length" if plain in _CUT else reason
 
 
 class _Content:
@@ -187,9 +192,14 @@ class _Content:
             pieces += [Thought(thinking, field)] if thinking else []
             self.place = "behind" if self.place == "start" else self.place
         content = said.get("content") or said.get("refusal") or said.get("text") or ""
-        if isinstance(content, list):
-            content = "".join(_expect(choice, _expect(choice, part, dict).get("text"), str) for part in content)
-        return pieces + self._split(_expect(choice, content, str))
+        for part in content if isinstance(content, list) else [content]:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in _THOUGHTS:
+                pieces += [Thought(_part_text(choice, part), _THINKING[0])]
+                self.place = "behind" if self.place == "start" else self.place
+            else:
+                pieces += self._split(_part_text(choice, part) if isinstance(content, list) else _expect(choice, content, str))
+        return pieces
 
     def rest(self) -> list[str | Thought]:
         """What was held back, now that nothing follows."""
@@ -220,6 +230,18 @@ class _Content:
             self.place = "text" if end < len(text) else "behind"
         pieces: list[str | Thought] = [Thought(text[:end], "content")] if end else []
         return pieces + ([text[end:]] if text[end:] else [])
+
+
+def _part_text(choice: Any, part: Any) -> str:
+    """Of a text or a thinking: a text, or parts again, under the name of its type or "text"."""
+    kind = _expect(choice, part, dict).get("type")
+    if kind not in (*_TEXTS, *_THOUGHTS, "refusal"):
+        raise broken(f"the upstream's content has a part of type {kind!r}, which is no text", json.dumps(part))
+    said = part.get(kind, part.get("text"))
+    if isinstance(said, list):
+        return "".join(_part_text(choice, one) for one in said)
+    text: str = _expect(choice, said, str)
+    return text
 
 
 def _overlap(text: str, mark: str) -> int:

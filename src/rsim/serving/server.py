@@ -1,7 +1,7 @@
 """``rsim serve``: an OpenAI-compatible server whose answers are planned.
 
 A model name with the suffix ``-rsim`` asks for a planned answer. The plain name, ``"rsim": false`` in the body, or a request
-that planning has no part in (tools, log-probs) passes through untouched.
+that planning has no part in (an upstream's tools, log-probs) passes through untouched.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.rewards.programs import allowed
 from rsim.serving import openai_api as api
-from rsim.serving.answers import answer, event_data, own_headers
+from rsim.serving.answers import answer, own_headers
 from rsim.serving.local_upstream import LocalUpstream
+from rsim.serving.messages_api import MESSAGES
 from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
+from rsim.serving.responses_api import RESPONSES
 from rsim.serving.said import UpstreamError
 from rsim.serving.state import Refusal, ServeConfig, State, enter, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 from rsim.serving.upstream_client import list_models, own_name, unanswered, upstream_client
+from rsim.serving.wire import CHAT, COMPLETION, event_data
 
 SUFFIX = "-rsim"
+WIRES = {"chat/completions": CHAT, "completions": COMPLETION, "responses": RESPONSES, "messages": MESSAGES}
 _PRIVATE = (b"auth", b"cookie", b"key", b"token", b"secret")  # in a header's name: it is the client's and this server's alone
 _ANSWERED = ("content-type", "retry-after", "x-request-id")
 
@@ -53,12 +57,12 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
         raise UserError("give an upstream or a model", "one of --upstream and --model")
     runner = allowed(planner, config.tools)
     app = FastAPI(title="rsim", lifespan=_lifespan(config, planner, reasoner, name, runner), docs_url=None, redoc_url=None)
-    app.add_exception_handler(Refusal, lambda request, error: JSONResponse(error.body, error.status, error.headers))
+    app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(Exception, _broken)
     routes: dict[str, tuple[str, Callable[..., Any]]] = {
-        "/v1/chat/completions": ("POST", partial(_complete, kind="chat")),
-        "/v1/completions": ("POST", partial(_complete, kind="completion")),
+        **{f"/v1/{path}": ("POST", partial(_complete, path=path)) for path in WIRES},
         "/v1/models": ("GET", _models),
+        "/v1/models/{name:path}": ("GET", _model),
         "/healthz": ("GET", _health),
         "/metrics": ("GET", _metrics),
         "/": ("GET", _playground),
@@ -107,29 +111,31 @@ def _client(config: ServeConfig) -> httpx.AsyncClient:
 # --- a request ---
 
 
-async def _complete(request: Request, kind: api.Kind) -> Response:
+async def _complete(request: Request, path: str) -> Response:
     state: State = request.app.state.rsim
     _authorise(request, state.config.api_key)
     raw = await _read_body(request, state.config)
-    body = _parsed(raw)
-    named = body.get("model") or ""
-    planned = (
-        (named.endswith(SUFFIX) or state.config.wrapped)
-        and body.get("rsim", True) is not False
-        and not api.passes_through(body)
-    )
+    asked, wire = _parsed(raw), WIRES[path]
+    named = asked.get("model") or ""
+    planned = (named.endswith(SUFFIX) or state.config.wrapped) and asked.get("rsim", True) is not False
+    try:
+        body = wire.read(asked) if planned or state.client is None else asked
+    except api.BadRequest as error:
+        raise Refusal(400, str(error), "invalid_request_error", param=error.param) from error
+    local = state.client is None
+    planned = planned and not api.passes_through(body, local=local)
     if not planned and state.client is not None:
-        return await _pass_through(state, request, kind, raw, body, named)
+        return await _pass_through(state, request, path, raw, asked, named)
     if state.client is None and named.removesuffix(SUFFIX) not in ("", state.local_model):
         known = f"{state.local_model}{SUFFIX} and {state.local_model}"
         raise Refusal(404, f"there is no model {named!r} here: {known} are served", "invalid_request_error", param="model")
-    if api.passes_through(body):
-        raise Refusal(400, "a model in this process has no tools, log-probs, formats or echoes", "invalid_request_error")
+    if api.passes_through(body, local=local):
+        raise Refusal(400, "a model in this process has no echoes, suffixes and stored responses", "invalid_request_error")
     began = time.perf_counter()
     enter(state)
     streams, status = False, 500
     try:
-        reply = await answer(state, request, kind, body, named.removesuffix(SUFFIX), planned=planned)
+        reply = await answer(state, request, wire, body, named.removesuffix(SUFFIX), planned=planned, asked=asked)
         streams, status = isinstance(reply, WatchedStream), reply.status_code
     except Refusal as refusal:
         status = refusal.status
@@ -137,7 +143,7 @@ async def _complete(request: Request, kind: api.Kind) -> Response:
     finally:
         if not streams:  # a stream leaves when it is over
             leave(state)
-            state.metrics.done(kind, planned=planned, status=status, seconds=time.perf_counter() - began)
+            state.metrics.done(wire.kind, planned=planned, status=status, seconds=time.perf_counter() - began)
     return reply
 
 
@@ -158,18 +164,15 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 # --- without a planner ---
 
 
-async def _pass_through(
-    state: State, request: Request, kind: api.Kind, raw: bytes, body: dict[str, Any], named: str
-) -> Response:
+async def _pass_through(state: State, request: Request, path: str, raw: bytes, body: dict[str, Any], named: str) -> Response:
     """Sends the request on and the answer back, byte for byte; only a suffix and the field ``rsim`` are taken off."""
-    began = time.perf_counter()
+    began, kind = time.perf_counter(), WIRES[path].kind
     assert state.client is not None
     if named.endswith(SUFFIX) or "rsim" in body:
         body = {k: v for k, v in body.items() if k != "rsim"} | {"model": named.removesuffix(SUFFIX)}
         raw = json.dumps(body).encode()
     withheld = () if state.config.wrapped else _PRIVATE
     headers = [(k, v) for k, v in own_headers(request) if not any(part in k for part in withheld)]
-    path = "chat/completions" if kind == "chat" else "completions"
     sent = state.client.build_request("POST", path, content=raw, headers=headers)
     try:
         response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
@@ -216,6 +219,19 @@ async def _sent_on(client: httpx.AsyncClient, sent: httpx.Request) -> tuple[http
 
 
 async def _models(request: Request) -> Response:
+    return JSONResponse({"object": "list", "data": await _listed(request)})
+
+
+async def _model(request: Request) -> Response:
+    name = request.path_params["name"]
+    for model in await _listed(request):
+        if model["id"] == name:
+            return JSONResponse(model)
+    raise Refusal(404, f"there is no model {name!r} here", "invalid_request_error", param="model")
+
+
+async def _listed(request: Request) -> list[dict[str, Any]]:
+    """The models, those whose answers are planned first."""
     state: State = request.app.state.rsim
     _authorise(request, state.config.api_key)
     if state.client is None:
@@ -225,8 +241,7 @@ async def _models(request: Request) -> Response:
             listed = await list_models(state.client)
         except UpstreamError as error:
             raise from_upstream(error) from error
-    planned = [m | {"id": f"{m['id']}{SUFFIX}", "owned_by": "rsim"} for m in listed]
-    return JSONResponse({"object": "list", "data": [*planned, *listed]})
+    return [m | {"id": f"{m['id']}{SUFFIX}", "owned_by": "rsim"} for m in listed] + listed
 
 
 async def _health(request: Request) -> Response:
@@ -255,7 +270,13 @@ async def _playground(request: Request) -> Response:
 
 def _broken(request: Request, error: Exception) -> Response:
     """A fault of ours; what happened is in the log."""
-    return JSONResponse(api.error_object("the request failed in this server", "server_error"), 500)
+    return _refused(request, Refusal(500, "the request failed in this server", "server_error"))
+
+
+def _refused(request: Request, error: Any) -> Response:
+    """A `Refusal` in the form of what was asked."""
+    wire = WIRES.get(request.url.path.removeprefix("/v1/"), CHAT)
+    return JSONResponse(wire.error(error.status, error.body), error.status, error.headers)
 
 
 def _authorise(request: Request, key: str) -> None:
@@ -268,7 +289,7 @@ def _authorise(request: Request, key: str) -> None:
             raise Refusal(403, f"a server without $RSIM_API_KEY does not serve {origin or host}", "permission_error")
         return
     scheme, _, given = request.headers.get("authorization", "").strip().partition(" ")
-    given = given.strip() if scheme.lower() == "bearer" else ""
+    given = given.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")  # Anthropic's clients'
     if not hmac.compare_digest(given.encode(), key.encode()):
         raise Refusal(401, "wrong or missing API key", "authentication_error")
 

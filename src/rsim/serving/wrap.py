@@ -38,7 +38,7 @@ from rsim.serving import openai_api as api
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked, Event, Mode, Usage, play
-from rsim.serving.server import create_app
+from rsim.serving.server import WIRES, create_app
 from rsim.serving.state import ServeConfig
 from rsim.serving.upstream_client import check_address
 
@@ -268,11 +268,14 @@ def _wrapped_client(planner: AnyPlanner, client: Any, config: ServeConfig) -> An
 
 def _planned_endpoint(request: Any) -> str:
     """The endpoint of a request that the server is to answer, else ""."""
-    endpoint = next((e for e in ("chat/completions", "completions") if request.url.path.endswith(f"/{e}")), "")
+    endpoint = next((e for e in ("chat/completions", "completions", "responses") if request.url.path.endswith(f"/{e}")), "")
     if not endpoint or request.method != "POST":
         return ""
     body = json.loads(request.content)
-    return endpoint if "rsim" in body or not api.passes_through(body) else ""
+    try:
+        return endpoint if "rsim" in body or not api.passes_through(WIRES[endpoint].read(body)) else ""
+    except api.BadRequest:
+        return endpoint
 
 
 def wrap(

@@ -24,8 +24,9 @@ from rsim.game.rollout import Game
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import random_planner
 from rsim.policies.strategies import load_strategies
+from rsim.rewards.custom import Reward
 from rsim.rewards.programs import runner_for
-from rsim.rewards.rewards import RewardFunction, checked_as, score_all, well_formatted
+from rsim.rewards.rewards import checked_as, score_all, well_formatted
 from rsim.training.agent import Agent, AgentSettings
 from rsim.training.batch import reasoner_batch
 
@@ -34,7 +35,7 @@ def cold_start(
     config: Config,
     reasoner: Reasoner,
     problems: list[Problem],
-    custom: dict[str, RewardFunction],
+    custom: dict[str, Reward],
     world: World = ALONE,
     sync: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], int]:

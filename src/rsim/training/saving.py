@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +40,8 @@ class Saver:
     planner: Planner | None
     agents: dict[str, Agent]
     game: Game | ServedGame
+    # Told of each checkpoint that is there.
+    on_save: Callable[[Path], None] = lambda folder: None
 
     def resumable(self, name: str, place: dict[str, Any]) -> None:
         """A checkpoint to resume from; ``place``: where the run is in its schedule."""
@@ -57,7 +61,7 @@ class Saver:
             savers["planner"] = partial(self.planner.save_pretrained, weights=weights)
         if self.world.is_main:
             self.folder.flush()
-            self.folder.checkpoints.save(name, savers, state)
+            self.on_save(self.folder.checkpoints.save(name, savers, state))
         self.world.barrier()
 
     @property

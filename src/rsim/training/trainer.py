@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from rsim.evaluation.evaluate import Evaluation, play_scored, summarise
 from rsim.evaluation.upstream import ServedGame, UpstreamStopped
 from rsim.game.episode import Episode
 from rsim.models.device import allow_tf32, choose_device, torch_device
-from rsim.policies.loading import quiet_models
-from rsim.rewards.custom import load_custom
+from rsim.rewards.custom import Reward, load_custom
 from rsim.rewards.rewards import Score, score_all
 from rsim.runs.folder import RunFolder
 from rsim.runs.lock import unlock
@@ -34,11 +33,11 @@ OnMetrics = Callable[[dict[str, Any]], None]
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop has saved a checkpoint; ``terminated``: by SIGTERM."""
+    """A run that was told to stop (``terminated``: by SIGTERM) has saved; ``result``: its last evaluation."""
 
-    def __init__(self, *, terminated: bool) -> None:
+    def __init__(self, result: dict[str, Any], *, terminated: bool) -> None:
         super().__init__("stopped")
-        self.terminated = terminated
+        self.result, self.terminated = result, terminated
 
 
 class Trainer:
@@ -53,9 +52,10 @@ class Trainer:
         resume_from: str = "",
         force: bool = False,
         on_metrics: OnMetrics | None = None,
+        rewards: Sequence[Reward] = (),
     ) -> None:
         """``resume`` goes on from the newest checkpoint, ``resume_from`` from the one of that name; ``force``
-        also with a config that has changed.
+        also with a config that has changed. ``rewards``: those that the config names as given in Python.
 
         Raises:
             UserError: of models, data and run folders; a checkpoint that is damaged.
@@ -66,7 +66,7 @@ class Trainer:
         self.config = config = named(config)
         self.on_metrics = on_metrics or (lambda record: None)
         self.world = join(cpu=torch_device(config.models.device).type == "cpu")
-        self.custom = load_custom(config.rewards.custom)
+        self.custom = load_custom(config.rewards.custom, rewards)
         questions, self.eval_set = load_questions(config)
         check_world(config, self.world, len(self.eval_set))
         resume = resume or bool(resume_from)
@@ -141,7 +141,7 @@ class Trainer:
                 release_freed()
         self.records.close()
         if stopping:
-            raise Stopped(terminated=self.world.any(self.terminated))
+            raise Stopped(result, terminated=self.world.any(self.terminated))
         self.saver.write("final")
         return result
 
@@ -258,18 +258,3 @@ class Trainer:
         self.records.log(record)
         if self.world.is_main:
             self.on_metrics(record)
-
-
-def train(config: Config, *, resume: bool = False, on_metrics: OnMetrics | None = None) -> dict[str, Any]:
-    """Trains as ``config`` says; the Python side of ``rsim train``.
-
-    Returns:
-        the last held-out evaluation (``accuracy``, ``low``, ``high``, ...); all else is in the run's folder.
-    """
-    return Trainer(config, resume=resume, on_metrics=on_metrics).run()
-
-
-def train_quietly(config: Config, resume: bool, force: bool) -> None:
-    """What each process of a run does that others watch over (`rsim.distributed.ray_launcher`)."""
-    quiet_models()
-    Trainer(config, resume=resume, force=force).run()

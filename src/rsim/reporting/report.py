@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rsim.errors import UserError
-from rsim.report.charts import Series, area_chart, colour, line_chart
+from rsim.reporting.charts import Series, area_chart, colour, line_chart
 
 _EPISODES = 24  # shown, the newest first
 

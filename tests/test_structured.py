@@ -1,0 +1,187 @@
+"""Formats, tools, log-probs and top-p of a model in this process; a format behind an upstream. Planned in the steps, strict in the
+final one."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import openai
+import pytest
+import torch
+from pydantic import BaseModel
+
+from rsim.policies.loading import load_reasoner
+from rsim.policies.scripted import sequence_planner
+from rsim.policies.strategies import load_strategies
+from rsim.rules import PlayRules
+from rsim.serving.grammar import Shape
+from rsim.serving.server import SUFFIX, create_app
+from rsim.serving.state import ServeConfig
+from serving import serving
+from test_wrap import PROMPTS, SCRIPTED, StandIn
+
+RULES = PlayRules(delimiter="\n", max_steps=3, step_tokens=12, max_tokens=120, answer_tokens=8)
+PLANNER = sequence_planner(load_strategies("lab"), ["continuation", "continuation", "termination"])
+SAID = [{"role": "user", "content": "7+8=?"}]
+MODELS = ["nano-s", f"nano-s{SUFFIX}"]
+ADD = {"type": "function", "function": {"name": "add", "parameters": {
+    "type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"],
+    "additionalProperties": False}}}  # fmt: skip
+
+
+class Answer(BaseModel):
+    answer: int
+    why: str
+
+
+@pytest.fixture(scope="module")
+def local():
+    nano = load_reasoner("nano-s", device="cpu")
+    with serving(create_app(ServeConfig(rules=RULES, slots=4), PLANNER, nano, name="nano-s")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(local):
+    with openai.OpenAI(base_url=local, api_key="x", max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_answer_keeps_to_its_schema(client, model):
+    """Though this model never saw JSON."""
+    pytest.importorskip("llguidance")
+    asked = {"model": model, "messages": SAID, "temperature": 0, "max_tokens": 120}
+    done = client.chat.completions.parse(**asked, response_format=Answer).choices[0]
+    assert isinstance(done.message.parsed, Answer)
+    with client.chat.completions.stream(**asked, response_format=Answer) as stream:
+        stream.until_done()
+        assert stream.get_final_completion().choices[0].message.parsed == done.message.parsed
+    thought = getattr(done.message, "reasoning_content", "")
+    assert ("=" in thought) == model.endswith(SUFFIX), "the steps before it are thinking"
+    anything = client.chat.completions.create(**asked, response_format={"type": "json_object"}).choices[0]
+    assert isinstance(json.loads(anything.message.content), dict)
+    responded = client.responses.parse(model=model, input="7+8=?", temperature=0, max_output_tokens=120, text_format=Answer)
+    assert responded.output_parsed == done.message.parsed
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_tools_are_called(client, local, model):
+    pytest.importorskip("llguidance")
+    asked = {"model": model, "messages": SAID, "temperature": 0, "max_tokens": 120, "tools": [ADD]}
+    done = client.chat.completions.create(**asked, tool_choice="required").choices[0]
+    (call,) = done.message.tool_calls
+    assert (done.finish_reason, call.function.name, done.message.content) == ("tool_calls", "add", None)
+    assert set(json.loads(call.function.arguments)) == {"a", "b"}
+    named = {"type": "function", "function": {"name": "add"}}
+    pieces = list(client.chat.completions.create(**asked, tool_choice=named, stream=True))
+    (streamed,) = [c.choices[0].delta.tool_calls for c in pieces if c.choices[0].delta.tool_calls]
+    assert streamed[0].function.arguments == call.function.arguments
+    assert pieces[-1].choices[0].finish_reason == "tool_calls"
+    free = client.chat.completions.create(**asked).choices[0]
+    assert bool(free.message.content) != bool(free.message.tool_calls)
+    said = [*SAID, done.message, {"role": "tool", "tool_call_id": call.id, "content": "15"}]
+    assert client.chat.completions.create(
+        model=model, messages=said[-1:], tools=[ADD], tool_choice="none", max_tokens=9
+    ).choices
+    item = client.responses.create(model=model, input="7+8=?", temperature=0, max_output_tokens=120, tool_choice="required",
+                                   tools=[ADD["function"] | {"type": "function"}]).output[-1]  # fmt: skip
+    assert (item.type, item.name, item.arguments) == ("function_call", "add", call.function.arguments)
+    block = httpx.post(f"{local}/messages", json=asked | {"tool_choice": {"type": "any"}, "tools": [
+        {"name": "add", "input_schema": ADD["function"]["parameters"]}]}).json()  # fmt: skip
+    assert (block["stop_reason"], block["content"][-1]["type"]) == ("tool_use", "tool_use")
+    assert block["content"][-1]["input"] == json.loads(call.function.arguments)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_log_probs_are_the_models_own(client, model):
+    asked = {"model": model, "messages": SAID, "temperature": 0, "max_tokens": 60, "logprobs": True, "top_logprobs": 2}
+    reply = client.chat.completions.create(**asked)
+    shown = reply.choices[0].logprobs.content
+    assert len(shown) == reply.usage.completion_tokens
+    assert all(entry.top_logprobs[0].token == entry.token and len(entry.top_logprobs) == 2 for entry in shown), "greedy"
+    assert all(-20 < entry.logprob <= 0 for entry in shown)
+    last = list(client.chat.completions.create(**asked, stream=True))[-1]
+    assert [e.token for e in last.choices[0].logprobs.content] == [e.token for e in shown]
+    old = (
+        client.completions.create(model=model, prompt="<q>7+8=?<a>", temperature=0, max_tokens=60, logprobs=1)
+        .choices[0]
+        .logprobs
+    )
+    assert old.token_logprobs == [best[token] for token, best in zip(old.tokens, old.top_logprobs, strict=True)]
+
+
+def test_small_fields(client):
+    asked = {"messages": SAID, "seed": 1}
+    neutral = {"top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "user": "u", "store": False,
+               "metadata": {}, "service_tier": "auto"}  # fmt: skip
+    for model in MODELS:
+        plain = client.chat.completions.create(model=model, **asked)
+        assert client.chat.completions.create(model=model, **asked, **neutral).choices == plain.choices
+        assert client.chat.completions.create(model=model, **asked, max_tokens=-1).choices == plain.choices
+        assert client.chat.completions.create(model=model, **asked, max_completion_tokens=1).usage.completion_tokens == 1
+        greedy = client.chat.completions.create(model=model, messages=SAID, temperature=0).choices[0].message
+        sharp = client.chat.completions.create(model=model, messages=SAID, temperature=0.9, top_p=1e-9, seed=3)
+        assert model.endswith(SUFFIX) or sharp.choices[0].message == greedy
+        assert client.models.retrieve(model).id == model
+    for wrong in ({"top_p": 0}, {"top_p": "x"}, {"top_logprobs": 99, "logprobs": True}, {"tools": [7]}, {"max_tokens": -2},
+                  {"response_format": {"type": "json_schema"}}, {"response_format": 7},
+                  {"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "no"}}}):  # fmt: skip
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(model=MODELS[1], **asked, **wrong)
+    for unknown in (
+        lambda: client.chat.completions.create(model="nonsense-rsim", **asked),
+        lambda: client.models.retrieve("no"),
+    ):
+        with pytest.raises(openai.NotFoundError):
+            unknown()
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    for top_p, kept in ((0.5, 1), (0.51, 2), (0.8, 2), (0.96, 4)):
+        shaped = Shape(1.0, top_p, 9, None, None, None)(logits.clone(), [])
+        assert int(shaped.isfinite().sum()) == kept
+
+
+def test_a_format_behind_an_upstream_is_for_the_final_step_alone():
+    upstream = StandIn(["one two", "three", '{"answer": 4}'])
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+    config = ServeConfig(upstream="", rules=PlayRules(paraphrase="first"))
+    body = {"model": f"m{SUFFIX}", "messages": SAID, "response_format": form}
+    with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there, rules=config.rules), SCRIPTED)) as url:
+        reply = httpx.post(f"{url}/chat/completions", json=body | {"rsim": {"structured": True}}).json()
+        assert [b.get("response_format") for b in upstream.bodies] == [None, None, form]
+        message = reply["choices"][0]["message"]
+        assert json.loads(message["content"]) == {"answer": 4}
+        assert message["reasoning_content"].startswith(f"{PROMPTS[0]}one two")
+        passed = httpx.post(f"{url}/chat/completions", json=body | {"stream": True})
+        assert "rsim" not in passed.text, "without the word it passes through"
+        assert upstream.bodies[-1]["response_format"] == form
+
+
+def test_a_turn_that_ends_early_is_still_answered_in_form():
+    upstream = StandIn(['{"answer": 4}'])
+    form = {"type": "json_object"}
+    body = {"model": f"m{SUFFIX}", "messages": SAID, "response_format": form, "rsim": {"structured": True}}
+    with serving(upstream.app) as there, serving(create_app(ServeConfig(upstream=there), SCRIPTED)) as url:
+        reply = httpx.post(f"{url}/chat/completions", json=body).json()
+    assert [b.get("response_format") for b in upstream.bodies] == [None, form]
+    assert reply["choices"][0]["message"]["content"].strip() == '{"answer": 4}'
+
+
+@pytest.mark.parametrize(("show", "place"), [("reasoning", "reasoning_content"), ("none", None)])
+def test_prompts_can_be_shown_as_thinking_or_not_at_all(show, place):
+    upstream = StandIn(["one two", "three", "so 5"])
+    config = ServeConfig(upstream="", rules=PlayRules(paraphrase="first"))
+    with (
+        serving(upstream.app) as there,
+        serving(create_app(ServeConfig(upstream=there, rules=config.rules, show=show), SCRIPTED)) as url,
+    ):
+        message = httpx.post(f"{url}/chat/completions", json={"model": f"m{SUFFIX}", "messages": SAID}).json()["choices"][0][
+            "message"
+        ]
+    assert PROMPTS[0] not in message["content"]
+    assert "one two" in message["content"]
+    assert place is None or PROMPTS[0] in message[place]
