@@ -2,8 +2,8 @@
 
 The shapes are those of OpenAI, vLLM, llama.cpp, Ollama, TGI, LiteLLM, OpenRouter, Gemini and Mistral. Each stream is one
 answer, asked for through the server's own app, which leaves the model alone (a gate of 1). *harmless* changes keep the answer:
-it must come through, character by character. Any other must end in an error or in the upstream's own reason, unless the answer is whole
-all the same.
+it must come through, character by character. Any other must end in an error or in the upstream's own reason, unless the
+answer is whole all the same.
 """
 
 from __future__ import annotations
