@@ -70,16 +70,16 @@ def planner_from(
             raise UserError(f"--planner {spec}", "write prompted or prompted:bare")
         return PromptedPlanner(reasoner, strategies, bare=detail == "bare")
     if kind == "shuffled":
-        folder = Path(detail) if detail else trained
-        if folder is None or not folder.is_dir():
-            raise UserError(f"--planner {spec}", "evaluate a run with a trained planner, or write shuffled:PLANNER_FOLDER")
-        if len(problems) < 2:
-            raise UserError(f"--planner {spec}", "shuffling takes two questions at least")
         assert reasoner is not None
         assert rules is not None
         if rules.gate:
             remedy = "has decisions without probabilities, which no gate can stop: leave rollout.gate at 0"
             raise UserError(f"--planner {spec}", remedy)
+        folder = Path(detail) if detail else trained
+        if folder is None or not folder.is_dir():
+            raise UserError(f"--planner {spec}", "evaluate a run with a trained planner, or write shuffled:PLANNER_FOLDER")
+        if len(problems) < 2:
+            raise UserError(f"--planner {spec}", "shuffling takes two questions at least")
         own = load_planner(str(folder), strategies, seed=0)
         game = Game(reasoner, own, rules, runner_for(own, rewards or RewardsConfig()))
         return shuffled_planner(strategies, game.play(problems, seed=seed, greedy=True), seed)
