@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Pr
 
 from rsim.config import Config
 from rsim.errors import UserError
-from rsim.models.device import choose_device
+from rsim.models.device import allow_tf32, choose_device
 from rsim.policies.loading import load_reasoner
 from rsim.policies.strategies import load_strategies
 
@@ -353,7 +353,9 @@ def shape_of(source: str) -> PreTrainedModel:
 
 def this_machine(config: Config) -> Hardware:
     """The device that ``config`` runs on: its free memory, and timed, its products and its memory's speed."""
-    device = torch.device(choose_device(config).name)
+    chosen = choose_device(config)
+    allow_tf32(chosen)  # as training does
+    device = torch.device(chosen.name)
     left, right = torch.ones(1024, 1536, device=device), torch.ones(1536, 4608, device=device)
     block = torch.ones(1 << 26, device=device)
     flops = 2 * 1024 * 1536 * 4608 / _timed(lambda: left @ right, device)
