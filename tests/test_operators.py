@@ -236,7 +236,10 @@ def test_the_published_schema_is_of_what_is_served(local):
     base = local.removesuffix("/v1")
     document = httpx.get(f"{base}/openapi.json").json()
     app = create_app(ServeConfig(upstream="http://x"), PLANNER)
-    served = {route.path.replace(":path", "") for route in app.routes} - {"/", "/openapi.json"}
+    served = {route.path.replace(":path", "") for route in app.routes if not route.path.startswith("/page")} - {
+        "/",
+        "/openapi.json",
+    }
     assert set(document["paths"]) == served
     schemas, text = document["components"]["schemas"], json.dumps(document)
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) == set(schemas)
