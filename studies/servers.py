@@ -45,7 +45,7 @@ _LLAMA_PARTS = ("-DLLAVA_BUILD", "-DLLAMA_BUILD_TESTS", "-DLLAMA_BUILD_TOOLS", "
 def environment(name: str) -> Path:
     """The folder of programs of an environment of its own, made once (``llama`` is compiled: a quarter of an hour).
 
-    ``$RSIM_LLAMA_ENV``, ``$RSIM_LM_EVAL_ENV`` and so on (each by its name) move it.
+    ``$RSIM_LLAMA_ENV``, ``$RSIM_LM_EVAL_ENV``, ``$RSIM_CLIENTS_ENV`` and the like move it.
     """
     variable = f"RSIM_{name.upper().replace('-', '_')}_ENV"
     here = Path(os.environ.get(variable, Path.home() / ".cache" / "rsim" / f"{name}-env"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import rsim
+from rsim.runs.folder import versions
 
 _TEXT, _WHOLE, _FLAG, _ANY = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}, {"type": "object"}
 _COUNT = {"type": "integer", "minimum": 1}
@@ -135,7 +135,7 @@ def _shows(schema: str, form: str = "application/json") -> dict[str, Any]:
 
 DOCUMENT: dict[str, Any] = {
     "openapi": "3.1.0",
-    "info": {"title": "rsim serve", "version": rsim.__version__},
+    "info": {"title": "rsim serve", "version": versions()["rsim"]},
     "paths": {
         "/v1/chat/completions": _takes("Chat"),
         "/v1/completions": _takes("Completion"),
