@@ -3,7 +3,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-full mutants lint results clean
+.PHONY: setup demo test test-full mutants lint docs results clean
 
 setup: .venv/.ready
 
@@ -23,8 +23,8 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# what takes a server that is built first, or packages of several GB: llama.cpp's server, vLLM, Ray, DeepSpeed; the last line
-# records with its date what these tests came to
+# what takes a server that is built first, or packages of several GB: llama.cpp's server, vLLM, Ray, DeepSpeed; and both users
+# in a fresh environment from the wheel. The last lines record with their date what these tests came to
 test-full: setup
 	$(BIN)/pip install -q --disable-pip-version-check 'ray[train]>=2.50'
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation 'deepspeed>=0.18'
@@ -32,6 +32,8 @@ test-full: setup
 	studies/vllm_env.sh
 	RSIM_REAL_SERVERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies full --record
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies bad_inputs --record
+	$(BIN)/python -m studies users --record
 
 # an hour or so on one core; each mutant is a small change of the source that some test must notice
 mutants: setup
@@ -41,10 +43,15 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy examples
+	$(BIN)/mypy examples tests/user_api.py
+
+# the site, from docs/ and docstrings; a link that leads nowhere is an error
+docs: setup
+	$(BIN)/pip install -q --disable-pip-version-check 'mkdocs-material>=9.6' 'mkdocstrings-python>=1.16'
+	$(BIN)/mkdocs build --strict
 
 results: setup
 	$(BIN)/python -m studies.ledger
 
 clean:
-	rm -rf runs runs-demo.* build *.egg-info
+	rm -rf runs runs-demo.* build site *.egg-info

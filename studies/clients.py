@@ -1,6 +1,7 @@
-"""Programs that speak OpenAI's API, unchanged, against `rsim serve`: curl and lm-evaluation-harness.
+"""Programs that speak OpenAI's or Anthropic's API, unchanged, against `rsim serve`: clients of Python, curl, an eval harness.
 
-(The official Python client is in the tests.) Needs $RSIM_DATA for GSM8K; the harness gets an environment of its own.
+The clients' calls (`studies.client_calls`) are made against a packaged model alone, planned in its process (``--model``) and
+planned before it (``--upstream``). Needs $RSIM_DATA for GSM8K; clients and harness get environments of their own.
 """
 
 from __future__ import annotations
@@ -38,7 +39,47 @@ metric_list:
 """
 
 
-def run(model: str = "smollm2-135m", planner: str = "random", limit: int = 8) -> Iterator[Row]:
+def run(
+    model: str = "smollm2-135m", planner: str = "random", limit: int = 8, small: str = "nano-s", only: str = ""
+) -> Iterator[Row]:
+    """``only``: clients or harness."""
+    if only in ("", "clients"):
+        yield from _matrix(small, planner)
+    if only in ("", "harness"):
+        yield from _harnesses(model, planner, limit)
+
+
+def _matrix(model: str, planner: str) -> Iterator[Row]:
+    here, before = free_port(), free_port()
+    rules = ("--strategies", "lab", "--delimiter", "\\n", "--max-steps", "4", "--step-tokens", "24", "--max-tokens", "200")
+    with served(rsim_server(here, planner, "--model", model, *rules), here):
+        upstream = ("--upstream", f"http://127.0.0.1:{here}/v1", "--mode", "prefill")
+        with served(rsim_server(before, planner, *upstream, *rules), before):
+            alone = _calls(here, model)
+            works = excused = cells = 0
+            for port, way in ((here, "--model"), (before, "--upstream")):
+                for name, wrong in _calls(port, f"{model}{SUFFIX}").items():
+                    cells += 1
+                    works += not wrong
+                    excused += bool(wrong and alone[name])
+                    shown = "works" if not wrong else f"as the bare model: {alone[name]}" if alone[name] else wrong
+                    yield Row(f"{name.replace('_', ' ')}, {way}", shown, goal="works", met=not wrong)
+    share = works / cells
+    yield Row("cells of the client matrix that work", round(100 * share), "%", goal="at least 90%", met=share >= 0.9)
+    rest = cells - works - excused
+    yield Row("cells that fail though the bare model's work", rest, goal="0", met=rest == 0)
+
+
+def _calls(port: int, model: str) -> dict[str, str]:
+    """What went wrong in each client's call; "" for nothing."""
+    python = str(environment("clients") / "python")
+    command = [python, str(Path(__file__).with_name("client_calls.py")), f"http://127.0.0.1:{port}/v1", model]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
+    return {call["name"]: call["wrong"] for call in said}
+
+
+def _harnesses(model: str, planner: str, limit: int) -> Iterator[Row]:
     python, port = str(environment("lm-eval") / "python"), free_port()
     with served(rsim_server(port, planner, "--model", model, "--step-tokens", "64"), port):
         yield from _curl(port, model)

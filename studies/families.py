@@ -1,8 +1,8 @@
 """Every causal LM family of the installed transformers, tiny and with random weights: played as it is, or refused in one line.
 
-Each is saved and loaded as a reasoner, and as the base of a planner. Played, in float32: greedy episodes are those of
-``generate`` without its cache (Moshi's own forgets its window), the sampler's and the trainer's log-probs are those of one
-plain forward pass, a planner's log-probs the stock classifier's. In bfloat16: they are as near to those of the same weights in
+Each is saved and loaded as a reasoner, and as the base of a planner. Played, in float32: greedy tokens are the likeliest of one
+plain forward pass (``generate`` without its cache: Moshi's own forgets its window), the sampler's and the trainer's log-probs
+are that one's, a planner's log-probs the stock classifier's. In bfloat16: they are as near to those of the same weights in
 float32 as the plain forward pass in bfloat16 is. One that transformers cannot build is a folder with its config: what is told
 of that.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ from studies.ledger import Row
 
 ISSUE = 13
 _QUESTIONS = ("4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?")
-_RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=48, answer_tokens=6, delimiter="\n", batch=64)
+_RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=36, answer_tokens=6, delimiter="\n", batch=64)
 _LARGEST = 30e6  # parameters of what is still tiny
 _EXACT = 1e-3  # nats
 _ROUNDING = 2.0  # times the mean error of the plain forward pass in bfloat16
@@ -85,25 +86,32 @@ _OWN: dict[str, dict[str, Any]] = {  # what makes some of them tiny, or possible
 }  # fmt: skip
 
 
-def run(only: Annotated[list[str] | None, typer.Option(help="Families; repeatable. By default all.")] = None) -> Iterator[Row]:
+def run(
+    only: Annotated[list[str] | None, typer.Option(help="Families; repeatable. By default all.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes side by side.", min=1)] = 4,
+) -> Iterator[Row]:
+    families = sorted(only or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    found: dict[str, list[str]] = {what: [] for what in _TRIED}
+    with ProcessPoolExecutor(jobs) as processes:
+        for family, outcomes in zip(families, processes.map(_tried, families), strict=True):
+            for what, outcome in outcomes.items():
+                found[what].append(outcome)
+            yield Row(family, "; ".join(f"{what} {outcome}" for what, outcome in outcomes.items()))
+    for what, every in found.items():
+        for kind in ("played", "refused"):
+            yield Row(f"{what}s {kind}", sum(o.startswith(kind) for o in every), "families")
+        for kind in ("different", "error"):
+            count = sum(o.startswith(kind) for o in every)
+            yield Row(f"{what}s: {kind}", count, "families", "0", count == 0)
+
+
+def _tried(family: str) -> dict[str, str]:
     quiet_models()
     torch.set_num_threads(1)
-    found: dict[str, list[str]] = {"reasoner": [], "planner": []}
-    for family in sorted(only or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        told = []
-        with tempfile.TemporaryDirectory() as folder:
-            built = _outcome(lambda: _save(family, Path(folder)))  # noqa: B023
-            for what, play in (("reasoner", _reasoner), ("planner", _planner)):
-                outcome = _outcome(lambda: play(folder)) if built == "built" else built  # noqa: B023
-                found[what].append(outcome.replace(folder, "FOLDER"))
-                told.append(f"{what} {found[what][-1]}")
-        yield Row(family, "; ".join(told))
-    for what, outcomes in found.items():
-        for kind in ("played", "refused"):
-            yield Row(f"{what}s {kind}", sum(o.startswith(kind) for o in outcomes), "families")
-        for kind in ("different", "error"):
-            count = sum(o.startswith(kind) for o in outcomes)
-            yield Row(f"{what}s: {kind}", count, "families", "0", count == 0)
+    with tempfile.TemporaryDirectory() as folder:
+        built = _outcome(lambda: _save(family, Path(folder)))
+        outcomes = {what: built if built != "built" else _outcome(lambda: play(folder)) for what, play in _TRIED.items()}  # noqa: B023
+    return {what: outcome.replace(folder, "FOLDER") for what, outcome in outcomes.items()}
 
 
 def _outcome(do: Callable[[], str]) -> str:
@@ -165,9 +173,8 @@ def _reasoner(folder: str) -> str:
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=reasoner.model.dtype).eval()
         if dtype == "float32":
             for e in Game(reasoner, None, _RULES).play(problems, seed=0, greedy=True):
-                ids = torch.tensor([e.token_ids[: e.prompt_length]])
-                count = len(e.token_ids) - e.prompt_length
-                same += plain.generate(ids, max_new_tokens=count, do_sample=False, use_cache=False)[0].tolist() == e.token_ids
+                likeliest = plain(torch.tensor([e.token_ids]), use_cache=False).logits[0].argmax(-1).tolist()
+                same += likeliest[e.prompt_length - 1 : -1] == e.token_ids[e.prompt_length :]
         episodes = Game(reasoner, None, _RULES).play(problems, seed=1, group_size=2)
         settings = AgentSettings(temperature=1.0, learning_rate=0.0)
         agent = Agent("reasoner", reasoner.model, reasoner.logits, settings, head_weight=reasoner.head_weight)
@@ -221,3 +228,6 @@ def _judged(errors: dict[str, list[torch.Tensor]], what: str, same: bool) -> str
     played = same and exact < _EXACT and max(halves) <= _ROUNDING * own + _EXACT
     told = f"within {exact:.1g}; in bfloat16 {max(halves):.1g} off, by itself {own:.1g}"
     return f"{'played' if played else 'different'} ({what} {told})"
+
+
+_TRIED: dict[str, Callable[[str], str]] = {"reasoner": _reasoner, "planner": _planner}

@@ -194,6 +194,9 @@ settings that were changed later, when its result was known, or on a lab that wa
 stays and is not claimed."""
 
 
+_GONE = "Measured no more: the study was deleted with what it measured, its superseded rows stay."
+
+
 def page(root: Path = Path()) -> str:
     """All ledgers under ``root`` as Markdown, a section for each topic."""
     parts, said = [_LEAD], titles()
@@ -204,7 +207,7 @@ def page(root: Path = Path()) -> str:
             if (root / f"docs/results/{topic}.md").is_file()
             else ""
         )
-        parts += [f"## {topic}", f"{said.get(topic, '')} (Issue {issue}.){more}", *table(read(file))]
+        parts += [f"## {topic}", f"{said.get(topic, _GONE)} (Issue {issue}.){more}", *table(read(file))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -23,6 +23,10 @@ VLLM = Path(__file__).with_name("vllm_env.sh")
 _PACKAGES = {  # an environment's pip calls
     "llama": (["llama-cpp-python[server]==0.3.36"],),
     "lm-eval": (["torch==2.13.0"], ["lm-eval[api]==0.4.13", "transformers==5.23.0"]),
+    "clients": (
+        ["openai>=3", "anthropic", "langchain-openai", "llama-index-llms-openai-like"],
+        ["litellm", "instructor", "dspy", "llm", "guidance"],
+    ),
     "optillm": (["torch==2.13.0"], ["optillm==0.4.0"]),
 }
 _LLAMA_PARTS = ("-DLLAVA_BUILD", "-DLLAMA_BUILD_TESTS", "-DLLAMA_BUILD_TOOLS", "-DLLAMA_BUILD_EXAMPLES")
@@ -31,7 +35,7 @@ _LLAMA_PARTS = ("-DLLAVA_BUILD", "-DLLAMA_BUILD_TESTS", "-DLLAMA_BUILD_TOOLS", "
 def environment(name: str) -> Path:
     """The folder of programs of an environment of its own, made once (``llama`` is compiled: a quarter of an hour).
 
-    ``$RSIM_LLAMA_ENV``, ``$RSIM_LM_EVAL_ENV`` and ``$RSIM_OPTILLM_ENV`` move it.
+    ``$RSIM_LLAMA_ENV``, ``$RSIM_LM_EVAL_ENV``, ``$RSIM_CLIENTS_ENV`` and ``$RSIM_OPTILLM_ENV`` move it.
     """
     variable = f"RSIM_{name.upper().replace('-', '_')}_ENV"
     here = Path(os.environ.get(variable, Path.home() / ".cache" / "rsim" / f"{name}-env"))

@@ -241,7 +241,8 @@ def _said(chunks: list[Chunk], field: str, kinds: tuple[str, ...] = ("text",)) -
     said = ""
     for choice in (choice for chunk in chunks for choice in chunk["choices"] or []):
         value = choice["delta"].get(field) or ""
-        said += value if isinstance(value, str) else "".join(_of_part(part) for part in value if part["type"] in kinds)
+        parts = [{"type": "text", "text": value}] if isinstance(value, str) else value
+        said += "".join(_of_part(part) for part in parts if part["type"] in kinds)
     return said.encode("utf-16", "surrogatepass").decode("utf-16")
 
 

@@ -219,6 +219,21 @@ def test_a_question_and_its_tokens_fill_the_context_of_longrope():
         game.play([Problem("+".join(["12"] * 100) + "=?", "1")], seed=0)
 
 
+def test_a_planners_scores_are_not_capped(lab_strategies, tmp_path):
+    """As a causal LM's logits are (Gemma 2): a sure planner said something else than the stock classifier."""
+    tiny(*PLAYED["capped scores and logits"]).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    planner = load_planner(str(tmp_path), lab_strategies, seed=0, device="cpu")
+    stock = new_planner(str(tmp_path), lab_strategies, seed=0).model
+    for model in (planner.model, stock):
+        model.score.weight.data.mul_(50)
+    session = planner.begin(1)
+    session.start([0], ["4*17+38=?"])
+    said = session.decide([0], [0.5], 1.0)[0].probabilities
+    expected = torch.softmax(stock(torch.tensor([session.ids(0)])).logits[0], -1)
+    assert said == pytest.approx(expected.tolist(), abs=1e-5)
+
+
 @pytest.mark.parametrize(("limit", "fits"), [(64, False), (256, True)])
 def test_vllm_reads_by_one_set_of_factors(limit, fits):
     """That of its own limit. Log-probs of training would be others."""

@@ -21,6 +21,7 @@ from rsim.policies.planner import Planner
 from rsim.policies.strategies import load_strategies, to_toml
 from rsim.rules import PlayRules
 from rsim.rules_file import RULE_FIELDS
+from studies import pays
 
 ARMS = {"cot": ["alone"], "stop": ["computation", "termination"], "check": ["computation", "alone"], "at-once": ["termination"]}
 TOKENS = {"cot": 200, "stop": 100, "check": 150, "at-once": 10}
@@ -42,6 +43,7 @@ def write_log(folder, right, *, count=150, seed=0, texts=True, **other):
         for arm, sequence in ARMS.items():
             about = {"id": f"q{number}", "arm": arm}
             record = about | {"data": settings["data"], "split": "train", "right": right(arm, product, failed), "prompt": 9,
+                              "answer": str(int(right(arm, product, failed))),
                               "sampled": TOKENS[arm] - 10, "injected": 10, "steps": len(sequence), "flags": []}  # fmt: skip
             output = OUTPUT.format("0" if failed else "7")
             if sequence[0] == "computation":
@@ -186,6 +188,28 @@ def test_the_finished_planner_is_read_off_a_log_of_other_questions(log, tmp_path
         assert (reverse[name].tokens, reverse[name].acts) == (rows[name].tokens, rows[name].acts), name
     with pytest.raises(UserError, match="150 questions are in both logs"):
         fit_planner([log], "nano-s", tests=[log])
+
+
+def test_the_study_of_what_pays_sets_the_planner_beside_its_rivals(log, tmp_path):
+    """Votes, cascade and best arm are those made by hand; what is picked is picked on the log that is fitted to."""
+    other = write_log(tmp_path / "other", depends, seed=1, count=60)
+    chains = [r for r in other.records() if r["arm"] == "cot"]
+    votes = tmp_path / "votes"
+    votes.mkdir()
+    (votes / "log.json").write_text(json.dumps({"settings": {}, "arms": {}, "cascades": [], "runs": []}))
+    turned = [c | {"arm": f"cot-{n}", "right": True, "answer": "1"} for c in chains for n in (1, 2)]  # two of three are right
+    (votes / "piece-0000.jsonl").write_text("".join(json.dumps(r) + "\n" for r in turned))
+    rows = {row.what: row for row in pays.run([str(log.folder)], [str(other.folder)], [str(votes)], planner="nano-s")}
+    share = sum(c["right"] for c in chains) / len(chains)
+    assert rows["chain of thought: accuracy"].value == pytest.approx(share)
+    assert rows["self-consistency, 3 chains: accuracy"].value == 1
+    assert rows["self-consistency, 2 chains: accuracy"].value == pytest.approx(share), "a tie goes to the first"
+    assert rows["self-consistency, 3 chains: tokens a question, in those of chain of thought"].value == pytest.approx(3)
+    assert rows["accuracy: planner: accuracy"].value > 0.95
+    assert rows["accuracy: planner minus chain of thought"].met
+    assert rows["accuracy: planner minus question-only planner"].interval[0] > 0
+    assert rows["accuracy: fitted to 100 questions a set, minus chain of thought"].value > 0.2
+    assert rows["economy: planner minus chain of thought"].met
 
 
 def test_a_log_without_texts_is_enough_where_outputs_end_their_steps(log, tmp_path):

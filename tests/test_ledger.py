@@ -157,6 +157,9 @@ def test_every_topic_has_its_study_and_every_row_its_goal_and_a_command_that_can
     assert list(written) == ["issue", "rows"]
     current = [r["what"] for r in written["rows"] if not r["superseded"]]
     assert len(current) == len(set(current)), "one row a question; older ones are superseded"
+    if file.stem not in ledger.titles():
+        assert not current, "a deleted study claims nothing"
+        return
     app = typer.main.get_command(command_line(file.stem))
     for typed in {r["command"] for r in written["rows"]}:
         python, module, package, name, *options = shlex.split(typed)
@@ -172,8 +175,8 @@ def test_the_page_of_results_is_made_of_the_ledger():
 
 
 def test_every_page_of_a_study_belongs_to_a_topic():
-    topics = {file.stem for file in TOPICS}
-    assert {file.stem for file in (ROOT / "docs" / "results").glob("*.md")} <= topics <= set(ledger.titles())
+    topics = {file.stem for file in TOPICS} & set(ledger.titles())
+    assert {file.stem for file in (ROOT / "docs" / "results").glob("*.md")} <= topics
 
 
 def test_studies_are_listed_and_an_unknown_one_is_one_line(capsys):

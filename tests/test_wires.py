@@ -41,13 +41,13 @@ def url(request):
 
 
 def post(url, path, status=200, **body):
-    reply = httpx.post(f"{url}/{path}", json={"temperature": 0} | body, timeout=60)
+    reply = httpx.post(f"{url}/{path}", json={"temperature": 0} | body, timeout=600)
     assert reply.status_code == status, reply.text
     return reply.json()
 
 
 def events(url, path, **body):
-    reply = httpx.post(f"{url}/{path}", json={"temperature": 0, "stream": True} | body, timeout=60)
+    reply = httpx.post(f"{url}/{path}", json={"temperature": 0, "stream": True} | body, timeout=600)
     parts = [part.split("\n", 1) for part in reply.text.strip().split("\n\n")]
     shown = [json.loads(data.removeprefix("data: ")) for _, data in parts]
     assert [name.removeprefix("event: ") for name, _ in parts] == [data["type"] for data in shown]
@@ -172,6 +172,6 @@ def test_each_step_says_how_long_it_took(url):
     steps = reply["rsim"]["choices"][0]["steps"]
     assert all(0 < step["seconds"] < 60 for step in steps)
     streamed = httpx.post(f"{url}/chat/completions", json={"model": MODELS[1], "stream": True, "temperature": 0,
-                                                           "messages": [{"role": "user", "content": Q}]}).text  # fmt: skip
+                                                           "messages": [{"role": "user", "content": Q}]}, timeout=600).text  # fmt: skip
     last = [json.loads(line[6:]) for line in streamed.split("\n") if line.startswith("data: {")][-1]
     assert len(last["rsim"]["seconds"]) == len(steps)

@@ -45,8 +45,9 @@ def train(
             ``eval/accuracy_low``, ``eval/accuracy_high``, ``eval/flexible`` (0 to 1) and ``eval/tokens`` (a question).
         on_save: called with the folder of each checkpoint.
             A callback that returns True stops the run after the step, with a checkpoint to resume from.
-        resume: goes on from the newest checkpoint of the run's folder; ``resume_from``: from the one of that name; ``force``:
-            also with a config that has changed.
+        resume: goes on from the newest checkpoint of the run's folder.
+        resume_from: goes on from the one of that name, e.g. ``step-000010``.
+        force: also with a config that has changed.
         quiet: prints nothing.
 
     Returns:
@@ -103,6 +104,7 @@ def evaluate(
     at_once: int = 8,
     overwrite: bool = False,
     overrides: Overrides = (),
+    on_episode: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
     """Measures accuracy on unseen questions and writes episodes, summary and report. One that was stopped goes on.
 
@@ -111,13 +113,21 @@ def evaluate(
         out: the folder for the results; by default ``RUN/eval``, or ``runs/eval``.
         planner: ``none``, ``random``, ``fixed:NAME``, ``sequence:a,b``, ``shuffled``, ``prompted``, ``wait:TIMES``, ``oracle``
             or a planner's folder; by default the run's.
-        reasoner: another one than the run's. data: as ``data.eval``; by default the run's.
+        reasoner: another one than the run's.
+        data: as ``data.eval``; by default the run's.
+        split: ``train``, ``dev`` or ``test``.
         limit: number of questions, drawn with ``seed``.
-        sample: at the temperature of training; by default greedy. samples: of a question, for majority vote and pass@k.
+        seed: of the questions drawn and of sampling.
+        sample: at the temperature of training; by default greedy.
+        samples: of a question, for majority vote and pass@k.
         match_tokens: another evaluation's folder: as many samples as cost its tokens.
-        upstream: the base URL of an OpenAI-compatible server that has the reasoner; ``model``: its name there; ``mode``:
-            ``prefill`` or ``turn``, by default probed; ``at_once``: answers asked for together.
+        upstream: the base URL of an OpenAI-compatible server that has the reasoner.
+        model: its name there; by default the first that is listed.
+        mode: how prompts are injected there, ``prefill`` or ``turn``; by default probed.
+        at_once: answers asked for together there.
         overwrite: replaces an evaluation with other settings.
+        overrides: as `load_config` has them.
+        on_episode: called with ``(done, of)`` as episodes end.
 
     Returns:
         what ``summary.json`` holds: ``accuracy`` (0 to 1, strict), ``low``, ``high`` (the 95% bootstrap interval),
@@ -152,7 +162,9 @@ def evaluate(
     )
     folder = Path(out) if out else (Path(run) / "eval" if Path(run).is_dir() else Path("runs/eval"))
     served = ServedModel(upstream, model, mode, at_once) if upstream else None
-    result = evaluate_into(folder, settings, served=served, match_tokens=str(match_tokens), overwrite=overwrite)
+    result = evaluate_into(
+        folder, settings, served=served, match_tokens=str(match_tokens), overwrite=overwrite, on_episode=on_episode
+    )
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     record = {"step": 0, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low, "eval/accuracy_high": result.high}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
@@ -172,7 +184,10 @@ def solve(
     """Answers one question greedily.
 
     Args:
-        run, planner: as `evaluate` has them.
+        question: as data would have it.
+        run: as `evaluate` has it.
+        planner: as `evaluate` has it.
+        overrides: as `load_config` has them.
         on_step: called with each step as it is made: ``strategy`` (None without a planner), ``text``, ``forced`` and
             ``probabilities`` (of the strategies, in their order; None where nothing was chosen).
 
@@ -225,9 +240,18 @@ def collect(
     """Plays every arm on every question and keeps the log in the folder ``out``; a log that is there goes on.
 
     Args:
-        arms: a TOML file, or ``default``. data: a known set or a file; ``split`` is ``train``, ``dev`` or ``test``.
-        limit: number of questions, 0: all; it may grow. piece: questions in a file. exclude: a file of ids to leave out.
-        model: the reasoner, or its name at the server ``upstream``; ``mode`` and ``at_once`` as `evaluate` has them.
+        arms: a TOML file, or ``default``.
+        data: a known set, or a file.
+        out: the log's folder.
+        split: ``train``, ``dev`` or ``test``.
+        limit: number of questions, 0: all; it may grow.
+        model: the reasoner, or its name at the server ``upstream``.
+        piece: questions in one file of the log.
+        exclude: a file of ids, one a line, of questions to leave out.
+        upstream: as `evaluate` has it.
+        mode: as `evaluate` has it.
+        at_once: questions asked for together there.
+        overrides: as `load_config` has them.
         on_piece: called with ``(questions, of)`` as pieces are complete.
 
     Returns:
@@ -270,14 +294,17 @@ def fit(
     """Fits a planner to logs of one model and writes its folder ``out``, a new one.
 
     Args:
-        planner: its base LLM, which stays as it is. tests: logs of other questions to read the planner off.
+        logs: folders that `collect` wrote.
+        out: the planner's folder.
+        planner: its base LLM, which stays as it is.
+        tests: logs of other questions to read the planner off.
         price: of a thousand tokens, in right answers: 0.1 is ten points.
         data_dir: folder of the data sets; by default ``$RSIM_DATA``.
         on_state: called with ``(read, all)`` as the base reads the questions.
 
     Returns:
-        `rsim.collecting.fit.Fitted`: ``planner``, ``standings`` (what it is worth, cross-fitted), ``tested`` (on ``tests``),
-        ``strays``.
+        `rsim.collecting.fit.Fitted`: ``planner``, ``standings`` (what it is worth, cross-fitted), ``tested`` (on
+        ``tests``), ``strays``.
 
     Raises:
         UserError: the folder exists; logs that do not belong together; too few questions.
@@ -312,7 +339,11 @@ def push(run: str | Path, repo: str, *, to: str | Path = "", licence: str = "apa
     """Publishes a run's planner on the Hugging Face hub as ``repo`` (``OWNER/NAME``), with a generated model card.
 
     Args:
+        run: a run's folder, or a checkpoint in it.
+        repo: its name on the hub.
         to: only writes the hub-ready folder there; nothing is uploaded.
+        licence: for the card.
+        private: makes a private repository.
 
     Returns:
         the address, or the folder.
@@ -332,7 +363,8 @@ def check(answer: str, gold: str, *, kind: str = "latex", tolerance: float = 0.0
     r"""Grades an answer as rewards and evaluation do.
 
     Args:
-        answer: a bare answer, or a model's final words. gold: the right answer; for code, the test program.
+        answer: a bare answer, or a model's final words.
+        gold: the right answer; for code, the test program.
         kind: ``numeric``, ``latex``, ``choice``, ``text`` or ``code``.
         tolerance: the relative error that a number may have.
         unsafe: runs code without a sandbox where none can be built.
@@ -344,8 +376,9 @@ def check(answer: str, gold: str, *, kind: str = "latex", tolerance: float = 0.0
     Raises:
         UserError: there is no such kind, or no sandbox for code.
 
-    >>> check(r"so \boxed{0.5}", r"\frac12")["strict"]["right"]
-    True
+    Examples:
+        >>> check(r"so \boxed{0.5}", r"\frac12")["strict"]["right"]
+        True
     """
     if kind not in get_args(Kind) or kind == "gym":
         raise UserError(f"--kind {kind}", "use numeric, latex, choice, text or code")

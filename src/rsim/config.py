@@ -290,8 +290,9 @@ def load_config(source: str | Path | Mapping[str, Any] | None = None, overrides:
     Raises:
         UserError: no such preset or file, invalid TOML, an unknown key, a value of the wrong type or out of range.
 
-    >>> load_config({"models": {"planner": "none"}, "train.steps": 3}).train.steps
-    3
+    Examples:
+        >>> load_config({"models": {"planner": "none"}, "train.steps": 3}).train.steps
+        3
     """
     table: dict[str, Any] = {}
     if isinstance(source, Mapping):

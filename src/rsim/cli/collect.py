@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rsim.cli.options import DataDir, Json, Set, merged, tell
+from rsim.cli.options import DataDir, Json, Quiet, Set, merged, tell
 from rsim.errors import UserError
 
 
@@ -28,6 +28,7 @@ def command(
     report: Annotated[list[str] | None, typer.Option(metavar="LOG", help="Only print the tables of logs; repeatable.")] = None,
     overrides: Set = None,
     data_dir: DataDir = "",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Play every arm on every question, keep the log, and say what there is to gain."""
@@ -55,6 +56,6 @@ def command(
             mode=mode,
             at_once=at_once,
             overrides=merged(overrides, data_dir=data_dir),
-            on_piece=lambda some, of: print(f"{some} of {of} questions are there", file=sys.stderr),
+            on_piece=lambda some, of: None if quiet else print(f"{some} of {of} questions are there", file=sys.stderr),
         )
     tell([asdict(one) for one in found], as_text(found), as_json)

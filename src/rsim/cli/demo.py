@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rsim.cli.options import Json, Set
+from rsim.cli.options import Json, Quiet, Set
 
 
 def command(
@@ -15,6 +15,7 @@ def command(
     seed: Annotated[int, typer.Option()] = 0,
     questions: Annotated[int, typer.Option(help="Unseen problems in the final table.", min=10)] = 500,
     overrides: Set = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train nano planner and reasoner, compare with every control on unseen problems, write a report."""
@@ -22,6 +23,6 @@ def command(
 
     from rsim.cli.main_job import run_demo
 
-    table = run_demo(Path(out), seed, questions, overrides or [], quiet=as_json)
+    table = run_demo(Path(out), seed, questions, overrides or [], quiet=quiet or as_json)
     if as_json:
         print(json.dumps(table))

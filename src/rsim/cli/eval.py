@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rsim.cli.options import DataDir, Json, Set, Strategies, merged, tell
+from rsim.cli.options import DataDir, Json, Quiet, Set, Strategies, merged, tell
 
 _PLANNER = "none, random, fixed:NAME, sequence:a,b, shuffled, prompted, wait:TIMES, oracle or a planner's folder."
 
@@ -33,30 +33,34 @@ def command(
     overrides: Set = None,
     strategies: Strategies = "",
     data_dir: DataDir = "",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, with a 95% interval, and write the episodes, a summary and a report."""
     from rsim import api
+    from rsim.cli.progress import shown
 
-    summary = api.evaluate(
-        run,
-        out,
-        planner=planner,
-        reasoner=reasoner,
-        data=data,
-        split=split,
-        limit=limit,
-        seed=seed,
-        sample=sample,
-        samples=samples,
-        match_tokens=match_tokens,
-        upstream=upstream,
-        model=model,
-        mode=mode,
-        at_once=at_once,
-        overwrite=overwrite,
-        overrides=merged(overrides, strategies=strategies, data_dir=data_dir),
-    )
+    with shown("evaluating", quiet=quiet or as_json) as on_episode:
+        summary = api.evaluate(
+            run,
+            out,
+            planner=planner,
+            reasoner=reasoner,
+            data=data,
+            split=split,
+            limit=limit,
+            seed=seed,
+            sample=sample,
+            samples=samples,
+            match_tokens=match_tokens,
+            upstream=upstream,
+            model=model,
+            mode=mode,
+            at_once=at_once,
+            overwrite=overwrite,
+            overrides=merged(overrides, strategies=strategies, data_dir=data_dir),
+            on_episode=on_episode,
+        )
     text = (
         f"accuracy {summary['accuracy']:.1%}  [{summary['low']:.1%}, {summary['high']:.1%}]  "
         f"flexible {summary['flexible']:.1%}  questions {summary['questions']}  "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from rsim.cli.options import DataDir, Json, tell
+from rsim.cli.options import DataDir, Json, Quiet, tell
 
 
 def command(
@@ -20,17 +19,15 @@ def command(
     ] = None,
     price: Annotated[float, typer.Option(help="Of a thousand tokens, in right answers: 0.1 is ten points.", min=0)] = 0.0,
     data_dir: DataDir = "",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Fit a planner to logs of arms: what each arm is worth, by question and by what was found so far; cross-fitted."""
     from rsim import api
+    from rsim.cli.progress import shown
     from rsim.collecting.planner_folder import as_text
 
-    fitted = api.fit(logs, out, planner=planner, tests=test or [], price=price, data_dir=data_dir, on_state=_told)
+    with shown("reading questions", quiet=quiet) as on_state:
+        fitted = api.fit(logs, out, planner=planner, tests=test or [], price=price, data_dir=data_dir, on_state=on_state)
     rows = {"rows": [asdict(r) for r in fitted.standings], "tested": [asdict(r) for r in fitted.tested]}
     tell(rows | {"strays": fitted.strays}, as_text(fitted), as_json)
-
-
-def _told(read: int, of: int) -> None:
-    if read % 50 == 0 or read == of:
-        print(f"{read} of {of} questions are read", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rsim.cli.options import Json, tell
+from rsim.cli.options import Json, Quiet, tell
 from rsim.errors import UserError
 
 command = typer.Typer(no_args_is_help=True)
@@ -19,6 +19,7 @@ def pretrain(
     out: Annotated[str, typer.Option(help="Default: where the size's name finds it, in the cache.")] = "",
     seed: Annotated[int, typer.Option()] = 0,
     steps: Annotated[int, typer.Option(help="0: the size's own number.", min=0)] = 0,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Pre-train a nano base from nothing on written lab solutions."""
@@ -28,5 +29,5 @@ def pretrain(
     if size not in SIZES:
         raise UserError(f"--size {size}", f"use one of {', '.join(SIZES)}")
     folder = Path(out) if out else cache_folder() / size
-    result = pretrain(PretrainConfig(size=size, seed=seed, steps=steps or None), folder, quiet=as_json)
+    result = pretrain(PretrainConfig(size=size, seed=seed, steps=steps or None), folder, quiet=quiet or as_json)
     tell(result | {"folder": str(folder)}, f"saved {folder}", as_json)

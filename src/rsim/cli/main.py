@@ -29,9 +29,31 @@ COMMANDS = {
     "export": "Write a reasoner as a folder for a vLLM server that is to sample while it is trained.",
     "check": "Grade an answer as rewards and evaluation do: strictly (one box) and flexibly (the last answer).",
     "lab": "The nano lab: tiny models on procedural problems.",
-    "strategies": "The strategy set: look at it, find what it lacks, change a planner's.",
+    "strategies": "Look at strategy sets.",
     "data": "Look at data sets and check files.",
     "config": "Look at configurations.",
+}
+EXAMPLES = {  # the last line of each command's help
+    "train": "rsim train nano --out runs/mine --set train.steps=10",
+    "sweep": "rsim sweep sweep.toml --out runs/sweep",
+    "plan": "rsim plan qwen2.5-0.5b-math --device rtx4090 --workers 1",
+    "eval": "rsim eval runs/mine --planner none --limit 500 --out runs/alone",
+    "collect": "rsim collect default --data gsm8k --limit 500 --upstream http://127.0.0.1:8080/v1 --out log",
+    "fit": "rsim fit log --planner smollm2-135m --out planner",
+    "compare": "rsim compare runs/mine/eval runs/alone",
+    "solve": "rsim solve '85-(12+5)+26=?' --run runs/mine",
+    "report": "rsim report runs/mine",
+    "demo": "rsim demo --out runs-demo",
+    "serve": "rsim serve --planner runs/mine/checkpoints/best/planner --upstream http://127.0.0.1:8080/v1",
+    "push": "rsim push runs/mine me/my-planner --to folder",
+    "export": "rsim export runs/mine served",
+    "check": "rsim check --gold 1/2 --answer '\\boxed{0.5}'",
+    "lab pretrain": "rsim lab pretrain --size nano-m",
+    "strategies show": "rsim strategies show default",
+    "data list": "rsim data list --gym",
+    "data show": "rsim data show gym:chain_sum --limit 5",
+    "data validate": "rsim data validate train.jsonl --column question=problem",
+    "config show": "rsim config show nano --set seed=1 --explain",
 }
 _MODULES = {"serve": "serve_command"}  # where the module has another name
 _UsageError: Any = typer.BadParameter.__base__  # of a wrong command line; typer does not export it
@@ -45,9 +67,12 @@ class Commands(TyperGroup):
         command = import_module(f"rsim.cli.{_MODULES.get(str(name), name)}").command
         if isinstance(command, typer.Typer):
             command.info.help = COMMANDS[str(name)]
-            return name, typer.main.get_group(command), rest
+            group = typer.main.get_group(command)
+            for sub, one in group.commands.items():
+                one.epilog = f"Example: {EXAMPLES[f'{name} {sub}']}" if f"{name} {sub}" in EXAMPLES else None
+            return name, group, rest
         alone = typer.Typer(add_completion=False)
-        alone.command()(command)
+        alone.command(epilog=f"Example: {EXAMPLES[str(name)]}")(command)
         return name, typer.main.get_command(alone), rest
 
 

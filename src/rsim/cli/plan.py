@@ -16,6 +16,7 @@ def command(
     workers: Annotated[list[int] | None, typer.Option("--workers", help="Processes, one a device; may be repeated.")] = None,
     tokens: Annotated[int, typer.Option(help="Sampled tokens of an episode (default: as many as it may have).", min=0)] = 0,
     question: Annotated[int, typer.Option(help="Tokens of a question with its prompt.", min=1)] = 128,
+    price: Annotated[float, typer.Option(help="Dollars for an hour of one device.", min=0)] = 0.0,
     network: Annotated[float, typer.Option(help="Gbit/s that a machine sends to others.", min=0.1)] = 400.0,
     overrides: Set = None,
     as_json: Json = False,
@@ -37,4 +38,6 @@ def command(
         raise UserError(f"--device {device}", f"use one of {', '.join(cost.DEVICES)}; of this machine, rsim train --dry-run")
     on, speed = cost.DEVICES[device], network * 1e9 / 8
     plans = [cost.plan(config, on, count, tokens=tokens, question=question, network=speed) for count in counts]
-    tell([p.to_json() for p in plans], "\n".join(cost.describe_plans(plans)), as_json)
+    dollars = [round(p.hours * p.job.workers * price, 2) for p in plans]
+    lines = [*cost.describe_plans(plans), *([f"dollars, a row each: {', '.join(f'{d:,.2f}' for d in dollars)}"] * bool(price))]
+    tell([p.to_json() | {"dollars": d} for p, d in zip(plans, dollars, strict=True)], "\n".join(lines), as_json)

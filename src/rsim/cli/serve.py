@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +52,7 @@ class ServeOptions:
     slots: int
     waiting: int
     request_seconds: float
+    show: str
     strategies: str
 
 
@@ -57,8 +60,11 @@ def run_server(options: ServeOptions) -> None:
     """Serves until interrupted."""
     quiet_models()
     check_address(options.upstream, options.mode)
+    if options.show not in ("content", "reasoning", "none"):
+        raise UserError(f"--show {options.show}", "use content, reasoning or none")
     if not (options.upstream or options.model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
+    listening = _listen(options.host, options.port)
     planner = _planner(options)
     if isinstance(planner, Planner) and options.model:
         planner.check_model(options.model)
@@ -73,6 +79,7 @@ def run_server(options: ServeOptions) -> None:
         slots=options.slots,
         waiting=options.waiting,
         request_seconds=options.request_seconds,
+        show=options.show,  # type: ignore[arg-type]
     )
     reasoner = None if options.upstream else load_reasoner(options.model)
     name = Path(options.model).name or "local"
@@ -80,9 +87,23 @@ def run_server(options: ServeOptions) -> None:
     if options.host not in ("127.0.0.1", "localhost", "::1") and not config.api_key:
         print(f"warning: {options.host} is open to others and $RSIM_API_KEY is not set", flush=True)
     shown = f"the upstream's models with {SUFFIX!r} behind their name" if options.upstream else f"{name}{SUFFIX}"
-    print(f"http://{options.host}:{options.port}   planned answers: {shown}", flush=True)
-    uvicorn.run(app, host=options.host, port=options.port, http=PatientProtocol, log_level="warning", access_log=False,
-                timeout_keep_alive=_IDLE_SECONDS)  # fmt: skip
+    print(f"http://{options.host}:{listening.getsockname()[1]}   planned answers: {shown}", flush=True)
+    settings = uvicorn.Config(
+        app, http=PatientProtocol, log_level="warning", access_log=False, timeout_keep_alive=_IDLE_SECONDS
+    )
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The server's socket, before models are loaded. Raises `UserError` where the port is taken."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port}", f"{error.strerror}; --port names another") from error
+    return listening
 
 
 def _planner(options: ServeOptions) -> AnyPlanner:

@@ -25,6 +25,7 @@ def command(
     slots: Annotated[int, typer.Option(help="Answers at once.", min=1)] = 64,
     waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=0)] = 64,
     request_seconds: Annotated[float, typer.Option(help="Time limit of a request.", min=1)] = 600.0,
+    show: Annotated[str, typer.Option(help="Where clients see what was injected: content, reasoning or none.")] = "content",
     strategies: Strategies = "",
     tools: Annotated[
         list[str] | None, typer.Option(help="python: programs that the model writes are run, in the sandbox.")
@@ -55,6 +56,7 @@ def command(
         slots=slots,
         waiting=waiting,
         request_seconds=request_seconds,
+        show=show,
         strategies=strategies,
     )
     run_server(options)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rsim.cli.options import DataDir, Json, Rewards, Set, Source, Strategies, merged, tell
+from rsim.cli.options import DataDir, Json, Quiet, Rewards, Set, Source, Strategies, merged, tell
 from rsim.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 def command(
     source: Source,
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="The run's folder (default: runs/NAME).")] = "",
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
     overrides: Set = None,
     strategies: Strategies = "",
     reward: Rewards = None,
@@ -37,8 +39,9 @@ def command(
     launcher: Annotated[str, typer.Option(help="ray: train on a Ray cluster (docs/scaling.md).")] = "",
     workers: Annotated[str, typer.Option(metavar="N|MIN:MAX", help="Processes there.")] = "1",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only estimate memory and time (exit 2 if it cannot fit), or an upstream's cost.")
+        bool, typer.Option("--dry-run", help="Only check what it needs, and estimate memory and time, or an upstream's cost.")
     ] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train a planner and a reasoner together, stage by stage."""
@@ -46,10 +49,10 @@ def command(
 
     there: dict[str, str | float] = {"url": upstream, "model": upstream_model, "max_requests": max_requests}
     there |= {"price_in": price_in, "price_out": price_out}
-    options = merged(overrides, strategies=strategies, rewards=reward, data_dir=data_dir, upstream=there)
+    options = merged(overrides, out=out, seed=seed, strategies=strategies, rewards=reward, data_dir=data_dir, upstream=there)
     config = load_config(source, options)
     if dry_run:
-        _estimate(config, as_json)
+        _estimate(config, as_json, resume=resume or bool(resume_from), force=force)
         return
     if launcher and config.upstream.url:
         raise UserError("--launcher with --upstream", "one process asks the server: leave the launcher out")
@@ -66,18 +69,20 @@ def command(
         from rsim.cli.progress import train_with_progress
         from rsim.training.run import first_process
 
-        result = train_with_progress(config, resume=resume, resume_from=resume_from, force=force, quiet=as_json)
+        result = train_with_progress(config, resume=resume, resume_from=resume_from, force=force, quiet=quiet or as_json)
         if not first_process():
             return
     tell(result, f"run folder: {config.folder}", as_json)
 
 
-def _estimate(config: Config, as_json: bool) -> None:
-    """Prints what a run will need. Raises `UserError` if this machine cannot hold it."""
+def _estimate(config: Config, as_json: bool, *, resume: bool, force: bool) -> None:
+    """Prints what a run will need. Raises `UserError` where it would not begin, or this machine cannot hold it."""
     from rsim.policies.loading import quiet_models
     from rsim.training import cost
+    from rsim.training.setup import check_inputs
 
     quiet_models()
+    check_inputs(config, resume=resume, force=force)
     if config.upstream.url:
         from rsim.training import hosted
 

@@ -76,7 +76,7 @@ def fit_planner(
             in the data any more, or too few were collected.
     """
     first = _same([*logs, *(tests or [])])
-    planner = load_planner(base, load_strategies(str(first.folder / "strategies.toml")), seed=0)
+    planner = unfitted(base, first)
     choices = read(planner, logs, price, data, on_state)
     if len(choices.trees) < 20:
         raise UserError(f"{len(choices.trees)} questions that all arms have played", "collect 20 at least")
@@ -87,13 +87,19 @@ def fit_planner(
     head = fit(choices, _all_of(choices))
     with torch.no_grad():
         planner.model.score.weight.copy_(torch.tensor(head.weights))
-    settings = first.header["settings"]
-    rules = {name.removeprefix(_RULE): value for name, value in settings.items() if name.startswith(_RULE)}
-    planner.rules = PlayRules(**rules)
     prompt = next(iter(first.header["arms"].values()))["system_prompt"]
+    settings = first.header["settings"]
     planner.fitted_for = FittedFor(**{key: settings[key] for key in _SAME}, system_prompt=prompt)
     standings, strays = standings_of(choices)
     return Fitted(planner, head, standings, strays, tested(choices, head, asked) if asked else [])
+
+
+def unfitted(base: str, log: Log) -> Planner:
+    """A planner of a log's strategies and rules (by which it is read) with a new head."""
+    planner = load_planner(base, load_strategies(str(log.folder / "strategies.toml")), seed=0)
+    settings = log.header["settings"]
+    planner.rules = PlayRules(**{k.removeprefix(_RULE): v for k, v in settings.items() if k.startswith(_RULE)})
+    return planner
 
 
 def _same(logs: list[Log]) -> Log:

@@ -92,7 +92,7 @@ def _one(name: str, table: Table, names: list[str], cascades: list[tuple[str, st
     rules = [_row(f"best arm: {best.name}", [played[best.name] for played in table.values()]), _row("any arm right", right)]
     for first, second in cascades:
         if {first, second} <= set(names):
-            rules.append(_row(f"cascade: {first}, {second}", [_fall(p[first], p[second]) for p in table.values()]))
+            rules.append(_row(f"cascade: {first}, {second}", [fall(p[first], p[second]) for p in table.values()]))
     return Headroom(name, arms, rules, [_pair(first, second, table) for first, second in combinations(names, 2)])
 
 
@@ -101,7 +101,7 @@ def _best(arms: list[Row]) -> Row:
     return max(arms, key=lambda row: (row.accuracy, -row.tokens))
 
 
-def _fall(first: Record, second: Record) -> Record:
+def fall(first: Record, second: Record) -> Record:
     """The first arm's answer, or, where it has none or its program failed, the second's at the tokens of both."""
     holds = first["answer"] is not None and first.get("ran", True)
     return first if holds else second | {"injected": second["injected"] + _tokens(first)}

@@ -49,9 +49,11 @@ def factors(model: PreTrainedModel, long: torch.Tensor | None) -> Iterator[None]
         kind: Any = type(module)
         module.__class__ = kind if issubclass(kind, _BySequence) else _by_sequence(kind)
         module.long = long[None]
-    yield
-    for module in modules:
-        module.long = None
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.long = None
 
 
 class _BySequence:

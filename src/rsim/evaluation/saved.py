@@ -16,6 +16,7 @@ from rsim.evaluation.evaluate import Evaluation, Record, summarise
 from rsim.evaluation.loading import EvalSettings, load_game, planner_of_served, play_part
 from rsim.evaluation.upstream import ServedGame, ServedModel
 from rsim.game.problem import Problem
+from rsim.game.progress import OnEpisode, heard_by
 from rsim.game.rollout import Game
 from rsim.policies.strategies import load_strategies, to_toml
 from rsim.rules import PlayRules
@@ -30,6 +31,7 @@ def evaluate_into(
     served: ServedModel | None = None,
     match_tokens: str = "",
     overwrite: bool = False,
+    on_episode: OnEpisode = lambda done, of: None,
 ) -> Evaluation:
     """Evaluates and writes ``settings.json``, ``episodes.jsonl`` (as questions are done) and ``summary.json``.
 
@@ -38,6 +40,7 @@ def evaluate_into(
     Args:
         served: the reasoner is a model on a server.
         match_tokens: the folder of another evaluation, whose tokens per question the number of samples is to reach.
+        on_episode: called with ``(done, of)`` as episodes end.
 
     Raises:
         UserError: the folder holds an evaluation with other settings, or is another process's.
@@ -47,7 +50,9 @@ def evaluate_into(
     wanted = json.loads(json.dumps(evaluation.depends_on()))
     with locked(folder):
         records = _begin_or_resume(folder, wanted, settings.samples, overwrite)
-        for done in evaluation.rounds(len(records) // settings.samples):
+        total = len(evaluation.problems) * settings.samples
+        rounds = evaluation.rounds(len(records) // settings.samples)
+        while done := _round(rounds, len(records), total, on_episode):
             with (folder / "episodes.jsonl").open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(record) + "\n" for record in done))
             records += done
@@ -58,6 +63,11 @@ def evaluate_into(
     summary = evaluation.summary(result, estimated=any(r.get("estimated", False) for r in records))
     finished.write_text(json.dumps(summary, indent=2) + "\n")
     return result
+
+
+def _round(rounds: Iterator[list[Record]], begun: int, total: int, on_episode: OnEpisode) -> list[Record]:
+    with heard_by(lambda done, of: on_episode(begun + done, total)):
+        return next(rounds, [])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ What it writes is text, so its episodes hold no ids of the reasoner's, tokens ar
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -25,6 +26,7 @@ from rsim.errors import UserError
 from rsim.evaluation.obeyed import rules_for
 from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
+from rsim.game.progress import ended
 from rsim.game.rollout import OnStep
 from rsim.game.rulebook import check_budget, rulebook_of
 from rsim.policies.protocol import AnyPlanner
@@ -145,6 +147,7 @@ class ServedGame:
             warmth = 0.0 if greedy else rollout.planner_temperature
             batcher = PlannerBatcher(self.planner, self.served.at_once, warmth) if self.planner else None
             worker = asyncio.create_task(batcher.run()) if batcher else None
+            over = itertools.count(1)
 
             async def one(number: int, group: int, key: str, tries: int = 3) -> ServedEpisode:
                 episode = ServedEpisode(problems[group], group, [], 0)
@@ -160,6 +163,7 @@ class ServedGame:
                     return await one(number, group, key, tries - 1)
                 if on_step is not None:
                     on_step(number, episode)
+                ended(next(over), len(asked))
                 return episode
 
             try:

@@ -24,6 +24,7 @@ from rsim.game.acting import Acts
 from rsim.game.engines import check_context, connect, open_engine
 from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
+from rsim.game.progress import ended
 from rsim.game.rulebook import check_budget, rulebook_of
 from rsim.game.tools import Runner, check_tools
 from rsim.policies.protocol import AnyPlanner, Decision, PlannerSession
@@ -155,6 +156,7 @@ class _Rollout:
         self.sent: dict[int, int] = {}  # tokens of each slot's episode that the engine has
         self.book = game.rulebook or Rulebook(game.rules, Lengths(0, 0, 0), -1, -1)
         self.acts = Acts(game.reasoner, game.runner, self.book.rules)
+        self.over = 0  # episodes
 
     def run(self) -> None:
         while self.queue or self.resting or self.engine.running:
@@ -256,6 +258,9 @@ class _Rollout:
         self._stepped(slot, episode.steps[-1])
         if self.asked.on_step is not None:
             self.asked.on_step(self.index[slot], episode)
+        if ending.over:
+            self.over += 1
+            ended(self.over, len(self.asked.episodes))
         return ending.over
 
     def _stepped(self, slot: int, step: Step) -> None:

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,9 @@ def pretrain(config: PretrainConfig, out: Path, *, quiet: bool = False) -> dict[
         tokens += int((ids != tokenizer.pad_token_id).sum())
         if (step + 1) % 100 == 0 and not quiet:
             rate = tokens / (time.perf_counter() - began)
-            print(f"step {step + 1}/{steps}  loss {sum(losses) / len(losses):.4f}  {rate:,.0f} tokens/s", flush=True)
+            left = timedelta(seconds=round((time.perf_counter() - began) / (step + 1) * (steps - step - 1)))
+            said = f"loss {sum(losses) / len(losses):.4f}  {rate:,.0f} tokens/s  ETA {left}"
+            print(f"step {step + 1}/{steps}  {said}", flush=True)
         if (step + 1) % _KEEP_EVERY == 0:
             parts = [part.state_dict() for part in (model, optimizer, schedule)]
             kept = {"wanted": wanted, "parts": parts, "step": step + 1, "losses": losses, "tokens": tokens}

@@ -31,9 +31,10 @@ def _first_range(text: Any, kind: str) -> int | None:
 def logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """What the head of a causal LM or a classifier makes of final hidden states, ``[..., hidden]`` to ``[..., outputs]``."""
     head = model.get_output_embeddings()
-    if head is None:
+    if head is None:  # a classifier's scores are neither scaled nor capped
         score: Any = model.score
-        head, hidden = score, hidden.to(next(score.parameters()).dtype)  # float32 above frozen bfloat16 weights
+        scores: torch.Tensor = score(hidden.to(next(score.parameters()).dtype))  # float32 above frozen bfloat16 weights
+        return scores
     raw: torch.Tensor = head(hidden)
     scale, cap = scale_and_cap(model.config)
     if scale != 1:

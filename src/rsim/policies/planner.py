@@ -140,9 +140,8 @@ class Planner:
         found = []
         for ids, positions in streams:
             read = torch.tensor([ids], device=self.model.device)
-            with factors(
-                self.model, torch.full_like(read[0], outgrows(self.model, positions[0] + 1 + allowed(self)), dtype=torch.bool)
-            ):
+            outgrown = outgrows(self.model, sum(positions[:1]) + 1 + allowed(self))
+            with factors(self.model, torch.full_like(read[0], outgrown, dtype=torch.bool)):
                 hidden: torch.Tensor = self.model.base_model(read).last_hidden_state[0]
             found.append(hidden[positions])
         return torch.cat(found)

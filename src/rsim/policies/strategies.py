@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from rsim.answers.prefix import open_prefix
-from rsim.errors import UserError
+from rsim.errors import UserError, did_you_mean
 from rsim.rules import FENCE, Tool
 from rsim.settings import read_toml
 
@@ -118,7 +118,7 @@ class StrategySet:
 
     def index(self, name: str) -> int:
         if name not in self.names:
-            raise UserError(f"unknown strategy {name!r}", f"use one of {', '.join(self.names)}")
+            raise UserError(f"unknown strategy {name!r}", did_you_mean(name, self.names))
         return self.names.index(name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -164,6 +165,16 @@ def git_commit() -> str:
         if done.returncode == 0:
             return done.stdout.strip()
     return "unknown"
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Raises `UserError` for a tracker that is not known, or not installed."""
+    remedies = {"tensorboard": "pip install 'rsim-rl[train]', or --set 'train.trackers=[]'"}
+    for name in names:
+        if name not in ("tensorboard", "wandb", "trackio"):
+            raise UserError(f"unknown tracker {name!r}", "use tensorboard, wandb or trackio")
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"tracker {name!r} is not installed", remedies.get(name, f"pip install {name}"))
 
 
 class Trackers:

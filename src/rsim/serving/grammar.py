@@ -41,7 +41,8 @@ def text_form(asked: Asked) -> str:
 def _calls(tools: list[dict[str, Any]], choice: Any) -> str:
     functions = [tool["function"] for tool in tools]
     if isinstance(choice, dict):
-        functions = [f for f in functions if f["name"] == (choice.get("function") or {}).get("name")]
+        named = choice.get("function")
+        functions = [f for f in functions if isinstance(named, dict) and f["name"] == named.get("name")]
     if not functions or not (choice in (None, "auto", "required") or isinstance(choice, dict)):
         raise UserError("tool_choice must be auto, none, required or one of the tools")
     parts = [{"name": {"const": f["name"]}, "arguments": f.get("parameters") or {"type": "object"}} for f in functions]
@@ -74,7 +75,10 @@ class Grammars:
             raise UserError("formats and tools need llguidance", "pip install 'rsim-rl[structured]'") from error
         self.tokenizer = from_tokenizer(tokenizer, size, sorted(ends))
         pieces = tokenizer.batch_decode([[i] for i in range(min(size, len(tokenizer)))])
-        closing = [{i for i, piece in enumerate(pieces) if piece and not set(piece) - set(kind)} for kind in ("}]", '"}]')]
+        closing = [
+            {i for i, piece in enumerate(pieces) if piece and not set(piece) - set(kind)} for kind in ('"', '"}]', ',"}]')
+        ]
+        # In this order: within a text a bracket is text.
         self.closing = [torch.tensor([i in kind for i in range(size)]) for kind in (ends, *closing)]
 
     def matcher(self, form: str) -> Any:

@@ -111,7 +111,7 @@ class LocalUpstream:
             raise UserError("the prompt is empty")
         if len(ids) >= self.context:
             raise UserError(f"a prompt of {len(ids)} tokens exceeds the model's context of {self.context}")
-        top_p = asked.sampling.get("top_p") or 1
+        top_p = asked.sampling.get("top_p", 1)
         if not isinstance(top_p, int | float) or not 0 < top_p <= 1:
             raise UserError("top_p must be a number above 0, at most 1")
         form = text_form(asked)

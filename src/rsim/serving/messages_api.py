@@ -30,9 +30,7 @@ def _read(body: Body) -> Body:
     said = [m for message in dicts(body, "messages") for m in _messages(message)]
     chat |= {"messages": system + said, "stop": body.get("stop_sequences")}
     if body.get("tools"):
-        chat["tools"] = [{"type": "function", "function": {"name": t.get("name"), "description": t.get("description") or "",
-                                                           "parameters": t.get("input_schema") or {}}}
-                         for t in dicts(body, "tools")]  # fmt: skip
+        chat["tools"] = [{"type": "function", "function": _function(tool)} for tool in dicts(body, "tools")]
         choice = object_in(body, "tool_choice")
         named = {"type": "function", "function": {"name": choice.get("name")}}
         chat["tool_choice"] = _CHOICES.get(choice.get("type", "auto"), named)
@@ -44,6 +42,11 @@ def _read(body: Body) -> Body:
         effort = {"thinking": body.get("thinking"), "reasoning_effort": output.get("effort")}
         chat["rsim"] = effort | object_in(body, "rsim")
     return chat
+
+
+def _function(tool: Body) -> Body:
+    described = {"description": tool["description"]} if tool.get("description") else {}
+    return {"name": tool.get("name"), **described, "parameters": tool.get("input_schema") or {"type": "object"}}
 
 
 def _messages(message: Body) -> Iterator[Body]:

@@ -145,7 +145,7 @@ def asked_rules(body: dict[str, Any], rules: PlayRules) -> PlayRules:
     given |= body["rsim"] if isinstance(body.get("rsim"), dict) else {}
     effort, thinking, gate = given["reasoning_effort"], given["thinking"], given.get("gate")
     steps = rules.max_steps
-    if effort in _EFFORTS:
+    if isinstance(effort, str) and effort in _EFFORTS:
         steps = max(1, int(steps * _EFFORTS[effort]))
     if isinstance(thinking, dict) and isinstance(thinking.get("budget_tokens"), int):
         steps = min(steps, max(1, thinking["budget_tokens"] // rules.step_tokens))
@@ -181,6 +181,12 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(role, str) or not role:
             raise BadRequest(f"messages[{number}].role must be a text", "messages")
         parts = [{"text": content}] if isinstance(content, str) else content
+        calls = message.get("tool_calls") or []
+        functions = [c.get("function") if isinstance(c, dict) else None for c in calls] if isinstance(calls, list) else [None]
+        if not all(
+            isinstance(f, dict) and isinstance(f.get("name"), str) and isinstance(f.get("arguments"), str) for f in functions
+        ):
+            raise BadRequest(f"messages[{number}].tool_calls must be calls of functions, their arguments a text", "messages")
         if content is None and role == "assistant":  # it called a tool
             continue
         if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text", ""), str) for p in parts):

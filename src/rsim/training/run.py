@@ -14,6 +14,7 @@ from typing import Any
 from rsim.config import Config
 from rsim.policies.loading import quiet_models
 from rsim.rewards.custom import Reward
+from rsim.runs.folder import check_trackers
 from rsim.training import hosted
 from rsim.training.trainer import Stopped, Trainer
 
@@ -51,6 +52,7 @@ def train(
         the last held-out evaluation; empty where a callback stopped the run before there was one.
     """
     quiet_models()
+    check_trackers(config.train.trackers)  # before anything is written
     own = [reward.spec for reward in rewards if reward.spec not in config.rewards.custom]
     config = replace(config, rewards=replace(config.rewards, custom=(*config.rewards.custom, *own)))
     trainer = Trainer(config, resume=resume, resume_from=resume_from, force=force, rewards=rewards)
@@ -146,13 +148,14 @@ def told(record: dict[str, Any]) -> list[str]:
     return []
 
 
-def step_line(record: dict[str, Any]) -> str:
+def step_line(record: dict[str, Any], *, short: bool = False) -> str:
+    """``short``: for a bar, whose stage says lambda."""
     reward = record.get("reasoner/return", record.get("planner/return", 0.0))
     speed = f"{record['tokens_per_second']:,.0f} tok/s"
     parts = [f"reward {reward:.2f}", f"acc {record['accuracy']:.2f}", f"λ {record['lambda']:.1f}", speed]
     if "planner/entropy" in record:
-        parts.append(f"planner H {record['planner/entropy']:.2f}")
-    return "  ".join(parts)
+        parts.append(f"{'' if short else 'planner '}H {record['planner/entropy']:.2f}")
+    return " ".join([*parts[:2], *parts[3:]]) if short else "  ".join(parts)
 
 
 def train_quietly(config: Config, resume: bool, force: bool) -> None:

@@ -16,13 +16,17 @@ from rsim.evaluation.upstream import ServedGame, ServedModel, first_listed
 from rsim.game.rollout import Game
 from rsim.models.adapters import share_frozen
 from rsim.models.device import Device
+from rsim.models.weights import resolve
 from rsim.policies.loading import load_planner, load_reasoner
-from rsim.policies.planner import Planner
+from rsim.policies.planner import Planner, check_labels, planner_config
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.strategies import load_strategies
+from rsim.rewards.custom import load_custom
 from rsim.rewards.programs import runner_for
 from rsim.rules_file import overridden
+from rsim.runs.folder import RunFolder, check_trackers
 from rsim.training.agent import Agent, AgentSettings
+from rsim.training.questions import load_questions
 
 
 def check_world(config: Config, world: World, held_out: int) -> None:
@@ -46,6 +50,24 @@ def check_world(config: Config, world: World, held_out: int) -> None:
         if size < world.size:
             remedy = f"there are {world.size} processes, and each plays questions of its own"
             raise UserError(f"{name} = {size}", remedy)
+
+
+def check_inputs(config: Config, *, resume: bool = False, force: bool = False) -> None:
+    """What a run would complain of before its first step, but for the models' weights; nothing is written.
+
+    Raises:
+        UserError: of rewards, strategies, data, trackers, the run's folder, or a planner of other strategies.
+    """
+    load_custom(config.rewards.custom)
+    strategies = load_strategies(config.models.strategies)
+    load_questions(config)
+    RunFolder.open(config, resume=resume, force=force)
+    check_trackers(config.train.trackers)
+    if config.models.planner != "none":
+        path = resolve(config.models.planner)
+        saved = planner_config(path)
+        if getattr(saved, "rsim_template", None) is not None:
+            check_labels(saved, strategies, config.models.planner)
 
 
 def load_policies(
