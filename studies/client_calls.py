@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""What other programs' clients do with a server of OpenAI's API: ``python client_calls.py BASE MODEL``.
+"""What other programs' clients do with a server of OpenAI's API: ``python client_calls.py BASE MODEL [NAME ...]``.
 
 In an environment that has them (`studies.clients` makes it). A line of JSON for each: its name, and what went wrong ("" for
-nothing).
+nothing). ``NAME``: the beginning of some calls' names; all without it.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def guidance_gen() -> Any:
 
 if __name__ == "__main__":
     os.environ |= KEYS
-    for function in CALLS:
+    for function in [c for c in CALLS if c.__name__.startswith(tuple(sys.argv[3:] or [""]))]:
         wrong = ""
         try:
             wrong = "" if function() else "nothing came"

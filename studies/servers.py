@@ -24,8 +24,17 @@ _PACKAGES = {  # an environment's pip calls
     "llama": (["llama-cpp-python[server]==0.3.36"],),
     "lm-eval": (["torch==2.13.0"], ["lm-eval[api]==0.4.13", "transformers==5.23.0"]),
     "clients": (
-        ["openai>=3", "anthropic", "langchain-openai", "llama-index-llms-openai-like"],
-        ["litellm", "instructor", "dspy", "llm", "guidance"],
+        [
+            "openai==3.3.0",
+            "anthropic==2.14.0",
+            "langchain-openai==1.7.4",
+            "llama-index-llms-openai-like==0.1.3",
+            "litellm==1.110.2",
+            "instructor==1.17.0",
+            "dspy==3.4.1",
+            "llm==0.36",
+            "guidance==0.3.1",
+        ],
     ),
     "optillm": (["torch==2.13.0"], ["optillm==0.4.0"]),
 }

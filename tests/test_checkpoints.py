@@ -192,6 +192,7 @@ def test_a_tracker_that_fails_is_one_line_and_the_run_goes_on_without_it(small, 
         "    calls.append(record)\n"
         "    if len(calls) > 4: raise ConnectionError('no route to host')\n"
         "def finish(): pass\n"
+        "Table = dict\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     whole, tracked = small("whole"), small("tracked", 'train.trackers=["trackio"]')

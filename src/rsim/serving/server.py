@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from rsim.errors import UserError
@@ -43,6 +44,12 @@ from rsim.serving.wire import CHAT, COMPLETION, event_data
 SUFFIX = "-rsim"
 WIRES = {"chat/completions": CHAT, "completions": COMPLETION, "responses": RESPONSES, "messages": MESSAGES}
 _PRIVATE = (b"auth", b"cookie", b"key", b"token", b"secret")  # in a header's name: it is the client's and this server's alone
+_PAGE = Path(__file__).with_name("page")
+# The page loads and runs nothing but its own files, and talks to nobody but this server.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _ANSWERED = ("content-type", "retry-after", "x-request-id")
 
 
@@ -69,6 +76,7 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
     }
     for path, (method, handler) in routes.items():
         app.router.add_route(path, handler, methods=[method])
+    app.mount("/page", StaticFiles(directory=_PAGE))
     return app
 
 
@@ -265,7 +273,7 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _playground(request: Request) -> Response:
-    return FileResponse(Path(__file__).with_name("playground.html"), media_type="text/html")
+    return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
 
 
 def _broken(request: Request, error: Exception) -> Response:
