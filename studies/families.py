@@ -93,10 +93,10 @@ def run(
     families = sorted(only or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     found: dict[str, list[str]] = {what: [] for what in _TRIED}
     with ProcessPoolExecutor(jobs) as processes:
-        for family, outcomes in zip(families, processes.map(_tried, families), strict=True):
-            for what, outcome in outcomes.items():
+        for family, told in zip(families, processes.map(_tried, families), strict=True):
+            for what, outcome in told.items():
                 found[what].append(outcome)
-            yield Row(family, "; ".join(f"{what} {outcome}" for what, outcome in outcomes.items()))
+            yield Row(family, "; ".join(f"{what} {outcome}" for what, outcome in told.items()))
     for what, every in found.items():
         for kind in ("played", "refused"):
             yield Row(f"{what}s {kind}", sum(o.startswith(kind) for o in every), "families")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,17 @@ def small(base_folder, tmp_path, monkeypatch):
         return load_config("nano", [*models, *SMALL, *overrides])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's chromium; `.ci/run` installs it and requires the tests that need it."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        assert not os.environ.get("RSIM_REQUIRE_BROWSER"), "chromium is required here and not installed"
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -54,13 +54,13 @@ def test_what_saves_memory_lowers_the_estimate(small):
     assert shared.memory < apart.memory
 
 
-def test_a_run_that_cannot_fit_is_refused(monkeypatch, capsys):
+def test_a_run_that_cannot_fit_is_refused(monkeypatch, capsys, tmp_path):
     found = estimate(load_config("nano"))
     check_fits(found)
     with pytest.raises(UserError, match="GiB"):
         check_fits(replace(found, available=found.memory - 1))
     monkeypatch.setattr(module, "_available", lambda device: ("this machine", 1.0))
-    monkeypatch.setattr("sys.argv", ["rsim", "train", "nano", "--dry-run", "--json"])
+    monkeypatch.setattr("sys.argv", ["rsim", "train", "nano", "--dry-run", "--json", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as ended:
         main()
     out, err = capsys.readouterr()

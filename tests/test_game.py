@@ -62,6 +62,7 @@ def test_a_termination_prompt_may_open_the_box(reasoner, lab_strategies):
         step = e.steps[-1]
         injected = reasoner.tokenizer.decode(e.token_ids[step.start : step.body])
         assert injected.endswith("boxed{") == bool(step.answer_prefix)
+        assert injected == step.prompt
         assert e.final_text == answer_text(step.answer_prefix, step.text)
         assert not any(s.answer_prefix for s in e.steps[:-1])
 

@@ -245,12 +245,12 @@ def test_the_command_tells_the_cost_before_it_begins(settings, capsys, tmp_path)
         assert "stops at 1,000 requests" in err.splitlines()[0]
         assert there.requests - 1 <= told["requests"]
         there.breaks_at = 1
-        for more in (("--dry-run",), ("--set", f'out="{tmp_path / "x"}"')):
-            code, _, err = run("--upstream", url, *more)
+        for more in ("--dry-run", "--quiet"):
+            code, _, err = run("--upstream", url, "--out", str(tmp_path / "x"), more)
             assert code == 2
             assert "out of credit" in err.splitlines()[-1]
     assert run("--upstream-model", "m")[2].startswith("rsim: upstream: its settings are of a server")
-    code, _, err = run("--upstream", url, "--dry-run")
+    code, _, err = run("--upstream", url, "--dry-run", "--out", str(tmp_path / "y"))
     assert code == 2
     assert "cannot be listed" in err
     assert "leave the launcher out" in run("--upstream", url, "--launcher", "ray")[2]

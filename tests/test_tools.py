@@ -293,6 +293,9 @@ def test_a_step_that_acts_and_what_is_recorded(reasoner, talker):
     shown = episode_json(episode, ARMS.names)["steps"]
     assert [s.get("output") for s in shown] == [program.output, check.output, None]
     assert shown[0]["text"] == program.read
+    assert shown[0]["prompt"] == decode(ids[program.start : program.body])
+    assert shown[1]["prompt"] + check.output == decode(ids[check.start : check.body])
+    assert shown[2]["prompt"] + "\\boxed{" == decode(ids[final.start : final.body]), "the box is in the step's text"
     assert score(episode, ARMS, RewardsConfig()).correct
 
 

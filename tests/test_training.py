@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 from dataclasses import replace
@@ -100,10 +101,14 @@ def test_a_run_leaves_everything_behind(small):
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {"best", "final", "step-000003", "step-000004"}
     assert weights_of(config, "planner")["score.weight"].shape[0] == 9
     episodes = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
-    assert len(episodes) == 16
+    assert len([e for e in episodes if "held_out" not in e]) == 16
+    asked = [e["question"] for e in episodes if "held_out" in e]
+    assert len(asked) == 3 * 6, "each evaluation asks the same questions"
+    assert len(set(asked)) == 6
+    assert all(s["prompt"] for e in episodes for s in e["steps"])
     page = build_report(folder).read_text()
     assert "stage2" in page
-    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert not re.search(r"(src|href)=", page), "it stands alone"
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(small):
@@ -304,12 +309,17 @@ def test_cold_start_teaches_the_format_without_the_answers(small):
 def test_other_trackers_are_used_by_name(small, monkeypatch, name):
     calls: list[tuple] = []
     tracker = types.ModuleType(name)
-    tracker.init = lambda **settings: calls.append(("init", settings["project"]))
-    tracker.log = lambda record: calls.append(("log", record["step"]))
+    tables = []
+    tracker.init = lambda **settings: calls.append(("init", settings["project"], settings["config"]["train"]["steps"]))
+    tracker.log = lambda record: calls.append(("table" if "table" in record.values() else "log", record["step"]))
+    tracker.Table = lambda columns, data: tables.append([dict(zip(columns, row, strict=True)) for row in data]) or "table"
     tracker.finish = lambda: calls.append(("finish",))
     monkeypatch.setitem(sys.modules, name, tracker)
-    rsim.train(small("run", f'train.trackers=["{name}"]', "train.steps=1"))
-    assert calls == [("init", "rsim"), ("log", 0), ("log", 1), ("log", 1), ("finish",)]
+    rsim.train(small("run", f'train.trackers=["{name}"]', "train.steps=1", 'train.project="mine"'))
+    in_order = [("init", "mine", 1), ("log", 0), ("table", 0), ("log", 1), ("table", 1), ("log", 1), ("table", 1), ("finish",)]
+    assert sorted(calls) == sorted(in_order)
+    assert tables[0][0]["step"] == 0
+    assert "[termination]" in tables[0][0]["trace"]
 
 
 def test_impossible_batches_are_refused(small):

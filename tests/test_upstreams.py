@@ -166,6 +166,9 @@ def test_parts_of_the_content_that_are_thinking(kind, thought, streamed):
     deltas = [e["choices"][0]["delta"] for e in events(reply)] if streamed else [reply.json()["choices"][0]["message"]]
     assert "".join(d.get("reasoning_content") or "" for d in deltas) == "Well."
     assert "".join(d.get("content") or "" for d in deltas).endswith("It is 12.")
+    halves = [chunk([{"type": kind, kind: half}]) for half in ("\ud83d", "\ude42")]
+    reply, _ = ask(stream(*halves, chunk("12."), STOP, COUNTED))
+    assert reply.json()["choices"][0]["message"]["reasoning_content"] == "🙂"
 
 
 def test_a_part_of_the_content_of_another_type_is_named():

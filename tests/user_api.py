@@ -17,8 +17,8 @@ def enough(record: dict[str, object]) -> bool:
 
 def main(out: Path) -> float:
     config: rsim.Config = rsim.load_config("nano", {"train": {"steps": 2}, "out": out})
-    rewards = [brief, rsim.Reward(brief, agent="planner", weight=0.5)]
-    result = rsim.train(config, rewards=rewards, on_step_end=enough, on_evaluate=print, on_save=print)
+    rewards = [rsim.Reward(brief, agent="planner", weight=0.5)]
+    result = rsim.train(config, rewards=[brief, *rewards], on_step_end=enough, on_evaluate=print, on_save=print)
     summary = rsim.evaluate(out, limit=4, planner="none")
     difference: float = rsim.compare(out / "eval", out / "other").difference
     planner: rsim.Planner = rsim.Planner.from_pretrained(out / "checkpoints/final/planner")

@@ -43,7 +43,7 @@ def train(
             ``reward/NAME`` (batch means), ``planner/entropy`` (nats), ``sampled_tokens``, ``seconds``, ...
         on_evaluate: called after each held-out evaluation (the first is before any step), with ``step``, ``eval/accuracy``,
             ``eval/accuracy_low``, ``eval/accuracy_high``, ``eval/flexible`` (0 to 1) and ``eval/tokens`` (a question).
-        on_save: called with the folder of each checkpoint; ``checkpoint.save_in_background`` may still be writing it.
+        on_save: called with the folder of each checkpoint.
             A callback that returns True stops the run after the step, with a checkpoint to resume from.
         resume: goes on from the newest checkpoint of the run's folder.
         resume_from: goes on from the one of that name, e.g. ``step-000010``.
@@ -324,15 +324,19 @@ def fit(
     return fitted
 
 
-def report(run: str | Path, out: str | Path = "") -> Path:
-    """Writes one self-contained HTML page about a run or an evaluation, by default ``RUN/report.html``; returns its path.
+def report(run: str | Path | Sequence[str | Path], out: str | Path = "") -> Path:
+    """Writes one self-contained HTML page about a run or an evaluation, by default ``RUN/report.html``, or one that compares
+    several, by default ``comparison.html`` in the first one's folder; returns its path.
 
     Raises:
-        UserError: ``run`` is no folder with metrics, a file in it is damaged, or the page cannot be written.
+        UserError: a folder has no metrics, a file in it is damaged, or the page cannot be written.
     """
-    from rsim.reporting.report import build_report
+    from rsim.reporting.report import build_comparison, build_report
 
-    return build_report(Path(run), Path(out) if out else None)
+    target = Path(out) if out else None
+    if isinstance(run, str | Path):
+        return build_report(Path(run), target)
+    return build_comparison([Path(one) for one in run], target)
 
 
 def push(run: str | Path, repo: str, *, to: str | Path = "", licence: str = "apache-2.0", private: bool = False) -> str:

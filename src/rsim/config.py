@@ -188,6 +188,7 @@ class TrainConfig:
     eval_every: int = setting(10, "steps between held-out evaluations; 0: at the end alone", at_least=0)
     samples_every: int = setting(5, "steps between logged episodes; 0: none are logged")
     trackers: tuple[str, ...] = setting(("tensorboard",), "tensorboard, wandb, trackio")
+    project: str = setting("rsim", "wandb's and trackio's project")
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,6 @@ class CheckpointConfig:
 
     save_every: int = setting(10, "steps between checkpoints", at_least=1)
     keep: int = setting(2, "the newest ones to resume from, beside the best and the final one", at_least=1)
-    save_in_background: bool = setting(False, "while training goes on, from a copy in memory")
 
 
 @dataclass(frozen=True)

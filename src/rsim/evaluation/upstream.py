@@ -262,7 +262,7 @@ def opening(system_prompt: str, question: str) -> list[dict[str, Any]]:
 def _open_step(episode: Episode, strategies: StrategySet, event: Injected) -> None:
     action = strategies.index(event.strategy)
     prefix = open_prefix(event.text) if action == strategies.termination else ""
-    episode.steps.append(Step(action, 0, 0, 0, forced=event.forced, answer_prefix=prefix))
+    episode.steps.append(Step(action, 0, 0, 0, forced=event.forced, answer_prefix=prefix, prompt=event.text))
     episode.forced |= event.forced
     if event.decision:
         episode.decisions.append(event.decision)

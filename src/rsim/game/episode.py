@@ -23,7 +23,8 @@ class Step:
     step lies after ``end``. ``strategy`` is the label index, or -1 where nobody chose (no planner).
     ``answer_prefix`` is the end of the prompt where it opens a box or a code block for the answer.
 
-    ``text`` is what was sampled. A tool's ``output`` was injected after ``before`` characters of it.
+    ``text`` is what was sampled, ``prompt`` the strategy's words before it. A tool's ``output`` was injected
+    after ``before`` characters of ``text``.
     """
 
     strategy: int
@@ -35,6 +36,7 @@ class Step:
     answer_prefix: str = ""
     output: str = ""
     before: int = 0
+    prompt: str = ""
 
     @property
     def answer(self) -> str:

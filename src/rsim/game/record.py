@@ -13,7 +13,10 @@ def shown(step: Step) -> str:
 
 
 def episode_json(episode: Episode, names: tuple[str, ...]) -> dict[str, Any]:
-    """Text (`shown`), strategies and probabilities, no tokens; ``names``: of the strategies."""
+    """Texts, strategies and probabilities, no tokens; ``names``: of the strategies.
+
+    A step's ``prompt`` is without the box or block that it opens, which is part of its ``text`` (`shown`).
+    """
     probabilities = iter(episode.decisions)
     steps = []
     for step in episode.steps:
@@ -21,6 +24,7 @@ def episode_json(episode: Episode, names: tuple[str, ...]) -> dict[str, Any]:
         decision = next(probabilities, None) if chosen else None  # none once a planner's context is full
         record = {
             "strategy": names[step.strategy] if step.strategy >= 0 else None,
+            "prompt": step.prompt.removesuffix(step.answer_prefix),
             "text": shown(step),
             "forced": step.forced,
             "probabilities": [round(p, 4) for p in decision.probabilities] if decision else None,

@@ -211,19 +211,21 @@ class _Rollout:
         return dict.fromkeys(slots, ALONE)
 
     def _prompt(self, slot: int, move: Move) -> tuple[list[int], str, str]:
-        """What is injected before a step: its ids, the box or code block that it opens, a tool's report."""
+        """What is injected before a step: its ids, and as text the strategy's prompt and a tool's report."""
         return [], "", ""
 
     def _open(self, slot: int, move: Move) -> None:
         """Injects a step's prompt and lets the reasoner go on."""
         episode, progress = self.episode(slot), self.progress[slot]
-        prompt, answer_prefix, report = self._prompt(slot, move)
-        start, body = len(episode.token_ids), len(episode.token_ids) + len(prompt)
-        episode.inject(prompt)
+        ids, prompt, report = self._prompt(slot, move)
+        prefix = open_prefix(prompt) if move.strategy == self.book.termination else ""
+        start, body = len(episode.token_ids), len(episode.token_ids) + len(ids)
+        episode.inject(ids)
         episode.forced |= move.forced
-        episode.steps.append(Step(move.strategy, start, body, body, "", move.forced, answer_prefix, report))
+        step = Step(move.strategy, start, body, body, "", move.forced, prefix, report, prompt=prompt)
+        episode.steps.append(step)
         self.moves[slot] = move
-        self._submit(slot, self.book.max_new_tokens(move, progress, len(prompt)), answer_prefix)
+        self._submit(slot, self.book.max_new_tokens(move, progress, len(ids)), prefix)
 
     def _submit(self, slot: int, limit: int, answer_prefix: str = "") -> None:
         """Lets the engine read what was injected since it sampled, and sample."""
@@ -318,9 +320,8 @@ class _Planned(_Rollout):
         if not move.injects:
             return [], "", ""
         text = self.planner.strategies[move.strategy].prompts[chosen]
-        answer_prefix = open_prefix(text) if move.strategy == self.book.termination else ""
         ids, report = self.acts.report(move, self.episode(slot))
-        return wordings[chosen] + ids, answer_prefix, report
+        return wordings[chosen] + ids, text, report
 
     def _stepped(self, slot: int, step: Step) -> None:
         with self._planners_time():

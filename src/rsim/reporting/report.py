@@ -1,42 +1,30 @@
-"""``rsim report RUN``: one HTML page, complete in itself, from the files of a run's or an evaluation's folder."""
+"""``rsim report``: one HTML page, complete in itself, from the files of the folders of runs and evaluations."""
 
 from __future__ import annotations
 
 import json
+import tomllib
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from rsim.errors import UserError
-from rsim.reporting.charts import Series, area_chart, colour, line_chart
-
-_EPISODES = 24  # shown, the newest first
-
-_REWARDS = ("accuracy", "format", "follow", "terminal", "penalty")
-_ENDINGS = ("terminated", "forced", "truncated", "reasoner_ended")
+from rsim.reporting.curves import charts_section
+from rsim.reporting.episodes import Episode, before_and_after, episodes_section, pairs_section
+from rsim.reporting.settings import settings_of, settings_section
 
 
-def _both(metric: str) -> dict[str, str]:
-    """A metric of each agent."""
-    return {f"{agent}/{metric}": agent for agent in ("planner", "reasoner")}
+@dataclass(frozen=True)
+class _Run:
+    """What a run's or an evaluation's folder holds."""
 
-
-# (title, {metric: label}, unit) of every line chart; metrics that a run did not log are left out.
-_CHARTS: list[tuple[str, dict[str, str], str]] = [
-    ("Reward parts (batch mean)", {f"reward/{part}": part for part in _REWARDS}, ""),
-    ("Return of each agent", _both("return"), ""),
-    ("Entropy (nats per action)", _both("entropy"), ""),
-    ("Lambda", {"lambda": "lambda"}, ""),
-    ("Tokens per episode", {"length/sampled": "sampled", "length/injected": "injected"}, ""),
-    ("Steps per episode", {"length/steps": "steps"}, ""),
-    ("How episodes end", {f"flags/{flag}": flag.replace("_", " ") for flag in _ENDINGS}, "share"),
-    ("Trainer / sampler ratio", _both("ratio"), ""),
-    ("Clip fraction", _both("clip_fraction"), "share"),
-    ("Groups of like returns", _both("alike_groups"), ""),
-    ("Skipped groups", _both("skipped_groups"), ""),
-    ("Gradient norm before clipping", _both("grad_norm"), ""),
-    ("Sampled tokens per second", {"tokens_per_second": "tokens/s"}, ""),
-]
+    name: str
+    records: list[dict[str, Any]]
+    episodes: list[Episode]
+    facts: dict[str, Any]
+    table: dict[str, Any]
+    settings: dict[str, str]
 
 
 def build_report(run: Path, out: Path | None = None) -> Path:
@@ -45,21 +33,62 @@ def build_report(run: Path, out: Path | None = None) -> Path:
     Raises:
         UserError: ``run`` is no folder with metrics, a file in it is damaged, or the page cannot be written.
     """
+    read = _read(run, "")
+    title = str(read.facts.get("name") or read.name)
+    body = [
+        *(_head(title, read.facts), _tiles(read.records), _table(read.table)),
+        *(charts_section({read.name: read.records}), settings_section({read.name: read.settings})),
+        *(before_and_after(read.episodes), episodes_section(read.episodes)),
+    ]
+    return _write(title, body, out or run / "report.html")
+
+
+def build_comparison(runs: list[Path], out: Path | None = None) -> Path:
+    """Writes a page about several runs or evaluations (default: ``comparison.html`` in the first one's folder).
+
+    Raises:
+        UserError: as `build_report`.
+    """
+    folders = [run.resolve() for run in runs]
+    alike = len({folder.name for folder in folders}) < len(folders)  # evaluations are all called "eval"
+    read = [_read(run, f"{f.parent.name}/{f.name}" if alike else f.name) for run, f in zip(runs, folders, strict=True)]
+    if len({run.name for run in read}) < len(read):
+        raise UserError(f"{', '.join(map(str, runs))} name one folder twice", "name each once")
+    rows = [row | {"name": f"{run.name}: {row['name']}"} for run in read for row in run.table.get("rows", [])]
+    titles = dict.fromkeys(run.table["title"] for run in read if run.table)
+    title = " and ".join(run.name for run in read)
+    body = [
+        *(_head(title, {}), _table({"title": "; ".join(titles), "rows": rows} if rows else {})),
+        *(settings_section({run.name: run.settings for run in read}), charts_section({r.name: r.records for r in read})),
+        pairs_section("The same questions", {run.name: run.episodes for run in read}),
+    ]
+    return _write(title, body, out or runs[0] / "comparison.html")
+
+
+def _read(run: Path, name: str) -> _Run:
     if not (run / "metrics.jsonl").is_file():
         raise UserError(f"no metrics in {run}", "give the folder of a run or of an evaluation")
     records = _json_lines(run / "metrics.jsonl")
-    episodes = _json_lines(run / "episodes.jsonl")
-    facts = _json(run / "run.json")
-    table = _json(run / "table.json")
-    title = str(facts.get("name") or run.resolve().name)
-    table = table or _before_and_after(records)
-    body = [_head(title, facts), _tiles(records), _table(table), _curves(records), _episodes(episodes)]
-    css = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    config = run / "config.toml"
+    return _Run(
+        name or run.resolve().name,
+        records,
+        _json_lines(run / "episodes.jsonl"),
+        _json(run / "run.json"),
+        _json(run / "table.json") or _before_and_after(records),
+        settings_of(
+            tomllib.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}, _json(run / "settings.json")
+        ),
+    )
+
+
+def _write(title: str, body: list[str], target: Path) -> Path:
+    css, script = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>rsim: {escape(title)}</title><style>{css}</style><main>{''.join(body)}</main></html>\n"
+        f"<title>rsim: {escape(title)}</title><style>{css}</style><main>{''.join(body)}</main>"
+        f"<script>{script}</script></html>\n"
     )
-    target = out or run / "report.html"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page, encoding="utf-8")
@@ -93,6 +122,7 @@ def _head(title: str, facts: dict[str, Any]) -> str:
     if facts:
         shown = [f"seed {facts['seed']}", f"commit {facts['git_commit'][:10]}", f"started {facts['started']}"]
         shown += [f"{name} {version}" for name, version in facts["versions"].items()]
+        shown += [f"changed after step {change['step']}: {', '.join(change['keys'])}" for change in facts.get("changed", [])]
     return f'<h1>{escape(title)}</h1><p class="facts">{escape(" · ".join(shown))}</p>'
 
 
@@ -138,90 +168,22 @@ def _before_and_after(records: list[dict[str, Any]]) -> dict[str, Any]:
 def _table(table: dict[str, Any]) -> str:
     if not table:
         return ""
-    best = max(row["accuracy"] for row in table["rows"])
     lines = []
     for row in table["rows"]:
         low, high, value = row["low"], row["high"], row["accuracy"]
         bar = f'<span><i style="left:{low:.1%};width:{high - low:.1%}"></i><b style="left:{value:.1%}"></b></span>'
         lines.append(
-            f"<tr{' class=headline' if value == best else ''}><td>{escape(row['name'])}</td>"
+            f"<tr{' class=headline' if 'rSIM' in row['name'] else ''}><td>{escape(row['name'])}</td>"
             f'<td class="number">{value:.1%}</td><td class="range">{bar}</td>'
             f'<td class="number">{low:.1%} to {high:.1%}</td><td class="number">{row["flexible"]:.1%}</td>'
             f'<td class="number">{row["tokens_per_question"]:.1f}</td></tr>'
         )
-    heads = ("", "accuracy", "95% bootstrap interval", "", "flexible", "tokens / question")
-    head = "".join(f"<th>{h}</th>" for h in heads)
-    return f'<h2>{escape(table["title"])}</h2><div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
-
-
-def _curves(records: list[dict[str, Any]]) -> str:
-    steps = [r for r in records if "accuracy" in r]
-    held_out = [r for r in records if "eval/accuracy" in r]
-    if not steps:
-        return ""
-    marks = _stage_starts(steps)
-    band = tuple((r["step"], r["eval/accuracy_low"], r["eval/accuracy_high"]) for r in held_out)
-    greedy = [(r["step"], r["eval/accuracy"]) for r in held_out]
-    sampled = Series("sampled, training questions", [(r["step"], r["accuracy"]) for r in steps], colour(0))
-    accuracy = [sampled, Series("greedy, held-out questions", greedy, colour(1), band, dots=True)]
-    charts = [line_chart("Accuracy", accuracy, marks, "share"), _usage(steps, marks)]
-    for title, metrics, unit in _CHARTS:
-        series = [
-            Series(label, [(r["step"], r[metric]) for r in steps if metric in r], colour(i))
-            for i, (metric, label) in enumerate(metrics.items())
-        ]
-        charts.append(line_chart(title, series, marks, unit))
-    return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>'
-
-
-def _usage(steps: list[dict[str, Any]], marks: list[tuple[float, str]]) -> str:
-    names = [key.removeprefix("strategy/") for key in steps[0] if key.startswith("strategy/")]
-    rows = [(float(r["step"]), [r[f"strategy/{name}"] for name in names]) for r in steps] if names else []
-    return area_chart("Strategy usage (share of steps)", names, rows, marks)
-
-
-def _stage_starts(steps: list[dict[str, Any]]) -> list[tuple[float, str]]:
-    marks: list[tuple[float, str]] = []
-    for record in steps:
-        if not marks or marks[-1][1] != record["stage"]:
-            marks.append((record["step"], record["stage"]))
-    return marks
-
-
-def _episodes(episodes: list[dict[str, Any]]) -> str:
-    if not episodes:
-        return ""
-    cards = [_episode(e, opened=i < 3) for i, e in enumerate(reversed(episodes[-_EPISODES:]))]
-    hint = "Each step has its strategy's colour. The bars are the planner's probabilities; the outlined one was chosen."
-    return f'<h2>Sampled episodes</h2><p class="hint">{hint}</p>{"".join(cards)}'
-
-
-def _episode(episode: dict[str, Any], *, opened: bool) -> str:
-    verdict = '<span class="right">right</span>' if episode["correct"] else '<span class="wrong">wrong</span>'
-    said = "no answer" if episode["predicted"] is None else episode["predicted"]
-    facts = f"step {episode['step']} · said {said} · gold {episode['answer']}"
-    facts += "".join(f" · {flag.replace('_', ' ')}" for flag in episode["flags"])
-    steps = "".join(_step(step, episode["names"]) for step in episode["steps"])
-    return (
-        f'<details class="episode"{" open" if opened else ""}><summary>{verdict}'
-        f'<span class="question">{escape(episode["question"])}</span><span class="hint">{escape(facts)}</span></summary>'
-        f'<ol class="steps">{steps}</ol></details>'
+    heads = (
+        "<th class=number>accuracy",
+        "<th class=range>",
+        "<th class=number>95% bootstrap interval",
+        "<th class=number>flexible",
+        "<th class=number>tokens / question",
     )
-
-
-def _step(step: dict[str, Any], names: list[str]) -> str:
-    name = step["strategy"]
-    shade = colour(names.index(name)) if name else "#7d8590"
-    bars = ""
-    if step["probabilities"]:
-        bars = "".join(
-            f'<i{" class=chosen" if label == name else ""} style="height:{p:.1%};background:{colour(i)}" '
-            f'title="{escape(label)} {p:.1%}"></i>'
-            for i, (label, p) in enumerate(zip(names, step["probabilities"], strict=True))
-        )
-        sure = f"{step['probabilities'][names.index(name)]:.0%}"
-    else:
-        sure = "forced" if step["forced"] else ""
-    label = f'<div><div class="name">{escape(name or "reasoner")}</div><div class="hint">{sure}</div></div>'
-    text = f'<div class="text">{escape(step["text"].strip())}</div>'
-    return f'<li style="--c:{shade}">{label}{text}<div class="bars">{bars}</div></li>'
+    head = "<th></th>" + "".join(f"{h}</th>" for h in heads)
+    return f'<h2>{escape(table["title"])}</h2><div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'

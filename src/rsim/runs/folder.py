@@ -202,7 +202,7 @@ class Trackers:
                 except ImportError as error:
                     raise UserError(f"tracker {name!r} is not installed", f"pip install {name}") from error
                 with _naming(name):
-                    tracker.init(project="rsim", name=config.name)
+                    tracker.init(project=config.train.project, name=config.name, config=to_table(config))
                 self.loggers[name] = tracker
             else:
                 raise UserError(f"unknown tracker {name!r}", "use tensorboard, wandb or trackio")
@@ -215,6 +215,12 @@ class Trackers:
         for name, logger in self.loggers.items():
             with _naming(name):
                 logger.log({"step": record["step"], **numbers})
+
+    def table(self, name: str, step: int, columns: tuple[str, ...], rows: list[list[Any]]) -> None:
+        """A table of texts, for those trackers that show one."""
+        for tracker, logger in self.loggers.items():
+            with _naming(tracker):
+                logger.log({"step": step, name: logger.Table(columns=list(columns), data=rows)})
 
     def close(self) -> None:
         if self.writer is not None:

@@ -188,15 +188,12 @@ class _Content:
         pieces: list[str | Thought] = []
         field = next((f for f in _THINKING if said.get(f)), "")  # some send the same in both
         if field:
-            thinking, self.half = _whole_characters(self.half + _expect(choice, said[field], str))
-            pieces += [Thought(thinking, field)] if thinking else []
-            self.place = "behind" if self.place == "start" else self.place
+            pieces += self._think(_expect(choice, said[field], str), field)
         content = said.get("content") or said.get("refusal") or said.get("text") or ""
         for part in content if isinstance(content, list) else [content]:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind in _THOUGHTS:
-                pieces += [Thought(_part_text(choice, part), _THINKING[0])]
-                self.place = "behind" if self.place == "start" else self.place
+                pieces += self._think(_part_text(choice, part), _THINKING[0])
             else:
                 pieces += self._split(_part_text(choice, part) if isinstance(content, list) else _expect(choice, content, str))
         return pieces
@@ -207,6 +204,11 @@ class _Content:
             return []
         text = _HALF.sub("\ufffd", self.held)
         return [Thought(text, "content") if self.place in ("inside", "behind") else text]
+
+    def _think(self, text: str, field: str) -> list[str | Thought]:
+        text, self.half = _whole_characters(self.half + text)
+        self.place = "behind" if self.place == "start" else self.place
+        return [Thought(text, field)] if text else []
 
     def _split(self, text: str) -> list[str | Thought]:
         text, self.held = _whole_characters(self.held + text)

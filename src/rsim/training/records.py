@@ -15,6 +15,8 @@ from rsim.rewards.rewards import Score
 from rsim.runs.folder import RunFolder, Trackers
 
 _SAMPLED = 4  # episodes of a step
+_HELD_OUT = 8  # of an evaluation: always the same questions
+_COLUMNS = ("step", "question", "gold", "said", "right", "trace")  # of a tracker's table of episodes
 
 
 class Records:
@@ -46,14 +48,35 @@ class Records:
 
     def sample(self, step: int, episodes: list[Episode], scores: list[Score]) -> None:
         """Writes down a few of a step's episodes."""
+        played = list(zip(episodes, scores, strict=True))
+        self._write(step, random.Random(step).sample(played, min(_SAMPLED, len(played))), "episodes", {})
+
+    def held_out(self, step: int, episodes: list[Episode], scores: list[Score]) -> None:
+        """Writes down how the first held-out questions were answered, for comparing before and after."""
+        if self.folder.config.train.samples_every:
+            played = list(zip(episodes, scores, strict=True))[:_HELD_OUT]
+            self._write(step, played, "held_out_episodes", {"held_out": True})
+
+    def _write(
+        self, step: int, played: list[tuple[Episode, Score]], table: str, more: dict[str, Any]
+    ) -> None:
         if self.world.is_main:
-            played = list(zip(episodes, scores, strict=True))
-            for episode, score in random.Random(step).sample(played, min(_SAMPLED, len(played))):
-                record = {"step": step} | episode_record(episode, score, self.names)
+            records = [{"step": step} | more | episode_record(e, s, self.names) for e, s in played]
+            for record in records:
                 self.folder.append("episodes.jsonl", record)
+            self.trackers.table(table, step, _COLUMNS, [_row(record) for record in records])
 
     def close(self) -> None:
         self.trackers.close()
+
+
+def _row(record: dict[str, Any]) -> list[Any]:
+    """An episode as a row of ``_COLUMNS``."""
+    trace = "".join(
+        f"[{s['strategy'] or 'reasoner'}] {s['prompt']}{s['text'].rstrip()}\n" for s in record["steps"]
+    )
+    said = "" if record["predicted"] is None else str(record["predicted"])
+    return [record["step"], record["question"], str(record["answer"]), said, record["correct"], trace]
 
 
 def held_out_metrics(result: Evaluation) -> dict[str, float]:

@@ -140,10 +140,9 @@ class Trainer:
                 self.save(f"step-{self.step:06d}")
                 release_freed()
         self.records.close()
-        self.checkpoints.finish()
         if stopping:
             raise Stopped(result, terminated=self.world.any(self.terminated))
-        self.saver.write("final", wait=True)
+        self.saver.write("final")
         return result
 
     @property
@@ -240,8 +239,9 @@ class Trainer:
         mine = self.world.block(len(self.eval_set))
         part, rewards = self.eval_set[mine.start : mine.stop], self.config.rewards
         with unsharded(self._sharded):
-            records, _, _ = play_scored(self.game, part, rewards, seed=0, greedy=True, first=mine.start)
-        result = summarise("held-out", self.world.all_gather(records), self.game)
+            played = play_scored(self.game, part, rewards, seed=0, greedy=True, first=mine.start)
+        self.records.held_out(self.step, *played[1:])
+        result = summarise("held-out", self.world.all_gather(played[0]), self.game)
         self.unevaluated = False
         self._log({"step": self.step} | held_out_metrics(result))
         if result.accuracy > self.best:
