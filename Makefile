@@ -30,6 +30,7 @@ test-full: setup
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation 'deepspeed>=0.18'
 	studies/llama_server.sh
 	studies/vllm_env.sh
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies schema --record
 	RSIM_REAL_SERVERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies full --record
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies bad_inputs --record

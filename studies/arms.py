@@ -39,9 +39,9 @@ def measure_arms(bench: Workbench, arms: dict[str, list[Measurement]]) -> Arms:
     return {arm: [done[f"{arm}/{i}"] for i in range(len(measurements))] for arm, measurements in arms.items()}
 
 
-def planned(run: Path, which: str = "best") -> Measurement:
+def planned(run: Path) -> Measurement:
     """A run's planner with its own reasoner."""
-    return Measurement(checkpoint(run, which=which))
+    return Measurement(checkpoint(run))
 
 
 def plugged(run: Path, reasoner: str = "nano-s", data: str = "lab") -> Measurement:
@@ -85,14 +85,11 @@ def controls_of(
     }
 
 
-def ablate(page: Page, bench: Workbench, arms: dict[str, tuple[str, ...]], against: str, *, which: str = "best") -> Arms:
-    """Trains the preset nano with each arm's changes and compares every arm with the one named ``against``.
-
-    ``which``: the checkpoint of each run that is measured, ``best`` or ``final``.
-    """
+def ablate(page: Page, bench: Workbench, arms: dict[str, tuple[str, ...]], against: str) -> Arms:
+    """Trains the preset nano with each arm's changes and compares every arm with the one named ``against``."""
     folders = iter(bench.train([Training("nano", changes, s) for changes in arms.values() for s in bench.seeds]))
     runs = {name: [next(folders) for _ in bench.seeds] for name in arms}
-    done = measure_arms(bench, {name: [planned(r, which) for r in found] for name, found in runs.items()})
+    done = measure_arms(bench, {name: [planned(r) for r in found] for name, found in runs.items()})
     page.arms(done)
     rows = []
     for name, arm in done.items():

@@ -1,6 +1,6 @@
 """Bad inputs: each must end in one line on stderr and exit code 2, and leave every file as it was.
 
-The table of them, with what each says, is docs/results/bad-inputs.md.
+The table of them, with what each says, is docs/results/bad_inputs.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rsim.cli.main import main
 from studies.ledger import Row
 
 ISSUE = 27
-_PAGE = Path(__file__).parents[1] / "docs/results/bad-inputs.md"
+_PAGE = Path(__file__).parents[1] / "docs/results/bad_inputs.md"
 _SMALL = (
     "train.steps=1 train.questions=2 train.group=2 data.eval_size=2 data.train_size=20 cold_start.episodes=0 train.trackers=[] "
     "rollout.max_steps=1"

@@ -144,17 +144,19 @@ def retire(topic: str, measured: set[str], root: Path = Path()) -> None:
 
 
 def supersede(topics: Sequence[str], root: Path = Path()) -> None:
-    """All rows of some topics: what they measured is another thing now (a lab that was replaced).
+    """All rows of some topics: what they measured is another thing now (a lab that was replaced). Of ``TOPIC:BEGINNING``
+    those whose names begin so: nothing measures them any more.
 
     Raises:
         FileNotFoundError: there is no such ledger.
     """
-    for topic in topics:
+    for given in topics:
+        topic, _, beginning = given.partition(":")
         file = root / RESULTS / f"{topic}.json"
         with _alone(file.parent):
             ledger = json.loads(file.read_text(encoding="utf-8"))
             for row in ledger["rows"]:
-                row["superseded"] = True
+                row["superseded"] |= row["what"].startswith(beginning)
             file.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,8 +1,8 @@
-"""What `rsim plan` foretells for one and for two processes on this machine, against runs.
+"""What the cost model foretells for one and for two processes on this machine, against runs.
 
 nano-s, 16 questions of 8 episodes, one thread for each process. Bytes are those that the loopback device counted (kernel:
 /proc/net/dev), so nothing else may talk over it meanwhile. The plan is told the mean length of the episodes and of the
-questions; what it times of the machine it times right after each run.
+questions; this machine's speed is timed right after each run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -20,7 +20,7 @@ import torch
 
 from rsim.config import Config, load_config, to_toml
 from rsim.policies.loading import quiet_models
-from rsim.training.cost import Cost, find_device, plan
+from rsim.training.cost import Cost, plan, this_machine
 from studies.ledger import Row
 from studies.workload import ONE_THREAD, SHORT, steps_of, training
 
@@ -51,8 +51,8 @@ def measure(place: Path, counts: tuple[int, int], steps: int, seed: int) -> Iter
     found: dict[int, Found] = {}
     for count in counts:
         short, long = (_train(_config(place / f"{count}-{n}", n, seed), count) for n in (1, steps + 1))
-        with find_device("here", count, threads=1) as device:
-            said = plan(_config(place, steps, seed), device, count, tokens=round(long.tokens), question=_QUESTION)
+        config, device = _config(place, steps, seed), replace(this_machine(Config()), per_machine=count)
+        said = plan(config, device, count, tokens=round(long.tokens), question=_QUESTION)
         foretold[count], found[count] = said, long
         label = f"{count} process{'es' if count > 1 else ''}"
         yield from _rows(f"{label}: seconds of a step", said.step, long.seconds, "s", 1.5, seed)

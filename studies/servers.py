@@ -36,6 +36,7 @@ _PACKAGES = {  # an environment's pip calls
             "guidance==0.3.1",
         ],
     ),
+    "schemathesis": (["schemathesis>=4"],),
     "optillm": (["torch==2.13.0"], ["optillm==0.4.0"]),
 }
 _LLAMA_PARTS = ("-DLLAVA_BUILD", "-DLLAMA_BUILD_TESTS", "-DLLAMA_BUILD_TOOLS", "-DLLAMA_BUILD_EXAMPLES")
@@ -44,7 +45,7 @@ _LLAMA_PARTS = ("-DLLAVA_BUILD", "-DLLAMA_BUILD_TESTS", "-DLLAMA_BUILD_TOOLS", "
 def environment(name: str) -> Path:
     """The folder of programs of an environment of its own, made once (``llama`` is compiled: a quarter of an hour).
 
-    ``$RSIM_LLAMA_ENV``, ``$RSIM_LM_EVAL_ENV``, ``$RSIM_CLIENTS_ENV`` and ``$RSIM_OPTILLM_ENV`` move it.
+    ``$RSIM_LLAMA_ENV``, ``$RSIM_LM_EVAL_ENV``, ``$RSIM_CLIENTS_ENV`` and the like move it.
     """
     variable = f"RSIM_{name.upper().replace('-', '_')}_ENV"
     here = Path(os.environ.get(variable, Path.home() / ".cache" / "rsim" / f"{name}-env"))

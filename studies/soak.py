@@ -1,22 +1,32 @@
-"""Hours of training on the nano lab: memory and open files must not grow.
+"""Hours of training on the nano lab, and a server under load: memory and open files must not grow.
 
 `rsim train nano`, 16 questions of 8 episodes a step, evaluations and checkpoints as often as in the demo, until the time is up;
 then SIGTERM, which must end it with 0. Once a second the resident memory and the open files of the run's processes are read.
 Memory moves with the lengths of the episodes, so medians are compared: the second fifth of the time with the last.
+
+``--part serving``: ``rsim serve --model nano-s`` with 64 streams at a time for a minute, beside requests that broke servers.
+Memory is compared with that after a first round of both.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 import statistics
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any, Literal
 
+import httpx
 import psutil
 
+from rsim.serving.server import SUFFIX
 from studies.ledger import Row
+from studies.servers import free_port, rsim_server, served
 from studies.workload import training
 
 ISSUE = 7
@@ -24,7 +34,15 @@ _MIB = 2**20
 _STALLED = 300  # seconds without a step; one takes some four
 
 
-def run(minutes: float = 120, seed: int = 0) -> list[Row]:
+def run(
+    part: Literal["training", "serving"] = "training",
+    minutes: float = 120,
+    seed: int = 0,
+    seconds: float = 60,
+    streams: int = 64,
+) -> list[Row]:
+    if part == "serving":
+        return asyncio.run(load(streams, seconds))
     with tempfile.TemporaryDirectory() as folder:
         return measure(Path(folder) / "run", minutes, seed)
 
@@ -79,3 +97,80 @@ def _looked_at(pid: int) -> tuple[int, int, int]:
         except psutil.NoSuchProcess:  # a checker that has just ended
             continue
     return memory, workers, files
+
+
+# --- a server ---
+
+_POISON: dict[str, dict[str, Any]] = {
+    "temperature 1e-40": {"temperature": 1e-40},
+    "top_p 1e-30": {"top_p": 1e-30},
+    "a question of 9 MB": {"messages": [{"role": "user", "content": "1+1=? " * 1_500_000}]},
+    "a question that fills the context": {"messages": [{"role": "user", "content": "1+1=? " * 160}]},
+    "a limit beyond any": {"max_tokens": 10**30},
+    "a seed beyond any": {"seed": 10**40},
+    "tools without a name": {"tools": [{"type": "function"}]},
+    "a call without arguments": {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]},
+    "a schema that is none": {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "so"}}}},
+}
+
+
+async def load(streams: int, seconds: float) -> list[Row]:
+    port, counts = free_port(), Counter[str]()
+    planner = "sequence:decomposition,continuation,termination"
+    command = rsim_server(port, planner, "--strategies", "lab", "--model", "nano-s", "--waiting", str(streams))
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    with served(command, port) as server:
+        process = psutil.Process(server.pid)
+        async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+            for warm in (True, False):
+                counts.clear()
+                end = time.monotonic() + (0 if warm else seconds)
+                work = [_streams(client, url, end, counts) for _ in range(streams)]
+                await asyncio.gather(*work, _poison(client, url, end, counts))
+                await asyncio.sleep(2)
+                if warm:
+                    before, files = process.memory_info().rss, process.num_fds()
+            active = (await client.get(f"http://127.0.0.1:{port}/healthz")).json()["active"]
+            growth = 100 * (process.memory_info().rss / before - 1)
+            more = process.num_fds() - files
+    label = f"{streams} streams for {seconds:g} s beside poison requests"
+    return [
+        Row(f"{label}: whole answers", counts["whole"], goal="some", met=counts["whole"] > 0),
+        Row(f"{label}: lost answers", counts["lost"], goal="0", met=counts["lost"] == 0),
+        Row(f"{label}: poison requests", counts["poison"]),
+        Row(f"{label}: of them answered with a server error", counts["500"], goal="0", met=counts["500"] == 0),
+        Row(f"{label}: requests still in hand", active, goal="0", met=active == 0),
+        Row(f"{label}: memory after against before", round(growth, 1), "%", "at most 5%", growth <= 5),
+        Row(f"{label}: memory before", round(before / _MIB, 1), "MiB"),
+        Row(f"{label}: open files, after minus before", more, goal="at most 5", met=more <= 5),
+    ]
+
+
+def _asked(**more: Any) -> dict[str, Any]:
+    return {"model": f"nano-s{SUFFIX}", "messages": [{"role": "user", "content": "4*17+38=?"}]} | more
+
+
+async def _streams(client: httpx.AsyncClient, url: str, end: float, counts: Counter[str]) -> None:
+    """One stream after another, at least one."""
+    while True:
+        lines = []
+        async with client.stream("POST", url, json=_asked(stream=True)) as reply:
+            async for line in reply.aiter_lines():
+                lines += [line] if line else []
+        done = lines[-1:] == ["data: [DONE]"] and json.loads(lines[-2][6:])["choices"][0]["finish_reason"] == "stop"
+        counts["whole" if done else "lost"] += 1
+        if time.monotonic() >= end:
+            return
+
+
+async def _poison(client: httpx.AsyncClient, url: str, end: float, counts: Counter[str]) -> None:
+    """Each in turn, at least once; between them a client that leaves at once."""
+    while True:
+        for body in _POISON.values():
+            status = (await client.post(url, json=_asked(**body))).status_code
+            counts["poison"] += 1
+            counts["500"] += status >= 500
+            async with client.stream("POST", url, json=_asked(stream=True)) as reply:
+                await anext(reply.aiter_lines())
+        if time.monotonic() >= end:
+            return

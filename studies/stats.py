@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,8 +25,9 @@ class Estimate:
 
 
 def estimate(measured: list[Measured]) -> Estimate:
-    """Accuracy over seeds (one evaluation each) that were asked the same questions."""
-    return crossed(np.stack([m.right for m in measured]).astype(float))
+    """Accuracy over seeds (one evaluation each) that were asked the same questions; its interval ends at 0 and 1."""
+    found = crossed(np.stack([m.right for m in measured]).astype(float))
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def difference(a: list[Measured], b: list[Measured]) -> Estimate:

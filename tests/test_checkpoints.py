@@ -153,43 +153,6 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(folder):
     verify(folder.path / "step-000001")
 
 
-def test_a_failure_in_the_background_is_raised_by_the_next_call(folder):
-    def fail(path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    folder.save("step-000001", {"planner": fail}, {"step": 1}, wait=False)
-    with pytest.raises(UserError, match="No space left"):
-        folder.save("step-000002", {"planner": write("x")}, {"step": 2})
-    folder.finish()
-    assert folder.latest() is None
-
-
-@pytest.mark.parametrize("extra", [[], ["models.reasoner_lora=2", "models.planner_lora=2", "models.shared_base=true"]])
-def test_checkpoints_written_in_the_background_are_the_same(small, extra):
-    """Also when training has changed the weights before they are written."""
-    plain, background = small("plain", *extra), small("background", *extra, "checkpoint.save_in_background=true")
-    rsim.train(plain)
-    slow = Trainer(background)
-    write_now, waiting = slow.checkpoints._write, []
-    slow.checkpoints._write = lambda *what: waiting.append(what)  # type: ignore[method-assign]
-    slow.run()
-    assert len(waiting) > 4
-    for target, models, state in waiting:
-        write_now(target, models, state)
-    assert metrics_of(plain) == metrics_of(background)
-    for name in ("best", "step-000003", "step-000004", "final"):
-        here, there = (c.folder / "checkpoints" / name for c in (plain, background))
-        verify(there)
-        known, found = (json.loads((f / MANIFEST).read_text()) for f in (here, there))
-        assert {k: v for k, v in known.items() if k.endswith("tensors")} == {
-            k: v for k, v in found.items() if k.endswith("tensors")
-        }
-        assert known.keys() == found.keys()
-        if name.startswith("step"):
-            a, b = (torch.load(f / "state.pt") for f in (here, there))
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
 def test_a_line_that_was_cut_off_is_dropped(small):
     whole, torn = small("whole"), small("torn")
     rsim.train(whole)

@@ -111,6 +111,8 @@ def test_rows_of_what_was_replaced_stay_and_are_superseded(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["studies/__main__.py", "topic"])
     ledger.record("topic", 1, [Row("a", 1), Row("b", 2)], tmp_path)
     ledger.record("other", 1, [Row("a", 1)], tmp_path)
+    ledger.supersede(["topic:b"], tmp_path)
+    assert [r.superseded for r in ledger.read(tmp_path / "results/topic.json")] == [False, True], "of a part alone"
     ledger.supersede(["topic"], tmp_path)
     assert [(r.value, r.superseded) for r in ledger.read(tmp_path / "results/topic.json")] == [(1, True), (2, True)]
     assert not ledger.read(tmp_path / "results/other.json")[0].superseded

@@ -93,7 +93,7 @@ SINGLE = ("objective.loss=ppo", "train.micro_tokens=100000")  # micro-batches ar
 ADAPTERS = ("train.micro_tokens=150", "models.reasoner_lora=4", "models.planner_lora=2")
 CASES = {
     2: [("train.micro_tokens=150",), SINGLE, (*ADAPTERS, "parallel.shard=true"),
-        (*SINGLE, "parallel.shard=true", "train.gradient_checkpointing=true", "checkpoint.save_in_background=true")],
+        (*SINGLE, "parallel.shard=true", "train.gradient_checkpointing=true")],
     3: [ROUNDS, (*ROUNDS, "parallel.shard=true")],
 }  # fmt: skip
 EACH = "import sys, rsim\nfrom rsim.config import load_config\nfor file in sys.argv[1:]: rsim.train(load_config(file))"

@@ -43,7 +43,7 @@ def train(
             ``reward/NAME`` (batch means), ``planner/entropy`` (nats), ``sampled_tokens``, ``seconds``, ...
         on_evaluate: called after each held-out evaluation (the first is before any step), with ``step``, ``eval/accuracy``,
             ``eval/accuracy_low``, ``eval/accuracy_high``, ``eval/flexible`` (0 to 1) and ``eval/tokens`` (a question).
-        on_save: called with the folder of each checkpoint; ``checkpoint.save_in_background`` may still be writing it.
+        on_save: called with the folder of each checkpoint.
             A callback that returns True stops the run after the step, with a checkpoint to resume from.
         resume: goes on from the newest checkpoint of the run's folder.
         resume_from: goes on from the one of that name, e.g. ``step-000010``.

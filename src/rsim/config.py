@@ -205,7 +205,6 @@ class CheckpointConfig:
 
     save_every: int = setting(10, "steps between checkpoints", at_least=1)
     keep: int = setting(2, "the newest ones to resume from, beside the best and the final one", at_least=1)
-    save_in_background: bool = setting(False, "while training goes on, from a copy in memory")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rsim.errors import UserError
 
 def command(
     source: Source,
-    device: Annotated[str, typer.Option(help="h100, h200, a100, l40s, rtx4090, or here: this machine's CPU, timed.")] = "h100",
+    device: Annotated[str, typer.Option(help="h100, h200, a100, l40s or rtx4090.")] = "h100",
     workers: Annotated[list[int] | None, typer.Option("--workers", help="Processes, one a device; may be repeated.")] = None,
     tokens: Annotated[int, typer.Option(help="Sampled tokens of an episode (default: as many as it may have).", min=0)] = 0,
     question: Annotated[int, typer.Option(help="Tokens of a question with its prompt.", min=1)] = 128,
@@ -34,10 +34,10 @@ def command(
     for count in counts:
         if count < 1:
             raise UserError(f"--workers {count}", "must be at least 1")
-    plans = []
-    for count in counts:
-        with cost.find_device(device, count) as on:
-            plans.append(cost.plan(config, on, count, tokens=tokens, question=question, network=network * 1e9 / 8))
+    if device not in cost.DEVICES:
+        raise UserError(f"--device {device}", f"use one of {', '.join(cost.DEVICES)}; of this machine, rsim train --dry-run")
+    on, speed = cost.DEVICES[device], network * 1e9 / 8
+    plans = [cost.plan(config, on, count, tokens=tokens, question=question, network=speed) for count in counts]
     dollars = [round(p.hours * p.job.workers * price, 2) for p in plans]
     lines = [*cost.describe_plans(plans), *([f"dollars, a row each: {', '.join(f'{d:,.2f}' for d in dollars)}"] * bool(price))]
     tell([p.to_json() | {"dollars": d} for p, d in zip(plans, dollars, strict=True)], "\n".join(lines), as_json)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import os
 import socket
 from contextlib import suppress
@@ -18,6 +21,7 @@ from rsim.policies.protocol import AnyPlanner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
 from rsim.rules_file import overridden
+from rsim.serving import tracing
 from rsim.serving.connections import PatientProtocol
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
@@ -52,14 +56,41 @@ class ServeOptions:
     slots: int
     waiting: int
     request_seconds: float
+    first_token_seconds: float
+    log_format: str
+    guard_metrics: bool
     show: str
     strategies: str
 
 
+class _JsonLines(logging.Formatter):
+    """A record as a line of JSON; of a request that ended, how it did."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        said["message"] = record.getMessage()
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps(said | getattr(record, "told", {}), ensure_ascii=False)
+
+
+def _log_as(form: str) -> None:
+    """Raises `UserError` for a form that there is not. ``json``: every record of the server, and one for each request."""
+    if form not in ("text", "json"):
+        raise UserError(f"--log-format {form}", "use text or json")
+    if form == "json":
+        handler = logging.StreamHandler()
+        handler.setFormatter(_JsonLines())
+        logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+        logging.getLogger("rsim.serve").setLevel(logging.INFO)
+
+
 def run_server(options: ServeOptions) -> None:
-    """Serves until interrupted."""
+    """Serves until interrupted; answers that have begun are finished first."""
     quiet_models()
     check_address(options.upstream, options.mode)
+    _log_as(options.log_format)
+    tracing.export()
     if options.show not in ("content", "reasoning", "none"):
         raise UserError(f"--show {options.show}", "use content, reasoning or none")
     if not (options.upstream or options.model):
@@ -72,6 +103,7 @@ def run_server(options: ServeOptions) -> None:
         upstream=options.upstream,
         upstream_key=os.environ.get(KEY, ""),
         api_key=os.environ.get("RSIM_API_KEY", ""),
+        guard_metrics=options.guard_metrics,
         model=options.model if options.upstream else "",
         mode=options.mode or None,  # type: ignore[arg-type]
         rules=overridden(planner.rules or PlayRules(), **vars(options.rules)),
@@ -79,6 +111,7 @@ def run_server(options: ServeOptions) -> None:
         slots=options.slots,
         waiting=options.waiting,
         request_seconds=options.request_seconds,
+        first_token_seconds=options.first_token_seconds,
         show=options.show,  # type: ignore[arg-type]
     )
     reasoner = None if options.upstream else load_reasoner(options.model)
@@ -89,7 +122,13 @@ def run_server(options: ServeOptions) -> None:
     shown = f"the upstream's models with {SUFFIX!r} behind their name" if options.upstream else f"{name}{SUFFIX}"
     print(f"http://{options.host}:{listening.getsockname()[1]}   planned answers: {shown}", flush=True)
     settings = uvicorn.Config(
-        app, http=PatientProtocol, log_level="warning", access_log=False, timeout_keep_alive=_IDLE_SECONDS
+        app,
+        http=PatientProtocol,
+        log_level="warning",
+        log_config=None if options.log_format == "json" else uvicorn.config.LOGGING_CONFIG,
+        access_log=False,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(options.request_seconds),
     )
     with suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run(sockets=[listening])

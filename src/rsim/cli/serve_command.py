@@ -25,6 +25,11 @@ def command(
     slots: Annotated[int, typer.Option(help="Answers at once.", min=1)] = 64,
     waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=0)] = 64,
     request_seconds: Annotated[float, typer.Option(help="Time limit of a request.", min=1)] = 600.0,
+    first_token_seconds: Annotated[
+        float, typer.Option(help="Longest wait for an answer's first token; 0: the request's limit.", min=0)
+    ] = 0.0,
+    log_format: Annotated[str, typer.Option(help="text, or json: a line for each event and each request.")] = "text",
+    guard_metrics: Annotated[bool, typer.Option("--guard-metrics", help="/metrics asks for the key too.")] = False,
     show: Annotated[str, typer.Option(help="Where clients see what was injected: content, reasoning or none.")] = "content",
     strategies: Strategies = "",
     tools: Annotated[
@@ -56,6 +61,9 @@ def command(
         slots=slots,
         waiting=waiting,
         request_seconds=request_seconds,
+        first_token_seconds=first_token_seconds,
+        log_format=log_format,
+        guard_metrics=guard_metrics,
         show=show,
         strategies=strategies,
     )

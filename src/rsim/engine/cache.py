@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from operator import add
 
 import torch
 
 from rsim.engine.packed import Scores, additive_mask, grouped_attention
 
+_NORESERVE = 0x4000  # Linux's flag; Python names it from 3.13 on
 _ALIGNED = 8  # tokens: attention on GPUs wants masks whose rows begin at multiples of 16 bytes
 
 
@@ -16,6 +19,9 @@ class SlotCache:
 
     ``capacity`` is the longest sequence that fits, at least what was asked for; it doubles when one outgrows it. Each layer's
     tensors are ``[slots, kv_heads, capacity, d]``, made when it first writes. What lies behind a sequence is never visible.
+
+    On a CPU only what sequences have written takes memory, page by page, and a sequence longer than the first capacity gives
+    its own back when it goes; elsewhere the tensors shrink to the first capacity once no sequence needs more.
     """
 
     def __init__(self, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -23,18 +29,56 @@ class SlotCache:
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         self.lengths = [0] * slots
-        self.capacity, self.dtype, self.device = capacity, dtype, device
+        self.capacity = self.first = capacity
+        self.dtype, self.device = dtype, device
+        self.moves = 0  # how often the tensors were made anew
+        self.pages: dict[int, mmap.mmap] = {}  # by the address of the tensor that lies there
 
     def make_room(self, length: int) -> None:
         """Makes sure that sequences of ``length`` tokens fit."""
         if length <= self.capacity:
             return
-        capacity = max(length + -length % _ALIGNED, 2 * self.capacity)
-        extra = (0, 0, 0, capacity - self.capacity)  # pads the token dimension at its end
+        self._resize(max(length + -length % _ALIGNED, 2 * self.capacity))
+
+    def _resize(self, capacity: int) -> None:
         for tensors in (self.keys, self.values):
-            for layer in tensors:  # one after the other, so that only one layer is held twice
-                tensors[layer] = torch.nn.functional.pad(tensors[layer], extra)
+            for layer, old in tensors.items():  # one after the other, so that only one layer is held twice
+                tensors[layer] = self._zeros((*old.shape[:2], capacity, old.shape[3]))
+                for slot, length in enumerate(self.lengths):
+                    tensors[layer][slot, :, :length] = old[slot, :, :length]
+                self.pages.pop(old.data_ptr(), None)
         self.capacity = capacity
+        self.moves += 1
+
+    def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        size = math.prod(shape) * self.dtype.itemsize
+        pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        tensor = torch.frombuffer(pages, dtype=self.dtype).view(shape)
+        self.pages[tensor.data_ptr()] = pages
+        return tensor
+
+    def release(self, slot: int) -> None:
+        """Frees a slot, and the memory of a long sequence."""
+        length, self.lengths[slot] = self.lengths[slot], 0
+        if length <= self.first:
+            return
+        if self.device.type != "cpu":
+            if max(self.lengths) <= self.first:
+                self._resize(self.first)
+            return
+        for tensor in (*self.keys.values(), *self.values.values()):
+            size = tensor.stride(0) * tensor.itemsize
+            begin, end = -(-slot * size // mmap.PAGESIZE), (slot + 1) * size // mmap.PAGESIZE
+            if begin < end:
+                place = begin * mmap.PAGESIZE, (end - begin) * mmap.PAGESIZE
+                self.pages[tensor.data_ptr()].madvise(mmap.MADV_DONTNEED, *place)
+
+    def wipe(self, slot: int, length: int) -> None:
+        """Overwrites the first ``length`` tokens, which are no numbers: masked, they would still spoil what follows there."""
+        for tensor in (*self.keys.values(), *self.values.values()):
+            tensor[slot, :, :length] = 0
 
     def write(
         self, layer: int, slots: torch.Tensor, positions: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -43,7 +87,7 @@ class SlotCache:
         for tensors, new in ((self.keys, key), (self.values, value)):
             if layer not in tensors:
                 shape = (len(self.lengths), new.shape[0], self.capacity, new.shape[2])
-                tensors[layer] = torch.zeros(shape, dtype=self.dtype, device=self.device)
+                tensors[layer] = self._zeros(shape)
         keys, values = self.keys[layer], self.values[layer]
         keys[slots, :, positions] = key.transpose(0, 1)
         values[slots, :, positions] = value.transpose(0, 1)

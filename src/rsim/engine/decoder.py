@@ -102,7 +102,7 @@ class Decoder:
 
     def release(self, slot: int) -> None:
         self.prefixes.pop(slot, None)
-        self.cache.lengths[slot] = 0
+        self.cache.release(slot)
 
     def limit(self, slot: int) -> int:
         """Tokens to which a slot's sequence may grow."""

@@ -70,7 +70,7 @@ class CudaGraphPasses:
         """The cache lies elsewhere now. A pool of memory goes with its last pass, so there must be a new one."""
         self.passes: dict[tuple[int, int], Pass] = {}
         self.capture = _Capture(self.cache.device)
-        self.capacity = self.cache.capacity
+        self.moves = self.cache.moves
 
     def read(self, slots: list[int], tokens: list[int]) -> torch.Tensor:
         """Appends one token to each of ``slots``; returns their hidden states ``[n, hidden]``.
@@ -83,9 +83,9 @@ class CudaGraphPasses:
         if max(lengths[:used]) >= self.cache.capacity:
             self.passes = {}  # their memory is free while the cache is copied
         self.cache.make_room(max(lengths[:used]) + 1)
-        if self.cache.capacity != self.capacity:
+        if self.cache.moves != self.moves:
             self._forget()
-        upto = min(max(_power_of_two(max(lengths[:used]) + 1), _FEWEST), self.capacity)
+        upto = min(max(_power_of_two(max(lengths[:used]) + 1), _FEWEST), self.cache.capacity)
         at = torch.tensor(slots, device=self.cache.device)
         self.positions[:used] = torch.tensor(lengths[:used], device=self.cache.device)
         self.ids.index_copy_(0, at, torch.tensor(tokens, device=self.cache.device))

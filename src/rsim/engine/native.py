@@ -7,6 +7,8 @@ short chunk is read token by token beside the others' sampling: several recorded
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,10 +53,12 @@ class NativeEngine:
         max_tokens: int,
         longest_prompt: int,
         cuda_graphs: bool = True,
+        chunk: int = sys.maxsize,
     ) -> None:
-        """``max_tokens``: of one sequence after its prompt; ``longest_prompt``: the cache grows for longer ones."""
+        """``max_tokens``: of one sequence after its prompt; ``longest_prompt``: the cache grows for longer ones; ``chunk``:
+        tokens of prompts that one forward pass reads, so that a long one does not keep the others waiting."""
         self.reasoner = reasoner
-        self.seed, self.temperature, self.max_tokens = seed, temperature, max_tokens
+        self.seed, self.temperature, self.max_tokens, self.chunk = seed, temperature, max_tokens, chunk
         self.ends = reasoner.end_ids
         capacity = longest_prompt + min(max_tokens, _FIRST_TOKENS)
         self.decoder = Decoder(reasoner.model, slots, capacity, cuda_graphs=cuda_graphs)
@@ -98,38 +102,60 @@ class NativeEngine:
         return self.steps[slot][0]
 
     @torch.no_grad()
-    def advance(self) -> list[SampledStep]:
-        """One forward pass and one sampled token of every running sequence that has been read whole."""
+    def advance(self, only: list[int] | None = None) -> list[SampledStep]:
+        """One forward pass and one sampled token of every running sequence (or ``only`` some) that has been read whole.
+
+        When it raises, nothing has changed: the sequences may be tried one by one, and the one at fault cancelled.
+
+        Raises:
+            FloatingPointError: a sequence's scores are no numbers.
+        """
         self._close_gaps()
-        slots = list(self.steps)
+        slots = list(self.steps) if only is None else only
         sequences = [self.sequences[s] for s in slots]
         chunks = self._chunks(sequences)
-        hidden = self.decoder.append([self.rows[s] for s in slots], chunks)
+        rows = [self.rows[s] for s in slots]
+        lengths = [self.decoder.cache.lengths[r] for r in rows]
+        try:
+            hidden = self.decoder.append(rows, chunks)
+            read = [i for i, (s, chunk) in enumerate(zip(sequences, chunks, strict=True)) if len(chunk) == len(s.pending)]
+            sampled = self._sample([slots[i] for i in read], hidden if len(read) == len(slots) else hidden[read])
+            ends = [self._end([*self.steps[slots[i]][0], sampled[n][0]], sequences[i]) for n, i in enumerate(read)]
+        except Exception:
+            for row, length, chunk in zip(rows, lengths, chunks, strict=True):
+                self.decoder.cache.lengths[row] = length
+                if len(rows) == 1:
+                    self.decoder.cache.wipe(row, length + len(chunk))
+            raise
         for sequence, chunk in zip(sequences, chunks, strict=True):
             sequence.pending = sequence.pending[len(chunk) :]
-        read = [i for i, sequence in enumerate(sequences) if not sequence.pending]
-        if not read:
+        finished = []
+        for i, (token, logprob), end in zip(read, sampled, ends, strict=True):
+            tokens, values = self.steps[slots[i]]
+            tokens.append(token)
+            values.append(logprob)
+            sequences[i].pending = [token]
+            sequences[i].position += 1
+            if end is not None:
+                finished.append(SampledStep(slots[i], tokens, values, end))
+                del self.steps[slots[i]]
+        return finished
+
+    def _sample(self, slots: list[int], hidden: torch.Tensor) -> list[tuple[int, float]]:
+        """The next token of each sequence, whose last hidden states are ``hidden [n, hidden]``, and its log-prob."""
+        if not slots:
             return []
-        if len(read) < len(slots):
-            slots, sequences, hidden = [slots[i] for i in read], [sequences[i] for i in read], hidden[read]
+        sequences = [self.sequences[s] for s in slots]
         uniforms = torch.tensor([float(s.uniforms[s.position]) for s in sequences], device=hidden.device)
         logits = self.reasoner.logits(hidden)
         for row, (slot, sequence) in enumerate(zip(slots, sequences, strict=True)):
             if sequence.shape is not None:
                 logits[row] = sequence.shape(logits[row], self.steps[slot][0])
         picked, logprobs = choose(logits, self._temperature(sequences, hidden.device), uniforms)
-        finished = []
-        for slot, sequence, token, logprob in zip(slots, sequences, picked.tolist(), logprobs.tolist(), strict=True):
-            tokens, values = self.steps[slot]
-            tokens.append(token)
-            values.append(logprob)
-            sequence.pending = [token]
-            sequence.position += 1
-            end = self._end(tokens, sequence)
-            if end is not None:
-                finished.append(SampledStep(slot, tokens, values, end))
-                del self.steps[slot]
-        return finished
+        values = logprobs.tolist()
+        if any(map(math.isnan, values)):
+            raise FloatingPointError("the model's scores are no numbers (nan)")
+        return list(zip(picked.tolist(), values, strict=True))
 
     def _temperature(self, sequences: list[_Sequence], device: torch.device) -> float | torch.Tensor:
         """One number where all have the same, else one for each sequence ``[n]``."""
@@ -137,8 +163,11 @@ class NativeEngine:
         return different.pop() if len(different) == 1 else torch.tensor([s.temperature for s in sequences], device=device)
 
     def _chunks(self, sequences: list[_Sequence]) -> list[list[int]]:
-        """What each sequence reads now: all that is pending or, in a recorded pass, a token."""
-        pending = [s.pending for s in sequences]
+        """What each sequence reads now: all that is pending, as far as ``chunk`` goes (a token at least), or a token each."""
+        pending, left = [s.pending for s in sequences], self.chunk
+        for number, ids in enumerate(pending):
+            pending[number] = ids if len(ids) <= max(left, 1) else ids[: max(left, 1)]
+            left -= len(ids) - 1
         if self.decoder.passes is None or max(map(len, pending)) > _SHORT:
             return pending
         return [ids[:1] for ids in pending]

@@ -56,15 +56,19 @@ def choose(
         index = torch.where(temperature > 0, _invert(blocks, upto, uniforms * total), best)
     else:
         index = best if temperature == 0 else _invert(blocks, upto, uniforms * total)
+    index = index.clamp(max=vocabulary - 1)
     return index, logits.gather(-1, index[:, None])[:, 0] - largest - total.log()
 
 
 def _invert(blocks: torch.Tensor, upto: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The index at which the running sum of ``blocks [n, b, size]`` first exceeds ``target [n]``; never one of weight 0."""
-    block = torch.searchsorted(upto, _below(target, upto[:, -1])[:, None], right=True)
+    """The index at which the running sum of ``blocks [n, b, size]`` first exceeds ``target [n]``; never one of weight 0. (The
+    last one where the weights are no numbers.)"""
+    block = torch.searchsorted(upto, _below(target, upto[:, -1])[:, None], right=True).clamp_(max=blocks.shape[1] - 1)
     before = torch.where(block > 0, upto.gather(1, (block - 1).clamp(min=0)), 0.0)[:, 0]
     inside = blocks.gather(1, block[:, :, None].expand(-1, 1, blocks.shape[2]))[:, 0].cumsum(-1)
-    within = torch.searchsorted(inside, _below(target - before, inside[:, -1])[:, None], right=True)
+    within = torch.searchsorted(inside, _below(target - before, inside[:, -1])[:, None], right=True).clamp_(
+        max=blocks.shape[2] - 1
+    )
     return (block * blocks.shape[2] + within)[:, 0]
 
 

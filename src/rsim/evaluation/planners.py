@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from rsim.config import RewardsConfig, RolloutConfig
@@ -21,24 +19,6 @@ from rsim.policies.strategies import StrategySet
 from rsim.rewards.programs import runner_for
 
 CHOICES = "none, random, fixed:NAME, sequence:a,b, shuffled[:PATH], prompted[:bare], wait[:TIMES], oracle or a planner's folder"
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What planners are made of; ``detail`` is what follows the colon of ``spec``. See `planner_from`."""
-
-    spec: str
-    detail: str
-    strategies: StrategySet
-    problems: list[Problem]
-    reasoner: Reasoner | None
-    rules: RolloutConfig | None
-    trained: Path | None
-    seed: int
-    rewards: RewardsConfig
-
-    def wrong(self, remedy: str) -> UserError:
-        return UserError(f"--planner {self.spec}", remedy)
 
 
 def planner_from(
@@ -65,62 +45,46 @@ def planner_from(
         UserError: an unknown strategy, the oracle asked about problems that are not the lab's, or no such planner.
     """
     kind, _, detail = spec.partition(":")
-    needs = Needs(spec, detail, strategies, problems, reasoner, rules, trained, seed, rewards or RewardsConfig())
     if kind == "none":
         return None
-    if kind in _CONTROLS:
-        return _CONTROLS[kind](needs)
+    if kind == "random":
+        return random_planner(strategies)
+    if kind == "fixed":
+        return sequence_planner(strategies, [detail])
+    if kind == "sequence":
+        return sequence_planner(strategies, [n.strip() for n in detail.split(",") if n.strip()])
+    if kind == "wait":
+        times = detail or "1"
+        if not (times.isdigit() and int(times)):
+            raise UserError(f"--planner {spec}", "write wait:TIMES with a whole number from 1, e.g. wait:2")
+        return wait_planner(strategies, int(times))
+    if kind == "oracle":
+        if not all("terms" in problem.meta for problem in problems):
+            raise UserError("--planner oracle", "the oracle knows lab problems only: use --data lab")
+        return oracle_planner(strategies, problems)
+    if kind == "prompted":
+        assert reasoner is not None
+        if reasoner.model.device.type == "meta":
+            raise UserError("--planner prompted", "the reasoner's weights are on a server: use rollout.engine = native")
+        if detail not in ("", "bare"):
+            raise UserError(f"--planner {spec}", "write prompted or prompted:bare")
+        return PromptedPlanner(reasoner, strategies, bare=detail == "bare")
+    if kind == "shuffled":
+        assert reasoner is not None
+        assert rules is not None
+        if rules.gate:
+            remedy = "has decisions without probabilities, which no gate can stop: leave rollout.gate at 0"
+            raise UserError(f"--planner {spec}", remedy)
+        folder = Path(detail) if detail else trained
+        if folder is None or not folder.is_dir():
+            raise UserError(f"--planner {spec}", "evaluate a run with a trained planner, or write shuffled:PLANNER_FOLDER")
+        if len(problems) < 2:
+            raise UserError(f"--planner {spec}", "shuffling takes two questions at least")
+        own = load_planner(str(folder), strategies, seed=0)
+        game = Game(reasoner, own, rules, runner_for(own, rewards or RewardsConfig()))
+        return shuffled_planner(strategies, game.play(problems, seed=seed, greedy=True), seed)
     if not Path(spec).exists():
         raise UserError(f"no planner {spec!r}", f"use {CHOICES}")
     if getattr(planner_config(spec), "rsim_template", None) is None:
         raise UserError(f"--planner {spec}", "this folder holds no trained planner")
     return load_planner(spec, strategies, seed=0)
-
-
-def _wait(needs: Needs) -> AnyPlanner:
-    times = needs.detail or "1"
-    if not (times.isdigit() and int(times)):
-        raise needs.wrong("write wait:TIMES with a whole number from 1, e.g. wait:2")
-    return wait_planner(needs.strategies, int(times))
-
-
-def _prompted(needs: Needs) -> AnyPlanner:
-    assert needs.reasoner is not None
-    if needs.reasoner.model.device.type == "meta":
-        raise UserError("--planner prompted", "the reasoner's weights are on a server: use rollout.engine = native")
-    if needs.detail not in ("", "bare"):
-        raise needs.wrong("write prompted or prompted:bare")
-    return PromptedPlanner(needs.reasoner, needs.strategies, bare=needs.detail == "bare")
-
-
-def _shuffled(needs: Needs) -> AnyPlanner:
-    assert needs.reasoner is not None
-    assert needs.rules is not None
-    if needs.rules.gate:
-        raise needs.wrong("has decisions without probabilities, which no gate can stop: leave rollout.gate at 0")
-    folder = Path(needs.detail) if needs.detail else needs.trained
-    if folder is None or not folder.is_dir():
-        raise needs.wrong("evaluate a run with a trained planner, or write shuffled:PLANNER_FOLDER")
-    if len(needs.problems) < 2:
-        raise needs.wrong("shuffling takes two questions at least")
-    own = load_planner(str(folder), needs.strategies, seed=0)
-    runner = runner_for(own, needs.rewards)
-    played = Game(needs.reasoner, own, needs.rules, runner).play(needs.problems, seed=needs.seed, greedy=True)
-    return shuffled_planner(needs.strategies, played, needs.seed)
-
-
-def _oracle(needs: Needs) -> AnyPlanner:
-    if not all("terms" in problem.meta for problem in needs.problems):
-        raise UserError("--planner oracle", "the oracle knows lab problems only: use --data lab")
-    return oracle_planner(needs.strategies, needs.problems)
-
-
-_CONTROLS: dict[str, Callable[[Needs], AnyPlanner]] = {
-    "random": lambda needs: random_planner(needs.strategies),
-    "fixed": lambda needs: sequence_planner(needs.strategies, [needs.detail]),
-    "sequence": lambda needs: sequence_planner(needs.strategies, [n.strip() for n in needs.detail.split(",") if n.strip()]),
-    "wait": _wait,
-    "prompted": _prompted,
-    "shuffled": _shuffled,
-    "oracle": _oracle,
-}

@@ -129,7 +129,7 @@ class _InTurn(ScriptedSession):
         self.all, self.each, self.begun = planner.sequences, planner.each, 0
         self.mine: list[tuple[str, ...]] = [()] * slots
 
-    def start(self, slots: list[int], questions: list[str]) -> None:
+    def start(self, slots: list[int], questions: list[str], openings: list[list[int] | None] | None = None) -> None:
         super().start(slots, questions)
         for slot in slots:
             self.mine[slot] = self.all[self.begun // self.each]

@@ -26,6 +26,12 @@ def plain_text(content: Any, where: str) -> str:
     return "\n".join(part["text"] for part in parts)
 
 
+def check_length(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> None:
+    """Raises `UserError` for a text that exceeds ``context`` tokens however it is tokenised, which takes long to find out."""
+    if len(text) > context and len(text) > context * max(map(len, tokenizer.get_vocab())):
+        raise UserError(f"a prompt of {len(text)} characters exceeds the model's context of {context} tokens")
+
+
 def begin_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of ``text`` behind what the tokenizer puts before a text; what it would append (an end token) is left out."""
     ids: list[int] = tokenizer.encode(text)

@@ -197,10 +197,11 @@ class LearnedSession:
         self.stream: list[list[int]] = [[] for _ in range(slots)]  # ids that it has read
         self.steps = [0] * slots
 
-    def start(self, slots: list[int], questions: list[str]) -> None:
-        opened = {q: self.planner.opening(q) for q in set(questions)}
-        openings = [opened[q] for q in questions]
-        for slot, ids, pending in zip(slots, openings, self.decoder.start(slots, openings, allowed(self.planner)), strict=True):
+    def start(self, slots: list[int], questions: list[str], openings: list[list[int] | None] | None = None) -> None:
+        known = dict(zip(questions, openings or (), strict=False))
+        opened = {q: known.get(q) or self.planner.opening(q) for q in set(questions)}
+        begun = [opened[q] for q in questions]
+        for slot, ids, pending in zip(slots, begun, self.decoder.start(slots, begun, allowed(self.planner)), strict=True):
             self.pending[slot], self.stream[slot], self.steps[slot] = pending, ids[: len(ids) - len(pending)], 0
 
     @torch.no_grad()

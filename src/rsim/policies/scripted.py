@@ -36,7 +36,7 @@ class ScriptedSession:
         self.questions = [""] * slots
         self.steps: list[list[tuple[str, str]]] = [[] for _ in range(slots)]
 
-    def start(self, slots: list[int], questions: list[str]) -> None:
+    def start(self, slots: list[int], questions: list[str], openings: list[list[int] | None] | None = None) -> None:
         for slot, question in zip(slots, questions, strict=True):
             self.questions[slot], self.steps[slot] = question, []
 

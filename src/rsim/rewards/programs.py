@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import selectors
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import get_args
@@ -17,7 +14,7 @@ from rsim.config import RewardsConfig
 from rsim.errors import UserError
 from rsim.game.tools import Runner, check_tools
 from rsim.policies.protocol import AnyPlanner
-from rsim.rewards.sandbox import ENVIRONMENT, Limits, confinement, processes, sandbox_works, sandboxed
+from rsim.rewards.sandbox import Limits, confinement, read, sandbox_works, start, stop
 from rsim.rules import Tool
 
 _MOST = 1 << 16  # bytes of its output that are read; more ends it
@@ -82,18 +79,17 @@ def run_program(program: str, seconds: float = 5.0, *, unsafe: bool = False) -> 
     with tempfile.TemporaryDirectory(prefix="rsim-") as folder, tempfile.TemporaryFile() as file:
         file.write(source)
         file.seek(0)
-        guest = _start(folder, [file.fileno(), told[1]], limits, unsafe=unsafe)
+        fds = [file.fileno(), told[1]]
+        arguments = ["-u", "-c", _GUEST, *map(str, fds), confinement()]
+        guest = start(arguments, folder, "root", limits, fds, unsafe, stdout=subprocess.PIPE)
         assert guest.stdout is not None
         try:
             os.close(told[1])
-            printed, ended = _read(guest.stdout.fileno(), seconds)
+            printed, ended = read(guest.stdout.fileno(), seconds, _MOST)
         finally:
-            os.killpg(
-                guest.pid, signal.SIGKILL
-            )  # not waited for yet: there is a group, even if all have ended
-            status = guest.wait()
+            status = stop(guest)
             guest.stdout.close()
-            error = _read(told[0], 0.0)[0].decode("utf-8", "replace")
+            error = read(told[0], 0.0, _MOST)[0].decode("utf-8", "replace")
             os.close(told[0])
     lines = printed.decode("utf-8", "replace").rstrip("\n")
     if not ended and len(printed) < _MOST:
@@ -101,46 +97,6 @@ def run_program(program: str, seconds: float = 5.0, *, unsafe: bool = False) -> 
     elif ended and not error and status not in (0, -signal.SIGKILL):
         error = f"the program was ended (status {status})"
     return f"{lines}\n{_one_line(error)}".strip("\n") if error else lines
-
-
-def _start(folder: str, fds: list[int], limits: Limits, *, unsafe: bool) -> subprocess.Popen[bytes]:
-    python = os.path.realpath(sys.executable)
-    command = [
-        "prlimit",
-        f"--cpu={int(limits.seconds) + 1}",
-        f"--as={limits.memory_mb << 20}",
-        "--core=0",
-        "--nofile=64",
-    ]
-    command += [f"--fsize={limits.file_mb << 20}", *([] if unsafe else [f"--nproc={processes(limits)}"])]
-    command += [python, "-I", "-u", "-c", _GUEST, *map(str, fds), confinement()]
-    if not unsafe:
-        root = os.path.join(folder, "root")
-        os.mkdir(root)
-        command = sandboxed(command, root, proc=True)
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        pass_fds=fds,
-        cwd=folder,
-        env=ENVIRONMENT,
-        start_new_session=True,
-    )
-
-
-def _read(fd: int, seconds: float) -> tuple[bytes, bool]:
-    """What was written, up to `_MOST` bytes, and whether the other end was closed in time."""
-    deadline, said = time.monotonic() + seconds, b""
-    with selectors.DefaultSelector() as ready:
-        ready.register(fd, selectors.EVENT_READ)
-        while len(said) < _MOST and ready.select(max(0.0, deadline - time.monotonic())):
-            part = os.read(fd, _MOST)
-            if not part:
-                return said, True
-            said += part
-    return said, False
 
 
 def _one_line(error: str) -> str:

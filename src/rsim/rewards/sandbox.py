@@ -31,6 +31,7 @@ from rsim.errors import UserError
 
 _log = logging.getLogger(__name__)
 _FEW = 4
+_VERDICT = 200  # bytes, at most
 _GUEST = Path(__file__).with_name("sandbox_guest.py")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}  # of what runs in a sandbox
 _BOUND = ("/usr", "/lib", "/lib64", "/bin")  # read-only, where they exist, beside Python's own prefix
@@ -122,36 +123,29 @@ def run_tests(
         for file, program in ((a, candidate), (b, tests)):
             file.write(program.encode())
             file.seek(0)
+        tested = "script" if script else "candidate"
+        started = [
+            (tested, "", [a.fileno(), to_candidate[0], to_tests[1]]),
+            ("tests", ",".join(shadowed), [b.fileno(), to_tests[0], to_candidate[1], verdict[1]]),
+        ]
+        guest = _GUEST.read_text(encoding="utf-8")
         guests = [
-            _start(
-                ["script" if script else "candidate", ""],
-                folder,
-                limits,
-                unsafe,
-                [a.fileno(), to_candidate[0], to_tests[1]],
-            ),
-            _start(
-                ["tests", ",".join(shadowed)],
-                folder,
-                limits,
-                unsafe,
-                [b.fileno(), to_tests[0], to_candidate[1], verdict[1]],
-            ),
+            start(["-c", guest, role, own, confinement(), *map(str, fds)], folder, role, limits, fds, unsafe)
+            for role, own, fds in started
         ]
         try:
             for end in (*to_candidate, *to_tests, verdict[1]):
                 os.close(end)
-            said = _read(verdict[0], limits.patience * limits.seconds)
+            said, ended = read(verdict[0], limits.patience * limits.seconds, _VERDICT)
         finally:
             os.close(verdict[0])
-            for guest in guests:
-                os.killpg(
-                    guest.pid, signal.SIGKILL
-                )  # not waited for yet, so the group is there even if all in it have ended
-                guest.wait()
-    if said is None:
+            for process in guests:
+                stop(process)
+    if not ended and len(said) < _VERDICT:
         return Result(False, "timeout")
-    return Result(said == "passed", "" if said == "passed" else said or "crash")
+    if said == b"passed":
+        return Result(True)
+    return Result(False, said.decode("utf-8", "replace") or "crash")
 
 
 def _encode(text: str) -> bytes | None:
@@ -161,32 +155,42 @@ def _encode(text: str) -> bytes | None:
         return None
 
 
-def _start(
-    role: list[str], folder: str, limits: Limits, unsafe: bool, fds: list[int]
+def start(
+    arguments: list[str],
+    folder: str,
+    name: str,
+    limits: Limits,
+    fds: list[int],
+    unsafe: bool,
+    stdout: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
-    python = os.path.realpath(sys.executable)
-    seconds = int(limits.seconds) + 1
-    sizes = f"--as={limits.memory_mb << 20}", f"--fsize={limits.file_mb << 20}", "--core=0"
-    counts = f"--nproc={processes(limits)}", "--nofile=64"
-    guest = python, "-I", "-c", _GUEST.read_text(encoding="utf-8"), *role, confinement(), *map(str, fds)
-    command = ["prlimit", f"--cpu={seconds}", *sizes, *counts, *guest]
-    if unsafe:
-        command.remove(f"--nproc={processes(limits)}")  # would count all of the user's processes
-    else:
-        root = os.path.join(folder, role[0])
+    """Python with ``arguments``, under ``limits`` and, unless ``unsafe``, in a sandbox ``folder/name``."""
+    sizes = f"--as={limits.memory_mb << 20}", f"--fsize={limits.file_mb << 20}", "--core=0", "--nofile=64"
+    # With --unsafe it would count all of the user's processes.
+    counts = [] if unsafe else [f"--nproc={processes(limits)}"]
+    python = os.path.realpath(sys.executable), "-I"
+    command = ["prlimit", f"--cpu={int(limits.seconds) + 1}", *sizes, *counts, *python, *arguments]
+    if not unsafe:
+        root = os.path.join(folder, name)
         os.mkdir(root)
         command = sandboxed(command, root, proc=True)
     null = subprocess.DEVNULL
     return subprocess.Popen(
         command,
         stdin=null,
-        stdout=null,
+        stdout=stdout,
         stderr=null,
         pass_fds=fds,
         cwd=folder,
         env=ENVIRONMENT,
         start_new_session=True,
     )
+
+
+def stop(guest: subprocess.Popen[bytes]) -> int:
+    """Kills everything in a sandbox; returns what its first process ended with."""
+    os.killpg(guest.pid, signal.SIGKILL)  # not waited for yet: there is a group, even if all in it have ended
+    return guest.wait()
 
 
 def sandboxed(
@@ -248,14 +252,14 @@ def processes(limits: Limits) -> int:
     return limits.processes if confinement() else _FEW
 
 
-def _read(fd: int, seconds: float) -> str | None:
-    """What was written before the other end closed, at most a short line; None when time ran out."""
+def read(fd: int, seconds: float, most: int) -> tuple[bytes, bool]:
+    """What was written, up to ``most`` bytes, and whether the other end was closed in time."""
     deadline, said = time.monotonic() + seconds, b""
     with selectors.DefaultSelector() as ready:
         ready.register(fd, selectors.EVENT_READ)
-        while ready.select(max(0.0, deadline - time.monotonic())):
-            part = os.read(fd, 256)
+        while len(said) < most and ready.select(max(0.0, deadline - time.monotonic())):
+            part = os.read(fd, most)
+            if not part:
+                return said, True
             said += part
-            if not part or len(said) > 200:
-                return said.decode("utf-8", "replace")
-    return None
+    return said, False

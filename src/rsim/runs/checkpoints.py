@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ class Checkpoints:
 
     def __init__(self, path: Path, keep: int = 2) -> None:
         self.path, self.keep = path, keep
-        self.writer: threading.Thread | None = None
-        self.failure: BaseException | None = None
 
     def latest(self) -> Path | None:
         """The newest checkpoint to resume from, damaged or not."""
@@ -61,42 +58,13 @@ class Checkpoints:
         verify(found)
         return found
 
-    def save(self, name: str, models: dict[str, Save], state: dict[str, Any] | None, *, wait: bool = True) -> Path:
+    def save(self, name: str, models: dict[str, Save], state: dict[str, Any] | None) -> Path:
         """Writes ``{name}/{agent}`` for every model, ``state.pt`` and the manifest.
 
-        Args:
-            wait: False: it is written while training goes on. ``models`` and ``state`` must then not change with it.
-
         Raises:
-            UserError: the disk is full or not writable; earlier checkpoints are as they were. With ``wait`` False, it is the
-                next call (or `finish`) that raises it.
+            UserError: the disk is full or not writable; earlier checkpoints are as they were.
         """
-        self.finish()
         target = self.path / name
-        if wait:
-            self._write(target, models, state)
-            return target
-
-        def work() -> None:
-            try:
-                self._write(target, models, state)
-            except BaseException as error:  # raised again by `finish`, in the thread that trains
-                self.failure = error
-
-        self.writer = threading.Thread(target=work, name="rsim-checkpoint")
-        self.writer.start()
-        return target
-
-    def finish(self) -> None:
-        """Waits for a checkpoint that is being written."""
-        if self.writer is not None:
-            self.writer.join()
-            self.writer = None
-        if self.failure is not None:
-            failure, self.failure = self.failure, None
-            raise failure
-
-    def _write(self, target: Path, models: dict[str, Save], state: dict[str, Any] | None) -> None:
         draft = target.with_name(f".{target.name}.draft")
         try:
             shutil.rmtree(draft, ignore_errors=True)
@@ -121,6 +89,7 @@ class Checkpoints:
         shutil.rmtree(old, ignore_errors=True)
         for old in sorted(self.path.glob("step-*"))[: -self.keep]:
             shutil.rmtree(old)
+        return target
 
     def forget_after(self, checkpoint: Path) -> None:
         """Removes what a run wrote after ``checkpoint``, from which it goes on: newer checkpoints, and a best or final one of

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from rsim.errors import UserError
 from rsim.serving import openai_api as api
+from rsim.serving import tracing
 from rsim.serving.grammar import CALL, read_call
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.play import (
@@ -32,7 +33,7 @@ from rsim.serving.play import (
     play,
 )
 from rsim.serving.said import UpstreamError
-from rsim.serving.state import Refusal, State, from_upstream, leave, log, upstream_of
+from rsim.serving.state import Refusal, State, finished, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 from rsim.serving.wire import Body, Wire, events, whole
 
@@ -49,25 +50,27 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, model: 
         decode = state.upstream.decode if isinstance(state.upstream, LocalUpstream) else None
         limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
         wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit, decode)
-        if state.config.wrapped:
-            headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
-            wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
+        headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
+        headers = headers if state.config.wrapped else tracing.received(headers)
+        wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
         upstream = await upstream_of(state, model, wanted.asked[0].headers)
     mode = upstream.mode if planned else None
     shown: dict[str, str] = {"X-Rsim-Mode": mode} if mode else {}
     plays = [_play(state, upstream, one, wanted, planned=planned) for one in wanted.asked]
     merged = _merge(plays, deadline)
+    with _refusing():  # what the upstream says first decides between a stream and an error object
+        first = await unless_gone(request.receive, _until_said(merged, state.config.first_token_seconds))
     if wanted.stream:
-        with _refusing():  # what the upstream says first decides between a stream and an error object
-            first = await unless_gone(request.receive, _until_said(merged))
         outcome = _Outcome()
 
         def done() -> None:
             leave(state)
-            state.metrics.done(wire.kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
+            finished(state, request, wire.kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
 
         return WatchedStream(events(wire, asked, _chunks(wanted, merged, first, outcome)), 200, shown | _EVENTS, done)
     choices = [api.Choice() for _ in wanted.asked]
+    for index, event in first:
+        choices[index].add(event)
 
     async def collect() -> None:
         async with aclosing(merged):
@@ -105,7 +108,7 @@ def _refusal(error: Exception) -> Refusal:
     if isinstance(error, UpstreamError):
         return from_upstream(error)
     if isinstance(error, TimeoutError):
-        return Refusal(504, "the request took too long", "timeout")
+        return Refusal(504, str(error) or "the request took too long", "timeout")
     if isinstance(error, ClientGone):
         return Refusal(499, "the client went away", "client_disconnected")
     log.error("an answer failed", exc_info=error)
@@ -141,13 +144,17 @@ async def _chunks(
         yield api.usage_chunk(wanted, [c.finished.usage for c in choices.values() if c.finished])
 
 
-async def _until_said(events: AsyncGenerator[tuple[int, Event]]) -> list[tuple[int, Event]]:
-    """The first events, up to the first that is not ours."""
+async def _until_said(events: AsyncGenerator[tuple[int, Event]], seconds: float) -> list[tuple[int, Event]]:
+    """The first events, up to the first that is not ours, which must come within so many ``seconds`` (0: any)."""
     first: list[tuple[int, Event]] = []
-    async for index, event in events:
-        first.append((index, event))
-        if isinstance(event, Thought | Called | Finished) or (isinstance(event, TextDelta) and event.sampled):
-            break
+    try:
+        async with asyncio.timeout(seconds or None) as limit:
+            async for index, event in events:
+                first.append((index, event))
+                if isinstance(event, Thought | Called | Finished) or (isinstance(event, TextDelta) and event.sampled):
+                    break
+    except TimeoutError as error:
+        raise TimeoutError(f"no token within {seconds:g} seconds" if limit.expired() else str(error)) from error
     return first
 
 

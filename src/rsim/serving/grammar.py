@@ -102,6 +102,7 @@ class Shape:
         self.temperature, self.top_p, self.limit, self.top = temperature, top_p, limit, top
         self.grammars, self.matcher = grammars, matcher
         self.row = torch.empty(0)  # log-probs of the next token, before they are bent
+        self.consumed = 0  # tokens that the matcher has read: a forward pass may be tried again
         self.kept: list[tuple[int, float, list[tuple[int, float]]]] = []
 
     @property
@@ -134,7 +135,8 @@ class Shape:
             self.kept.append((tokens[-1], float(self.row[tokens[-1]]), best))
 
     def _allowed(self, tokens: list[int]) -> torch.Tensor:
-        if tokens:
+        if len(tokens) > self.consumed:
+            self.consumed = len(tokens)
             self.matcher.consume_token(tokens[-1])
         bits = torch.frombuffer(bytearray(self.matcher.compute_bitmask()), dtype=torch.uint8)
         size = len(self.grammars.closing[0])  # type: ignore[union-attr]

@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 
 from rsim.rules import End, in_block, step_end
+from rsim.serving import tracing
 from rsim.serving.planner_batcher import estimated_tokens
 from rsim.serving.play import Asked, Conversation, Headers, Mode, StepEnd, Thought, Until, Usage, text_of
 from rsim.serving.said import UNSAID, Said, UpstreamError, broken, read, refusal
@@ -290,7 +291,7 @@ class _HttpConversation:
         if stops:
             body["stop"] = list(stops)
         path = "completions" if asked.messages is None else "chat/completions"
-        call = await self.upstream.call(path, body, asked.headers)
+        call = await self.upstream.call(path, body, tracing.passed_on(asked.headers))
         call.stops, call.limit = stops, limit
         call.prompt = body.get("prompt") or "".join(text_of(m.get("content")) for m in body.get("messages", []))
         self.call = call

@@ -12,6 +12,7 @@ import queue
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -21,7 +22,7 @@ from rsim.engine.native import NativeEngine
 from rsim.engine.protocol import SampledStep, Stop
 from rsim.engine.sampling import DelimiterStop, StringStop, Vocabulary
 from rsim.errors import UserError
-from rsim.models.prompts import begin_ids, plain_text
+from rsim.models.prompts import begin_ids, check_length, plain_text
 from rsim.models.shape import context
 from rsim.policies.reasoner import Reasoner
 from rsim.rules import PlayRules
@@ -37,14 +38,18 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 _SHOWN = f'To use a tool, answer {CALL}{{"name": ..., "arguments": {{...}}}}{CALLED} alone. Tools: '
 _LOWEST = -9999.0  # as OpenAI tells the log-prob of what cannot be
+_CHUNK = 512  # tokens of prompts in a forward pass: what the other answers wait for
 _Piece = str | StepEnd | Exception
 Emit = Callable[[_Piece], object]
 
 
 def _told(message: dict[str, Any]) -> dict[str, Any]:
     """A call of a tool, or its result, as a text: for templates that know neither."""
-    calls = [call["function"] for call in message.get("tool_calls") or []]
+    calls = message.get("tool_calls") or []
     if calls:
+        calls = [c.get("function") if isinstance(c, dict) else None for c in calls] if isinstance(calls, list) else [None]
+        if not all(isinstance(c, dict) and isinstance(c.get("name"), str) and c.get("arguments") is not None for c in calls):
+            raise UserError("tool_calls must be a list of functions with a name and arguments")
         said = "".join(f'{CALL}{{"name": {json.dumps(c["name"])}, "arguments": {c["arguments"]}}}{CALLED}' for c in calls)
         return {"role": "assistant", "content": said}
     return message | {"role": "user"} if message.get("role") == "tool" else message
@@ -84,7 +89,10 @@ class LocalUpstream:
     def __init__(self, reasoner: Reasoner, slots: int, day: str = PlayRules.day) -> None:
         self.reasoner, self.day = reasoner, day
         self.context = context(reasoner.model.config)
-        self.engine = NativeEngine(reasoner, slots, seed=0, temperature=0.0, max_tokens=self.context, longest_prompt=0)
+        self.engine = NativeEngine(
+            reasoner, slots, seed=0, temperature=0.0, max_tokens=self.context, longest_prompt=0, chunk=_CHUNK
+        )
+        self.reading = ThreadPoolExecutor(1, "rsim-reading")  # tokenises: the event loop has other answers to see to
         self.vocabulary = Vocabulary(reasoner.tokenizer, reasoner.model.get_output_embeddings().weight.shape[0])
         self.ids_of = lru_cache(maxsize=4096)(reasoner.injected_ids)  # of what is injected: prompts come again and again
         self.free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
@@ -100,13 +108,14 @@ class LocalUpstream:
     def close(self) -> None:
         self.commands.put(None)
         self.thread.join()
+        self.reading.shutdown()
 
     async def open(self, asked: Asked) -> Conversation:
         """Raises `UserError` for a prompt that does not fit, or sampling settings that only a server has."""
         undone = sorted(k for k, v in asked.sampling.items() if v not in _NEUTRAL.get(k, (v,)))
         if undone:
             raise UserError(f"{undone[0]} is not supported by a model in this process", "use an upstream server")
-        ids = self._prompt(asked)
+        ids = await asyncio.get_running_loop().run_in_executor(self.reading, self._prompt, asked)
         if not ids:
             raise UserError("the prompt is empty")
         if len(ids) >= self.context:
@@ -144,6 +153,7 @@ class LocalUpstream:
         if asked.prompt_ids is not None:
             return asked.prompt_ids
         if asked.messages is None:
+            check_length(self.reasoner.tokenizer, asked.prompt or "", self.context)
             return begin_ids(self.reasoner.tokenizer, asked.prompt or "")
         knows = "tools" in str(self.reasoner.tokenizer.chat_template)
         messages = [m if knows else _told(m) for m in asked.messages]
@@ -152,6 +162,7 @@ class LocalUpstream:
         if asked.tools and not knows:
             messages[-1] = messages[-1] | {"content": f"{messages[-1]['content']}\n\n{_SHOWN}{json.dumps(asked.tools)}"}
         tools = asked.tools if knows and asked.tools else None
+        check_length(self.reasoner.tokenizer, "".join(m["content"] for m in messages), self.context)
         return self.reasoner.chat_ids(messages, self.day, continues=asked.continues, tools=tools)
 
     # --- the thread's side ---
@@ -165,18 +176,26 @@ class LocalUpstream:
                 command()
             try:
                 finished = self.engine.advance()
-            except Exception as error:  # the answers that run get it; the thread goes on for the next ones
-                for slot, step in self.steps.items():
-                    self.engine.cancel(slot)
-                    step.emit(error)
-                self.steps.clear()
-                continue
+            except Exception:  # nothing has changed by it
+                finished = self._one_by_one()
             for sampled in finished:
                 self._finish(sampled, self.steps.pop(sampled.slot))
             for slot, step in self.steps.items():
                 delta = step.text.add(self.engine.sampled(slot))
                 if delta:
                     step.emit(delta)
+
+    def _one_by_one(self) -> list[SampledStep]:
+        """Finds the answers that a forward pass fails on: they get the error, the others go on."""
+        finished = []
+        for slot, step in list(self.steps.items()):
+            try:
+                finished += self.engine.advance([slot])
+            except Exception as error:
+                self.engine.cancel(slot)
+                del self.steps[slot]
+                step.emit(error)
+        return finished
 
     def _finish(self, sampled: SampledStep, step: _Step) -> None:
         delta, text = step.text.finish(sampled.tokens)

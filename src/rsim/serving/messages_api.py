@@ -33,7 +33,7 @@ def _read(body: Body) -> Body:
         chat["tools"] = [{"type": "function", "function": _function(tool)} for tool in dicts(body, "tools")]
         choice = object_in(body, "tool_choice")
         named = {"type": "function", "function": {"name": choice.get("name")}}
-        chat["tool_choice"] = _CHOICES.get(choice.get("type", "auto"), named)
+        chat["tool_choice"] = _CHOICES.get(str(choice.get("type", "auto")), named)
     output = object_in(body, "output_config")
     if output.get("format"):
         schema = {"name": "answer", "schema": object_in(output, "format").get("schema")}

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rsim.errors import UserError
+from rsim.models.prompts import check_length
 from rsim.policies.planner import Planner
 from rsim.policies.protocol import AnyPlanner, Decision
+
+Opening = tuple[str, list[int] | None]  # a question, and the ids with which a learned planner begins to read it
 
 
 @dataclass
 class _Ask:
     slot: int
-    question: str | None  # None: goes on with what was observed
+    opening: Opening | None  # None: goes on with what was observed
     draw: float  # a uniform number
     answer: asyncio.Future[Decision]
 
@@ -54,37 +59,49 @@ class PlannerBatcher:
             self.wake.clear()
             batch, self.asks = self.asks, []
             self.busy = {ask.slot for ask in batch}
-            try:
-                decisions = await asyncio.to_thread(self._decide, batch)
-            except Exception as error:  # the answers that asked get the error; the next ones may fare better
-                for ask in batch:
-                    if not ask.answer.done():
-                        ask.answer.set_exception(error)
-            else:
-                for ask, decision in zip(batch, decisions, strict=True):
-                    if not ask.answer.done():
-                        ask.answer.set_result(decision)
+            for ask, decided in zip(batch, await asyncio.to_thread(self._decided, batch), strict=True):
+                if ask.answer.done():
+                    continue
+                if isinstance(decided, Exception):
+                    ask.answer.set_exception(decided)
+                else:
+                    ask.answer.set_result(decided)
             self.busy = set()
             for slot in self.left:
                 self.free.put_nowait(slot)
             self.left = set()
 
+    def _decided(self, batch: list[_Ask]) -> Sequence[Decision | Exception]:
+        """Where all together fail, each alone: an answer that the planner fails on is the only one to fail."""
+        try:
+            return self._decide(batch)
+        except Exception as error:
+            return [error] if len(batch) == 1 else [one for ask in batch for one in self._decided([ask])]
+
     def _decide(self, batch: list[_Ask]) -> list[Decision]:
         began = time.perf_counter()
-        new = [(ask.slot, ask.question) for ask in batch if ask.question is not None]
+        new = [(ask.slot, *ask.opening) for ask in batch if ask.opening is not None]
         if new:
-            self.session.start([slot for slot, _ in new], [question for _, question in new])
+            slots, questions, openings = (list(column) for column in zip(*new, strict=True))
+            self.session.start(slots, questions, openings)
         decisions = self.session.decide([ask.slot for ask in batch], [ask.draw for ask in batch], self.temperature)
         self.seconds += time.perf_counter() - began
         return decisions
 
     async def open(self, question: str, seed: int | None = None) -> PlannedAnswer:
         """Takes a slot; with a ``seed``, what is drawn for this answer depends on it alone."""
-        return PlannedAnswer(self, await self.free.get(), question, random.Random(seed))
+        planner, ids = self.planner, None
+        if isinstance(planner, Planner):  # tokenised off the event loop, once
+            try:
+                await asyncio.to_thread(check_length, planner.tokenizer, question, planner.context)
+                ids = await asyncio.to_thread(planner.opening, question)
+            except UserError:
+                ids = [0] * (planner.context + 1)  # more than it reads
+        return PlannedAnswer(self, await self.free.get(), (question, ids), random.Random(seed))
 
-    async def decide(self, slot: int, question: str | None, draw: float) -> Decision:
+    async def decide(self, slot: int, opening: Opening | None, draw: float) -> Decision:
         answer: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self.asks.append(_Ask(slot, question, draw, answer))
+        self.asks.append(_Ask(slot, opening, draw, answer))
         self.wake.set()
         return await answer
 
@@ -99,30 +116,29 @@ class PlannerBatcher:
 class PlannedAnswer:
     """The planner's side of one answer: one slot, to be closed in the end."""
 
-    def __init__(self, batcher: PlannerBatcher, slot: int, question: str, draws: random.Random) -> None:
+    def __init__(self, batcher: PlannerBatcher, slot: int, opening: Opening, draws: random.Random) -> None:
         self.batcher, self.slot, self.draws = batcher, slot, draws
-        self.question: str | None = question
+        self.opening: Opening | None = opening
 
     def reads(self) -> bool:
         """Whether what it would read at its next decision fits into its context."""
-        planner = self.batcher.planner
-        if self.question is None:
+        if self.opening is None:
             return self.batcher.session.reads(self.slot)
-        return not isinstance(planner, Planner) or len(planner.opening(self.question)) <= planner.context
+        return len(self.opening[1] or ()) <= self.batcher.planner.context
 
     async def decide(self) -> Decision:
         """The next strategy."""
-        question, self.question = self.question, None
-        return await self.batcher.decide(self.slot, question, self.draws.random())
+        opening, self.opening = self.opening, None
+        return await self.batcher.decide(self.slot, opening, self.draws.random())
 
     def observe(self, strategy: str, text: str) -> None:
         """Tells the planner what step followed its decision."""
-        if self.question is None:
+        if self.opening is None:
             self.batcher.session.observe(self.slot, strategy, text)
 
     def ids(self) -> list[int]:
         """What its model has read."""
-        return [] if self.question is not None else self.batcher.session.ids(self.slot)
+        return [] if self.opening is not None else self.batcher.session.ids(self.slot)
 
     def close(self) -> None:
         self.batcher.release(self.slot)

@@ -8,7 +8,7 @@ together with what is around it, and what is injected is counted by an estimate:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -18,10 +18,11 @@ from rsim.game.rulebook import rulebook_of
 from rsim.game.tools import Runner, Tools
 from rsim.policies.protocol import Decision
 from rsim.rules import ALONE, FENCE, End, Ending, Move, PlayRules, Progress, Rulebook
+from rsim.serving import tracing
 from rsim.serving.planner_batcher import PlannedAnswer, PlannerBatcher
 
 Mode = Literal["prefill", "turn", "exact"]
-Headers = Sequence[tuple[bytes, bytes]]
+Headers = tracing.Headers
 
 
 @dataclass
@@ -284,8 +285,10 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
     )  # the answer is the final step alone; what is before it is thinking
     aside, due = "reasoning_content" if strict else "content", False
     while not ending.over:
-        move, decision = (book.move(None), None) if due else await _choose(players.planner, book, progress)
-        name = strategies[move.strategy if move != ALONE else strategies.neutral].name
+        with tracing.span("rsim.decision", {}) as note:
+            move, decision = (book.move(None), None) if due else await _choose(players.planner, book, progress)
+            name = strategies[move.strategy if move != ALONE else strategies.neutral].name
+            note({"rsim.strategy": name, "rsim.forced": move.forced})
         prompt = _prompt(players, book, move)
         yield Injected(name, prompt, _shown(strategies.names, decision), move.forced, decision, aside)
         step, report = _opened(players, book, move, progress, prompt, last)
@@ -294,12 +297,15 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
         last = ""
         if strict and move.final:
             step.until, step.limit = Until(strict=True), max(step.limit, book.left(progress) - step.injected)
-        async with aclosing(_sampled(players, book, step, usage)) as events:
-            async for event in events:
-                if isinstance(event, TextDelta):
-                    last += event.text if event.sampled else ""
-                    event = event if move.final else replace(event, place=aside)
-                yield event
+        called = {"gen_ai.operation.name": "chat", "gen_ai.request.model": players.asked.model, "rsim.strategy": name}
+        with tracing.span(f"chat {players.asked.model}", called) as note:
+            async with aclosing(_sampled(players, book, step, usage)) as events:
+                async for event in events:
+                    if isinstance(event, TextDelta):
+                        last += event.text if event.sampled else ""
+                        event = event if move.final else replace(event, place=aside)
+                    yield event
+            note({"gen_ai.usage.output_tokens": step.sampled, "gen_ai.response.finish_reasons": [step.told or step.end]})
         logprobs += step.logprobs
         ending = book.ending(step.move, step.end)
         if strict and ending.over and not move.final and not step.told:  # it ended its turn without the answer

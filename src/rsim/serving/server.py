@@ -29,6 +29,7 @@ from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.rewards.programs import allowed
 from rsim.serving import openai_api as api
+from rsim.serving import openapi, tracing
 from rsim.serving.answers import answer, own_headers
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.messages_api import MESSAGES
@@ -36,7 +37,7 @@ from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.responses_api import RESPONSES
 from rsim.serving.said import UpstreamError
-from rsim.serving.state import Refusal, ServeConfig, State, enter, from_upstream, leave, log, upstream_of
+from rsim.serving.state import Refusal, ServeConfig, State, enter, finished, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 from rsim.serving.upstream_client import list_models, own_name, unanswered, upstream_client
 from rsim.serving.wire import CHAT, COMPLETION, event_data
@@ -63,7 +64,13 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
     if (reasoner is None) == (not config.upstream):
         raise UserError("give an upstream or a model", "one of --upstream and --model")
     runner = allowed(planner, config.tools)
-    app = FastAPI(title="rsim", lifespan=_lifespan(config, planner, reasoner, name, runner), docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="rsim",
+        lifespan=_lifespan(config, planner, reasoner, name, runner),
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(Exception, _broken)
     routes: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -71,6 +78,7 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
         "/v1/models": ("GET", _models),
         "/v1/models/{name:path}": ("GET", _model),
         "/healthz": ("GET", _health),
+        "/openapi.json": ("GET", _openapi),
         "/metrics": ("GET", _metrics),
         "/": ("GET", _playground),
     }
@@ -125,6 +133,8 @@ async def _complete(request: Request, path: str) -> Response:
     raw = await _read_body(request, state.config)
     asked, wire = _parsed(raw), WIRES[path]
     named = asked.get("model") or ""
+    told = {"gen_ai.operation.name": wire.kind, "gen_ai.provider.name": "rsim", "gen_ai.request.model": named}
+    request.state.end = tracing.begin(f"{wire.kind} {named}", request.headers, told)
     planned = (named.endswith(SUFFIX) or state.config.wrapped) and asked.get("rsim", True) is not False
     try:
         body = wire.read(asked) if planned or state.client is None else asked
@@ -151,7 +161,7 @@ async def _complete(request: Request, path: str) -> Response:
     finally:
         if not streams:  # a stream leaves when it is over
             leave(state)
-            state.metrics.done(wire.kind, planned=planned, status=status, seconds=time.perf_counter() - began)
+            finished(state, request, wire.kind, planned=planned, status=status, seconds=time.perf_counter() - began)
     return reply
 
 
@@ -181,16 +191,16 @@ async def _pass_through(state: State, request: Request, path: str, raw: bytes, b
         raw = json.dumps(body).encode()
     withheld = () if state.config.wrapped else _PRIVATE
     headers = [(k, v) for k, v in own_headers(request) if not any(part in k for part in withheld)]
-    sent = state.client.build_request("POST", path, content=raw, headers=headers)
+    sent = state.client.build_request("POST", path, content=raw, headers=tracing.passed_on(headers))
     try:
         response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
     except (httpx.RequestError, ClientGone) as error:
         refusal = _not_sent_on(error)
-        state.metrics.done(kind, planned=False, status=refusal.status, seconds=time.perf_counter() - began)
+        finished(state, request, kind, planned=False, status=refusal.status, seconds=time.perf_counter() - began)
         raise refusal from error
     response.headers.encoding = "latin-1"  # as they came
     kept = {k: response.headers[k] for k in _ANSWERED if k in response.headers}
-    state.metrics.done(kind, planned=False, status=response.status_code, seconds=time.perf_counter() - began)
+    finished(state, request, kind, planned=False, status=response.status_code, seconds=time.perf_counter() - began)
     if content is not None:
         return Response(content, response.status_code, kept)
 
@@ -266,8 +276,14 @@ async def _health(request: Request) -> Response:
     return JSONResponse(told)
 
 
+async def _openapi(request: Request) -> Response:
+    return JSONResponse(openapi.DOCUMENT)
+
+
 async def _metrics(request: Request) -> Response:
     state: State = request.app.state.rsim
+    if state.config.guard_metrics:
+        _authorise(request, state.config.api_key)
     state.metrics.planner_seconds.set(state.planning.seconds)
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

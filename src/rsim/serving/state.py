@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import httpx
+from fastapi import Request
 
 from rsim.game.tools import Runner
 from rsim.rules import PlayRules
@@ -29,6 +30,7 @@ class ServeConfig:
     upstream: str = ""
     upstream_key: str = field(default="", repr=False)
     api_key: str = field(default="", repr=False)
+    guard_metrics: bool = False  # they too are for who has the key
     model: str = ""  # the upstream's model to probe with; "": the first that it lists
     mode: Mode | None = None  # None: probed
     rules: PlayRules = field(default_factory=PlayRules)
@@ -37,6 +39,7 @@ class ServeConfig:
     slots: int = 64  # answers played at once
     waiting: int = 64  # requests that may wait for a slot; more are refused with 429
     request_seconds: float = 600.0
+    first_token_seconds: float = 0.0  # that an answer's first token may take; 0: as long as the request
     body_bytes: int = 10 * 2**20
     body_seconds: float = 30.0
     upstream_seconds: float = 120.0  # without a byte from the upstream
@@ -89,6 +92,14 @@ def enter(state: State) -> None:
 def leave(state: State) -> None:
     state.active -= 1
     state.metrics.active.set(state.active)
+
+
+def finished(state: State, request: Request, kind: str, *, planned: bool, status: int, seconds: float) -> None:
+    """Tells the metrics, the log and the request's span how it ended."""
+    state.metrics.done(kind, planned=planned, status=status, seconds=seconds)
+    request.state.end({"http.response.status_code": status})
+    told = {"kind": kind, "planned": planned, "status": status, "seconds": round(seconds, 4)}
+    log.info("a request ended", extra={"told": told | {"traceparent": request.headers.get("traceparent")}})
 
 
 async def upstream_of(state: State, model: str, headers: Headers = ()) -> Upstream:

@@ -3,24 +3,17 @@
 Memory counts weights, gradients, Adam's two moments, the rollout's KV caches and the activations of one
 micro-batch, with constants fitted to the peaks in docs/results.md (SmolLM2-135M, CPU), and a margin.
 
-A dry run's seconds are an upper bound: 2 FLOPs per parameter and token read, three times that in training
-(arXiv 2001.08361, section 2.1), at the speed of products timed here; episodes are as long as the rules allow.
-On two cores steps took 3 to 5 s where 6.4 were foretold (nano), 24 to 29 s where 100 were (SmolLM2-135M,
-whose episodes were short).
-
-A plan's seconds are those of decoding (each pass reads the weights once, or is bound by its products),
-reading, both agents' passes, the optimiser's pass over memory, and what processes send each other, at a fixed
-part of a device's peaks; on this CPU they are timed. Not counted: checkpoints, evaluation, overlap, a vLLM
-server's own device. The longest episode has a fixed multiple of the mean length. ``python -m studies plan``
-holds plans against runs.
+Seconds are those of decoding (each pass reads the weights once, or is bound by its products), reading, both
+agents' passes, the optimiser's pass over memory, and what processes send each other, at a fixed part of a
+device's peaks, which are timed for this machine. Not counted: checkpoints, evaluation, overlap, a vLLM
+server's own device. The longest episode has a fixed multiple of the mean length.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -31,32 +24,30 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Pr
 
 from rsim.config import Config
 from rsim.errors import UserError
-from rsim.models.device import choose_device
+from rsim.models.device import allow_tf32, choose_device
 from rsim.policies.loading import load_reasoner
 from rsim.policies.strategies import load_strategies
-from rsim.training.timed import among, bytes_a_second, pass_seconds, product_flops, training_seconds
 
 _GIB = 2**30
 _MARGIN = 1.15  # of memory: a run of SmolLM2-135M reached 7.0 GiB where the parts sum up to 6.1
-_WASTE = 2.0  # time of a step over that of its matrix products: attention, sampling, Python
 _QUESTION = 128  # tokens of a question with its prompt, where nobody says
 _TOKENS_A_WORD = 1.4  # of an injected prompt, beside one for the delimiter
 _TOKEN_SECONDS = 6e-5  # of Python for a sampled token on this CPU (5e-5 to 8e-5 in runs of nano on one core)
 _LONGEST = 2.4  # times the mean length: the episode waited for (2.4 and 2.6 in two runs of nano)
 _ASKED = 4  # calls of the planner for each decision of all episodes: a rollout waits for a quarter of them
 _STREAMED = 0.8  # of a device's memory bandwidth
-_TIMED = 1024, 1536, 4608  # rows, hidden, intermediate of the product that is timed on this machine
+_SECONDS = 0.3  # for each timing
 # Assumed, not measured: seconds of Python and launches for a layer and pass of the native engine, and where
 # the pass is replayed as a CUDA graph; bytes of a token as processes exchange episodes (id, mask, log-prob,
-# pickled); bytes a second at which weights go to a vLLM server, and at which processes on one CPU talk.
-_LAYER_SECONDS, _REPLAYED_LAYER, _EPISODE_BYTES, _DISK, _LOOPBACK = 4e-4, 1e-4, 16, 2e9, 1e9
+# pickled); bytes a second at which weights go to a vLLM server.
+_LAYER_SECONDS, _REPLAYED_LAYER, _EPISODE_BYTES, _DISK = 4e-4, 1e-4, 16, 2e9
 
 
 @dataclass(frozen=True)
 class Hardware:
     """Peaks of one device, in FLOPs and bytes a second; float32 with TF32 on a GPU. ``link``: to others on
     the machine; ``reached``: of a peak in training, PaLM's 46% (arXiv 2204.02311, table 3); ``runtime``:
-    bytes of CUDA's context, torch and buffers; ``here``: seconds are timed."""
+    bytes of CUDA's context, torch and buffers."""
 
     name: str
     float32: float
@@ -67,7 +58,7 @@ class Hardware:
     per_machine: int = 8
     reached: float = 0.45
     runtime: float = 1.5 * _GIB
-    here: bool = False
+    cpu: bool = False
 
 
 # NVIDIA's data sheets: dense peaks without sparsity, bytes in 10^9; NVLink one way, PCIe 4.0 x16 without it.
@@ -78,7 +69,6 @@ DEVICES = {
     "l40s": Hardware("L40S", 183e12, 362e12, 48e9, 0.864e12, 32e9),
     "rtx4090": Hardware("RTX 4090", 82.6e12, 165e12, 24e9, 1.008e12, 32e9, per_machine=4),
 }
-_HERE = Hardware("this machine's CPU", 0, 0, 0, 0, _LOOPBACK, reached=0.8, runtime=0.6 * _GIB, here=True)
 
 # Layers, hidden, intermediate, heads, key/value heads, vocabulary, tied output: config.json on the hub.
 _SHAPES = {
@@ -149,8 +139,6 @@ class _Job:
 
     def token(self, name: str) -> float:
         """Seconds of a token forward and backward."""
-        if self.hardware.here:
-            return training_seconds(self.shapes[name], self.load.question, self.load.sampled)
         return 6 * self.needs[name].parameters / self.speed
 
     def memory(self) -> float:
@@ -177,21 +165,6 @@ class _Job:
         updating = sharded + max(a.activations for a in self.needs.values())
         return _MARGIN * (lasting + max(rolling, updating))
 
-    def product_seconds(self, device: torch.device, dtype: torch.dtype) -> float:
-        """Of a step's matrix products on this machine, at most: rollout and training of each agent."""
-        seconds, episodes = 0.0, self.load.episodes
-        for name, model in self.shapes.items():
-            text = model.config.get_text_config()
-            shape = text.hidden_size, text.intermediate_size
-            decode = product_flops(min(self.config.rollout.batch, episodes), *shape, device, dtype)
-            many = product_flops(1024, *shape, device, dtype)
-            cost = 2 * model.num_parameters()
-            read = episodes * (self.load.question + self.load.sampled)
-            # The reasoner samples token by token; the planner reads whole steps.
-            seconds += cost * episodes * self.load.sampled / (decode if name == "reasoner" else many)
-            seconds += 3 * cost * read * self.config.train.num_iterations / many
-        return seconds
-
     def sampling(self) -> float:
         """Seconds in which the reasoner samples all episodes of a process (or of a server)."""
         model, load, rollout, hardware = (
@@ -208,9 +181,7 @@ class _Job:
         rows = max(1, round(load.episodes * load.sampled / passes))  # on average
         length = load.question + (load.sampled + load.injected) // 2
         rest = 2 * weights * (load.questions * load.question + load.episodes * load.injected) / self.speed
-        if hardware.here:
-            in_python = _TOKEN_SECONDS * load.episodes * load.sampled
-            return passes * pass_seconds(model, rows, length) + in_python + rest
+        rest += _TOKEN_SECONDS * load.episodes * load.sampled if hardware.cpu else 0.0
         layers, (_, kv_heads, size) = model.config.get_text_config().num_hidden_layers, heads_of(model.config)
         cached = 2 * layers * kv_heads * size * self.width * length
         streaming = (weights * self.width + rows * cached) / (hardware.bandwidth * _STREAMED)
@@ -218,17 +189,14 @@ class _Job:
         overhead = layers * each_layer if rollout.engine == "native" else 0.0
         return float(passes * (max(2 * weights * rows / self.speed, streaming) + overhead) + rest)
 
-    def planning(self, token: float) -> float:
-        """Seconds in which the planner reads and decides; a ``token`` takes so many to train on."""
-        shape, load = self.shapes["planner"], self.load
+    def planning(self) -> float:
+        """Seconds in which the planner reads and decides; a forward pass is a third of a `token`."""
+        load, layers = self.load, self.shapes["planner"].config.get_text_config().num_hidden_layers
         calls = _ASKED * load.decisions * math.ceil(load.episodes / self.config.rollout.batch)
-        launches = float(shape.config.get_text_config().num_hidden_layers * _LAYER_SECONDS)
-        overhead = pass_seconds(shape, 1, load.question) if self.hardware.here else launches
-        return token / 3 * load.read + calls * overhead
+        return float(self.token("planner") / 3 * load.read + calls * layers * _LAYER_SECONDS)
 
-    def updates(self, token: dict[str, float]) -> float:
-        """Seconds of both agents' passes and optimiser steps; a forward pass is a third of a ``token``'s
-        training."""
+    def updates(self) -> float:
+        """Seconds of both agents' passes and optimiser steps."""
         train, objective = self.config.train, self.config.objective
         steps = train.num_iterations * train.minibatches
         seconds = 0.0
@@ -237,7 +205,7 @@ class _Job:
                 thirds = 2 if agent.adapted else 3  # frozen weights get no gradient of their own
                 thirds += train.gradient_checkpointing + (name == "reasoner" and objective.beta > 0)
                 before = steps > 1 or objective.loss == "ppo"  # log-probs before the first step
-                seconds += (thirds * train.num_iterations + before) / 3 * token[name] * self.load.read
+                seconds += (thirds * train.num_iterations + before) / 3 * self.token(name) * self.load.read
                 seconds += 7 * 4 * agent.trained * steps / (self.hardware.bandwidth * _STREAMED)
         return seconds
 
@@ -302,20 +270,13 @@ class Cost:
 
 
 def estimate(config: Config) -> Cost:
-    """The cost of one process here: reads the models' shapes (no weights) and times this machine for seconds.
+    """The cost of one process here, whose episodes are as long as the rules allow.
 
     Raises:
         UserError: a model cannot be found.
     """
-    chosen = choose_device(config)
-    device = torch.device(chosen.name)
-    width = {"float32": 4, "bfloat16": 2, "float64": 8}[chosen.dtype]
     shapes = {name: load_reasoner(source, weights=False).model for name, source in _sources(config).items()}
-    load = _load(config, 1, config.rollout.max_tokens, _QUESTION)
-    name, available = _available(device)
-    job = _Job(config, shapes, load, replace(_HERE, name=name), 1, width)
-    seconds = {"products": _WASTE * job.product_seconds(device, getattr(torch, chosen.dtype))}
-    return Cost(job, seconds, job.memory(), available)
+    return plan(config, this_machine(config), 1, shapes=shapes)
 
 
 def plan(
@@ -326,6 +287,7 @@ def plan(
     tokens: int = 0,
     question: int = _QUESTION,
     network: float = 50e9,
+    shapes: dict[str, PreTrainedModel] | None = None,
 ) -> Cost:
     """What a step of ``config`` costs with ``workers`` processes, each with a device of its own.
 
@@ -333,16 +295,14 @@ def plan(
         tokens: mean sampled tokens of an episode; 0: as many as ``rollout.max_tokens``.
         question: tokens of a question with its prompt.
         network: bytes a second that a machine sends to others.
+        shapes: the agents' models without weights, if they are not to be found by their names.
 
     Raises:
         UserError: a model cannot be found.
     """
-    wide = config.models.dtype in ("float32", "float64")
-    if config.models.dtype == "auto":
-        wide = bool(config.trained_whole) or hardware.here
-    shapes = {name: shape_of(source) for name, source in _sources(config).items()}
+    shapes = shapes or {name: shape_of(source) for name, source in _sources(config).items()}
     load = _load(config, workers, tokens, question)
-    job = _Job(config, shapes, load, hardware, workers, 4 if wide else 2)
+    job = _Job(config, shapes, load, hardware, workers, _width(config, hardware))
     # All processes ask one server, on a device of its own; each of the native ones samples for itself.
     served = config.rollout.engine != "native"
     sampler = replace(job, load=_load(config, 1, tokens, question)) if served else job
@@ -351,14 +311,20 @@ def plan(
     speed = hardware.link if workers <= hardware.per_machine else min(hardware.link, network)
     reasoner = job.needs["reasoner"]
     handed_over = 2 * reasoner.weights / _DISK if served and reasoner.trained else 0.0
-    token = {name: job.token(name) for name in shapes}
     seconds = {
         "sampling": sampler.sampling(),
-        "planner": job.planning(token["planner"]) if "planner" in shapes else 0.0,
-        "updates": job.updates(token),
+        "planner": job.planning() if "planner" in shapes else 0.0,
+        "updates": job.updates(),
         "exchange": sent / speed + handed_over,
     }
     return Cost(job, seconds, job.memory(), hardware.memory, sent)
+
+
+def _width(config: Config, hardware: Hardware) -> int:
+    """Bytes of a number."""
+    if config.models.dtype != "auto":
+        return {"bfloat16": 2, "float32": 4, "float64": 8}[config.models.dtype]
+    return 4 if hardware.cpu or config.trained_whole else 2
 
 
 def _sources(config: Config) -> dict[str, str]:
@@ -385,32 +351,31 @@ def shape_of(source: str) -> PreTrainedModel:
     return load_reasoner(source, weights=False).model
 
 
-@contextmanager
-def find_device(name: str, processes: int = 1, threads: int = 0) -> Iterator[Hardware]:
-    """One of `DEVICES`, or ``here``: what each of ``processes`` on this machine's CPU has, timed with
-    ``threads`` (0: its share of the cores) while as many others compute; plans are to be made while it lasts.
+def this_machine(config: Config) -> Hardware:
+    """The device that ``config`` runs on: its free memory, and timed, its products and its memory's speed."""
+    chosen = choose_device(config)
+    allow_tf32(chosen)  # as training does
+    device = torch.device(chosen.name)
+    left, right = torch.ones(1024, 1536, device=device), torch.ones(1536, 4608, device=device)
+    block = torch.ones(1 << 26, device=device)
+    flops = 2 * 1024 * 1536 * 4608 / _timed(lambda: left @ right, device)
+    bandwidth = 2 * block.nbytes / _timed(lambda: block.add_(1.0), device) / _STREAMED
+    (name, free), cpu = _available(device), device.type == "cpu"
+    runtime, reached = (0.6 * _GIB, 0.4) if cpu else (1.5 * _GIB, 0.45)
+    wide = 1.0 if cpu else 2.0  # of a GPU's bfloat16 over its float32
+    return Hardware(name, flops, wide * flops, free, bandwidth, 1e9, 1, reached, runtime, cpu)
 
-    Raises:
-        UserError: there is none of that name; this machine has fewer cores than ``processes``.
-    """
-    if name in DEVICES:
-        yield DEVICES[name]
-        return
-    cores = os.cpu_count() or 1
-    if name != "here":
-        raise UserError(f"--device {name}", f"use here, or one of {', '.join(DEVICES)}")
-    if processes > cores:
-        raise UserError(f"--workers {processes} --device here", f"this machine has {cores} cores")
-    own, before = threads or cores // processes, torch.get_num_threads()
-    with among(processes - 1, own):
-        torch.set_num_threads(own)
-        flops = product_flops(*_TIMED, torch.device("cpu"), torch.float32)
-        bandwidth, memory = bytes_a_second() / _STREAMED, psutil.virtual_memory().total / processes
-        try:
-            here = replace(_HERE, float32=flops, bfloat16=flops, memory=memory, bandwidth=bandwidth)
-            yield replace(here, per_machine=processes)
-        finally:
-            torch.set_num_threads(before)
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    """Mean seconds, on this machine as busy as it is."""
+    work()
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < _SECONDS:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        count += 1
+    return (time.perf_counter() - began) / count
 
 
 def _available(device: torch.device) -> tuple[str, float]:
@@ -497,7 +462,7 @@ def describe_estimate(found: Cost) -> list[str]:
     steps = found.job.config.total_steps
     lines.append(f"memory: about {memory:.1f} GiB at the peak; {device} has {there:.1f} GiB free")
     lines.append(
-        f"time: at most about {found.step:,.1f} s a step, {found.hours:,.1f} h for {steps:,} steps "
+        f"time: about {found.step:,.1f} s a step, {found.hours:,.1f} h for {steps:,} steps "
         "(episodes as long as the rules allow; evaluation not counted)"
     )
     return lines

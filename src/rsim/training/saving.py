@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -41,22 +40,17 @@ class Saver:
     planner: Planner | None
     agents: dict[str, Agent]
     game: Game | ServedGame
-    # Told of each checkpoint that is there or, in the background, begun.
+    # Told of each checkpoint that is there.
     on_save: Callable[[Path], None] = lambda folder: None
-
-    @property
-    def in_background(self) -> bool:
-        return self.config.checkpoint.save_in_background
 
     def resumable(self, name: str, place: dict[str, Any]) -> None:
         """A checkpoint to resume from; ``place``: where the run is in its schedule."""
-        states = {key: agent.state() for key, agent in self.agents.items()}
-        state = place | {"agents": copy.deepcopy(states) if self.in_background else states}
+        state = place | {"agents": {key: agent.state() for key, agent in self.agents.items()}}
         if isinstance(self.game, ServedGame):
             state["account"] = dict(self.game.account)
         self.write(name, state)
 
-    def write(self, name: str, state: dict[str, Any] | None = None, *, wait: bool = False) -> None:
+    def write(self, name: str, state: dict[str, Any] | None = None) -> None:
         """The checkpoint ``name``: both models and, where it is to be resumed from, ``state``."""
         savers: dict[str, Save] = {}
         if self.reasoner and self.config.holds_reasoner:
@@ -67,8 +61,7 @@ class Saver:
             savers["planner"] = partial(self.planner.save_pretrained, weights=weights)
         if self.world.is_main:
             self.folder.flush()
-            wait = wait or not self.in_background
-            self.on_save(self.folder.checkpoints.save(name, savers, state, wait=wait))
+            self.on_save(self.folder.checkpoints.save(name, savers, state))
         self.world.barrier()
 
     @property
@@ -108,23 +101,12 @@ class Saver:
 
     def _weights(self, name: str, model: PreTrainedModel) -> Weights | None:
         """What is to be saved of an agent's model; None: whatever it holds when it is written."""
-        sharded = name in self.agents and self.agents[name].sharded is not None
-        if not (sharded or self.in_background):
+        if name not in self.agents or self.agents[name].sharded is None:
             return None
         weights: Weights = dict(model.state_dict())
         if has_adapter(model):  # the frozen weights are not saved
             trained = {name for name, p in model.named_parameters() if p.requires_grad}
             weights = {name: tensor for name, tensor in weights.items() if name in trained}
-        elif sharded:
+        else:
             weights = full_state_dict(weights, keep=self.world.is_main)
-        if not self.world.is_main:
-            return None
-        return copy_of(weights) if self.in_background else weights
-
-
-def copy_of(weights: Weights) -> Weights:
-    """A model's weights as they are now, in memory of their own; tied ones stay tied."""
-    copies: dict[int, torch.Tensor] = {}
-    for tensor in weights.values():
-        copies.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", copy=True))
-    return {name: copies[tensor.data_ptr()] for name, tensor in weights.items()}
+        return weights if self.world.is_main else None

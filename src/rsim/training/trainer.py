@@ -140,10 +140,9 @@ class Trainer:
                 self.save(f"step-{self.step:06d}")
                 release_freed()
         self.records.close()
-        self.checkpoints.finish()
         if stopping:
             raise Stopped(result, terminated=self.world.any(self.terminated))
-        self.saver.write("final", wait=True)
+        self.saver.write("final")
         return result
 
     @property

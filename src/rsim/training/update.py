@@ -67,7 +67,8 @@ class Update:
     def _moves_all(self, name: str) -> bool:
         """Whether an agent learns from groups of like returns too: by a critic, entropy or KL."""
         it = self.config.objective
-        return it.loss == "ppo" or (it.planner_entropy if name == "planner" else it.beta) > 0
+        terms = it.planner_entropy if name == "planner" else it.beta
+        return it.loss == "ppo" or terms > 0
 
     def _kept(self, agent: Agent, episodes: list[Episode], informative: torch.Tensor) -> list[int]:
         """The numbers of the episodes that this agent acted in and learns from."""

@@ -107,25 +107,20 @@ def for_good(memory_mb: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
 
 
-def for_answers(seconds: float, count: int) -> None:
-    """For a process that judges ``count`` answers: no file and no process of its own, few system calls.
+def for_answers(seconds: float) -> None:
+    """For a process that judges an answer: no file and no process of its own, few system calls, and so many
+    seconds of processor time from now; then the kernel ends it, as nothing handles the signal.
 
     System calls are limited on x86-64 Linux with seccomp; elsewhere the rest must do.
     """
-    most = (int(seconds) + 1) * count
-    resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     if sys.platform == "linux":
         _prctl(_PARENT_DIED, signal.SIGKILL)
     if sys.platform == "linux" and platform.machine() == "x86_64":
         _prctl(_SECCOMP, _BY_FILTER, ctypes.addressof(_headers[0]))
-
-
-def next_answer(seconds: float) -> None:
-    """``seconds`` of processor time from now; then the kernel ends the process, as nothing handles the
-    signal."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def hidden() -> None:

@@ -11,45 +11,19 @@ import ast
 import sys
 from typing import Any
 
-_DATA: tuple[type[ast.AST], ...] = (
-    *(ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Load),
-    *(
-        ast.UnaryOp,
-        ast.UAdd,
-        ast.USub,
-        ast.Invert,
-        ast.BinOp,
-        ast.Add,
-        ast.Sub,
-        ast.Mult,
-        ast.Div,
-        ast.FloorDiv,
-    ),
-    *(ast.Mod, ast.LShift, ast.RShift, ast.BitAnd, ast.BitOr, ast.BitXor),
+
+def _nodes(names: str) -> tuple[type[ast.AST], ...]:
+    return tuple(vars(ast)[name] for name in names.split())
+
+
+_DATA = _nodes(
+    "Expression Constant List Tuple Set Dict Load UnaryOp UAdd USub Invert BinOp Add Sub Mult Div FloorDiv "
+    "Mod LShift RShift BitAnd BitOr BitXor"
 )
-_COMPARED = (ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-_FORMULA = (*_DATA, ast.Pow, *_COMPARED, ast.Name, ast.Call)
-_MAKERS = {
-    "Symbol",
-    "Function",
-    "Integer",
-    "Float",
-    "Rational",
-}  # what sympy's parser itself writes; they take texts
-_HELPERS = {
-    "sqrt",
-    "cbrt",
-    "root",
-    "real_root",
-    "factorial",
-    "binomial",
-    "abs",
-    "Abs",
-    "max",
-    "min",
-    "Max",
-    "Min",
-}
+_FORMULA = (*_DATA, *_nodes("Pow Compare Eq NotEq Lt LtE Gt GtE Name Call"))
+# What sympy's own parser writes around texts, and what a formula may call beside sympy's functions.
+_MAKERS = frozenset("Symbol Function Integer Float Rational".split())  # noqa: SIM905
+_HELPERS = frozenset("sqrt cbrt root real_root factorial binomial abs Abs max min Max Min".split())  # noqa: SIM905
 
 
 class NotPlainError(ValueError):

@@ -2,12 +2,11 @@
 
 The waiting process imports and warms up the library, reads jobs and passes them on; it never looks into an
 answer. A fork of it, ready before its job arrives, closes every file but its own two pipes, takes limits on
-(`confine`) and judges; what an answer changes in it dies with it. It knows neither the job's nonce nor the
-pipe that replies go to. Answers that can be no code whatever reads them (the host decides) share a fork,
-which saves most of the time; any other gets a fork of its own.
+(`confine`) and judges one answer; what this changes in it dies with it. It knows neither the job's nonce nor
+the pipe that replies go to.
 
-A job is a line, ``NONCE SHARED LENGTH``, and LENGTH bytes, a pickle of ours; SHARED is 0 or 1. A reply is a
-line, ``NONCE VERDICT``; a verdict is ``same``, ``different`` or why there is none.
+A job is a line, ``NONCE LENGTH``, and LENGTH bytes, a pickle of ours. A reply is a line, ``NONCE VERDICT``; a
+verdict is ``same``, ``different`` or why there is none.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from rsim.rewards.guest import confine, plain
 _VERDICT = re.compile(r"same|different|memory|error: \w{1,80}")
 _NO_NUMBER = re.compile(r"(?<![a-z])(?:nan|inf|infinity)(?![a-z])")
 _PATIENCE = 12  # wall clock to processor time: the machine may be busy
-_SHARES = 300  # answers that one fork judges, if none of them can be code
 Judge = Callable[[dict[str, Any]], bool]
 
 
@@ -57,33 +55,27 @@ def main(library: str, jobs: int, replies: int, memory_mb: int, seconds: float) 
     fork = _Fork(judge, seconds)
     with os.fdopen(jobs, "rb") as lines:
         while header := lines.readline():
-            nonce, shared, length = header.decode().split()
-            if fork.judged and (shared == "0" or fork.judged == _SHARES):
-                fork.end()
-                fork = _Fork(judge, seconds)
+            nonce, length = header.decode().split()
             verdict = fork.verdict(lines.read(int(length)), _PATIENCE * seconds)
             os.write(replies, f"{nonce} {verdict}\n".encode())
-            if shared == "0" or verdict not in ("same", "different"):
-                fork.end()
-                fork = _Fork(judge, seconds)
+            fork.end()
+            fork = _Fork(judge, seconds)
 
 
 class _Fork:
-    """A child that waits for jobs."""
+    """A child that waits for a job."""
 
     def __init__(self, judge: Judge, seconds: float) -> None:
         job, verdict = os.pipe(), os.pipe()
-        self.judged = 0
         self.pid = os.fork()
         if self.pid == 0:
-            _judge_all(judge, job[0], verdict[1], seconds)
+            _judge_one(judge, job[0], verdict[1], seconds)
         os.close(job[0])
         os.close(verdict[1])
         self.job, self.said = job[1], verdict[0]
 
     def verdict(self, job: bytes, seconds: float) -> str:
         """What the child says of ``job`` within ``seconds``, or how it ended: ``timeout`` or ``crash``."""
-        self.judged += 1
         deadline = time.monotonic() + seconds
         unsent = len(job).to_bytes(8, "big") + job
         try:
@@ -112,25 +104,24 @@ class _Fork:
         os.close(self.said)
 
 
-def _judge_all(judge: Judge, jobs: int, verdicts: int, seconds: float) -> None:
+def _judge_one(judge: Judge, jobs: int, verdicts: int, seconds: float) -> None:
     """The child's whole life."""
     low, high = sorted((jobs, verdicts))
     for first, end in ((3, low), (low + 1, high), (high + 1, 1 << 16)):
         os.closerange(first, end)
-    confine.for_answers(seconds, _SHARES)
+    confine.for_answers(seconds)
     with os.fdopen(jobs, "rb") as lines:
-        while length := lines.read(8):
-            request = pickle.loads(lines.read(int.from_bytes(length, "big")))
-            confine.next_answer(seconds)
-            try:
-                said = "same" if judge(request) else "different"
-            except MemoryError:
-                said = "memory"
-            except (
-                BaseException
-            ) as error:  # they raise nearly anything on malformed answers: fail closed, say so
-                said = f"error: {type(error).__name__}"
-            os.write(verdicts, said.encode() + b"\n")
+        length = lines.read(8)
+        if not length:  # no job comes any more
+            os._exit(0)
+        request = pickle.loads(lines.read(int.from_bytes(length, "big")))
+    try:
+        said = "same" if judge(request) else "different"
+    except MemoryError:
+        said = "memory"
+    except BaseException as error:  # they raise nearly anything on malformed answers: fail closed, say so
+        said = f"error: {type(error).__name__}"
+    os.write(verdicts, said.encode() + b"\n")
     os._exit(0)
 
 
