@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +54,7 @@ class Terminal:
     def serving(self, command: str) -> Iterator[str]:
         """A server's base URL, as its banner says it."""
         began = time.perf_counter()
-        server = subprocess.Popen(command, shell=True, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen(shlex.split(command), cwd=self.folder, env=self.env, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
             banner = server.stdout.readline()
@@ -73,7 +75,9 @@ class Terminal:
             try:
                 answer: str = json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]["message"]["content"]
                 break
-            except ConnectionError:
+            except urllib.error.URLError as error:
+                if not isinstance(error.reason, ConnectionError):
+                    raise
                 time.sleep(0.2)
         self.note(
             f"curl {url}/chat/completions -d '{json.dumps(_ASKED | {'model': model})}'", answer, time.perf_counter() - began

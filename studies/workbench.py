@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from rsim.config import Config, load_config, to_table
+from rsim.config import Config, load_config
 from rsim.data.load import load_problems
 from rsim.evaluation.evaluate import evaluate, vote
 from rsim.evaluation.loading import EvalSettings
@@ -36,6 +36,7 @@ from rsim.lab.pretrain import SIZES, PretrainConfig, pretrain
 from rsim.models.weights import cache_folder
 from rsim.policies.loading import load_reasoner, quiet_models
 from rsim.policies.strategies import load_strategies
+from rsim.settings import to_table
 from rsim.training.trainer import Trainer
 
 SEARCHED = {"fixed": 200, "sequence": 100, "wait": 200}  # dev problems on which a control is picked

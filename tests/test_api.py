@@ -10,9 +10,9 @@ import pytest
 
 import rsim
 from rsim.cli.main import main
-from rsim.config import to_table
 from rsim.errors import UserError
 from rsim.rewards.custom import load_custom
+from rsim.settings import to_table
 
 
 def test_everything_that_is_promised_is_there():

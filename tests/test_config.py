@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsim.config import Config, load_config, presets, to_table, to_toml
+from rsim.config import Config, load_config, presets, to_toml
 from rsim.errors import UserError
+from rsim.settings import to_table
 
 
 @pytest.mark.parametrize("name", presets())

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import rsim
-from rsim.config import Config, StageConfig, to_table
+from rsim.config import Config, StageConfig
+from rsim.settings import to_table
 
 ROOT, SOURCE = Path(__file__).parents[1], Path(rsim.__file__).parent
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md"))]

@@ -7,7 +7,6 @@ imports torch.
 from __future__ import annotations
 
 import dataclasses
-import json
 import tomllib
 import types
 import typing
@@ -19,7 +18,7 @@ from typing import Any, Literal
 from rsim.errors import UserError, check_url, did_you_mean
 from rsim.rules import PlayRules
 from rsim.rules_file import check_day
-from rsim.settings import check_setting, read_toml, setting
+from rsim.settings import check_setting, flat, literal, read_toml, setting, to_table
 
 PRESETS = Path(__file__).with_name("presets")
 _RANK = "is a rank: 0 (no adapter) or more"
@@ -318,15 +317,7 @@ def as_overrides(overrides: Overrides) -> list[str]:
     """
     if not isinstance(overrides, Mapping):
         return list(overrides)
-    return [f"{key}={_literal(value)}" for key, value in flat(overrides).items()]
-
-
-def flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """A table's values by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        found |= flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {f"{where}{key}": value}
-    return found
+    return [f"{key}={literal(value)}" for key, value in flat(overrides).items()]
 
 
 def _apply(table: dict[str, Any], override: str) -> None:
@@ -485,21 +476,6 @@ def _check_adapters(config: Config) -> None:
         )
 
 
-def to_table(config: Any) -> dict[str, Any]:
-    """The inverse of `from_table`: plain dicts, lists and values, keys as written in TOML."""
-    table: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        key = f.name.rstrip("_")
-        if dataclasses.is_dataclass(value):
-            table[key] = to_table(value)
-        elif isinstance(value, tuple):
-            table[key] = [to_table(v) if dataclasses.is_dataclass(v) else v for v in value]
-        else:
-            table[key] = value
-    return table
-
-
 def to_toml(config: Config, *, explain: bool = False) -> str:
     """The resolved config as TOML that `load_config` reads back; ``explain``: the help of every key above it."""
     lines = _lines(config, explain)
@@ -518,17 +494,5 @@ def _lines(table: Any, explain: bool) -> list[str]:
     for f in dataclasses.fields(table):
         if "help" in f.metadata:
             lines += [f"# {f.metadata['help']}"] if explain else []
-            lines.append(f"{f.name.rstrip('_')} = {_literal(values[f.name.rstrip('_')])}")
+            lines.append(f"{f.name.rstrip('_')} = {literal(values[f.name.rstrip('_')])}")
     return lines
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | Path):
-        return json.dumps(str(value), ensure_ascii=False)  # JSON's strings are TOML's too
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_literal, value)) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_literal(one)}" for key, one in value.items()) + "}"
-    return repr(value)

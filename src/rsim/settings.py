@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import operator
 import tomllib
@@ -51,3 +52,39 @@ def _range(limits: Mapping[str, Any]) -> str:
     if low is not None and high is not None:
         return f"must lie between {low} and {high}"
     return f"must be above {low}" if "above" in limits else f"must be at least {low}"
+
+
+def flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A table's values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {f"{where}{key}": value}
+    return found
+
+
+def to_table(config: Any) -> dict[str, Any]:
+    """The inverse of `rsim.config.from_table`: plain dicts, lists and values, keys as written in TOML."""
+    table: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        key = f.name.rstrip("_")
+        if dataclasses.is_dataclass(value):
+            table[key] = to_table(value)
+        elif isinstance(value, tuple):
+            table[key] = [to_table(v) if dataclasses.is_dataclass(v) else v for v in value]
+        else:
+            table[key] = value
+    return table
+
+
+def literal(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | Path):
+        return json.dumps(str(value), ensure_ascii=False)  # JSON's strings are TOML's too
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(literal, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {literal(one)}" for key, one in value.items()) + "}"
+    return repr(value)

@@ -19,7 +19,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print a config with every default filled in; without an argument, list the presets."""
-    from rsim.config import load_config, presets, to_table, to_toml
+    from rsim.config import load_config, presets, to_toml
+    from rsim.settings import to_table
 
     if not source:
         tell(presets(), "\n".join(presets()), as_json)

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rsim.config import Config, from_table, to_table
+from rsim.config import Config, from_table
 from rsim.errors import UserError, first_line
 from rsim.runs.folder import RunFolder, records
+from rsim.settings import to_table
 
 Train = Callable[[Config, bool, bool], None]  # (config, resume, force): what each process of a run does
 

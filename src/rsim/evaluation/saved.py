@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from rsim.config import Config, to_table
+from rsim.config import Config
 from rsim.data.load import load_problems, mixed
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, Record, summarise
@@ -22,6 +22,7 @@ from rsim.policies.strategies import load_strategies, to_toml
 from rsim.rules import PlayRules
 from rsim.runs.locate import locate
 from rsim.runs.lock import locked
+from rsim.settings import to_table
 
 
 def evaluate_into(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from rsim.config import Config, flat, to_table
+from rsim.config import Config
+from rsim.settings import flat, to_table
 
 # Shown in any case; other keys of a config where they are not as usual.
 _FIRST = ("models.reasoner", "models.planner", "models.strategies", "data.train", "data.eval", "stages", "rewards.accuracy")

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rsim.config import Config, flat, load_config, to_table, to_toml
+from rsim.config import Config, load_config, to_toml
 from rsim.errors import UserError, first_line
 from rsim.runs.checkpoints import Checkpoints, flush
 from rsim.runs.lock import lock
+from rsim.settings import flat, to_table
 
 _RECORDS = ("metrics.jsonl", "episodes.jsonl")
 _VERSIONED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
