@@ -65,9 +65,10 @@ def small(base_folder, tmp_path, monkeypatch):
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Debian's chromium; `.ci/run` installs it and requires the tests that need it."""
+    """Debian's chromium; `.ci/run` installs it and requires the tests that need it. Playwright's event loop runs as long as it is
+    open: longer than a module it would be in the way of tests that run one of their own."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         assert not os.environ.get("RSIM_REQUIRE_BROWSER"), "chromium is required here and not installed"

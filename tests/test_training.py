@@ -7,6 +7,7 @@ import re
 import sys
 import types
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
@@ -309,6 +310,7 @@ def test_cold_start_teaches_the_format_without_the_answers(small):
 def test_other_trackers_are_used_by_name(small, monkeypatch, name):
     calls: list[tuple] = []
     tracker = types.ModuleType(name)
+    tracker.__spec__ = ModuleSpec(name, None)  # it is looked for before the run begins
     tables = []
     tracker.init = lambda **settings: calls.append(("init", settings["project"], settings["config"]["train"]["steps"]))
     tracker.log = lambda record: calls.append(("table" if "table" in record.values() else "log", record["step"]))

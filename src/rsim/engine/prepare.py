@@ -92,7 +92,8 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
     are and are multiplied in float32."""
     with _shortened(model):
         halves = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in (torch.bfloat16, torch.float16)]
-        fours = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+        # PEFT's adapter of such a layer has its name too, but multiplies nothing in 4 bits
+        fours = [m for m in model.modules() if type(m).__name__ == "Linear4bit" and "compute_dtype" in vars(m)]
     kinds = [half.dtype for half in halves]
     products = [four.compute_dtype for four in fours]
     for half in halves:
