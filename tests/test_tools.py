@@ -247,13 +247,13 @@ def talker(reasoner, monkeypatch):
     read: dict[int, list[int]] = {}
     start, submit = native.NativeEngine.start, native.NativeEngine.submit
 
-    def started(engine, slots, prompts, keys, temperatures=None):
+    def started(engine, slots, prompts, *how, **settings):
         read[0] = list(prompts[0])
-        return start(engine, slots, prompts, keys, temperatures)
+        return start(engine, slots, prompts, *how, **settings)
 
-    def submitted(engine, slot, injected, most, stop):
+    def submitted(engine, slot, injected, *how, **settings):
         read[0] += injected
-        return submit(engine, slot, injected, most, stop)
+        return submit(engine, slot, injected, *how, **settings)
 
     def chosen(logits, temperature, uniforms):
         read[0].append(talking.next(read[0]))
