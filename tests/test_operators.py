@@ -110,7 +110,7 @@ def test_an_answer_that_fails_fails_alone(nano, monkeypatch):
     assert (mixed[0], mixed[2]) == (fine[0], fine[2])
 
 
-def test_a_question_that_the_planner_fails_on_fails_alone(monkeypatch):
+def test_a_question_that_the_planner_fails_on_fails_alone(monkeypatch, caplog):
     async def two() -> list[object]:
         batcher = PlannerBatcher(PLANNER, 2)
         start = batcher.session.start
@@ -129,6 +129,7 @@ def test_a_question_that_the_planner_fails_on_fails_alone(monkeypatch):
     fine, broken = asyncio.run(two())
     assert isinstance(broken, AssertionError)
     assert fine.probabilities
+    assert "2 decisions together failed" in caplog.text, "an operator is told"
 
 
 def test_a_long_sequence_takes_its_own_memory_and_gives_it_back():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import queue
 import threading
 import uuid
@@ -21,13 +22,15 @@ from rsim.engine.detokenizer import Detokenizer
 from rsim.engine.native import NativeEngine
 from rsim.engine.protocol import SampledStep, Stop
 from rsim.engine.sampling import DelimiterStop, StringStop, Vocabulary
-from rsim.errors import UserError
+from rsim.errors import UserError, first_line
 from rsim.models.prompts import begin_ids, check_length, plain_text
 from rsim.models.shape import context
 from rsim.policies.reasoner import Reasoner
 from rsim.rules import PlayRules
 from rsim.serving.grammar import CALL, CALLED, Grammars, Shape, text_form
 from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage
+
+log = logging.getLogger("rsim.serve")
 
 # What changes an answer and is not done here, and the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -176,7 +179,8 @@ class LocalUpstream:
                 command()
             try:
                 finished = self.engine.advance()
-            except Exception:  # nothing has changed by it
+            except Exception as error:  # nothing has changed by it
+                log.warning("a pass over %d answers failed (%s): each alone", len(self.steps), first_line(error))
                 finished = self._one_by_one()
             for sampled in finished:
                 self._finish(sampled, self.steps.pop(sampled.slot))

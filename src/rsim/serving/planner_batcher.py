@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rsim.errors import UserError
+from rsim.errors import UserError, first_line
 from rsim.models.prompts import check_length
 from rsim.policies.planner import Planner
 from rsim.policies.protocol import AnyPlanner, Decision
+
+log = logging.getLogger("rsim.serve")
 
 Opening = tuple[str, list[int] | None]  # a question, and the ids with which a learned planner begins to read it
 
@@ -76,7 +79,10 @@ class PlannerBatcher:
         try:
             return self._decide(batch)
         except Exception as error:
-            return [error] if len(batch) == 1 else [one for ask in batch for one in self._decided([ask])]
+            if len(batch) == 1:
+                return [error]
+            log.warning("%d decisions together failed (%s): each alone", len(batch), first_line(error))
+            return [one for ask in batch for one in self._decided([ask])]
 
     def _decide(self, batch: list[_Ask]) -> list[Decision]:
         began = time.perf_counter()
