@@ -8,7 +8,6 @@ import pytest
 
 from rsim.cli.main import main
 from rsim.config import load_config
-from rsim.errors import UserError
 from rsim.models.device import choose_device
 from rsim.training import cost as module
 from rsim.training.cost import estimate
