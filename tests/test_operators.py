@@ -85,7 +85,7 @@ def test_scores_that_are_no_numbers_choose_a_token_all_the_same():
 
 
 async def said(upstream: LocalUpstream, text: str, until: Until) -> str:
-    conversation = await upstream.open(Asked("m", None, text, {"temperature": 0}, allowed=200))
+    conversation = await upstream.open(Asked("m", None, text, {"temperature": 0}))
     try:
         return "".join([piece async for piece in conversation.step(12, until) if not isinstance(piece, StepEnd)])
     finally:

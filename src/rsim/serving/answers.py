@@ -182,7 +182,7 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
 
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:
     """An answer of the model in this process without a planner."""
-    conversation = await upstream.open(replace(asked, allowed=limit))
+    conversation = await upstream.open(asked)
     until = Until(strings=stops, strict=bool(asked.form or asked.tools))
     try:
         async with aclosing(conversation.step(limit, until)) as pieces:

@@ -77,7 +77,6 @@ class _Answer:
     key: str
     temperature: float
     length: int
-    allowed: int  # tokens after the prompt
     shaped: Callable[..., Shape]
     matcher: Any  # of what the final step has to keep to
     pending: list[int] = field(default_factory=list)
@@ -134,7 +133,7 @@ class LocalUpstream:
         warmth = 0.0 if asked.greedy else 1.0 if temperature is None else float(temperature)
         shaped = partial(Shape, warmth, top_p, top=asked.logprobs, grammars=grammars)
         slot = await self.free.get()
-        return _LocalConversation(self, _Answer(slot, ids, key, warmth, len(ids), asked.allowed, shaped, matcher))
+        return _LocalConversation(self, _Answer(slot, ids, key, warmth, len(ids), shaped, matcher))
 
     def _grammars(self) -> Grammars:
         with self.lock:
@@ -222,8 +221,7 @@ class LocalUpstream:
         """Lets an answer sample its next step, behind ``ids``."""
         try:
             if not answer.begun:
-                whose = [answer.slot], [answer.prompt], [answer.key], [answer.temperature]
-                self.engine.start(*whose, allowed=answer.allowed)
+                self.engine.start([answer.slot], [answer.prompt], [answer.key], [answer.temperature])
                 answer.begun = True
             asked = answer.shaped(limit=max_new_tokens, matcher=answer.matcher if until.strict else None)
             shape = asked if asked.bends else None
