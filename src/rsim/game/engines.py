@@ -75,7 +75,7 @@ def check_context(
         raise UserError(
             f"vLLM's --max-model-len of {servers.context} and a question of {prompt_tokens} tokens with "
             f"rollout.max_tokens = {max_tokens} lie on two sides of {first}, where longrope's factors change",
-            f"start it with --max-model-len {first} and lower rollout.max_tokens, or leave shorter questions out",
+            f"start it with --max-model-len {first} and lower rollout.max_tokens, or ask longer questions",
         )
     if prompt_tokens + max_tokens > limit:
         raise UserError(

@@ -28,9 +28,9 @@ class Stream:
 
 
 def pack(batch: ActionBatch, first: int | None = None) -> Stream:
-    """Lays a batch out. ``first``: the first range of a model with longrope. As in rollouts, what comes behind at
-    most so many tokens is predicted by the short factors and the rest by the long ones: a row with both is read
-    twice."""
+    """Lays a batch out. ``first``: the first range of a model with longrope. As in rollouts, what comes
+    behind at most so many tokens is predicted by the short factors and the rest by the long ones: a row with
+    both is read twice."""
     if first is None:
         return _pack(batch, None)
     mask, far = batch.mask.bool(), batch.positions >= first
