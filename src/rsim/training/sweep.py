@@ -19,6 +19,7 @@ from typing import Any
 from rsim.config import from_table, load_config
 from rsim.errors import UserError
 from rsim.runs.folder import records
+from rsim.runs.lock import locked
 from rsim.settings import check_setting, setting
 
 _EDGE = 0.05  # of a range, at either end
@@ -125,8 +126,13 @@ def run_sweep(sweep: Sweep, out: Path, on_trial: Any = lambda trial, of: None) -
     """Runs what is left of a sweep in ``out``; returns its trials, the best one first.
 
     Raises:
-        UserError: optuna is missing, or ``out`` holds another sweep.
+        UserError: optuna is missing, or ``out`` holds another sweep or is another process's.
     """
+    with locked(out):
+        return _run_all(sweep, out, on_trial)
+
+
+def _run_all(sweep: Sweep, out: Path, on_trial: Any) -> list[Trial]:
     study = _study(sweep, out)
     settings, trials = sweep.settings, []
     for number in range(settings.trials):
