@@ -95,3 +95,43 @@ def test_the_command_prints_a_row_for_each_number_of_processes(capsys):
         main(["plan", "nano", "--device", "abacus"])
     assert done.value.code == 2
     assert "use one of h200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "ways"),
+    [
+        ("qwen2.5-0.5b", "rtx4090", [{"train.gradient_checkpointing"}, {"models.reasoner_lora"}, {"parallel.shard"}]),
+        ("qwen2.5-7b", "l40s", [{"models.reasoner_lora", "rollout.batch"}, {"parallel.shard", "models.planner_lora"}]),
+        ("qwen2.5-7b", "rtx4090", [{"models.reasoner_lora"}, {"models.reasoner_lora", "models.quantised"}]),
+    ],
+)
+def test_where_a_run_does_not_fit_settings_are_proposed_that_do(model, device, ways, capsys):
+    """Each proposal, typed as it is printed, is a plan that fits."""
+    asked = ["plan", "qwen2.5-0.5b-math", "--set", f"models.reasoner={model}", "--device", device]
+    with pytest.raises(SystemExit) as done:
+        main([*asked, "--workers", "1"])
+    said = capsys.readouterr().out.splitlines()
+    lines = [line.split("   ")[0].split() for line in said[said.index("it would fit with, by the same estimate:") + 1 :][:-1]]
+    assert done.value.code == 0
+    assert len(lines) == len(ways), said
+    for line, way in zip(lines, ways, strict=True):
+        assert way <= {word.split("=")[0] for word in line}, said
+        with pytest.raises(SystemExit):
+            main([*asked, *line, *([] if "--workers" in line else ["--workers", "1"]), "--json"])
+        (told,) = json.loads(capsys.readouterr().out)
+        assert (told["fits"], told["proposals"]) == (True, [])
+
+
+def test_where_nothing_fits_the_plan_says_so_and_fails(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["plan", "qwen2.5-0.5b-math", "--set", "rollout.max_tokens=4000000", "--device", "rtx4090", "--json"])
+    out, err = capsys.readouterr()
+    assert done.value.code == 2
+    assert [told["proposals"] for told in json.loads(out)] == [[], [], []]
+    assert err.startswith("rsim: qwen2.5-0.5b-math on rtx4090: nothing that was tried fits: take smaller models")
+
+
+def test_a_run_that_fits_in_one_row_needs_no_proposal(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "qwen2.5-0.5b-math", "--device", "h100"])
+    assert "it would fit" not in capsys.readouterr().out
