@@ -80,7 +80,7 @@ def _matrix(model: str, planner: str) -> Cells:
                    "api_base": f"http://127.0.0.1:{port}/v1"}} for i, (port, name) in enumerate(asked)]  # fmt: skip
         config = Path(folder, "litellm.json")
         config.write_text(json.dumps({"model_list": behind}))
-        program = [str(environment("litellm") / "litellm"), "--config", str(config), "--port", str(proxy)]
+        program = [str(environment("clients") / "litellm"), "--config", str(config), "--port", str(proxy)]
         stack.enter_context(served(program, proxy, {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}))
         python, own = str(environment("clients") / "python"), Path(__file__)
         packages = node_packages()

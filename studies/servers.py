@@ -37,7 +37,6 @@ _PACKAGES = {  # an environment's pip calls
             "guidance==0.3.1",
         ],
     ),
-    "litellm": (["litellm[proxy]==1.110.2"],),
     "schemathesis": (["schemathesis>=4"],),
     "optillm": (["torch==2.13.0"], ["optillm==0.4.0"]),
 }

@@ -60,6 +60,7 @@ class HttpUpstream:
         self.client, self.mode, self.count, self.tells = client, mode, count, tells
         self.retries, self.backoff, self.patience = retries, backoff, patience
         self.thinkers: set[str] = set()  # models that were seen to think
+        self.newer: set[str] = set()  # models that know max_completion_tokens alone
 
     async def open(self, asked: Asked) -> Conversation:
         return _HttpConversation(self, asked)
@@ -317,17 +318,29 @@ class _HttpConversation:
         if "seed" in body:  # another one for each request: with the same, every step would draw the same numbers
             body["seed"] += self.calls
         self.calls += 1
-        body |= {"model": asked.model, asked.limit_field: limit, "stream": True, "stream_options": {"include_usage": True}}
+        body |= {"model": asked.model, "stream": True, "stream_options": {"include_usage": True}}
         if until.strict:
             body["response_format"] = asked.form
         if stops:
             body["stop"] = list(stops)
         path = "completions" if asked.messages is None else "chat/completions"
-        call = await self.upstream.call(path, body, tracing.passed_on(asked.headers))
+        call = await self._begun(path, body, limit)
         call.stops, call.limit = stops, limit
         call.prompt = (asked.prompt or "") + self._said() + "".join(text_of(m.get("content")) for m in asked.messages or [])
         self.call = call
         return call
+
+    async def _begun(self, path: str, body: dict[str, Any], limit: int) -> _Call:
+        """A call with a limit of tokens, in the field that the model knows: the client may have named none."""
+        asked, newer = self.asked, self.upstream.newer
+        field = "max_completion_tokens" if asked.model in newer else asked.limit_field
+        try:
+            return await self.upstream.call(path, body | {field: limit}, tracing.passed_on(asked.headers))
+        except UpstreamError as refusal:
+            if refusal.status != 400 or field != "max_tokens" or "max_completion_tokens" not in str(refusal):
+                raise
+        newer.add(asked.model)
+        return await self._begun(path, body, limit)
 
     def _said(self) -> str:
         """Of the answer so far, what was injected included."""
