@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,6 +58,21 @@ def environment(name: str) -> Path:
             subprocess.run(install, check=True, env=flags)
         (here / ".ready").touch()
     return here / "bin"
+
+
+_NODE = ("openai@6.30.1", "ai@6.0.326", "@ai-sdk/openai-compatible@2.0.92", "zod@4.6.7")
+
+
+def node_packages() -> str:
+    """The folder whose ``node_modules`` are the clients of Node, made once (``$RSIM_NODE_ENV`` moves it); "" without Node."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        return ""
+    here = Path(os.environ.get("RSIM_NODE_ENV", Path.home() / ".cache" / "rsim" / "node-env"))
+    if not (here / ".ready").is_file():
+        here.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(here), *_NODE], check=True)
+        (here / ".ready").touch()
+    return str(here)
 
 
 def free_port() -> int:

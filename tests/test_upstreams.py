@@ -29,6 +29,7 @@ from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from rsim.serving.upstream_client import check_address, first_model, upstream_client
 from serving import serving
+from studies.behaviours import BEHAVIOURS, wrong
 from studies.streams import behind_the_server, fuzz
 
 SCRIPTED = sequence_planner(load_strategies("default"), ["decomposition", "validation", "termination"])
@@ -546,3 +547,9 @@ def test_a_call_that_is_hung_up_is_closed_and_its_tokens_are_estimated():
     text, end = asyncio.run(go())
     assert (text, end.reason, end.usage, closed) == ("on and\n\n", "delimiter", Usage(1, 1, 0, estimated=True), [True])
     assert TO_END.stops == ()
+
+
+def test_a_model_that_knows_max_completion_tokens_alone_is_asked_with_it():
+    """Its client had stated no limit: rsim's own was refused. The study finds what is not right."""
+    assert asyncio.run(wrong(*BEHAVIOURS["max_completion_tokens alone"])) == ""
+    assert "not ('5', 'stop')" in asyncio.run(wrong(BEHAVIOURS["plain"][0], ("5", "stop")))

@@ -17,7 +17,6 @@ from rsim.errors import UserError
 from rsim.serving import openai_api as api
 from rsim.serving import tracing
 from rsim.serving.grammar import CALL, read_call
-from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.play import (
     Asked,
     Called,
@@ -47,13 +46,15 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, model: 
     began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     with _refusing():
-        decode = state.upstream.decode if isinstance(state.upstream, LocalUpstream) else None
         limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
-        wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit, decode)
+        wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit)
         headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
         headers = headers if state.config.wrapped else tracing.received(headers)
         wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
         upstream = await upstream_of(state, model, wanted.asked[0].headers)
+        by_ids = {tuple(one.prompt_ids): one for one in wanted.asked if one.prompt_ids}
+        texts = {ids: await upstream.text(one) for ids, one in by_ids.items()}
+        wanted.asked = [replace(one, prompt=texts.get(tuple(one.prompt_ids or ()), one.prompt)) for one in wanted.asked]
     mode = upstream.mode if planned else None
     shown: dict[str, str] = {"X-Rsim-Mode": mode} if mode else {}
     plays = [_play(state, upstream, one, wanted, planned=planned) for one in wanted.asked]
@@ -183,7 +184,7 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:
     """An answer of the model in this process without a planner."""
     conversation = await upstream.open(asked)
-    until = Until(strings=stops, strict=bool(asked.form or asked.tools))
+    until = Until(strings=stops, strict=asked.strict)
     try:
         async with aclosing(conversation.step(limit, until)) as pieces:
             async for piece in pieces:

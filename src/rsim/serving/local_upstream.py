@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from rsim.engine.detokenizer import Detokenizer
 from rsim.engine.native import NativeEngine
@@ -42,6 +42,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 _SHOWN = f'To use a tool, answer {CALL}{{"name": ..., "arguments": {{...}}}}{CALLED} alone. Tools: '
 _LOWEST = -9999.0  # as OpenAI tells the log-prob of what cannot be
 _CHUNK = 512  # tokens of prompts in a forward pass: what the other answers wait for
+T = TypeVar("T")
 _Piece = str | StepEnd | Exception
 Emit = Callable[[_Piece], object]
 
@@ -117,7 +118,7 @@ class LocalUpstream:
         undone = sorted(k for k, v in asked.sampling.items() if v not in _NEUTRAL.get(k, (v,)))
         if undone:
             raise UserError(f"{undone[0]} is not supported by a model in this process", "use an upstream server")
-        ids = await asyncio.get_running_loop().run_in_executor(self.reading, self._prompt, asked)
+        ids = await self._reads(self._prompt, asked)
         if not ids:
             raise UserError("the prompt is empty")
         if len(ids) >= self.context:
@@ -141,15 +142,20 @@ class LocalUpstream:
                 self.grammars = Grammars(self.reasoner.tokenizer, self.vocabulary.size, self.engine.ends)
         return self.grammars
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of a prompt that was sent as token ids.
-
-        Raises:
-            UserError: an id that the model does not have.
-        """
-        if not all(0 <= i < self.reasoner.model.get_input_embeddings().weight.shape[0] for i in ids):
+    async def text(self, asked: Asked) -> str:
+        """Of a prompt that was sent as token ids. Raises `UserError` for ids that the model does not have."""
+        ids, count = asked.prompt_ids, self.reasoner.model.get_input_embeddings().weight.shape[0]
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < count for i in ids):
             raise UserError("the prompt holds a token id that the model does not have")
-        return str(self.reasoner.tokenizer.decode(ids))
+        return str(await self._reads(self.reasoner.tokenizer.decode, ids))
+
+    async def ids(self, text: str, *, begins: bool) -> list[int]:
+        """Of a prompt that is sent as a text or, where it does not begin there, of what goes on."""
+        work = partial(begin_ids, self.reasoner.tokenizer) if begins else self.reasoner.injected_ids
+        return await self._reads(work, text)
+
+    async def _reads(self, work: Callable[[Any], T], what: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.reading, work, what)
 
     def _prompt(self, asked: Asked) -> list[int]:
         if asked.prompt_ids is not None:

@@ -126,6 +126,11 @@ class Asked:
         return ""
 
     @property
+    def strict(self) -> bool:
+        """Whether the answer is the final step alone; what is before it is thinking."""
+        return bool(self.form or self.tools)
+
+    @property
     def greedy(self) -> bool:
         temperature = self.sampling.get("temperature")
         return temperature is not None and temperature < 1e-6  # logits that are divided by less are no numbers any more
@@ -162,6 +167,9 @@ class Upstream(Protocol):
     mode: Mode
 
     async def open(self, asked: Asked) -> Conversation: ...
+
+    async def text(self, asked: Asked) -> str:
+        """Of a prompt that was sent as token ids. Raises `UserError` where they cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +242,10 @@ async def play(
     try:
         conversation = await upstream.open(replace(asked, thinking=max(limit, rules.max_tokens)))
         try:
-            book = rulebook_of(batcher.planner, rules.within(min(limit, conversation.room())), conversation.count)
+            allowed = rules.within(min(limit, conversation.room()))
+            if asked.strict:
+                allowed = replace(allowed, answer_tokens=max(allowed.answer_tokens, _kept_for_form(allowed.max_tokens)))
+            book = rulebook_of(batcher.planner, allowed, conversation.count)
             turns = upstream.mode == "turn" and asked.messages is not None
             tools = Tools(runner, book.rules, conversation.count)
             players = _Players(asked, batcher, planner, conversation, tools, turns)
@@ -245,6 +256,12 @@ async def play(
             await conversation.close()
     finally:
         planner.close()
+
+
+def _kept_for_form(limit: int) -> int:
+    """Of ``limit`` tokens those that the steps leave to an answer in a form: a form that is cut is none. Half of them; of few
+    tokens, whose half a short form may exceed, 128 or two thirds."""
+    return min(max(limit // 2, 128), 2 * limit // 3)
 
 
 @dataclass(frozen=True)
@@ -279,9 +296,7 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
     progress, injected_tokens, ending = Progress(), 0, Ending()
     last = ""  # step, as it was sampled
     logprobs: list[dict[str, Any]] = []
-    strict = bool(
-        players.asked.form or players.asked.tools
-    )  # the answer is the final step alone; what is before it is thinking
+    strict = players.asked.strict
     aside, due = "reasoning_content" if strict else "content", False
     while not ending.over:
         with tracing.span("rsim.decision", {}) as note:
