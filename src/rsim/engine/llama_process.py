@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,12 +66,15 @@ def llama_servers(
     words += ["--parallel", str(slots), "--ctx-size", str(slots * context), *more]
     running: list[subprocess.Popen[bytes]] = []
     addresses = []
+    saved = tempfile.TemporaryDirectory()  # of slots: a file of each server's at most for each of its slots
     try:
         for pin in [["taskset", "-c", str(core)] for core in cores] or [[]]:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
+            folder = tempfile.mkdtemp(dir=saved.name)
             command = [sys.executable, "-c", _GUARD, *pin, *words, "--host", "127.0.0.1", "--port", str(port)]
+            command += ["--slot-save-path", folder]
             with log.open("ab") as output:
                 running.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
             addresses.append(f"http://127.0.0.1:{port}")
@@ -79,6 +83,7 @@ def llama_servers(
     finally:
         for process in running:
             _stop(process)
+        saved.cleanup()
 
 
 def _wait_for(process: subprocess.Popen[bytes], address: str, log: Path) -> None:

@@ -35,14 +35,18 @@ class Server:
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Raises `UserError` where the server is out of reach, or refuses."""
-        try:
-            answer = self.client.request(method, path, json=body)
-        except httpx.TransportError as error:
-            raise UserError(f"no {self.kind} server at {self.url}", str(error) or type(error).__name__) from error
+        answer = self.ask(method, path, body)
         if answer.status_code != 200:
             raise UserError(f"the server at {self.url} answered {answer.status_code} to {path}", self.remedy(answer))
         result: dict[str, Any] = answer.json() if answer.content else {}
         return result
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        """Raises `UserError` where the server is out of reach."""
+        try:
+            return self.client.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise UserError(f"no {self.kind} server at {self.url}", str(error) or type(error).__name__) from error
 
     def remedy(self, answer: httpx.Response) -> str:
         """What an answer that is none says of itself."""
