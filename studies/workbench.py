@@ -40,7 +40,7 @@ from rsim.settings import to_table
 from rsim.training.trainer import Trainer
 
 SEARCHED = {"fixed": 200, "sequence": 100, "wait": 200}  # dev problems on which a control is picked
-_TEST_SEED = 4000  # of the problems that claims are measured on (docs/protocol.md); the demo's are others
+TEST_SEED = 4000  # of the problems that claims are measured on (docs/protocol.md); the demo's are others
 _DEV_SEED = 1000  # of those problems: not the trainer's held-out ones
 
 
@@ -87,6 +87,7 @@ class Workbench:
     out: Path
     seeds: tuple[int, ...] = (0, 1, 2)
     questions: int = 1000
+    test_seed: int = TEST_SEED
     jobs: int = 2
     changes: tuple[str, ...] = ()  # in every training, e.g. "train.steps=2" to try an experiment out
     quiet: bool = False
@@ -119,13 +120,14 @@ class Workbench:
         return {key: _measured(folders[key]) for key in measurements}
 
     def _evaluation(self, m: Measurement) -> Path:
-        digest = _digest(asdict(m) | {"questions": self.questions})
+        asked = {"questions": self.questions} | ({"test_seed": self.test_seed} if self.test_seed != TEST_SEED else {})
+        digest = _digest(asdict(m) | asked)
         return self.out / "evaluations" / f"{Path(m.run).parent.parent.name or 'base'}-{digest}"
 
     def _settings(self, m: Measurement) -> EvalSettings:
         greedy = m.samples == 1
         return EvalSettings(
-            m.run, m.planner, m.reasoner, m.data, "test", self.questions, _TEST_SEED, greedy, m.samples, m.changes
+            m.run, m.planner, m.reasoner, m.data, "test", self.questions, self.test_seed, greedy, m.samples, m.changes
         )
 
     def search(self, kind: str, reasoners: list[str], preset: str = "nano", problems: int = 0) -> list[str]:
