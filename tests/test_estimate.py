@@ -8,7 +8,6 @@ import pytest
 
 from rsim.cli.main import main
 from rsim.config import load_config
-from rsim.errors import UserError
 from rsim.models.device import choose_device
 from rsim.training import cost as module
 from rsim.training.cost import estimate
@@ -77,6 +76,17 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(monkeypatch, capsys, t
     code, told, err = dry_run(capsys, *run)
     assert (code, told["proposals"]) == (2, [])
     assert "smaller models" in err
+
+
+def test_apples_gpu_is_chosen_where_there_is_no_other(monkeypatch):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    config = load_config("nano", ["models.reasoner_lora=4", "models.planner_lora=4"])
+    found = choose_device(config)
+    assert (found.name, found.dtype) == ("mps", "float32")
+    assert found.reason == "mps (the GPU that torch sees), float32 (rsim's bfloat16 is CUDA's alone)"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    assert choose_device(config).name == "cuda"
 
 
 def test_device_and_precision_are_chosen_with_a_reason(monkeypatch):

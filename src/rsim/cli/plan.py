@@ -55,11 +55,9 @@ def command(
     lines += [f"dollars, a row each: {', '.join(f'{d:,.2f}' for d in dollars)}"] * bool(price)
     would, none_fits = [], all(p.why for p in plans)
     if none_fits:
-        would = fitting.proposals(config, cost_of, most_workers=config.train.questions)
+        would = fitting.proposals(config, cost_of, most=config.train.questions)
         lines += fitting.describe_proposals(would)
     more = {"proposals": [one.to_json() for one in would]}
     tell([p.to_json() | {"dollars": d} | more for p, d in zip(plans, dollars, strict=True)], "\n".join(lines), as_json)
     if none_fits and not would:
-        raise UserError(
-            f"{source} on {device}", "nothing that was tried fits: take smaller models, or lower rollout.max_tokens"
-        )
+        raise UserError(f"{source} on {device}", f"nothing that was tried fits: {fitting.NOTHING}")

@@ -375,8 +375,8 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < _SECONDS:
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         count += 1
     return (time.perf_counter() - began) / count
 

@@ -1,4 +1,4 @@
-"""What a run's cost says to people, and where a run does not fit, which settings would: each held to the same estimate."""
+"""What a run's cost says to people; where a run does not fit, which settings would, by the same estimate."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from rsim.errors import UserError
 from rsim.models.device import choose_device
 from rsim.training.cost import GIB, Cost
 
+NOTHING = "take smaller models, or lower rollout.max_tokens"
 _RANKS = {"reasoner": 32, "planner": 16}
 _LEAST_BATCH = 8  # episodes in flight: with fewer, sampling takes for ever
-_MACHINES = (1, 2, 4, 8, 16, 32, 64)
+_PROCESSES = (2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,13 @@ class Proposal:
         }
 
 
-def proposals(
-    config: Config, cost_of: Callable[[Config, int], Cost], most_workers: int = 1
-) -> list[Proposal]:
-    """The fastest settings that fit: all weights as they are, adapters, 4 bits where they are faster, several devices.
+def proposals(config: Config, cost_of: Callable[[Config, int], Cost], most: int = 1) -> list[Proposal]:
+    """The fastest settings that fit with all weights trained, with adapters, in 4 bits where that is faster,
+    and on several devices.
 
     Args:
         cost_of: the estimate of a config with a number of processes.
-        most_workers: of several processes the smallest number that fits is proposed.
+        most: processes; the smallest number above 1 that fits is proposed.
     """
     ranks = {f"models.{agent}_lora": _RANKS[agent] for agent in config.trained_whole}
     whole = _fastest(config, {}, cost_of, 1)
@@ -52,8 +52,8 @@ def proposals(
     if four_bits and adapters and four_bits.cost.hours > 0.8 * adapters.cost.hours:
         four_bits = None
     found = [one for one in (whole, adapters, four_bits) if one]
-    for workers in _MACHINES[1:]:
-        for way in ({}, ranks) if workers <= most_workers else ():
+    for workers in _PROCESSES:
+        for way in ({}, ranks) if workers <= most else ():
             if shared := _fastest(config, way | {"parallel.shard": True}, cost_of, workers):
                 return [*found, shared]
     return found
@@ -107,13 +107,11 @@ def _changed(config: Config, settings: dict[str, Any]) -> Config | None:
 def describe_proposals(found: Sequence[Proposal]) -> list[str]:
     """Proposals for people, a line each; what to do where there are none."""
     if not found:
-        return ["nothing that was tried fits: smaller models, or shorter answers (rollout.max_tokens)"]
+        return [f"nothing that was tried fits: {NOTHING}"]
     lines = ["it would fit with, by the same estimate:"]
     lines += [f"  {p.line}   {p.cost.memory / GIB:.1f} GiB, {p.cost.hours:,.1f} h" for p in found]
     if any("lora" in key for p in found for key in p.settings):
-        lines.append(
-            "(adapters learn at ten to fifty times the rates of whole models: train.reasoner_lr, train.planner_lr)"
-        )
+        lines.append("(adapters take ten to fifty times the rates: train.reasoner_lr, train.planner_lr)")
     return lines
 
 
@@ -123,9 +121,7 @@ def check_fits(found: Cost, would: Sequence[Proposal]) -> None:
         needed, there = found.memory / GIB, found.available / GIB
         raise UserError(
             f"the run needs about {needed:.1f} GiB, {found.job.hardware.name} has {there:.1f} GiB",
-            f"it would fit with {would[0].line}"
-            if would
-            else "take smaller models, or lower rollout.max_tokens",
+            f"it would fit with {would[0].line}" if would else NOTHING,
         )
 
 
