@@ -81,7 +81,7 @@ def _matrix(model: str, planner: str) -> Cells:
         config = Path(folder, "litellm.json")
         config.write_text(json.dumps({"model_list": behind}))
         program = [str(environment("clients") / "litellm"), "--config", str(config), "--port", str(proxy)]
-        stack.enter_context(served(program, proxy, {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}))
+        stack.enter_context(served(program, proxy, _PROXY))
         python, own = str(environment("clients") / "python"), Path(__file__)
         packages = node_packages()
         said = []
@@ -96,6 +96,7 @@ def _matrix(model: str, planner: str) -> Cells:
     return {(call, way): (wrong, alone[call]) for way, calls in both for call, wrong in calls.items()}
 
 
+_PROXY = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 _THROUGH_PROXY = ("openai_sync", "openai_stream", "openai_parse", "openai_tools", "openai_responses", "anthropic")
 
 

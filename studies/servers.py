@@ -24,7 +24,7 @@ VLLM = Path(__file__).with_name("vllm_env.sh")
 _PACKAGES = {  # an environment's pip calls
     "llama": (["llama-cpp-python[server]==0.3.36"],),
     "lm-eval": (["torch==2.13.0"], ["lm-eval[api]==0.4.13", "transformers==5.23.0"]),
-    "clients": (
+    "clients": (  # the second list: what LiteLLM's proxy needs of its extra "proxy", which names a package that is on no index
         [
             "openai==3.3.0",
             "anthropic==2.14.0",
@@ -35,6 +35,20 @@ _PACKAGES = {  # an environment's pip calls
             "dspy==3.4.1",
             "llm==0.36",
             "guidance==0.3.1",
+        ],
+        [
+            *(
+                "fastapi",
+                "uvicorn",
+                "uvloop",
+                "backoff",
+                "apscheduler<4",
+                "fastapi-sso",
+                "pyjwt",
+                "python-multipart",
+                "cryptography",
+            ),
+            *("pynacl", "orjson", "rich", "redis", "rq", "mcp", "boto3", "semver", "expression", "soundfile"),
         ],
     ),
     "schemathesis": (["schemathesis>=4"],),
