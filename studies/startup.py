@@ -1,4 +1,4 @@
-"""How long a command takes to begin: ``rsim --help``, and the first step of ``rsim solve`` with the nano pair, from the shell."""
+"""How long a command takes to begin: ``rsim --help``, and the first step of ``rsim solve`` with the nano pair."""
 
 from __future__ import annotations
 
