@@ -217,18 +217,19 @@ def test_longrope_is_read_by_the_factors_of_its_own_length(room):
 
 
 def test_a_failed_pass_at_the_end_of_longropes_first_range_is_tried_again(monkeypatch):
-    """The pass that reads a sequence again wrote over its keys: what is kept of them must not be half old, half new."""
+    """The pass that reads a sequence again wrote over its keys: what is kept of them must not be half old, half new, also where
+    the sequence moves to another row before the next pass."""
     reasoner = Reasoner(longrope(first=30), build_tokenizer())
     expected = Game(reasoner, None, RULES).play(LONG_AND_SHORT[:1], seed=0, greedy=True)[0].token_ids
-    engine = NativeEngine(reasoner, 1, seed=0, temperature=0.0, max_tokens=RULES.max_tokens, longest_prompt=64)
+    engine = NativeEngine(reasoner, 4, seed=0, temperature=0.0, max_tokens=RULES.max_tokens, longest_prompt=64)
     prompt = reasoner.prompt_ids(LONG_AND_SHORT[0].question)
     assert len(prompt) < 30 < len(expected)
-    engine.start([0], [prompt], ["0"])
-    engine.submit(0, [], RULES.max_tokens, None)
+    engine.start([0, 1, 2, 3], [prompt] * 4, list("0123"))
+    engine.submit(3, [], RULES.max_tokens, None)
     sample, failed = NativeEngine._sample, []
 
     def fails(self, slots, hidden):
-        if self.decoder.long[0] and not failed:
+        if self.decoder.long[3] and not failed:
             failed.append(1)
             raise RuntimeError("no memory")
         return sample(self, slots, hidden)
@@ -239,7 +240,8 @@ def test_a_failed_pass_at_the_end_of_longropes_first_range_is_tried_again(monkey
         try:
             ended = engine.advance()
         except RuntimeError:
-            continue
+            for slot in (0, 1, 2):  # the next pass moves what is left to the first row
+                engine.release(slot)
     assert failed
     assert [*prompt, *ended[0].tokens] == expected
 

@@ -129,7 +129,8 @@ class Decoder:
     def move(self, source: int, target: int) -> None:
         """Moves a sequence to a free slot."""
         self.long[target] = self.long[source]
-        self._copy(source, [target], self.cache.lengths[source])
+        self.cache.copy(source, [target], self.cache.lengths[source])
+        self.read[target] = self.read[source]  # more than is in the cache, after a `rewind`
         self.prefixes[target] = self.prefixes[source]
         self.release(source)
 
