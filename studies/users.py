@@ -75,6 +75,8 @@ class Terminal:
             try:
                 answer: str = json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]["message"]["content"]
                 break
+            except urllib.error.HTTPError as error:
+                raise RuntimeError(error.read().decode()) from error
             except urllib.error.URLError as error:
                 if not isinstance(error.reason, ConnectionError):
                     raise

@@ -331,5 +331,10 @@ def test_what_fuzzing_found_is_the_clients_to_put_right(local, path, body):
     assert reply.status_code == 400
 
 
+def test_an_empty_answer_of_an_earlier_turn_is_read(local):
+    turns = [{"role": "user", "content": "7=?"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "So?"}]
+    assert httpx.post(f"{local}/chat/completions", json={"messages": turns, "max_tokens": 9}, timeout=60).status_code == 200
+
+
 def test_an_effort_of_no_kind_is_none(local):
     assert chat(local, more={"reasoning_effort": ["high"]}).status_code in (200, 400)

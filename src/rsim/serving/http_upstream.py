@@ -363,10 +363,11 @@ class _HttpConversation:
         return {"messages": self._turns()}
 
     def _turns(self) -> list[dict[str, Any]]:
-        """Each strategy as a user message, the first one joined to the question: two user messages in a row break templates."""
+        """Each strategy as a user message, joined to the one before where nothing was written between them: two user messages in
+        a row break templates, and many servers refuse an empty answer."""
         messages = [dict(m) for m in self.asked.messages or []]
-        for number, (injected, written) in enumerate(self.steps):
-            if number == 0 and messages and messages[-1].get("role") == "user":
+        for injected, written in self.steps:
+            if messages and messages[-1].get("role") == "user":
                 content = messages[-1].get("content")
                 more = [{"type": "text", "text": injected}] if injected else []
                 messages[-1]["content"] = (
@@ -374,7 +375,7 @@ class _HttpConversation:
                 )
             else:
                 messages.append({"role": "user", "content": injected.strip() or "Go on."})
-            if written:
+            if written.strip():
                 messages.append({"role": "assistant", "content": written.rstrip()})
         return messages
 

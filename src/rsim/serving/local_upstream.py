@@ -165,8 +165,8 @@ class LocalUpstream:
             return begin_ids(self.reasoner.tokenizer, asked.prompt or "")
         knows = "tools" in str(self.reasoner.tokenizer.chat_template)
         messages = [m if knows else _told(m) for m in asked.messages]
-        messages = [m | {"content": plain_text(m.get("content") or ("" if m.get("tool_calls") else None), f"messages[{i}]")}
-                    for i, m in enumerate(messages)]  # fmt: skip
+        messages = [m | {"content": ""} if m.get("tool_calls") and m.get("content") is None else m for m in messages]
+        messages = [m | {"content": plain_text(m.get("content"), f"messages[{i}]")} for i, m in enumerate(messages)]
         if asked.tools and not knows:
             messages[-1] = messages[-1] | {"content": f"{messages[-1]['content']}\n\n{_SHOWN}{json.dumps(asked.tools)}"}
         tools = asked.tools if knows and asked.tools else None
