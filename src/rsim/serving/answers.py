@@ -184,8 +184,8 @@ _PLACES = {"content": None, "reasoning": "reasoning_content", "none": ""}  # Non
 
 
 async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Event]:
-    """Prompts and outputs in their place. "auto": where the model thinks, if it does so in a field of its own; they are held back
-    until the model has said something."""
+    """Prompts and outputs in their place. "auto": where the model thinks, if it does so in a field of its own; they wait until
+    the model has said something."""
     held: list[Event] = []
     known, place = show != "auto", _PLACES.get(show)
     async for event in events:
