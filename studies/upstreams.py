@@ -107,7 +107,8 @@ def _play(kind: Kind, gguf: str, count: int, core: int) -> _Played:
         seconds = (time.perf_counter() - began) / count
         mode = httpx.get(f"{base}/healthz").json()["mode"]
         streamed = _stream(base, model, _QUESTIONS[0])
-        passed = _ask(base, _body(model.removesuffix(SUFFIX), _QUESTIONS[1]))["choices"][0]["message"]["content"]
+        plain = _body(model.removesuffix(SUFFIX), _QUESTIONS[1]) | {"max_tokens": 48}
+        passed = _ask(base, plain)["choices"][0]["message"]["content"]
         ids = load_reasoner(gguf, weights=False).prompt_ids(_QUESTIONS[0])
         reply = _post(f"{base}/v1/completions", {"model": model, "prompt": ids, "max_tokens": 64, "temperature": 0}).json()
         by_ids = "planned" if reply.get("rsim") and reply["choices"][0]["text"].strip() else str(reply)[:200]

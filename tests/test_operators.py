@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from rsim.cli.serve import _log_as
 from rsim.engine.cache import SlotCache
@@ -215,6 +215,23 @@ def test_a_first_token_may_take_only_so_long(nano, monkeypatch, stream):
         for _ in range(2):  # its slot is free again
             reply = chat(url, stream)
             assert (reply.status_code, reply.json()["error"]["message"]) == (504, "no token within 0.1 seconds")
+
+
+@pytest.mark.parametrize(("stream", "status"), [(False, 200), (True, 504)])
+def test_an_upstream_may_think_as_long_as_the_request_over_what_is_no_stream(stream, status):
+    """Whole answers that took more than two minutes were cut off with 504."""
+    upstream = FastAPI()
+
+    async def late() -> JSONResponse:
+        await asyncio.sleep(0.6)
+        return JSONResponse({"choices": []})
+
+    upstream.add_api_route("/v1/chat/completions", late, methods=["POST"])
+    with serving(upstream) as there:
+        config = ServeConfig(upstream=there, mode="turn", upstream_seconds=0.3)
+        with serving(create_app(config, PLANNER)) as url:
+            reply = httpx.post(f"{url}/chat/completions", json={"model": "m", "messages": [], "stream": stream}, timeout=60)
+    assert reply.status_code == status
 
 
 def test_logs_are_lines_of_json(local, capsys):

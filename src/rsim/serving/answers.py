@@ -161,7 +161,7 @@ async def _until_said(events: AsyncGenerator[tuple[int, Event]], seconds: float)
 
 async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Request, *, planned: bool) -> AsyncGenerator[Event]:
     """One answer, cut at the client's stop strings."""
-    spent, show = Usage(), {"content": None, "reasoning": "reasoning_content", "none": ""}[state.config.show]
+    spent = Usage()
     async with state.slots:
         if planned:
             source = play(asked, state.planning, upstream, wanted.rules, wanted.limit, spent, state.runner)
@@ -169,16 +169,36 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
             source = _plain(upstream, asked, wanted.limit, wanted.stops)
         async with (
             aclosing(api.Stops(wanted.stops, ends_there=not planned).cut(source, spent)) as cut,
-            aclosing(_called(cut) if asked.tools else cut) as events,
+            aclosing(_called(cut) if asked.tools else cut) as called,
+            aclosing(_placed(called, state.config.show)) as events,
         ):
             async for event in events:
-                if show is not None and (isinstance(event, Injected) or (isinstance(event, TextDelta) and not event.sampled)):
-                    event = replace(event, place=show)
                 if isinstance(event, Injected):
                     state.metrics.steps.labels(event.strategy).inc()
                 elif isinstance(event, Finished):
                     state.metrics.spent(event.usage)
                 yield event
+
+
+_PLACES = {"content": None, "reasoning": "reasoning_content", "none": ""}  # None: as the game has it
+
+
+async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Event]:
+    """Prompts and outputs in their place. "auto": where the model thinks, if it does so in a field of its own; they wait until
+    the model has said something."""
+    held: list[Event] = []
+    known, place = show != "auto", _PLACES.get(show)
+    async for event in events:
+        ours = isinstance(event, Injected) or (isinstance(event, TextDelta) and event.output)
+        if not known and ours:
+            held.append(event)
+            continue
+        if not known and isinstance(event, Thought) and event.field != "content":
+            place = event.field
+        for one in held:
+            yield one if place is None else replace(one, place=place)  # type: ignore[call-arg]
+        known, held = True, []
+        yield replace(event, place=place) if ours and place is not None else event  # type: ignore[call-arg]
 
 
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:
