@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from forked import Forked
 from rsim.cli.main import main
 from rsim.policies.planner import Planner
 from rsim.policies.strategies import load_strategies
@@ -293,15 +294,8 @@ def test_damaged_records_are_named(capsys, base_folder):
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_in_mid_run_saves_and_the_run_goes_on_where_it_was(base_folder, tmp_path, sent, code):
     """A real signal to a real process."""
-    args = [
-        sys.executable,
-        "-m",
-        "rsim",
-        "train",
-        "nano",
-        *arguments(base_folder, 'out="r"', "stages.stage1.steps=500", "stages.stage2.steps=0"),
-    ]
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    args = ["train", "nano", *arguments(base_folder, 'out="r"', "stages.stage1.steps=500", "stages.stage2.steps=0")]
+    process = Forked(args, os.environ | {"OMP_NUM_THREADS": "1"})
     metrics = Path("r/metrics.jsonl")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("stage1") >= 2):
@@ -316,9 +310,8 @@ def test_a_signal_in_mid_run_saves_and_the_run_goes_on_where_it_was(base_folder,
     assert (tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "state.pt").is_file()
     settings = Path("r/config.toml").read_text().replace("steps = 500", f"steps = {done + 2}")
     Path("r/config.toml").write_text(settings)
-    again = subprocess.run(
-        [sys.executable, "-m", "rsim", "train", "r/config.toml", "--resume"], capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
+    again = Forked(["train", "r/config.toml", "--resume"], os.environ)
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "reward/accuracy" in line]
     assert steps == list(range(1, done + 3))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rsim.engine.decoder import Decoder
+from rsim.engine.layers import pack, unpack
 from rsim.engine.protocol import CausalLM, SampledStep, Stop
 from rsim.engine.sampling import choose, episode_uniforms
 from rsim.rules import End
@@ -62,6 +63,7 @@ class NativeEngine:
         self.ends = reasoner.end_ids
         capacity = longest_prompt + min(max_tokens, _FIRST_TOKENS)
         self.decoder = Decoder(reasoner.model, slots, capacity, cuda_graphs=cuda_graphs)
+        pack(reasoner.model)
         self.sequences: dict[int, _Sequence] = {}
         self.rows = list(range(slots))  # of the cache, where each slot's sequence lies; sequences move to fill gaps
         self.steps: dict[int, tuple[list[int], list[float]]] = {}  # tokens and log-probs of the steps being sampled
@@ -197,3 +199,4 @@ class NativeEngine:
 
     def close(self) -> None:
         self.sequences.clear()
+        unpack(self.reasoner.model)
