@@ -275,6 +275,11 @@ def test_data_and_check_commands(capsys, tmp_path):
         (["check", "--gold", "7", "--answer", "7", "--kind", "numbr"], "numbr"),
         (["data", "show", "math"], "RSIM_DATA"),
         (["data", "show", "nothing"], "unknown data set"),
+        (["data", "show", "gsm9k"], "did you mean 'gsm8k'?"),
+        (["data", "fetch", "gsm9k"], "did you mean 'gsm8k'?"),
+        (["data", "fetch", "gym:gcd"], "needs no fetching"),
+        (["strategies", "show", "defalt"], "did you mean 'default'?"),
+        (["eval", "nano", "--reasoner", "nano-z"], "did you mean 'nano-s'?"),
         (["data", "validate", "gone.csv"], "not found"),
     ):
         code, _, err = run(capsys, *args)

@@ -4,14 +4,17 @@ import json
 import os
 import random
 import re
+import subprocess
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from rsim.data import sources
 from rsim.data.leaks import question_hash, shared_questions
 from rsim.data.load import load_problems, with_replay
+from rsim.data.origins import fetch_lines
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError
 from rsim.lab.problems import parse, split_of
@@ -30,6 +33,24 @@ def gsm8k(tmp_path):
     write(tmp_path / "gsm8k" / "train.jsonl", [record | {"question": f"train {i}?"} for i in range(520)])
     write(tmp_path / "gsm8k" / "test.jsonl", [record | {"question": f"test {i}?"} for i in range(5)])
     return str(tmp_path)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_fetch_names_every_file_that_a_reader_opens(name, tmp_path, monkeypatch):
+    folder, opened = tmp_path / "my data" / SOURCES[name].folder, []
+    for reader in ("_lines", "_json"):
+        monkeypatch.setattr(sources, reader, lambda path: opened.append(path) or [])
+    SOURCES[name].read(folder)
+    lines = fetch_lines(name, str(tmp_path / "my data"))
+    assert subprocess.run(["sh", "-n"], input="\n".join(lines), text=True, check=False).returncode == 0
+    if "END" in lines:
+        compile("\n".join(lines[lines.index("python - <<'END'") + 1 : -1]), name, "exec")
+    said = [line.replace("{split}", split) for line in lines for split in ("train", "test")]
+    assert all(any(str(path) in line for line in said) for path in opened), (opened, lines)
+    folder.mkdir(parents=True)
+    for path in opened:
+        path.touch()
+    assert fetch_lines(name, str(tmp_path / "my data")) == [f"# {SOURCES[name].title}: in {folder} already"]
 
 
 def test_gsm8k_splits_do_not_overlap(gsm8k, monkeypatch):

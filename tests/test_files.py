@@ -41,6 +41,29 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": CHAT},
+        {"prompt": "3+4=?", "completion": "7"},
+        {"prompt": CHAT[:1], "completion": CHAT[1:]},
+        {"messages": CHAT, "answer": 7, "prompt_id": "x"},
+        {"question": "3+4=?", "prompt": "no", "answer": "3 and 4: #### 7"},
+        {"question": "3+4=?", "answer": r"3+4 is \boxed{6}, no, \boxed{7}"},
+    ],
+)
+def test_files_as_people_have_them_need_no_column_map(tmp_path, record):
+    (problem,) = load(tmp_path / "d.jsonl", record)
+    assert (problem.question, problem.answer, problem.kind) == ("3+4=?", "7", "numeric")
+
+
+def test_a_column_that_is_named_is_the_one(tmp_path):
+    with pytest.raises(UserError, match="no column 'task', there are 'prompt', 'completion'"):
+        load(tmp_path / "d.jsonl", {"prompt": "3+4=?", "completion": "7"}, columns=("question=task",))
+    with pytest.raises(UserError, match=r"line 1: no column 'question', there are 'talk', 'to': .*data\.columns=.*--column"):
+        load(tmp_path / "d.jsonl", {"talk": SAID, "to": 1})
+
+
+@pytest.mark.parametrize(
     "text", ['{"question": "q"}\n', '{"question": "q", "answer"', '{"question": "q", "answer": 7}\n', "[1]\n"]
 )
 def test_a_known_set_in_another_form_is_one_line(tmp_path, text):
@@ -131,9 +154,6 @@ def test_json_beyond_what_can_be_read_is_one_line(tmp_path, line):
 )
 def test_prompts_completions_and_chats(tmp_path, record, columns):
     """They were refused as empty fields, whatever they held."""
-    with pytest.raises(UserError, match=r"line 1: no column 'question', there are .*data\.columns=.*--column") as refused:
-        load(tmp_path / "d.jsonl", record)
-    assert all(repr(name) in str(refused.value) for name in record)
     assert [(p.question, p.answer) for p in load(tmp_path / "d.jsonl", record, columns=columns)] == [("3+4=?", "7")]
 
 

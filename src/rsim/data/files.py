@@ -1,6 +1,7 @@
 """People's own files and hub sets: from rows with named columns to problems.
 
-A chat, ``[{"role": ..., "content": ...}]``, may stand where a text does: as a question it is its one user turn, behind the
+Without the columns ``question`` and ``answer`` a record may have ``prompt`` and ``completion``, or ``messages`` for both. A
+chat, ``[{"role": ..., "content": ...}]``, may stand where a text does: as a question it is its one user turn, behind the
 system's text if there is one; as an answer it is its one assistant turn. What is no problem is refused, by row and column.
 """
 
@@ -17,12 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from rsim.answers.extract import parse_number
+from rsim.answers.extract import boxed, parse_number
 from rsim.errors import UserError, first_line
 from rsim.game.problem import Kind, Problem
 from rsim.models.prompts import plain_text
 
 _COLUMNS = ("question", "answer", "id", "kind")
+_USUAL = {
+    "question": ("prompt", "messages"),
+    "answer": ("completion", "messages"),
+}  # where ours is not there
 _SAID_BY = {"question": "user", "answer": "assistant"}
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # other names of them, as in {"from": ..., "value": ...}
 _CHAT = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1""")
@@ -160,7 +165,9 @@ def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
         record = {columns["answer"]: "pass", **record}  # the cases are tests enough
     question, answer = (_text(record, place, ours, columns[ours]) for ours in ("question", "answer"))
     if not kind:
-        answer = answer.rpartition("####")[2].strip() or answer  # of a worked solution in GSM8K's way
+        # Of a worked solution: in GSM8K's way, or what its last box holds.
+        answer = answer.rpartition("####")[2].strip() or answer
+        answer = (boxed(answer) or [answer])[-1]
         kind = "numeric" if parse_number(answer) is not None else "latex"
     meta = record.get("meta")
     meta = meta if isinstance(meta, dict) else {}
@@ -176,6 +183,8 @@ def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
 
 def _text(record: dict[str, Any], place: str, ours: str, column: str) -> str:
     """The record's ``column`` as a text that is a question or an answer."""
+    if column == ours:
+        column = next((name for name in (ours, *_USUAL[ours]) if name in record), ours)
     if column not in record:
         found, flag = ", ".join(map(repr, record)) or "none", f"{ours}=COLUMN"
         remedy = f"name the one that it is: --set 'data.columns=[\"{flag}\"]' (rsim data validate: --column {flag})"

