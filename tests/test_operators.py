@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from rsim.cli.serve import _log_as
 from rsim.engine.cache import SlotCache
@@ -85,7 +85,7 @@ def test_scores_that_are_no_numbers_choose_a_token_all_the_same():
 
 
 async def said(upstream: LocalUpstream, text: str, until: Until) -> str:
-    conversation = await upstream.open(Asked("m", None, text, {"temperature": 0}, allowed=200))
+    conversation = await upstream.open(Asked("m", None, text, {"temperature": 0}))
     try:
         return "".join([piece async for piece in conversation.step(12, until) if not isinstance(piece, StepEnd)])
     finally:
@@ -217,6 +217,23 @@ def test_a_first_token_may_take_only_so_long(nano, monkeypatch, stream):
             assert (reply.status_code, reply.json()["error"]["message"]) == (504, "no token within 0.1 seconds")
 
 
+@pytest.mark.parametrize(("stream", "status"), [(False, 200), (True, 504)])
+def test_an_upstream_may_think_as_long_as_the_request_over_what_is_no_stream(stream, status):
+    """Whole answers that took more than two minutes were cut off with 504."""
+    upstream = FastAPI()
+
+    async def late() -> JSONResponse:
+        await asyncio.sleep(0.6)
+        return JSONResponse({"choices": []})
+
+    upstream.add_api_route("/v1/chat/completions", late, methods=["POST"])
+    with serving(upstream) as there:
+        config = ServeConfig(upstream=there, mode="turn", upstream_seconds=0.3)
+        with serving(create_app(config, PLANNER)) as url:
+            reply = httpx.post(f"{url}/chat/completions", json={"model": "m", "messages": [], "stream": stream}, timeout=60)
+    assert reply.status_code == status
+
+
 def test_logs_are_lines_of_json(local, capsys):
     _log_as("json")
     try:
@@ -329,6 +346,11 @@ def test_metrics_are_behind_the_key_if_wanted():
 def test_what_fuzzing_found_is_the_clients_to_put_right(local, path, body):
     reply = httpx.post(f"{local}/{path}", json={"messages": [{"role": "user", "content": "7=?"}]} | body, timeout=60)
     assert reply.status_code == 400
+
+
+def test_an_empty_answer_of_an_earlier_turn_is_read(local):
+    turns = [{"role": "user", "content": "7=?"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "So?"}]
+    assert httpx.post(f"{local}/chat/completions", json={"messages": turns, "max_tokens": 9}, timeout=60).status_code == 200
 
 
 def test_an_effort_of_no_kind_is_none(local):

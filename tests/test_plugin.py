@@ -211,7 +211,8 @@ def test_a_prompt_of_token_ids_is_the_prompt_of_its_text(local, proxied, nano):
     for prompt in (ids, [ids]):
         assert client(local).completions.create(prompt=prompt, **ask_for).choices[0].text == whole.choices[0].text
     assert len(client(local).completions.create(prompt=[ids, ids], **ask_for).choices) == 2
-    for url, prompt in ((local, [10**6]), (local, [True]), (local, [[]]), (proxied, ids)):
+    assert client(proxied).completions.create(prompt=ids, **ask_for).choices[0].text == whole.choices[0].text
+    for url, prompt in ((local, [10**6]), (local, [True]), (local, [[]]), (proxied, [10**6])):
         with pytest.raises(openai.BadRequestError):
             client(url).completions.create(prompt=prompt, **ask_for)
 

@@ -91,6 +91,12 @@ def test_a_stopped_sweep_goes_on_with_the_same_draws(tmp_path, runs, monkeypatch
         run_sweep(other, tmp_path / "cut")
 
 
+def test_settings_that_are_known_are_tried_too(tmp_path, runs):
+    known = '[[known]]\n"train.group" = 8\n"train.reasoner_lr" = 0.05\n[search]'
+    trials = run_sweep(load_sweep(written(tmp_path, FILE.replace("[search]", known))), tmp_path / "out")
+    assert [trials[0].number, trials[0].chosen["train.reasoner_lr"], len(trials)] == [8, 0.05, 9]
+
+
 def test_a_winner_on_the_edge_is_told():
     """A grid's best value at its end says that a better one may lie beyond."""
     rate = Range("lr", low=1e-5, high=1e-1, log=True)
@@ -112,6 +118,8 @@ def test_a_winner_on_the_edge_is_told():
         (("trials = 8", "trails = 8"), "unknown key"),
         (("seeds = [100, 101, 102]", "seeds = []"), "seeds is empty"),
         (("[4, 8, 16]", "[]"), "give a list"),
+        (("[search]", '[[known]]\n"train.group" = 4\n[search]'), "a value to each key"),
+        (("[search]", '[[known]]\n"train.group" = 1\n"train.reasoner_lr" = 1e-3\n[search]'), "train.group = 1"),
     ],
 )
 def test_a_doubtful_file_is_refused_before_anything_runs(tmp_path, capsys, change, said):

@@ -91,8 +91,8 @@ def run_server(options: ServeOptions) -> None:
     check_address(options.upstream, options.mode)
     _log_as(options.log_format)
     tracing.export()
-    if options.show not in ("content", "reasoning", "none"):
-        raise UserError(f"--show {options.show}", "use content, reasoning or none")
+    if options.show not in ("auto", "content", "reasoning", "none"):
+        raise UserError(f"--show {options.show}", "use auto, content, reasoning or none")
     if not (options.upstream or options.model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
     listening = _listen(options.host, options.port)

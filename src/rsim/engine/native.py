@@ -78,10 +78,9 @@ class NativeEngine:
         prompts: list[list[int]],
         keys: list[str],
         temperatures: list[float] | None = None,
-        allowed: int | None = None,
     ) -> None:
-        """``temperatures``, and the tokens ``allowed`` after each prompt, where they are not the engine's."""
-        pending = self.decoder.start([self.rows[s] for s in slots], prompts, self.max_tokens if allowed is None else allowed)
+        """``temperatures``, where they are not the engine's."""
+        pending = self.decoder.start([self.rows[s] for s in slots], prompts)
         heat = temperatures or [self.temperature] * len(slots)
         for slot, ids, key, temperature in zip(slots, pending, keys, heat, strict=True):
             self.sequences[slot] = _Sequence(ids, episode_uniforms(self.seed, key, self.max_tokens), temperature)
@@ -125,7 +124,7 @@ class NativeEngine:
             ends = [self._end([*self.steps[slots[i]][0], sampled[n][0]], sequences[i]) for n, i in enumerate(read)]
         except Exception:
             for row, length, chunk in zip(rows, lengths, chunks, strict=True):
-                self.decoder.cache.lengths[row] = length
+                self.decoder.rewind(row, length)
                 if len(rows) == 1:
                     self.decoder.cache.wipe(row, length + len(chunk))
             raise

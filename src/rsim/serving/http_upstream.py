@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 
+from rsim.errors import UserError
 from rsim.rules import End, in_block, step_end
 from rsim.serving import tracing
 from rsim.serving.planner_batcher import estimated_tokens
@@ -59,9 +60,41 @@ class HttpUpstream:
         self.client, self.mode, self.count, self.tells = client, mode, count, tells
         self.retries, self.backoff, self.patience = retries, backoff, patience
         self.thinkers: set[str] = set()  # models that were seen to think
+        self.newer: set[str] = set()  # models that know max_completion_tokens alone
 
     async def open(self, asked: Asked) -> Conversation:
         return _HttpConversation(self, asked)
+
+    async def text(self, asked: Asked) -> str:
+        """Of a prompt that was sent as token ids, by the server's ``/detokenize`` (vLLM's, llama.cpp's).
+
+        Raises:
+            UserError: it has none.
+            UpstreamError: it cannot be asked.
+        """
+        said = await self._of_tokens("detokenize", asked, tokens=asked.prompt_ids)
+        return str(said["prompt"] if "prompt" in said else said["content"])
+
+    async def ids_of(self, text: str, asked: Asked) -> list[int]:
+        """By its ``/tokenize``: what goes on behind a prompt of token ids."""
+        plain = {"add_special_tokens": False, "add_special": False}  # vLLM's name and llama.cpp's
+        ids: list[int] = (await self._of_tokens("tokenize", asked, prompt=text, content=text, **plain))["tokens"]
+        return ids
+
+    async def _of_tokens(self, path: str, asked: Asked, **body: Any) -> dict[str, Any]:
+        """These two are beside the API, not below it."""
+        try:
+            url = self.client.base_url.join(f"../{path}")
+            response = await self.client.post(url, json=body | {"model": asked.model}, headers=[*asked.headers])
+        except httpx.RequestError as error:
+            raise unanswered(error) from error
+        if response.status_code in _RETRIED:
+            raise await refused(response)
+        if response.status_code != 200:
+            problem = f"the upstream cannot read token ids: its /{path} answers {response.status_code}"
+            raise UserError(problem, "send the prompt as text")
+        told: dict[str, Any] = response.json()
+        return told
 
     async def call(self, path: str, body: dict[str, Any], headers: Headers = ()) -> _Call:
         """An answer that has begun. Tried again, with jitter or when ``Retry-After`` says, as long as nothing was answered.
@@ -281,27 +314,46 @@ class _HttpConversation:
         asked, thinks = self.asked, self.asked.model in self.upstream.thinkers
         stops = until.stops if self.upstream.tells and self.continues and not thinks and not until.beyond else ()
         limit = max(max_new_tokens, until.beyond) + (asked.thinking if thinks else 0)
-        body = self._body() | asked.sampling
+        body = await self._body() | asked.sampling
         if "seed" in body:  # another one for each request: with the same, every step would draw the same numbers
             body["seed"] += self.calls
         self.calls += 1
-        body |= {"model": asked.model, asked.limit_field: limit, "stream": True, "stream_options": {"include_usage": True}}
+        body |= {"model": asked.model, "stream": True, "stream_options": {"include_usage": True}}
         if until.strict:
             body["response_format"] = asked.form
         if stops:
             body["stop"] = list(stops)
         path = "completions" if asked.messages is None else "chat/completions"
-        call = await self.upstream.call(path, body, tracing.passed_on(asked.headers))
+        call = await self._begun(path, body, limit)
         call.stops, call.limit = stops, limit
-        call.prompt = body.get("prompt") or "".join(text_of(m.get("content")) for m in body.get("messages", []))
+        call.prompt = (asked.prompt or "") + self._said() + "".join(text_of(m.get("content")) for m in asked.messages or [])
         self.call = call
         return call
 
-    def _body(self) -> dict[str, Any]:
+    async def _begun(self, path: str, body: dict[str, Any], limit: int) -> _Call:
+        """A call with a limit of tokens, in the field that the model knows: the client may have named none."""
+        asked, newer = self.asked, self.upstream.newer
+        field = "max_completion_tokens" if asked.model in newer else asked.limit_field
+        try:
+            return await self.upstream.call(path, body | {field: limit}, tracing.passed_on(asked.headers))
+        except UpstreamError as refusal:
+            if refusal.status != 400 or field != "max_tokens" or "max_completion_tokens" not in str(refusal):
+                raise
+        newer.add(asked.model)
+        return await self._begun(path, body, limit)
+
+    def _said(self) -> str:
+        """Of the answer so far, what was injected included."""
+        return "".join(injected + written for injected, written in self.steps)
+
+    async def _body(self) -> dict[str, Any]:
+        said, ids = self._said(), self.asked.prompt_ids
+        if ids is not None:
+            return {"prompt": ids + (await self.upstream.ids_of(said, self.asked) if said else [])}
         if self.asked.messages is None:
-            return {"prompt": (self.asked.prompt or "") + "".join(i + w for i, w in self.steps)}
+            return {"prompt": (self.asked.prompt or "") + said}
         if self.upstream.mode == "prefill":
-            said, earlier = "".join(i + w for i, w in self.steps), self.asked.messages
+            earlier = self.asked.messages
             if self.asked.continues:
                 said, earlier = text_of(earlier[-1].get("content")) + said, earlier[:-1]
             if not said:  # nothing to continue: the turn is not open yet
@@ -311,10 +363,11 @@ class _HttpConversation:
         return {"messages": self._turns()}
 
     def _turns(self) -> list[dict[str, Any]]:
-        """Each strategy as a user message, the first one joined to the question: two user messages in a row break templates."""
+        """Each strategy as a user message, joined to the one before where nothing was written between them: two user messages in
+        a row break templates, and many servers refuse an empty answer."""
         messages = [dict(m) for m in self.asked.messages or []]
-        for number, (injected, written) in enumerate(self.steps):
-            if number == 0 and messages and messages[-1].get("role") == "user":
+        for injected, written in self.steps:
+            if messages and messages[-1].get("role") == "user":
                 content = messages[-1].get("content")
                 more = [{"type": "text", "text": injected}] if injected else []
                 messages[-1]["content"] = (
@@ -322,7 +375,7 @@ class _HttpConversation:
                 )
             else:
                 messages.append({"role": "user", "content": injected.strip() or "Go on."})
-            if written:
+            if written.strip():
                 messages.append({"role": "assistant", "content": written.rstrip()})
         return messages
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -72,14 +72,12 @@ def read_request(
     model: str,
     rules: PlayRules,
     default_limit: int,
-    decode: Callable[[list[int]], str] | None = None,
 ) -> Request:
     """Checks what planning depends on; the rest is the upstream's to judge.
 
     Args:
         model: the upstream's name of it.
         rules: the server's; `asked_rules` narrows them.
-        decode: from token ids to text, where prompts may be token ids.
 
     Raises:
         BadRequest: a field of the wrong form.
@@ -107,7 +105,9 @@ def read_request(
             raise BadRequest("continue_final_message needs a last message by the assistant", "continue_final_message")
         contexts = [Asked(model, messages, None, continues=continues)]
     else:
-        contexts = [_prompt(model, prompt, decode) for prompt in _prompts(body)]
+        contexts = [
+            Asked(model, None, p) if isinstance(p, str) else Asked(model, None, "", prompt_ids=p) for p in _prompts(body)
+        ]
     if count * len(contexts) > _CHOICES:
         raise BadRequest(f"{count * len(contexts)} answers are asked for: {_CHOICES} at most", "n")
     field = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
@@ -205,14 +205,6 @@ def _prompts(body: dict[str, Any]) -> list[Any]:
 
 def _are_ids(prompt: Any) -> bool:
     return isinstance(prompt, list) and bool(prompt) and all(type(i) is int for i in prompt)
-
-
-def _prompt(model: str, prompt: str | list[int], decode: Callable[[list[int]], str] | None) -> Asked:
-    if isinstance(prompt, str):
-        return Asked(model, None, prompt)
-    if decode is None:
-        raise BadRequest("this upstream's token ids cannot be read here: send the prompt as text", "prompt")
-    return Asked(model, None, decode(prompt), prompt_ids=prompt)
 
 
 @dataclass

@@ -97,9 +97,9 @@ class StepEnd:
 class Asked:
     """One answer that is wanted. ``messages`` or ``prompt`` as the client sent them (``prompt_ids`` if it sent token ids);
     ``sampling`` is passed to the upstream; ``continues``: the last message is the assistant's own, to be gone on with. A model
-    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in. The
-    rules allow the answer ``allowed`` tokens, whatever its client does. ``headers`` go with every call. ``form`` (a
-    ``response_format``) or ``tools`` are for the final step alone; ``logprobs``: how many to tell beside each token's own."""
+    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in.
+    ``headers`` go with every call. ``form`` (a ``response_format``) or ``tools`` are for the final step alone; ``logprobs``:
+    how many to tell beside each token's own."""
 
     model: str
     messages: list[dict[str, Any]] | None
@@ -108,7 +108,6 @@ class Asked:
     prompt_ids: list[int] | None = None
     continues: bool = False
     thinking: int = 0
-    allowed: int = 0
     limit_field: str = "max_tokens"
     headers: Headers = ()
     form: dict[str, Any] | None = None
@@ -125,6 +124,11 @@ class Asked:
             if message.get("role") == "user":
                 return text_of(message.get("content"))
         return ""
+
+    @property
+    def strict(self) -> bool:
+        """Whether the answer is the final step alone; what is before it is thinking."""
+        return bool(self.form or self.tools)
 
     @property
     def greedy(self) -> bool:
@@ -163,6 +167,9 @@ class Upstream(Protocol):
     mode: Mode
 
     async def open(self, asked: Asked) -> Conversation: ...
+
+    async def text(self, asked: Asked) -> str:
+        """Of a prompt that was sent as token ids. Raises `UserError` where they cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +240,12 @@ async def play(
     usage = Usage() if spent is None else spent
     planner = await batcher.open(asked.question, asked.sampling.get("seed"))
     try:
-        conversation = await upstream.open(replace(asked, thinking=max(limit, rules.max_tokens), allowed=rules.max_tokens))
+        conversation = await upstream.open(replace(asked, thinking=max(limit, rules.max_tokens)))
         try:
-            book = rulebook_of(batcher.planner, rules.within(min(limit, conversation.room())), conversation.count)
+            allowed = rules.within(min(limit, conversation.room()))
+            if asked.strict:
+                allowed = replace(allowed, answer_tokens=max(allowed.answer_tokens, _kept_for_form(allowed.max_tokens)))
+            book = rulebook_of(batcher.planner, allowed, conversation.count)
             turns = upstream.mode == "turn" and asked.messages is not None
             tools = Tools(runner, book.rules, conversation.count)
             players = _Players(asked, batcher, planner, conversation, tools, turns)
@@ -246,6 +256,12 @@ async def play(
             await conversation.close()
     finally:
         planner.close()
+
+
+def _kept_for_form(limit: int) -> int:
+    """Of ``limit`` tokens those that the steps leave to an answer in a form: a form that is cut is none. Half of them; of few
+    tokens, whose half a short form may exceed, 128 or two thirds."""
+    return min(max(limit // 2, 128), 2 * limit // 3)
 
 
 @dataclass(frozen=True)
@@ -280,9 +296,7 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
     progress, injected_tokens, ending = Progress(), 0, Ending()
     last = ""  # step, as it was sampled
     logprobs: list[dict[str, Any]] = []
-    strict = bool(
-        players.asked.form or players.asked.tools
-    )  # the answer is the final step alone; what is before it is thinking
+    strict = players.asked.strict
     aside, due = "reasoning_content" if strict else "content", False
     while not ending.over:
         with tracing.span("rsim.decision", {}) as note:

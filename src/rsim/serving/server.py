@@ -35,6 +35,7 @@ from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.messages_api import MESSAGES
 from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
+from rsim.serving.play import Asked
 from rsim.serving.responses_api import RESPONSES
 from rsim.serving.said import UpstreamError
 from rsim.serving.state import Refusal, ServeConfig, State, enter, finished, from_upstream, leave, log, upstream_of
@@ -75,6 +76,7 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
     app.add_exception_handler(Exception, _broken)
     routes: dict[str, tuple[str, Callable[..., Any]]] = {
         **{f"/v1/{path}": ("POST", partial(_complete, path=path)) for path in WIRES},
+        **{f"/{path}": ("POST", partial(_tokens, path=path)) for path in ("tokenize", "detokenize")},
         "/v1/models": ("GET", _models),
         "/v1/models/{name:path}": ("GET", _model),
         "/healthz": ("GET", _health),
@@ -191,7 +193,10 @@ async def _pass_through(state: State, request: Request, path: str, raw: bytes, b
         raw = json.dumps(body).encode()
     withheld = () if state.config.wrapped else _PRIVATE
     headers = [(k, v) for k, v in own_headers(request) if not any(part in k for part in withheld)]
-    sent = state.client.build_request("POST", path, content=raw, headers=tracing.passed_on(headers))
+    # What is no stream may say nothing for as long as the request may take.
+    silence = state.config.upstream_seconds if body.get("stream") else state.config.request_seconds
+    own = {"headers": tracing.passed_on(headers), "timeout": httpx.Timeout(silence, connect=10.0)}
+    sent = state.client.build_request("POST", path, content=raw, **own)
     try:
         response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
     except (httpx.RequestError, ClientGone) as error:
@@ -260,6 +265,23 @@ async def _listed(request: Request) -> list[dict[str, Any]]:
         except UpstreamError as error:
             raise from_upstream(error) from error
     return [m | {"id": f"{m['id']}{SUFFIX}", "owned_by": "rsim"} for m in listed] + listed
+
+
+async def _tokens(request: Request, path: str) -> Response:
+    """A text's ids and ids' text, in vLLM's form: what clients that send prompts of token ids ask for."""
+    state: State = request.app.state.rsim
+    _authorise(request, state.config.api_key)
+    body = _parsed(await _read_body(request, state.config))
+    if not isinstance(state.upstream, LocalUpstream):
+        raise Refusal(404, "the tokens are the upstream's: ask it", "invalid_request_error")
+    try:
+        if path == "tokenize":
+            begins = body.get("add_special_tokens", True) is not False
+            ids = await state.upstream.ids(str(body.get("prompt", "")), begins=begins)
+            return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": state.upstream.context})
+        return JSONResponse({"prompt": await state.upstream.text(Asked("", None, "", prompt_ids=body.get("tokens")))})
+    except UserError as error:
+        raise Refusal(400, str(error), "invalid_request_error") from error
 
 
 async def _health(request: Request) -> Response:

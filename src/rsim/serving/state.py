@@ -43,7 +43,7 @@ class ServeConfig:
     body_bytes: int = 10 * 2**20
     body_seconds: float = 30.0
     upstream_seconds: float = 120.0  # without a byte from the upstream
-    show: Literal["content", "reasoning", "none"] = "content"  # where a client sees what was injected
+    show: Literal["auto", "content", "reasoning", "none"] = "auto"  # where a client sees what was injected
     retries: int = 2  # of an upstream's call
     wrapped: bool = False  # a client of this process is served, see `Planner.wrap`: every model is planned, its headers go on
 

@@ -19,6 +19,7 @@ from typing import Any
 from rsim.config import from_table, load_config
 from rsim.errors import UserError
 from rsim.runs.folder import records
+from rsim.runs.lock import locked
 from rsim.settings import check_setting, setting
 
 _EDGE = 0.05  # of a range, at either end
@@ -61,6 +62,7 @@ class Range:
 class Sweep:
     settings: Settings
     ranges: tuple[Range, ...]
+    known: tuple[dict[str, Any], ...] = ()  # settings that are tried beside those that are drawn
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def load_sweep(path: Path) -> Sweep:
     if not isinstance(search, dict) or not search:
         remedy = 'e.g. "train.planner_lr" = {low = 1e-5, high = 1e-2, log = true}'
         raise UserError(f"{path} has no table [search]", remedy)
+    known = table.pop("known", [])
     settings: Settings = from_table(Settings, table, str(path))
     for field in fields(settings):
         check_setting(field, getattr(settings, field.name), f"{path}: {field.name}")
@@ -97,7 +100,13 @@ def load_sweep(path: Path) -> Sweep:
         raise UserError(f"{path} names no config", 'add e.g. config = "nano-grpo"')
     if not settings.seeds:
         raise UserError(f"{path}: seeds is empty", "give one at least")
-    sweep = Sweep(settings, tuple(_range(str(key), value) for key, value in search.items()))
+    if not isinstance(known, list) or any(
+        not isinstance(k, dict) or k.keys() != search.keys() for k in known
+    ):
+        raise UserError(f"{path}: [[known]] must give a value to each key of [search]", "and to no other")
+    sweep = Sweep(settings, tuple(_range(str(key), value) for key, value in search.items()), tuple(known))
+    for chosen in known:
+        load_config(settings.config, _overrides(settings, chosen))
     for r in sweep.ranges:  # keys and values are checked before anything runs
         for value in r.values or (r.low, r.high):
             load_config(settings.config, _overrides(settings, {r.key: value}))
@@ -125,18 +134,22 @@ def run_sweep(sweep: Sweep, out: Path, on_trial: Any = lambda trial, of: None) -
     """Runs what is left of a sweep in ``out``; returns its trials, the best one first.
 
     Raises:
-        UserError: optuna is missing, or ``out`` holds another sweep.
+        UserError: optuna is missing, or ``out`` holds another sweep or is another process's.
     """
-    study = _study(sweep, out)
+    with locked(out):
+        return _run_all(sweep, out, on_trial)
+
+
+def _run_all(sweep: Sweep, out: Path, on_trial: Any) -> list[Trial]:
     settings, trials = sweep.settings, []
-    for number in range(settings.trials):
-        chosen = study[number]
+    every = [*_study(sweep, out), *sweep.known]
+    for number, chosen in enumerate(every):
         trials.append(_played(settings, out, number, chosen, settings.seeds[:1]))
-        on_trial(trials[-1], settings.trials)
+        on_trial(trials[-1], len(every))
     for trial in ranked(trials, settings)[: max(1, math.ceil(settings.confirmed * len(trials)))]:
         if trial.scores and settings.seeds[1:]:
             trials[trial.number] = _played(settings, out, trial.number, trial.chosen, settings.seeds)
-            on_trial(trials[trial.number], settings.trials)
+            on_trial(trials[trial.number], len(every))
     return ranked(trials, settings)
 
 
