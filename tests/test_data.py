@@ -19,6 +19,7 @@ from rsim.data.sources import SOURCES
 from rsim.errors import UserError
 from rsim.lab.problems import parse, split_of
 from rsim.rewards.grade import check
+from tiny import full
 
 
 def write(path, records) -> str:
@@ -309,9 +310,17 @@ def test_gym_tasks_that_seed_numpy_load_at_any_seed():
         assert load_problems("gym:pool_matrix", "dev", limit=2, seed=seed)[0].answer
 
 
+@full
 def test_integrals_that_the_library_cannot_solve_are_left_out():
     problems = load_problems("gym:intermediate_integration", "dev", limit=40)
     assert not any("Integral(" in problem.answer for problem in problems)
+
+
+def test_integrals_that_are_not_solved_are_left_out(monkeypatch):
+    entries = [{"question": f"Integrate {i}x.", "answer": "Integral(x)" if i % 2 else str(i)} for i in range(200)]
+    monkeypatch.setattr("reasoning_gym.create_dataset", lambda *_, **__: entries)
+    problems = load_problems("gym:intermediate_integration", "dev", limit=5)
+    assert all(int(problem.answer) % 2 == 0 for problem in problems)
 
 
 def test_code_problems_may_have_cases_instead_of_tests(tmp_path):
