@@ -443,6 +443,7 @@ def test_keys_and_cookies_of_the_client_stay_here(model):
 @pytest.mark.parametrize(("headers", "status"), [
     ({}, 200), ({"Origin": "http://rsim"}, 200), ({"Origin": "https://evil.example"}, 403), ({"Origin": "null"}, 403),
     ({"Host": "evil.example"}, 403), ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+    ({"Host": "[x"}, 403), ({"Origin": "http://[x"}, 403),
     ({"Host": "127.0.0.1:8017", "Origin": "http://127.0.0.1:8017"}, 200), ({"Host": "[::1]:8017"}, 200), ({"Host": "box.local"}, 200),
 ])  # fmt: skip
 def test_a_page_of_another_site_cannot_use_a_server_without_a_key(headers, status):
