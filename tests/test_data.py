@@ -233,6 +233,21 @@ def test_a_spreadsheets_mark_a_huge_field_and_a_task_without_its_entry(tmp_path)
         load_problems("gym:gcd?max_value=1.5", "test", limit=2)
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("What is 1,000+1?,1001", "line 2: more cells than columns: put texts with commas in quotes"),
+        ("What is 3+4?", "line 2: fewer cells than columns"),
+        ('3+4=?,"7\n4+5=?,9', ": unexpected end of data"),
+    ],
+)
+def test_a_csv_row_is_as_long_as_its_header(tmp_path, lines, said):
+    path = tmp_path / "d.csv"
+    path.write_text(f"question,answer\n{lines}\n")
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_problems(str(path), "test")
+
+
 def test_the_sizes_of_a_gym_task_can_be_set():
     found = load_problems("gym:chain_sum?min_terms=2&max_terms=3&min_digits=2&max_digits=2", "dev", limit=20, seed=1)
     numbers = [re.findall(r"\d+", p.question) for p in found]

@@ -79,10 +79,13 @@ def _parsed(text: str, place: str) -> Any:
 
 def _csv(path: Path) -> Records:
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
+        rows = csv.DictReader(lines, strict=True)  # a quote that is never closed would swallow the rest of the file
         try:
             for row in rows:
                 place = f"{path}, line {rows.line_num}"
+                if None in row or None in row.values():
+                    how_many = "more" if None in row else "fewer"
+                    raise UserError(f"{place}: {how_many} cells than columns", "put texts with commas in quotes")
                 yield place, {k: _cell(v, f"{place}: column {k!r}") for k, v in row.items()}
         except csv.Error as error:
             raise UserError(f"{path}, line {rows.line_num}", str(error)) from error
