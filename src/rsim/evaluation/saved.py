@@ -195,9 +195,10 @@ def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwri
 def _samples_for(summary: str, game: Game, problems: list[Problem], seed: int) -> int:
     """How many samples a question cost as many tokens as the evaluation ``summary`` did, rounded up."""
     path = Path(summary) / "summary.json" if Path(summary).is_dir() else Path(summary)
-    if not path.is_file():
-        raise UserError(f"--match-tokens {summary}", "give a folder that rsim eval wrote")
-    budget: float = json.loads(path.read_text())["tokens_per_question"]
+    try:
+        budget = float(json.loads(path.read_text())["tokens_per_question"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"--match-tokens {summary}", "give a folder that rsim eval wrote") from error
     trial = problems[: min(len(problems), 50)]
     episodes = game.play(trial, seed=seed, keys=[f"cost:{i}" for i in range(len(trial))])
     one = sum(e.sampled_tokens + e.injected_tokens for e in episodes) / len(episodes)
