@@ -21,7 +21,7 @@ from pathlib import Path
 
 from studies.ledger import Row
 
-ISSUE = 27
+ISSUE = 15
 _ROOT = Path(__file__).parents[1]
 _PAGE = _ROOT / "docs/results/users.md"
 _SHOWN = 12  # lines of what a command says, the last ones
@@ -75,6 +75,8 @@ class Terminal:
             try:
                 answer: str = json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]["message"]["content"]
                 break
+            except urllib.error.HTTPError as error:
+                raise RuntimeError(error.read().decode()) from error
             except urllib.error.URLError as error:
                 if not isinstance(error.reason, ConnectionError):
                     raise

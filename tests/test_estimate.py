@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
 from rsim.cli.main import main
 from rsim.config import load_config
-from rsim.errors import UserError
 from rsim.models.device import choose_device
 from rsim.training import cost as module
-from rsim.training.cost import check_fits, estimate
+from rsim.training.cost import estimate
+from rsim.training.fitting import check_fits
 from rsim.training.trainer import Trainer
 
 
@@ -54,19 +53,40 @@ def test_what_saves_memory_lowers_the_estimate(small):
     assert shared.memory < apart.memory
 
 
-def test_a_run_that_cannot_fit_is_refused(monkeypatch, capsys, tmp_path):
-    found = estimate(load_config("nano"))
-    check_fits(found)
-    with pytest.raises(UserError, match="GiB"):
-        check_fits(replace(found, available=found.memory - 1))
-    monkeypatch.setattr(module, "_available", lambda device: ("this machine", 1.0))
-    monkeypatch.setattr("sys.argv", ["rsim", "train", "nano", "--dry-run", "--json", "--out", str(tmp_path / "run")])
+def dry_run(capsys, *more):
     with pytest.raises(SystemExit) as ended:
-        main()
+        main(["train", "nano", "--dry-run", "--json", "--set", "data.train_size=100", *more])
     out, err = capsys.readouterr()
-    assert ended.value.code == 2
-    assert json.loads(out)["fits"] is False
-    assert "train.micro_tokens" in err
+    return ended.value.code, json.loads(out), err
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_would(monkeypatch, capsys, tmp_path):
+    """Exit code 2, and settings on top with which the same dry run goes through."""
+    found, run = estimate(load_config("nano")), ["--out", str(tmp_path / "run")]
+    check_fits(found, [])
+    monkeypatch.setattr(module, "_available", lambda device: ("this machine", 0.7 * found.memory))
+    code, told, err = dry_run(capsys, *run)
+    assert (code, told["fits"]) == (2, False)
+    assert f"this machine has {0.7 * found.memory / 2**30:.1f} GiB: it would fit with --set " in err
+    assert len(told["proposals"]) == 2, "all weights, and adapters"
+    for proposal in told["proposals"]:
+        settings = [word for key, value in proposal["settings"].items() for word in ("--set", f"{key}={json.dumps(value)}")]
+        assert dry_run(capsys, *run, *settings)[0] == 0, settings
+    monkeypatch.setattr(module, "_available", lambda device: ("this machine", 1.0))
+    code, told, err = dry_run(capsys, *run)
+    assert (code, told["proposals"]) == (2, [])
+    assert "smaller models" in err
+
+
+def test_apples_gpu_is_chosen_where_there_is_no_other(monkeypatch):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    config = load_config("nano", ["models.reasoner_lora=4", "models.planner_lora=4"])
+    found = choose_device(config)
+    assert (found.name, found.dtype) == ("mps", "float32")
+    assert found.reason == "mps (the GPU that torch sees), float32 (rsim's bfloat16 is CUDA's alone)"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    assert choose_device(config).name == "cuda"
 
 
 def test_device_and_precision_are_chosen_with_a_reason(monkeypatch):

@@ -194,6 +194,13 @@ def test_the_study_of_what_pays_sets_the_planner_beside_its_rivals(log, tmp_path
     """Votes, cascade and best arm are those made by hand; what is picked is picked on the log that is fitted to."""
     other = write_log(tmp_path / "other", depends, seed=1, count=60)
     chains = [r for r in other.records() if r["arm"] == "cot"]
+    asked = [
+        c | {"arm": "router", "answer": ("stop", "None of them")[n % 2], "sampled": 4, "injected": 6}
+        for n, c in enumerate(chains)
+    ]
+    (other.folder / "piece-0001.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
+    stops = [r for r in other.records() if r["arm"] == "stop"]
+    routed = [(stops[n] if n % 2 == 0 else c)["right"] for n, c in enumerate(chains)]
     votes = tmp_path / "votes"
     votes.mkdir()
     (votes / "log.json").write_text(json.dumps({"settings": {}, "arms": {}, "cascades": [], "runs": []}))
@@ -205,6 +212,8 @@ def test_the_study_of_what_pays_sets_the_planner_beside_its_rivals(log, tmp_path
     assert rows["self-consistency, 3 chains: accuracy"].value == 1
     assert rows["self-consistency, 2 chains: accuracy"].value == pytest.approx(share), "a tie goes to the first"
     assert rows["self-consistency, 3 chains: tokens a question, in those of chain of thought"].value == pytest.approx(3)
+    assert rows["prompted router: accuracy"].value == pytest.approx(sum(routed) / len(routed))
+    assert rows["prompted router: tokens a question, in those of chain of thought"].value == pytest.approx((150 + 10) / 200)
     assert rows["accuracy: planner: accuracy"].value > 0.95
     assert rows["accuracy: planner minus chain of thought"].met
     assert rows["accuracy: planner minus question-only planner"].interval[0] > 0

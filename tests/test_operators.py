@@ -7,6 +7,8 @@ import gc
 import json
 import logging
 import re
+import socket
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -17,7 +19,9 @@ import pytest
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from typer.testing import CliRunner
 
+from rsim.cli.main import app as commands
 from rsim.cli.serve import _log_as
 from rsim.engine.cache import SlotCache
 from rsim.engine.native import NativeEngine
@@ -27,6 +31,7 @@ from rsim.policies.loading import load_reasoner
 from rsim.policies.scripted import sequence_planner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
+from rsim.serving import tracing
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked, StepEnd, Until
@@ -86,7 +91,7 @@ def test_scores_that_are_no_numbers_choose_a_token_all_the_same():
 
 
 async def said(upstream: LocalUpstream, text: str, until: Until) -> str:
-    conversation = await upstream.open(Asked("m", None, text, {"temperature": 0}, allowed=200))
+    conversation = await upstream.open(Asked("m", None, text, {"temperature": 0}))
     try:
         return "".join([piece async for piece in conversation.step(12, until) if not isinstance(piece, StepEnd)])
     finally:
@@ -365,5 +370,36 @@ def test_what_fuzzing_found_is_the_clients_to_put_right(local, path, body):
     assert reply.status_code == 400
 
 
+def test_an_empty_answer_of_an_earlier_turn_is_read(local):
+    turns = [{"role": "user", "content": "7=?"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "So?"}]
+    assert httpx.post(f"{local}/chat/completions", json={"messages": turns, "max_tokens": 9}, timeout=60).status_code == 200
+
+
 def test_an_effort_of_no_kind_is_none(local):
     assert chat(local, more={"reasoning_effort": ["high"]}).status_code in (200, 400)
+
+
+@pytest.mark.parametrize("option", ["--request-seconds", "--first-token-seconds"])
+@pytest.mark.parametrize("seconds", ["inf", "nan"])
+def test_seconds_that_are_no_number_are_refused_before_anything_is_loaded(option, seconds):
+    refused = CliRunner().invoke(commands, ["serve", "--planner", "no/folder", "--model", "no/model", option, seconds])
+    assert isinstance(refused.exception, UserError)
+    assert option in str(refused.exception)
+
+
+def test_spans_without_an_exporter_are_an_error_with_its_remedy(monkeypatch):
+    pytest.importorskip("opentelemetry.sdk")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(UserError, match=r"pip install 'rsim-rl\[otel\]'"):
+        tracing.export()
+
+
+def test_a_client_that_hangs_up_in_the_middle_of_its_body_is_counted_and_no_fault(local, caplog):
+    url = httpx.URL(local)
+    with socket.create_connection((url.host, url.port)) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
+    counted, deadline = 'rsim_requests_total{kind="chat",planned="false",status="499"}', time.monotonic() + 10
+    while counted not in (shown := httpx.get(local.replace("/v1", "/metrics")).text):
+        assert time.monotonic() < deadline, shown
+    assert "Traceback" not in caplog.text

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from rsim.cli.main import main
-from rsim.config import load_config
+from rsim.config import PRESETS, load_config
+from rsim.settings import to_table
 from rsim.training.cost import DEVICES, plan, shape_of
 
 PAIR = ("models.reasoner=qwen2.5-7b", "models.planner=qwen2.5-0.5b")
@@ -95,3 +99,77 @@ def test_the_command_prints_a_row_for_each_number_of_processes(capsys):
         main(["plan", "nano", "--device", "abacus"])
     assert done.value.code == 2
     assert "use one of h200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "ways"),
+    [
+        ("qwen2.5-0.5b", "rtx4090", [{"train.gradient_checkpointing"}, {"models.reasoner_lora"}, {"parallel.shard"}]),
+        ("qwen2.5-7b", "l40s", [{"models.reasoner_lora", "rollout.batch"}, {"parallel.shard", "models.planner_lora"}]),
+        ("qwen2.5-7b", "rtx4090", [{"models.reasoner_lora"}, {"models.reasoner_lora", "models.quantised"}]),
+    ],
+)
+def test_where_a_run_does_not_fit_settings_are_proposed_that_do(model, device, ways, capsys):
+    """Each proposal, typed as it is printed, is a plan that fits."""
+    asked = ["plan", "qwen2.5-0.5b-math", "--set", f"models.reasoner={model}", "--device", device]
+    with pytest.raises(SystemExit) as done:
+        main([*asked, "--workers", "1"])
+    said = capsys.readouterr().out.splitlines()
+    lines = [line.split("   ")[0].split() for line in said[said.index("it would fit with, by the same estimate:") + 1 :][:-1]]
+    assert done.value.code == 0
+    assert len(lines) == len(ways), said
+    for line, way in zip(lines, ways, strict=True):
+        assert way <= {word.split("=")[0] for word in line}, said
+        with pytest.raises(SystemExit):
+            main([*asked, *line, *([] if "--workers" in line else ["--workers", "1"]), "--json"])
+        (told,) = json.loads(capsys.readouterr().out)
+        assert (told["fits"], told["proposals"]) == (True, [])
+
+
+def test_where_nothing_fits_the_plan_says_so_and_fails(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["plan", "qwen2.5-0.5b-math", "--set", "rollout.max_tokens=4000000", "--device", "rtx4090", "--json"])
+    out, err = capsys.readouterr()
+    assert done.value.code == 2
+    assert [told["proposals"] for told in json.loads(out)] == [[], [], []]
+    assert err.startswith("rsim: qwen2.5-0.5b-math on rtx4090: nothing that was tried fits: take smaller models")
+
+
+def test_a_run_that_fits_in_one_row_needs_no_proposal(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "qwen2.5-0.5b-math", "--device", "h100"])
+    assert "it would fit" not in capsys.readouterr().out
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.parametrize("file", sorted(PRESETS.glob("*.toml")), ids=lambda file: file.stem)
+def test_the_memory_that_a_presets_comment_names_is_what_the_plan_foretells(file):
+    comment = " ".join(
+        line[2:] for line in itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    )
+    said = re.search(r"About (\d+) GiB.*?(?:one GPU of (\d+) GB|$)", comment)
+    assert said or "GPU" not in comment or "results/" in comment, "a GPU is named without what the plan says"
+    if said:
+        changes = ["rollout.engine=vllm"] if "rollout.engine = vllm" in comment else []
+        found = plan(load_config(file.stem, changes), DEVICES["h100"], 1)
+        assert (round(found.memory / 2**30), found.memory < float(said[2]) * 1e9) == (int(said[1]), True)
+
+
+def test_the_recipes_table_is_what_the_plan_foretells():
+    devices = [DEVICES[name] for name in ("rtx4090", "l40s", "a100", "h100")]
+    config, rows = (
+        None,
+        re.findall(r"^\| [\d.]+B and (.*) \|$", (DOCS / "recipe-gpu.md").read_text(encoding="utf-8"), re.MULTILINE),
+    )
+    assert len(rows) == 6
+    for row in rows:
+        _, changes, memory, *hours = (cell.strip() for cell in row.split("|"))
+        preset, *settings = (
+            ["", *re.findall("`(.*?)`", changes)] if changes.startswith("the same") else re.findall("`(.*?)`", changes)
+        )
+        config = load_config(preset or to_table(config), [re.sub(" = ", "=", one) for one in settings])
+        plans = [plan(config, device, 1, tokens=500) for device in devices]
+        assert f"{plans[0].memory / 2**30:.0f} GiB" == memory, row
+        assert ["" if p.why else f"{p.hours:.1f} h" for p in plans] == hours, row

@@ -248,6 +248,26 @@ def test_an_empty_first_prompt_sends_no_empty_message(mode):
     assert [message["content"] for message in sent[1]["messages"][1:]] == said
 
 
+def test_in_turns_a_step_of_blank_space_leaves_no_empty_answer_and_no_two_user_messages():
+    """The next strategy joins the one that got nothing."""
+    sent: list[dict[str, Any]] = []
+    steps = iter(("one\n", "\n", "two\n"))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(200, content=stream(chunk(next(steps)), STOP))
+
+    async def go() -> None:
+        talk = conversation("turn", answer, Asked("m", QUESTION, None))
+        for prompt in ("First:", "Next:", "Wait:"):
+            talk.inject(prompt)
+            _ = [piece async for piece in talk.step(50, Until("\n"))]
+        await talk.close()
+
+    asyncio.run(go())
+    assert [(m["role"], m["content"]) for m in sent[2]["messages"][1:]] == [("assistant", "one"), ("user", "Next:\n\nWait:")]
+
+
 # --- thinking ---
 
 
@@ -423,6 +443,7 @@ def test_keys_and_cookies_of_the_client_stay_here(model):
 @pytest.mark.parametrize(("headers", "status"), [
     ({}, 200), ({"Origin": "http://rsim"}, 200), ({"Origin": "https://evil.example"}, 403), ({"Origin": "null"}, 403),
     ({"Host": "evil.example"}, 403), ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+    ({"Host": "[x"}, 403), ({"Origin": "http://[x"}, 403),
     ({"Host": "127.0.0.1:8017", "Origin": "http://127.0.0.1:8017"}, 200), ({"Host": "[::1]:8017"}, 200), ({"Host": "box.local"}, 200),
 ])  # fmt: skip
 def test_a_page_of_another_site_cannot_use_a_server_without_a_key(headers, status):

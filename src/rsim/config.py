@@ -36,7 +36,7 @@ class ModelsConfig:
     )
     strategies: str = setting("default", "default, instruct, sentences, tables, code, lab or a TOML file")
     system_prompt: str = setting("", "put before the question by the reasoner's chat template")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting(
         "auto", "auto: bfloat16 for adapters on a GPU, else float32"
     )

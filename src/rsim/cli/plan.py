@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rsim.cli.options import Json, Set, Source, tell
 from rsim.errors import UserError
+
+if TYPE_CHECKING:
+    from rsim.config import Config
+    from rsim.training import cost
 
 
 def command(
@@ -21,10 +25,13 @@ def command(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Foretell time, memory and traffic of a run on other machines, one row for each number of processes."""
+    """Foretell time, memory and traffic of a run on other machines, one row for each number of processes.
+
+    Where no row fits, settings are proposed that would; exit code 2 where nothing does.
+    """
     from rsim.config import load_config
     from rsim.policies.loading import quiet_models
-    from rsim.training import cost
+    from rsim.training import cost, fitting
 
     quiet_models()
     config = load_config(source, overrides or [])
@@ -37,7 +44,20 @@ def command(
     if device not in cost.DEVICES:
         raise UserError(f"--device {device}", f"use one of {', '.join(cost.DEVICES)}; of this machine, rsim train --dry-run")
     on, speed = cost.DEVICES[device], network * 1e9 / 8
-    plans = [cost.plan(config, on, count, tokens=tokens, question=question, network=speed) for count in counts]
+
+    def cost_of(changed: Config, count: int) -> cost.Cost:
+        return cost.plan(changed, on, count, tokens=tokens, question=question, network=speed, shapes=shapes)
+
+    shapes = {name: cost.shape_of(source) for name, source in cost.sources(config).items()}
+    plans = [cost_of(config, count) for count in counts]
     dollars = [round(p.hours * p.job.workers * price, 2) for p in plans]
-    lines = [*cost.describe_plans(plans), *([f"dollars, a row each: {', '.join(f'{d:,.2f}' for d in dollars)}"] * bool(price))]
-    tell([p.to_json() | {"dollars": d} for p, d in zip(plans, dollars, strict=True)], "\n".join(lines), as_json)
+    lines = fitting.describe_plans(plans)
+    lines += [f"dollars, a row each: {', '.join(f'{d:,.2f}' for d in dollars)}"] * bool(price)
+    would, none_fits = [], all(p.why for p in plans)
+    if none_fits:
+        would = fitting.proposals(config, cost_of, most=config.train.questions)
+        lines += fitting.describe_proposals(would)
+    more = {"proposals": [one.to_json() for one in would]}
+    tell([p.to_json() | {"dollars": d} | more for p, d in zip(plans, dollars, strict=True)], "\n".join(lines), as_json)
+    if none_fits and not would:
+        raise UserError(f"{source} on {device}", f"nothing that was tried fits: {fitting.NOTHING}")

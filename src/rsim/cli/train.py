@@ -78,7 +78,7 @@ def command(
 def _estimate(config: Config, as_json: bool, *, resume: bool, force: bool) -> None:
     """Prints what a run will need. Raises `UserError` where it would not begin, or this machine cannot hold it."""
     from rsim.policies.loading import quiet_models
-    from rsim.training import cost
+    from rsim.training import cost, fitting
     from rsim.training.setup import check_inputs
 
     quiet_models()
@@ -94,5 +94,9 @@ def _estimate(config: Config, as_json: bool, *, resume: bool, force: bool) -> No
             "what a process needs depends on their number: rsim plan --workers N",
         )
     found = cost.estimate(config)
-    tell(found.to_json(), "\n".join(cost.describe_estimate(found)), as_json)
-    cost.check_fits(found)
+    would, lines = [], fitting.describe_estimate(found)
+    if found.why:
+        would = fitting.proposals(config, lambda changed, n: cost.plan(changed, found.job.hardware, n, shapes=found.job.shapes))
+        lines += fitting.describe_proposals(would)
+    tell(found.to_json() | {"proposals": [one.to_json() for one in would]}, "\n".join(lines), as_json)
+    fitting.check_fits(found, would)

@@ -174,7 +174,7 @@ def _hidden(planner: Planner, question: str, nodes: list[Node]) -> Array:
                 ids = ids + step_ids(planner, number, name, text)
                 positions.append(len(ids) - 1)
             found |= {node.steps[:depth]: state for depth, state in enumerate(planner.states([(ids, positions)]))}
-    hidden: Array = torch.stack([found[node.steps] for node in nodes]).double().cpu().numpy()
+    hidden: Array = torch.stack([found[node.steps] for node in nodes]).cpu().double().numpy()
     return hidden
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import random
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ import httpx
 
 from rsim.answers.prefix import as_message, open_prefix
 from rsim.config import Config
-from rsim.errors import UserError
+from rsim.errors import UserError, key_from
 from rsim.evaluation.obeyed import rules_for
 from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
@@ -138,7 +137,7 @@ class ServedGame:
         """The episodes of ``asked``: each the number of a problem and what its draws depend on."""
         rollout = self.config.rollout
         timeout = httpx.Timeout(rollout.vllm_timeout, connect=10.0)
-        async with upstream_client(self.served.url, os.environ.get(KEY, ""), timeout) as client:
+        async with upstream_client(self.served.url, key_from(KEY), timeout) as client:
             client.event_hooks = {"request": [self._send]}
             await self._prepare(client)
             assert self.mode is not None
@@ -297,7 +296,7 @@ def first_listed(url: str) -> str:
     """
 
     async def first() -> str:
-        async with upstream_client(url, os.environ.get(KEY, ""), httpx.Timeout(10.0)) as client:
+        async with upstream_client(url, key_from(KEY), httpx.Timeout(10.0)) as client:
             return await first_model(client)
 
     try:
@@ -315,7 +314,7 @@ def ask_once(served: ServedModel, system_prompt: str, question: str) -> tuple[st
     model = served.name or first_listed(served.url)
 
     async def ask() -> int:
-        async with upstream_client(served.url, os.environ.get(KEY, ""), httpx.Timeout(60.0)) as client:
+        async with upstream_client(served.url, key_from(KEY), httpx.Timeout(60.0)) as client:
             asked = {"model": model, "messages": opening(system_prompt, question)}
             return (await prompt_tokens(client, asked))[0]
 

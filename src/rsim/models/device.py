@@ -34,7 +34,7 @@ def choose_device(config: Config, local_rank: int = 0) -> Device:
     if models.device != "auto":
         why = "as models.device says"
     else:
-        why = "the GPU that torch sees" if device.type == "cuda" else "torch sees no GPU"
+        why = "torch sees no GPU" if device.type == "cpu" else "the GPU that torch sees"
     dtype, because = _precision(config, device)
     return Device(str(device), dtype, f"{device} ({why}), {dtype} ({because})")
 
@@ -49,7 +49,7 @@ def _precision(config: Config, device: torch.device) -> tuple[str, str]:
     if config.models.dtype != "auto":
         return config.models.dtype, "as models.dtype says"
     if device.type != "cuda":
-        return "float32", "other precisions are slow on a CPU"
+        return "float32", "other precisions are slow on a CPU" if device.type == "cpu" else "rsim's bfloat16 is CUDA's alone"
     if config.trained_whole:
         agents = " and the ".join(config.trained_whole)
         return "float32", f"all weights of the {agents} are trained, and small steps vanish in bfloat16"
@@ -59,17 +59,18 @@ def _precision(config: Config, device: torch.device) -> tuple[str, str]:
 
 
 def torch_device(name: str) -> torch.device:
-    """``auto`` means the GPU where there is one.
+    """``auto`` means the GPU where there is one, CUDA's or Apple's.
 
     Raises:
         UserError: torch knows no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        apple = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else apple)
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # no such name; a backend that torch was built without
-        raise UserError(f"models.device = {name!r}: {first_line(error)}", "use auto, cpu, cuda or cuda:N") from error
+        raise UserError(f"models.device = {name!r}: {first_line(error)}", "use auto, cpu, cuda, cuda:N or mps") from error
 
 
 def precise(values: torch.Tensor) -> torch.Tensor:

@@ -211,7 +211,7 @@ async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Ev
 
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:
     """An answer of the model in this process without a planner."""
-    conversation = await upstream.open(replace(asked, allowed=limit))
+    conversation = await upstream.open(asked)
     until = Until(strings=stops, strict=asked.strict)
     try:
         async with aclosing(conversation.step(limit, until)) as pieces:

@@ -72,17 +72,17 @@ class HttpUpstream:
             UserError: it has none.
             UpstreamError: it cannot be asked.
         """
-        said = await self._of_tokens("detokenize", asked, tokens=asked.prompt_ids)
-        return str(said["prompt"] if "prompt" in said else said["content"])
+        told: str = await self._of_tokens("detokenize", asked, ("prompt", "content"), str, tokens=asked.prompt_ids)
+        return told
 
     async def ids_of(self, text: str, asked: Asked) -> list[int]:
         """By its ``/tokenize``: what goes on behind a prompt of token ids."""
         plain = {"add_special_tokens": False, "add_special": False}  # vLLM's name and llama.cpp's
-        ids: list[int] = (await self._of_tokens("tokenize", asked, prompt=text, content=text, **plain))["tokens"]
+        ids: list[int] = await self._of_tokens("tokenize", asked, ("tokens",), list, prompt=text, content=text, **plain)
         return ids
 
-    async def _of_tokens(self, path: str, asked: Asked, **body: Any) -> dict[str, Any]:
-        """These two are beside the API, not below it."""
+    async def _of_tokens(self, path: str, asked: Asked, fields: tuple[str, ...], kind: type, **body: Any) -> Any:
+        """The first of the ``fields`` that the answer has. These two are beside the API, not below it."""
         try:
             url = self.client.base_url.join(f"../{path}")
             response = await self.client.post(url, json=body | {"model": asked.model}, headers=[*asked.headers])
@@ -93,8 +93,14 @@ class HttpUpstream:
         if response.status_code != 200:
             problem = f"the upstream cannot read token ids: its /{path} answers {response.status_code}"
             raise UserError(problem, "send the prompt as text")
-        told: dict[str, Any] = response.json()
-        return told
+        try:
+            told = response.json()
+        except ValueError:
+            told = None
+        found = next((told[field] for field in fields if field in told), None) if isinstance(told, dict) else None
+        if not isinstance(found, kind):
+            raise broken(f"the upstream's /{path} answers in an unknown form", response.text)
+        return found
 
     async def call(self, path: str, body: dict[str, Any], headers: Headers = ()) -> _Call:
         """An answer that has begun. Tried again, with jitter or when ``Retry-After`` says, as long as nothing was answered.
@@ -363,10 +369,11 @@ class _HttpConversation:
         return {"messages": self._turns()}
 
     def _turns(self) -> list[dict[str, Any]]:
-        """Each strategy as a user message, the first one joined to the question: two user messages in a row break templates."""
+        """Each strategy as a user message, joined to the one before where nothing was written between them: two user
+        messages in a row break templates, and many servers refuse an empty answer."""
         messages = [dict(m) for m in self.asked.messages or []]
-        for number, (injected, written) in enumerate(self.steps):
-            if number == 0 and messages and messages[-1].get("role") == "user":
+        for injected, written in self.steps:
+            if messages and messages[-1].get("role") == "user":
                 content = messages[-1].get("content")
                 more = [{"type": "text", "text": injected}] if injected else []
                 messages[-1]["content"] = (
@@ -374,7 +381,7 @@ class _HttpConversation:
                 )
             else:
                 messages.append({"role": "user", "content": injected.strip() or "Go on."})
-            if written:
+            if written.strip():
                 messages.append({"role": "assistant", "content": written.rstrip()})
         return messages
 

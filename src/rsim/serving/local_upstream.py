@@ -78,7 +78,6 @@ class _Answer:
     key: str
     temperature: float
     length: int
-    allowed: int  # tokens after the prompt
     shaped: Callable[..., Shape]
     matcher: Any  # of what the final step has to keep to
     pending: list[int] = field(default_factory=list)
@@ -135,7 +134,7 @@ class LocalUpstream:
         warmth = 0.0 if asked.greedy else 1.0 if temperature is None else float(temperature)
         shaped = partial(Shape, warmth, top_p, top=asked.logprobs, grammars=grammars)
         slot = await self.free.get()
-        return _LocalConversation(self, _Answer(slot, ids, key, warmth, len(ids), asked.allowed, shaped, matcher))
+        return _LocalConversation(self, _Answer(slot, ids, key, warmth, len(ids), shaped, matcher))
 
     def _grammars(self) -> Grammars:
         with self.lock:
@@ -152,7 +151,11 @@ class LocalUpstream:
 
     async def ids(self, text: str, *, begins: bool) -> list[int]:
         """Of a prompt that is sent as a text or, where it does not begin there, of what goes on."""
-        work = partial(begin_ids, self.reasoner.tokenizer) if begins else self.reasoner.injected_ids
+
+        def work(text: str) -> list[int]:
+            check_length(self.reasoner.tokenizer, text, self.context)
+            return begin_ids(self.reasoner.tokenizer, text) if begins else self.reasoner.injected_ids(text)
+
         return await self._reads(work, text)
 
     async def _reads(self, work: Callable[[Any], T], what: Any) -> T:
@@ -166,8 +169,8 @@ class LocalUpstream:
             return begin_ids(self.reasoner.tokenizer, asked.prompt or "")
         knows = "tools" in str(self.reasoner.tokenizer.chat_template)
         messages = [m if knows else _told(m) for m in asked.messages]
-        messages = [m | {"content": plain_text(m.get("content") or ("" if m.get("tool_calls") else None), f"messages[{i}]")}
-                    for i, m in enumerate(messages)]  # fmt: skip
+        messages = [m | {"content": ""} if m.get("tool_calls") and m.get("content") is None else m for m in messages]
+        messages = [m | {"content": plain_text(m.get("content"), f"messages[{i}]")} for i, m in enumerate(messages)]
         if asked.tools and not knows:
             messages[-1] = messages[-1] | {"content": f"{messages[-1]['content']}\n\n{_SHOWN}{json.dumps(asked.tools)}"}
         tools = asked.tools if knows and asked.tools else None
@@ -228,8 +231,7 @@ class LocalUpstream:
         """Lets an answer sample its next step, behind ``ids``."""
         try:
             if not answer.begun:
-                whose = [answer.slot], [answer.prompt], [answer.key], [answer.temperature]
-                self.engine.start(*whose, allowed=answer.allowed)
+                self.engine.start([answer.slot], [answer.prompt], [answer.key], [answer.temperature])
                 answer.begun = True
             asked = answer.shaped(limit=max_new_tokens, matcher=answer.matcher if until.strict else None)
             shape = asked if asked.bends else None

@@ -97,9 +97,9 @@ class StepEnd:
 class Asked:
     """One answer that is wanted. ``messages`` or ``prompt`` as the client sent them (``prompt_ids`` if it sent token ids);
     ``sampling`` is passed to the upstream; ``continues``: the last message is the assistant's own, to be gone on with. A model
-    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in. The
-    rules allow the answer ``allowed`` tokens, whatever its client does. ``headers`` go with every call. ``form`` (a
-    ``response_format``) or ``tools`` are for the final step alone; ``logprobs``: how many to tell beside each token's own."""
+    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in.
+    ``headers`` go with every call. ``form`` (a ``response_format``) or ``tools`` are for the final step alone; ``logprobs``:
+    how many to tell beside each token's own."""
 
     model: str
     messages: list[dict[str, Any]] | None
@@ -108,7 +108,6 @@ class Asked:
     prompt_ids: list[int] | None = None
     continues: bool = False
     thinking: int = 0
-    allowed: int = 0
     limit_field: str = "max_tokens"
     headers: Headers = ()
     form: dict[str, Any] | None = None
@@ -241,7 +240,7 @@ async def play(
     usage = Usage() if spent is None else spent
     planner = await batcher.open(asked.question, asked.sampling.get("seed"))
     try:
-        conversation = await upstream.open(replace(asked, thinking=max(limit, rules.max_tokens), allowed=rules.max_tokens))
+        conversation = await upstream.open(replace(asked, thinking=max(limit, rules.max_tokens)))
         try:
             allowed = rules.within(min(limit, conversation.room()))
             if asked.strict:

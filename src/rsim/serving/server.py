@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.requests import ClientDisconnect
 
 from rsim.errors import UserError
 from rsim.game.tools import Runner
@@ -277,7 +278,9 @@ async def _tokens(request: Request, path: str) -> Response:
     try:
         if path == "tokenize":
             begins = body.get("add_special_tokens", True) is not False
-            ids = await state.upstream.ids(str(body.get("prompt", "")), begins=begins)
+            if not isinstance(body.get("prompt"), str):
+                raise Refusal(400, "prompt must be a text", "invalid_request_error", param="prompt")
+            ids = await state.upstream.ids(body["prompt"], begins=begins)
             return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": state.upstream.context})
         return JSONResponse({"prompt": await state.upstream.text(Asked("", None, "", prompt_ids=body.get("tokens")))})
     except UserError as error:
@@ -321,7 +324,7 @@ def _broken(request: Request, error: Exception) -> Response:
 
 def _refused(request: Request, error: Any) -> Response:
     """A `Refusal` in the form of what was asked."""
-    wire = WIRES.get(request.url.path.removeprefix("/v1/"), CHAT)
+    wire = WIRES.get(request.scope["path"].removeprefix("/v1/"), CHAT)  # a host that is none leaves no URL
     return JSONResponse(wire.error(error.status, error.body), error.status, error.headers)
 
 
@@ -329,9 +332,12 @@ def _authorise(request: Request, key: str) -> None:
     """Compares in constant time. Without a key the server is open (to 127.0.0.1 by default), but for pages of other sites: they
     name themselves in ``Origin`` or come under a name of their own that leads here."""
     if not key:
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        if not own_name(host) or (origin is not None and urlsplit(origin).netloc != host):
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        try:
+            foreign = not own_name(host) or (origin is not None and urlsplit(origin).netloc != host)
+        except ValueError:  # no name at all
+            foreign = True
+        if foreign:
             raise Refusal(403, f"a server without $RSIM_API_KEY does not serve {origin or host}", "permission_error")
         return
     scheme, _, given = request.headers.get("authorization", "").strip().partition(" ")
@@ -349,6 +355,8 @@ async def _read_body(request: Request, config: ServeConfig) -> bytes:
                 if size > config.body_bytes:
                     raise Refusal(413, f"the body exceeds {config.body_bytes} bytes", "invalid_request_error")
                 parts.append(part)
+    except ClientDisconnect as error:
+        raise Refusal(499, "the client went away", "client_disconnected") from error
     except TimeoutError as error:
         raise Refusal(408, "the body did not arrive in time", "timeout") from error
     return b"".join(parts)

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import psutil
@@ -23,12 +23,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from rsim.config import Config
-from rsim.errors import UserError
 from rsim.models.device import allow_tf32, choose_device
 from rsim.policies.loading import load_reasoner
 from rsim.policies.strategies import load_strategies
 
-_GIB = 2**30
+GIB = 2**30
 _MARGIN = 1.15  # of memory: a run of SmolLM2-135M reached 7.0 GiB where the parts sum up to 6.1
 _QUESTION = 128  # tokens of a question with its prompt, where nobody says
 _TOKENS_A_WORD = 1.4  # of an injected prompt, beside one for the delimiter
@@ -57,7 +56,7 @@ class Hardware:
     link: float
     per_machine: int = 8
     reached: float = 0.45
-    runtime: float = 1.5 * _GIB
+    runtime: float = 1.5 * GIB
     cpu: bool = False
 
 
@@ -78,7 +77,10 @@ _SHAPES = {
     "qwen2.5-7b": (28, 3584, 18944, 28, 4, 152064, False),
     "qwen2.5-14b": (48, 5120, 13824, 40, 8, 152064, False),
     "qwen2.5-32b": (64, 5120, 27648, 40, 8, 152064, False),
+    "qwen2.5-coder-1.5b": (28, 1536, 8960, 12, 2, 151936, True),
     "llama-3.1-8b": (32, 4096, 14336, 32, 8, 128256, False),
+    "llama-3.2-1b": (16, 2048, 8192, 32, 8, 128256, True),
+    "smollm2-135m": (30, 576, 1536, 9, 3, 49152, True),
 }
 
 
@@ -154,7 +156,7 @@ class _Job:
             lasting += self.needs["reasoner"].parameters * self.width
         sharded = 0.0 if shard else weights
         for name, agent in self.needs.items():
-            inside = agent.in_layers / self.shapes[name].num_parameters() if shard and agent.trained else 0.0
+            inside = agent.in_layers / _counted(self.shapes[name])[0] if shard and agent.trained else 0.0
             part = 1 - inside + inside / self.workers
             sharded += agent.weights * part if shard else 0.0
             lasting += agent.optimiser * (1.0 if agent.adapted else part)
@@ -174,7 +176,7 @@ class _Job:
             self.hardware,
         )
         rows = min(rollout.batch, load.episodes)
-        weights: int = model.num_parameters()
+        weights = _counted(model)[0]
         # All rows are busy but at the end, when the longest episode is waited for.
         longest = min(rollout.max_tokens, _LONGEST * load.sampled)
         passes = (load.episodes / rows - 1) * load.sampled + longest
@@ -275,7 +277,7 @@ def estimate(config: Config) -> Cost:
     Raises:
         UserError: a model cannot be found.
     """
-    shapes = {name: load_reasoner(source, weights=False).model for name, source in _sources(config).items()}
+    shapes = {name: load_reasoner(source, weights=False).model for name, source in sources(config).items()}
     return plan(config, this_machine(config), 1, shapes=shapes)
 
 
@@ -300,7 +302,7 @@ def plan(
     Raises:
         UserError: a model cannot be found.
     """
-    shapes = shapes or {name: shape_of(source) for name, source in _sources(config).items()}
+    shapes = shapes or {name: shape_of(source) for name, source in sources(config).items()}
     load = _load(config, workers, tokens, question)
     job = _Job(config, shapes, load, hardware, workers, _width(config, hardware))
     # All processes ask one server, on a device of its own; each of the native ones samples for itself.
@@ -327,9 +329,10 @@ def _width(config: Config, hardware: Hardware) -> int:
     return 4 if hardware.cpu or config.trained_whole else 2
 
 
-def _sources(config: Config) -> dict[str, str]:
-    sources = {"reasoner": config.models.reasoner, "planner": config.models.planner}
-    return {name: source for name, source in sources.items() if source != "none"}
+def sources(config: Config) -> dict[str, str]:
+    """Where each agent's model comes from."""
+    found = {"reasoner": config.models.reasoner, "planner": config.models.planner}
+    return {name: source for name, source in found.items() if source != "none"}
 
 
 def shape_of(source: str) -> PreTrainedModel:
@@ -361,7 +364,7 @@ def this_machine(config: Config) -> Hardware:
     flops = 2 * 1024 * 1536 * 4608 / _timed(lambda: left @ right, device)
     bandwidth = 2 * block.nbytes / _timed(lambda: block.add_(1.0), device) / _STREAMED
     (name, free), cpu = _available(device), device.type == "cpu"
-    runtime, reached = (0.6 * _GIB, 0.4) if cpu else (1.5 * _GIB, 0.45)
+    runtime, reached = (0.6 * GIB, 0.4) if cpu else (1.5 * GIB, 0.45)
     wide = 1.0 if cpu else 2.0  # of a GPU's bfloat16 over its float32
     return Hardware(name, flops, wide * flops, free, bandwidth, 1e9, 1, reached, runtime, cpu)
 
@@ -372,8 +375,8 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < _SECONDS:
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         count += 1
     return (time.perf_counter() - began) / count
 
@@ -390,15 +393,11 @@ def _needs(config: Config, name: str, model: PreTrainedModel, width: int) -> Age
     train, rollout = config.train, config.rollout
     rank = config.models.reasoner_lora if name == "reasoner" else config.models.planner_lora
     text = model.config.get_text_config()
-    total = model.num_parameters()
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    outside = {id(p) for m in ends if m for p in m.parameters()}
-    in_layers = sum(int(p.numel()) for p in model.parameters() if id(p) not in outside)
-    linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
-    trained = sum(rank * (m.in_features + m.out_features) for m in linear) if rank else total
+    total, in_layers, linear = _counted(model)
+    trained = sum(rank * (inputs + outputs) for inputs, outputs in linear) if rank else total
     if name == "reasoner" and not config.trains_reasoner:
         trained = 0
-    in_linear = sum(m.weight.numel() for m in linear)
+    in_linear = sum(inputs * outputs for inputs, outputs in linear)
     weights = (total - in_linear) * width + in_linear * (0.55 if config.models.quantised else width)
     if rank:
         total, weights = total + trained, weights + trained * width
@@ -423,6 +422,16 @@ def _needs(config: Config, name: str, model: PreTrainedModel, width: int) -> Age
     )
 
 
+@cache  # walking through a large model's modules takes as long as all else
+def _counted(model: PreTrainedModel) -> tuple[int, int, list[tuple[int, int]]]:
+    """Its parameters, those of its layers, and the inputs and outputs of the linear ones."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    outside = {id(p) for m in ends if m for p in m.parameters()}
+    in_layers = sum(int(p.numel()) for p in model.parameters() if id(p) not in outside)
+    linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
+    return model.num_parameters(), in_layers, [(m.in_features, m.out_features) for m in linear]
+
+
 def _load(config: Config, workers: int, tokens: int, question: int) -> _Load:
     train, rollout = config.train, config.rollout
     sampled = min(tokens or rollout.max_tokens, rollout.max_tokens)
@@ -434,56 +443,6 @@ def _load(config: Config, workers: int, tokens: int, question: int) -> _Load:
     injected = 1 + _TOKENS_A_WORD * sum(len(prompt.split()) for prompt in prompts) / len(prompts)
     episodes = questions * train.group
     return _Load(questions, question, episodes, sampled, round(decisions * injected), decisions)
-
-
-def check_fits(found: Cost) -> None:
-    """Raises `UserError` for a run that this machine cannot hold."""
-    if found.memory > found.available:
-        needed, there = found.memory / _GIB, found.available / _GIB
-        raise UserError(
-            f"the run needs about {needed:.1f} GiB, {found.job.hardware.name} has {there:.1f} GiB",
-            "lower train.micro_tokens or rollout.batch, set train.gradient_checkpointing, give both models "
-            "an adapter (models.reasoner_lora, models.planner_lora), or take smaller ones",
-        )
-
-
-def describe_estimate(found: Cost) -> list[str]:
-    """A dry run's cost for people, line by line."""
-    lines = [choose_device(found.job.config).reason]
-    for name, a in found.job.needs.items():
-        share = f"{a.trained / 1e6:,.2f} M trained" if a.trained else "frozen"
-        share = "all trained" if a.trained == a.parameters else share
-        lines.append(
-            f"{name}: {a.parameters / 1e6:,.1f} M parameters, {share}; weights {a.weights / _GIB:.2f} GiB, "
-            f"gradients and optimiser {a.optimiser / _GIB:.2f} GiB, KV cache {a.cache / _GIB:.2f} GiB, "
-            f"activations {a.activations / _GIB:.2f} GiB"
-        )
-    memory, there, device = found.memory / _GIB, found.available / _GIB, found.job.hardware.name
-    steps = found.job.config.total_steps
-    lines.append(f"memory: about {memory:.1f} GiB at the peak; {device} has {there:.1f} GiB free")
-    lines.append(
-        f"time: about {found.step:,.1f} s a step, {found.hours:,.1f} h for {steps:,} steps "
-        "(episodes as long as the rules allow; evaluation not counted)"
-    )
-    return lines
-
-
-def describe_plans(plans: list[Cost]) -> list[str]:
-    """Plans for people, a line each."""
-    lines = [
-        f"{plans[0].job.hardware.name}; a step's share of each part, memory and bytes of each process",
-        f"{'processes':>9}  {'a step':>9}  {'sampling, planner, updates, exchange':>36}  {'tokens/s':>9}  "
-        f"{'memory':>16}  {'each sends':>10}  {'hours':>7}",
-    ]
-    for p in plans:
-        shares = ", ".join(f"{value / p.step:.0%}" for value in p.seconds.values())
-        why = f"  cannot be: {p.why}" if p.why else ""
-        lines.append(
-            f"{p.job.workers:>9}  {p.step:>7,.1f} s  {shares:>36}  {p.tokens_per_second:>9,.0f}  "
-            f"{p.memory / _GIB:>5,.1f} of {p.available / _GIB:>4,.0f} GiB  {p.sent / 1e6:>7,.0f} MB  "
-            f"{p.hours:>7,.1f}{why}"
-        )
-    return lines
 
 
 def heads_of(config: Any) -> tuple[int, int, int]:
