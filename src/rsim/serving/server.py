@@ -196,8 +196,8 @@ async def _pass_through(state: State, request: Request, path: str, raw: bytes, b
     headers = [(k, v) for k, v in own_headers(request) if not any(part in k for part in withheld)]
     # What is no stream may say nothing for as long as the request may take.
     silence = state.config.upstream_seconds if body.get("stream") else state.config.request_seconds
-    own = {"headers": tracing.passed_on(headers), "timeout": httpx.Timeout(silence, connect=10.0)}
-    sent = state.client.build_request("POST", path, content=raw, **own)
+    limit = httpx.Timeout(silence, connect=10.0)
+    sent = state.client.build_request("POST", path, content=raw, headers=tracing.passed_on(headers), timeout=limit)
     try:
         response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
     except (httpx.RequestError, ClientGone) as error:
