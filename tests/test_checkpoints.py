@@ -31,6 +31,12 @@ def write(text: str):
 
 
 @pytest.fixture
+def small(small):
+    """A checkpoint after every step."""
+    return lambda out, *overrides: small(out, "checkpoint.save_every=1", *overrides)
+
+
+@pytest.fixture
 def folder(tmp_path) -> Checkpoints:
     return Checkpoints(tmp_path / "checkpoints")
 
