@@ -16,6 +16,7 @@ import torch
 import rsim
 from rsim.cli.main import main
 from rsim.errors import UserError
+from rsim.lab.tokenizer import build_tokenizer
 from rsim.runs.checkpoints import MANIFEST, Checkpoints, step_of, verify
 from rsim.runs.locate import locate
 from rsim.training.trainer import Trainer
@@ -28,6 +29,11 @@ def write(text: str):
         (path / "model.safetensors").write_text(text)
 
     return save
+
+
+def write_tokenizer(path: Path) -> None:
+    path.mkdir()
+    build_tokenizer().backend_tokenizer.save(str(path / "tokenizer.json"))  # a library with errors of its own
 
 
 @pytest.fixture
@@ -148,11 +154,11 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(folder):
     large = {"step": 2, "weights": torch.zeros(1 << 20)}
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 10, limits[1]))
     try:
-        for model, state in (("x", large), ("x" * (2 << 20), {"step": 2})):
+        for model, state in ((write("x"), large), (write("x" * (2 << 20)), {"step": 2}), (write_tokenizer, {"step": 2})):
             with pytest.raises(UserError, match=r"cannot write the checkpoint .*step-000002"):
-                folder.save("step-000002", 2, {"planner": write(model)}, state)
+                folder.save("step-000002", 2, {"planner": model}, state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)

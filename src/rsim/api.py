@@ -169,8 +169,10 @@ def evaluate(
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     record = {"step": 0, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low, "eval/accuracy_high": result.high}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    title = f"{summary['data']} {split}, {result.questions} questions"
-    (folder / "table.json").write_text(json.dumps({"title": title, "rows": [result.to_json()]}) + "\n")
+    other = reasoner or summary.get("model", "")
+    title = f"{summary['data']} {split}, {result.questions} questions{f', reasoner {other}' if other else ''}"
+    source = {key: summary[key] for key in ("checkpoint", "weights") if key in summary}
+    (folder / "table.json").write_text(json.dumps({"title": title, **source, "rows": [result.to_json()]}) + "\n")
     return summary | {"folder": str(folder), "report": str(report(folder))}
 
 

@@ -20,7 +20,7 @@ from rsim.game.progress import OnEpisode, heard_by
 from rsim.game.rollout import Game
 from rsim.policies.strategies import load_strategies, to_toml
 from rsim.rules import PlayRules
-from rsim.runs.checkpoints import MANIFEST
+from rsim.runs.checkpoints import MANIFEST, identity
 from rsim.runs.folder import write_whole
 from rsim.runs.locate import locate
 from rsim.runs.lock import locked
@@ -75,7 +75,8 @@ def _round(rounds: Iterator[list[Record]], begun: int, total: int, on_episode: O
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An evaluation that can begin. ``data`` is the data set's name, ``models`` the folders that weights come from."""
+    """An evaluation that can begin. ``data`` is the data set's name, ``models`` the folders that weights come from, ``source``
+    what `rsim.runs.checkpoints.identity` says of the run's."""
 
     settings: EvalSettings
     config: Config
@@ -83,6 +84,7 @@ class _Prepared:
     problems: list[Problem]
     game: Game | ServedGame
     models: list[Path]
+    source: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -110,6 +112,7 @@ class _Prepared:
         return {
             **result.to_json(),
             **about,
+            **self.source,
             "data": self.data,
             "engine": served.served.url if served else self.config.rollout.engine,
             "estimated_tokens": estimated,
@@ -141,7 +144,7 @@ def _prepared(settings: EvalSettings, served: ServedModel | None, match_tokens: 
             raise UserError("--match-tokens", "is not there for a model on a server: give --samples")
         settings = replace(settings, greedy=False, samples=_samples_for(match_tokens, game, problems, settings.seed))
     models = [Path(p) for p in (checkpoint, settings.planner, settings.reasoner) if p and Path(p).is_dir()]
-    return _Prepared(settings, config, data, problems, game, models)
+    return _Prepared(settings, config, data, problems, game, models, identity(checkpoint) if checkpoint else {})
 
 
 def _meaning(config: Config, data: str) -> dict[str, Any]:
@@ -192,9 +195,10 @@ def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwri
 def _samples_for(summary: str, game: Game, problems: list[Problem], seed: int) -> int:
     """How many samples a question cost as many tokens as the evaluation ``summary`` did, rounded up."""
     path = Path(summary) / "summary.json" if Path(summary).is_dir() else Path(summary)
-    if not path.is_file():
-        raise UserError(f"--match-tokens {summary}", "give a folder that rsim eval wrote")
-    budget: float = json.loads(path.read_text())["tokens_per_question"]
+    try:
+        budget = float(json.loads(path.read_text())["tokens_per_question"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"--match-tokens {summary}", "give a folder that rsim eval wrote") from error
     trial = problems[: min(len(problems), 50)]
     episodes = game.play(trial, seed=seed, keys=[f"cost:{i}" for i in range(len(trial))])
     one = sum(e.sampled_tokens + e.injected_tokens for e in episodes) / len(episodes)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from rsim.errors import UserError, first_line
 
@@ -77,7 +76,7 @@ class Checkpoints:
                 torch.save(state, draft / "state.pt")
             (draft / _STEP).write_text(f"{step}\n")
             _write_manifest(draft)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk in their own ways
+        except Exception as error:  # torch, safetensors and tokenizers report a full disk in their own ways
             shutil.rmtree(draft, ignore_errors=True)
             raise UserError(
                 f"cannot write the checkpoint {target}: {first_line(error)}",
@@ -115,6 +114,19 @@ def step_of(checkpoint: Path) -> int:
     if checkpoint.name.startswith("step-"):
         return int(checkpoint.name.removeprefix("step-"))
     return int(file.read_text()) if file.is_file() else sys.maxsize
+
+
+def identity(checkpoint: Path) -> dict[str, str]:
+    """What a table of results says of the ``checkpoint`` that it was measured with: its name and step for people, and a digest
+    that only the same ``weights`` have (empty where there is no manifest)."""
+    step, manifest = step_of(checkpoint), checkpoint / MANIFEST
+    unnamed = step < sys.maxsize and not checkpoint.name.startswith("step-")
+    name = f"{checkpoint.name} (step {step})" if unnamed else checkpoint.name
+    if not manifest.is_file():
+        return {"checkpoint": name, "weights": ""}
+    files = json.loads(manifest.read_text(encoding="utf-8"))
+    weights = [(file, known["sha256"]) for file, known in sorted(files.items()) if file.endswith(".safetensors")]
+    return {"checkpoint": name, "weights": hashlib.sha256(repr(weights).encode()).hexdigest()}
 
 
 def _write_manifest(folder: Path) -> None:

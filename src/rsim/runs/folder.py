@@ -43,8 +43,8 @@ class RunFolder:
             hold: lock it for this process (`rsim.runs.lock`).
 
         Raises:
-            UserError: the folder has a run or an evaluation already and ``resume`` is off; or ``resume`` is on and there is no run there,
-                it has no checkpoint yet, or it was made with another config; or another process holds it.
+            UserError: the folder has a run or an evaluation already and ``resume`` is off; or ``resume`` is on and there is no
+                run there, it has no checkpoint yet, or it was made with another config; or another process holds it.
         """
         folder = cls(config.folder, config)
         known = folder.path / "config.toml"
