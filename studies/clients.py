@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -84,16 +85,19 @@ def _matrix(model: str, planner: str) -> Cells:
         stack.enter_context(served(program, proxy, _PROXY))
         python, own = str(environment("clients") / "python"), Path(__file__)
         packages = node_packages()
-        said = []
-        for i, (port, name) in enumerate(asked):
+
+        def said(i: int) -> dict[str, str]:
+            port, name = asked[i]
             calls = _calls([python, str(own.with_name("client_calls.py")), _url(port), name])
             node = ["node", str(own.with_name("client_calls.mjs")), packages, _url(port), name]
             calls |= _calls(node) if packages else {"clients_of_node": "node is not installed"}
             through = _calls([python, str(own.with_name("client_calls.py")), _url(proxy), f"way{i}", *_THROUGH_PROXY])
-            said.append(calls | {f"litellm_proxy,_{call}": wrong for call, wrong in through.items()})
-    alone = said[0] if packages else said[0] | {"clients_of_node": ""}
-    both = zip(_WAYS, said[1:], strict=True)
-    return {(call, way): (wrong, alone[call]) for way, calls in both for call, wrong in calls.items()}
+            return calls | {f"litellm_proxy,_{call}": wrong for call, wrong in through.items()}
+
+        planned_ways = list(zip(_WAYS, (said(1), said(2)), strict=True))
+        alone = said(0) if any(any(calls.values()) for _, calls in planned_ways) else {}
+    alone |= {"clients_of_node": ""}  # that there is no Node is no fault of the bare model's
+    return {(call, way): (wrong, alone.get(call, "")) for way, calls in planned_ways for call, wrong in calls.items()}
 
 
 _PROXY = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
@@ -107,6 +111,7 @@ def _url(port: int) -> str:
 def _calls(command: list[str]) -> dict[str, str]:
     """What went wrong in each client's call; "" for nothing."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    print(done.stdout, file=sys.stderr)
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
     return {call["name"]: call["wrong"] for call in said}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import re
@@ -176,6 +177,22 @@ def test_a_question_beyond_any_context_is_refused_at_once(local, model):
     assert reply.status_code == 400
     assert "exceeds the model's context" in reply.json()["error"]["message"]
     assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_question_that_is_refused_is_not_kept(local, stream):
+    """The error's traceback held it, 9 MB or not, until Python looked for rings of objects: memory grew and grew."""
+    gc.collect()
+    gc.disable()
+    try:
+        long = {"messages": [{"role": "user", "content": "1+1=? " * 100_000}]}
+        assert chat(local, stream, more=long).status_code == 400
+        deadline = time.monotonic() + 30
+        while any(type(o) is Asked for o in gc.get_objects()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(type(o) is Asked for o in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_nobody_waits_while_a_question_is_tokenised(nano, monkeypatch):

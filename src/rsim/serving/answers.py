@@ -108,6 +108,12 @@ def _refusing() -> Iterator[None]:
 
 def _refusal(error: Exception) -> Refusal:
     """What an error is to the client. One that is not expected here is a fault of ours: it is logged, not told."""
+    refusal = _meaning(error)
+    error.__traceback__ = None  # its frames hold the request, and it: a ring that stays until Python looks for rings
+    return refusal
+
+
+def _meaning(error: Exception) -> Refusal:
     if isinstance(error, api.BadRequest):
         return Refusal(400, str(error), "invalid_request_error", param=error.param)
     if isinstance(error, UserError):

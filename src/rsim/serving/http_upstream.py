@@ -380,8 +380,8 @@ class _HttpConversation:
         return {"messages": self._turns()}
 
     def _turns(self) -> list[dict[str, Any]]:
-        """Each strategy as a user message, joined to the one before where nothing was written between them: two user messages
-        in a row break templates, and many servers refuse an empty answer."""
+        """Each strategy as a user message, joined to the one before where nothing was written between them: two user
+        messages in a row break templates, and many servers refuse an empty answer."""
         messages = [dict(m) for m in self.asked.messages or []]
         for injected, written in self.steps:
             if messages and messages[-1].get("role") == "user":

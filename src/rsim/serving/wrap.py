@@ -1,6 +1,6 @@
 """``Planner.wrap``: a transformers model or an OpenAI client whose answers are planned, in this process.
 
-    planned = Planner.from_pretrained("runs/nano/checkpoints/final/planner").wrap(model, tokenizer)
+    planned = Planner.from_pretrained("runs/nano/checkpoints/best/planner").wrap(model, tokenizer)
     planned.generate("85-(12+5)+26=?").text
 
     client = planner.wrap(openai.OpenAI())          # or AsyncOpenAI: the same client, whose answers are planned
