@@ -23,7 +23,7 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# what takes a server that is built first, or packages of several GB: llama.cpp's server, vLLM, Ray, DeepSpeed; and both users
+# what takes a server that is built first, or packages of several GB: llama.cpp's server, vLLM, Ray, DeepSpeed; slow tests; and both users
 # in a fresh environment from the wheel. The last lines record with their date what these tests came to
 test-full: setup
 	$(BIN)/pip install -q --disable-pip-version-check 'ray[train]>=2.50'
@@ -31,7 +31,7 @@ test-full: setup
 	studies/llama_server.sh
 	studies/vllm_env.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies schema --record
-	RSIM_REAL_SERVERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	RSIM_REAL_SERVERS=1 RSIM_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies full --record
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies bad_inputs --record
 	$(BIN)/python -m studies users --record

@@ -67,8 +67,10 @@ def _on_a_bench(name: str, module: ModuleType, recorded: bool) -> Callable[..., 
     """A study of trainings and evaluations: it fills a page."""
 
     def run(
-        seeds: Annotated[int, typer.Option(help="Runs of everything that is trained: seeds 0, 1, ...", min=1)] = 3,
+        seeds: Annotated[int, typer.Option(help="Runs of everything that is trained.", min=1)] = 3,
+        first_seed: Annotated[int, typer.Option(help="Of these runs; the others follow it.", min=0)] = 0,
         questions: Annotated[int, typer.Option(help="Unseen problems in every evaluation.", min=10)] = 1000,
+        test_seed: Annotated[int, typer.Option(help="Which problems these are.")] = 4000,
         jobs: Annotated[int, typer.Option(help="Processes side by side.", min=1)] = 2,
         out: Annotated[Path, typer.Option(help="All runs and evaluations; what is there is not done again.")] = Path(
             "runs/studies"
@@ -80,7 +82,8 @@ def _on_a_bench(name: str, module: ModuleType, recorded: bool) -> Callable[..., 
         from studies.workbench import Workbench
 
         quiet_models()
-        bench = Workbench(out.resolve(), tuple(range(seeds)), questions, jobs, tuple(overrides or []))
+        runs = tuple(range(first_seed, first_seed + seeds))
+        bench = Workbench(out.resolve(), runs, questions, test_seed, jobs, tuple(overrides or []))
         page = Page(name, bench)
         module.run(bench, page)
         if recorded:

@@ -17,7 +17,7 @@ from pathlib import Path
 from rsim.cli.main import main
 from studies.ledger import Row
 
-ISSUE = 27
+ISSUE = 15
 _PAGE = Path(__file__).parents[1] / "docs/results/bad_inputs.md"
 _SMALL = (
     "train.steps=1 train.questions=2 train.group=2 data.eval_size=2 data.train_size=20 cold_start.episodes=0 train.trackers=[] "
@@ -189,7 +189,7 @@ def _prepare() -> None:
         if code:
             raise RuntimeError(f"{words}: {said}")
     with Path("hurt/metrics.jsonl").open("a") as file:
-        file.write("{half a li")
+        file.write("{half a line\n")
     next(Path("hurt/checkpoints/final/planner").glob("*.safetensors")).unlink()
 
 

@@ -19,7 +19,9 @@ def run() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"--junitxml={file}", *_TESTS]
-        subprocess.run(command, cwd=Path(__file__).parents[1], env=os.environ | {"RSIM_REAL_SERVERS": "1"}, check=False)
+        subprocess.run(
+            command, cwd=Path(__file__).parents[1], env=os.environ | {"RSIM_REAL_SERVERS": "1", "RSIM_FULL": "1"}, check=False
+        )
         suite = ElementTree.parse(file).getroot()[0].attrib
     failed, skipped = int(suite["failures"]) + int(suite["errors"]), int(suite["skipped"])
     return [

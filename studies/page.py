@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rsim.reporting.charts import COLOURS
 from studies.ledger import Row, Value
 from studies.stats import Estimate, difference, estimate
-from studies.workbench import Measured, Workbench
+from studies.workbench import TEST_SEED, Measured, Workbench
 
 PAGES = Path("docs/results")
 _SVG = {"svg.hashsalt": "rsim", "svg.fonttype": "none", "font.size": 9}
@@ -34,8 +34,11 @@ class Page:
     @property
     def command(self) -> str:
         """What makes this page: jobs and folders change nothing."""
-        changes = "".join(f" --set {change}" for change in self.bench.changes)
-        return f"python -m studies {self.name} --seeds {len(self.bench.seeds)} --questions {self.bench.questions}{changes}"
+        bench = self.bench
+        others = f" --first-seed {bench.seeds[0]}" if bench.seeds[0] else ""
+        others += f" --test-seed {bench.test_seed}" if bench.test_seed != TEST_SEED else ""
+        changes = "".join(f" --set {change}" for change in bench.changes)
+        return f"python -m studies {self.name} --seeds {len(bench.seeds)} --questions {bench.questions}{others}{changes}"
 
     def text(self, paragraph: str) -> None:
         self.parts.append(paragraph)

@@ -27,6 +27,7 @@ from studies.stats import Estimate, crossed
 ISSUE = 11
 _PRICES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # of a thousand tokens, in right answers
 _MARGIN = 0.02  # what "not inferior" may lose
+_ROUTER = "router"  # an arm whose answer is the name of another
 _SIZES = (50, 100, 200, 350, 500)  # questions a set, of the learning curve
 Key = tuple[str, str]  # data set and question's id
 Folders = Annotated[list[str], typer.Option(metavar="LOG", help="repeatable")]
@@ -129,7 +130,18 @@ def _controls(free: Choices, asked: Choices, table: list[dict[str, Record]], alo
     }
     for first in [name for name in names if name != alone and "ran" in table[0][name]]:
         rules[f"cascade ({first}, {alone} where it fails)"] = partial(_cascade, first, alone)
+    if all(_ROUTER in arms for arms in table):
+        rules["prompted router"] = lambda i, arms: _routed(arms, names, alone)
     return {name: _of([rule(i, arms) for i, arms in enumerate(table)]) for name, rule in rules.items()}
+
+
+def _routed(arms: dict[str, Record], names: list[str], alone: str) -> Record:
+    """The arm that the model itself named when it was asked which one to take, at the cost of asking; none of them: the null
+    action."""
+    said = arms[_ROUTER]
+    named = str(said["answer"] or "").strip().lower()
+    picked = arms[named if named in names else alone]
+    return picked | {key: picked[key] + said[key] for key in ("sampled", "injected")}
 
 
 def _cascade(first: str, second: str, number: int, arms: dict[str, Record]) -> Record:

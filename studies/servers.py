@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,10 +21,11 @@ from rsim.models.weights import package_file
 from rsim.policies.loading import load_reasoner
 
 VLLM = Path(__file__).with_name("vllm_env.sh")
+LITELLM = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}  # its proxy's
 _PACKAGES = {  # an environment's pip calls
     "llama": (["llama-cpp-python[server]==0.3.36"],),
     "lm-eval": (["torch==2.13.0"], ["lm-eval[api]==0.4.13", "transformers==5.23.0"]),
-    "clients": (
+    "clients": (  # the second list: what LiteLLM's proxy needs of its extra "proxy", which names a package that is on no index
         [
             "openai==3.3.0",
             "anthropic==2.14.0",
@@ -34,6 +36,10 @@ _PACKAGES = {  # an environment's pip calls
             "dspy==3.4.1",
             "llm==0.36",
             "guidance==0.3.1",
+        ],
+        [
+            *("fastapi", "uvicorn", "uvloop", "backoff", "apscheduler<4", "fastapi-sso", "pyjwt", "python-multipart"),
+            *("cryptography", "pynacl", "orjson", "rich", "redis", "rq", "mcp", "boto3", "semver", "expression", "soundfile"),
         ],
     ),
     "schemathesis": (["schemathesis>=4"],),
@@ -57,6 +63,21 @@ def environment(name: str) -> Path:
             subprocess.run(install, check=True, env=flags)
         (here / ".ready").touch()
     return here / "bin"
+
+
+_NODE = ("openai@6.30.1", "ai@6.0.326", "@ai-sdk/openai-compatible@2.0.92", "zod@4.6.7")
+
+
+def node_packages() -> str:
+    """The folder whose ``node_modules`` are the clients of Node, made once (``$RSIM_NODE_ENV`` moves it); "" without Node."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        return ""
+    here = Path(os.environ.get("RSIM_NODE_ENV", Path.home() / ".cache" / "rsim" / "node-env"))
+    if not (here / ".ready").is_file():
+        here.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(here), *_NODE], check=True)
+        (here / ".ready").touch()
+    return str(here)
 
 
 def free_port() -> int:

@@ -101,23 +101,56 @@ def _looked_at(pid: int) -> tuple[int, int, int]:
 
 # --- a server ---
 
-_POISON: dict[str, dict[str, Any]] = {
+
+def _user(content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def _form(schema: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
+
+
+_DEEP: dict[str, Any] = {"type": "integer"}
+for _ in range(300):
+    _DEEP = {"type": "object", "properties": {"a": _DEEP}, "required": ["a"]}
+_POISON: dict[str, dict[str, Any] | bytes] = {  # fields of a request, or a body as it is
     "temperature 1e-40": {"temperature": 1e-40},
+    "temperature NaN": b'{"temperature": NaN}',
+    "temperature 1e300": {"temperature": 1e300},
     "top_p 1e-30": {"top_p": 1e-30},
-    "a question of 9 MB": {"messages": [{"role": "user", "content": "1+1=? " * 1_500_000}]},
-    "a question that fills the context": {"messages": [{"role": "user", "content": "1+1=? " * 160}]},
+    "top_p Infinity": b'{"top_p": Infinity}',
+    "a question of 9 MB": _user("1+1=? " * 1_500_000),
+    "a body of 11 MB": b'"' + b"x" * (11 * 2**20) + b'"',
+    "a question that fills the context": _user("1+1=? " * 160),
+    "a question of one token": _user(" "),
+    "half of a character": b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+    "100,000 brackets": b"[" * 100_000,
+    "no JSON": b"\xff\xfe",
+    "content null": _user(None),
+    "an image": _user([{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]),
+    "a part that is null": _user([None]),
+    "a role that no template knows": {"messages": [{"role": "x" * 10_000, "content": "7"}]},
+    "an unknown model": {"model": "y" * 10_000 + SUFFIX},
+    "10,000 stop strings": {"stop": [f"{i}?" for i in range(10_000)]},
+    "a billion answers": {"n": 10**9},
     "a limit beyond any": {"max_tokens": 10**30},
+    "a limit below any": {"max_tokens": -5},
     "a seed beyond any": {"seed": 10**40},
+    "log-probs of a thousand tokens": {"logprobs": True, "top_logprobs": 1000},
+    "a gate that is no number": {"rsim": {"gate": "open"}},
     "tools without a name": {"tools": [{"type": "function"}]},
     "a call without arguments": {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]},
-    "a schema that is none": {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "so"}}}},
+    "a schema that is none": _form({"type": "so"}),
+    "a schema 300 deep": _form(_DEEP),
+    "a pattern that explodes": _form({"type": "string", "pattern": "^(a+)+(b+)+$"}),
+    "an answer of one token in a form": {"response_format": {"type": "json_object"}, "max_tokens": 1},
 }
 
 
 async def load(streams: int, seconds: float) -> list[Row]:
     port, counts = free_port(), Counter[str]()
     planner = "sequence:decomposition,continuation,termination"
-    command = rsim_server(port, planner, "--strategies", "lab", "--model", "nano-s", "--waiting", str(streams))
+    command = rsim_server(port, planner, "--strategies", "lab", "--model", "nano-s", "--waiting", "1000")
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     with served(command, port) as server:
         process = psutil.Process(server.pid)
@@ -127,17 +160,17 @@ async def load(streams: int, seconds: float) -> list[Row]:
                 end = time.monotonic() + (0 if warm else seconds)
                 work = [_streams(client, url, end, counts) for _ in range(streams)]
                 await asyncio.gather(*work, _poison(client, url, end, counts))
-                await asyncio.sleep(2)
+                await _calm(client, port)
                 if warm:
                     before, files = process.memory_info().rss, process.num_fds()
-            active = (await client.get(f"http://127.0.0.1:{port}/healthz")).json()["active"]
+            active = await _calm(client, port)
             growth = 100 * (process.memory_info().rss / before - 1)
             more = process.num_fds() - files
     label = f"{streams} streams for {seconds:g} s beside poison requests"
     return [
         Row(f"{label}: whole answers", counts["whole"], goal="some", met=counts["whole"] > 0),
         Row(f"{label}: lost answers", counts["lost"], goal="0", met=counts["lost"] == 0),
-        Row(f"{label}: poison requests", counts["poison"]),
+        Row(f"{label}: poison requests", counts["poison"], f"of {len(_POISON)} kinds"),
         Row(f"{label}: of them answered with a server error", counts["500"], goal="0", met=counts["500"] == 0),
         Row(f"{label}: requests still in hand", active, goal="0", met=active == 0),
         Row(f"{label}: memory after against before", round(growth, 1), "%", "at most 5%", growth <= 5),
@@ -164,13 +197,28 @@ async def _streams(client: httpx.AsyncClient, url: str, end: float, counts: Coun
 
 
 async def _poison(client: httpx.AsyncClient, url: str, end: float, counts: Counter[str]) -> None:
-    """Each in turn, at least once; between them a client that leaves at once."""
+    """All at once, at least once, each with a client that leaves as soon as it is answered; and again."""
+
+    async def one(poison: dict[str, Any] | bytes) -> None:
+        body = poison if isinstance(poison, bytes) else json.dumps(_asked(**poison)).encode()
+        status = (await client.post(url, content=body)).status_code
+        counts["poison"] += 1
+        counts["500"] += status >= 500
+        async with client.stream("POST", url, json=_asked(stream=True)) as reply:
+            await anext(reply.aiter_lines())
+
     while True:
-        for body in _POISON.values():
-            status = (await client.post(url, json=_asked(**body))).status_code
-            counts["poison"] += 1
-            counts["500"] += status >= 500
-            async with client.stream("POST", url, json=_asked(stream=True)) as reply:
-                await anext(reply.aiter_lines())
+        await asyncio.gather(*map(one, _POISON.values()))
         if time.monotonic() >= end:
             return
+
+
+async def _calm(client: httpx.AsyncClient, port: int) -> int:
+    """Requests still in hand, once there are none or after 20 s; memory needs a moment to go back."""
+    for _ in range(20):
+        await asyncio.sleep(1)
+        active: int = (await client.get(f"http://127.0.0.1:{port}/healthz")).json()["active"]
+        if not active:
+            break
+    await asyncio.sleep(2)
+    return active

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from rsim.config import Config, load_config
 from studies.ledger import Row
 from studies.workload import in_child, peak_gib
 from studies.workload import questions as made_up
@@ -57,34 +58,42 @@ def reward(episode: Any) -> float:
     return reward_of(episode.token_ids[episode.prompt_length :])
 
 
-def _rsim(model: str, count: int, group: int, tokens: int, checkpointing: bool = False) -> dict[str, Any]:
-    from rsim.config import load_config
+def step_config(
+    folder: str, model: str, count: int, group: int, tokens: int, checkpointing: bool = False, pair: bool = False
+) -> Config:
+    """A run of GRPO alone, or of a planner and a reasoner of the same model, whose episodes have ``tokens`` tokens."""
+    models = {"out": f"{folder}/run", "models.reasoner": model, "models.planner": model if pair else "none"}
+    data = f"{folder}/questions.jsonl"
+    asked = {"data.train": data, "data.eval": data, "train.questions": count, "train.group": group}
+    length = {"rollout.max_tokens": tokens, "rollout.answer_tokens": 1, "rewards.custom": [f"{__file__}:reward"]}
+    memory = {"train.micro_tokens": 1024, "train.gradient_checkpointing": checkpointing}
+    other = {"train.reasoner_lr": 1e-6, "train.trackers": [], "train.samples_every": 0}
+    if pair:  # steps that only their cap ends, and an answer as long as what is left
+        other |= {"rollout.delimiter": "@@@@", "rollout.step_tokens": tokens // 8, "rollout.max_steps": 16}
+        length["rollout.answer_to_end"] = True
+    settings: dict[str, Any] = models | asked | length | memory | other
+    return load_config(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+
+
+def _rsim(
+    model: str, count: int, group: int, tokens: int, checkpointing: bool = False, pair: bool = False, steps: int = _TIMED + 1
+) -> dict[str, Any]:
     from rsim.policies.reasoner import Reasoner
     from rsim.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder, patch.object(Reasoner, "end_ids", frozenset()):
         data = Path(folder) / "questions.jsonl"
-        data.write_text("".join(json.dumps({"question": q, "answer": "1"}) + "\n" for q in made_up(count * (_TIMED + 1))))
-        models = {"out": f"{folder}/run", "models.reasoner": model, "models.planner": "none"}
-        asked = {"data.train": str(data), "data.eval": str(data), "train.questions": count, "train.group": group}
-        length = {"rollout.max_tokens": tokens, "rollout.answer_tokens": 1, "rewards.custom": [f"{__file__}:reward"]}
-        memory = {"train.micro_tokens": 1024, "train.gradient_checkpointing": checkpointing}
-        other = {"train.reasoner_lr": 1e-6, "train.trackers": [], "train.samples_every": 0}
-        settings: dict[str, Any] = models | asked | length | memory | other
-        trainer = Trainer(load_config(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()]))
-        rollouts: list[float] = []
-        play = trainer.game.play
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
-            episodes = play(*args, **kwargs)
-            rollouts.append(time.perf_counter() - began)
-            assert all(e.sampled_tokens == tokens for e in episodes)
-            return episodes
-
-        with patch.object(trainer.game, "play", timed):
-            seconds = [trainer.train_step()["seconds"] for _ in range(_TIMED + 1)]
-    return {"seconds": seconds[1:], "rollout": statistics.median(rollouts[1:]), "peak": peak_gib()}
+        data.write_text("".join(json.dumps({"question": q, "answer": "1"}) + "\n" for q in made_up(count * steps)))
+        trainer = Trainer(step_config(folder, model, count, group, tokens, checkpointing, pair))
+        records = [trainer.train_step() for _ in range(steps)]
+    assert all(r["length/sampled"] == tokens or pair for r in records)
+    counted = records[1:] or records
+    return {
+        "seconds": [r["seconds"] for r in counted],
+        "rollout": statistics.median(r["seconds_rollout"] for r in counted),
+        "peak": peak_gib(),
+        "tokens": statistics.mean(r["length/sampled"] for r in records),
+    }
 
 
 def _trl(model: str, count: int, group: int, tokens: int, checkpointing: bool = False) -> dict[str, Any]:

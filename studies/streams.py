@@ -199,7 +199,7 @@ BROKEN = (
 # --- the same on the wire ---
 
 
-class _Wire(httpx.AsyncByteStream):
+class Wire(httpx.AsyncByteStream):
     def __init__(self, parts: list[bytes], breaks: bool) -> None:
         self.parts, self.breaks = parts, breaks
 
@@ -339,12 +339,12 @@ async def behind_the_server(
 async def fuzz(count: int, seed: int) -> Counter[str]:
     """How many of ``count`` streams came to what."""
     draw, found = Draw(seed), Counter[str]()
-    now: dict[str, _Wire] = {}
+    now: dict[str, Wire] = {}
     planner, alone = random_planner(load_strategies("default")), PlayRules(gate=1.0)
     async with behind_the_server(lambda request: httpx.Response(200, stream=now["wire"]), planner, rules=alone) as client:
         for number in range(count):
             parts, breaks, content, thinking, whole = _stream(draw)
-            now["wire"] = _Wire(parts, breaks)
+            now["wire"] = Wire(parts, breaks)
             body = {"model": f"m{SUFFIX}", "messages": [{"role": "user", "content": "?"}], "stream": draw.random() < 0.5}
             told = await asyncio.wait_for(_ask(client, body), 20)
             outcome = _judged(told, content, thinking, whole)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from studies.ledger import Row
 
-ISSUE = 27
+ISSUE = 15
 _ROOT = Path(__file__).parents[1]
 _PAGE = _ROOT / "docs/results/users.md"
 _SHOWN = 12  # lines of what a command says, the last ones

@@ -30,8 +30,9 @@ from rsim.evaluation.evaluate import evaluate, vote
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.planners import planner_from
 from rsim.evaluation.saved import evaluate_into
-from rsim.evaluation.search import SequenceSearch, best_fixed
+from rsim.evaluation.search import SequenceSearch, accuracies, best_fixed
 from rsim.game.rollout import Game
+from rsim.lab.oracle import state_blind
 from rsim.lab.pretrain import SIZES, PretrainConfig, pretrain
 from rsim.models.weights import cache_folder
 from rsim.policies.loading import load_reasoner, quiet_models
@@ -39,8 +40,8 @@ from rsim.policies.strategies import load_strategies
 from rsim.settings import to_table
 from rsim.training.trainer import Trainer
 
-SEARCHED = {"fixed": 200, "sequence": 100, "wait": 200}  # dev problems on which a control is picked
-_TEST_SEED = 4000  # of the problems that claims are measured on (docs/protocol.md); the demo's are others
+SEARCHED = {"fixed": 200, "sequence": 100, "climb": 200, "wait": 200}  # dev problems on which a control is picked
+TEST_SEED = 4000  # of the problems that claims are measured on (docs/protocol.md); the demo's are others
 _DEV_SEED = 1000  # of those problems: not the trainer's held-out ones
 
 
@@ -87,6 +88,7 @@ class Workbench:
     out: Path
     seeds: tuple[int, ...] = (0, 1, 2)
     questions: int = 1000
+    test_seed: int = TEST_SEED
     jobs: int = 2
     changes: tuple[str, ...] = ()  # in every training, e.g. "train.steps=2" to try an experiment out
     quiet: bool = False
@@ -119,17 +121,19 @@ class Workbench:
         return {key: _measured(folders[key]) for key in measurements}
 
     def _evaluation(self, m: Measurement) -> Path:
-        digest = _digest(asdict(m) | {"questions": self.questions})
+        asked = {"questions": self.questions} | ({"test_seed": self.test_seed} if self.test_seed != TEST_SEED else {})
+        digest = _digest(asdict(m) | asked)
         return self.out / "evaluations" / f"{Path(m.run).parent.parent.name or 'base'}-{digest}"
 
     def _settings(self, m: Measurement) -> EvalSettings:
         greedy = m.samples == 1
         return EvalSettings(
-            m.run, m.planner, m.reasoner, m.data, "test", self.questions, _TEST_SEED, greedy, m.samples, m.changes
+            m.run, m.planner, m.reasoner, m.data, "test", self.questions, self.test_seed, greedy, m.samples, m.changes
         )
 
     def search(self, kind: str, reasoners: list[str], preset: str = "nano", problems: int = 0) -> list[str]:
-        """The best control of a kind (``fixed``, ``sequence``, ``wait``) for each reasoner, on the preset's dev problems."""
+        """The best control of a kind (``fixed``, ``sequence``, ``climb``: by single changes from the sequences that are known,
+        ``wait``) for each reasoner, on the preset's dev problems."""
         asked = problems or SEARCHED[kind]
         settings = [[preset, reasoner, asked] for reasoner in reasoners]
         files = [self.out / "searches" / f"{kind}-{_digest(s)}.json" for s in settings]
@@ -248,6 +252,14 @@ def _search(file: Path, kind: str, source: str, preset: str, asked: int) -> None
         best = SequenceSearch(
             strategies.names, lambda specs, count: [accuracy(s, count) for s in specs], rules.max_steps
         ).best()
+    elif kind == "climb":  # from the sequences that are known
+        best = SequenceSearch(
+            strategies.names,
+            lambda specs, count: accuracies(reasoner, strategies, specs, problems[:count], config),
+            rules.max_steps,
+            starts=2,
+            many=asked,
+        ).climb([tuple(known[:-1]) for known in state_blind().values()])
     else:
         best = max((f"wait:{times}" for times in (1, 2, 3)), key=accuracy)
     file.parent.mkdir(parents=True, exist_ok=True)

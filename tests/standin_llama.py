@@ -1,5 +1,5 @@
 """A stand-in for llama.cpp's server, in process: the routes that rsim uses, over a real (tiny) model, with slots
-that remember what they have read."""
+that remember what they have read, and can be saved and restored."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ class StandIn(httpx.MockTransport):
         slots: int = 64,
         context: int = 512,
         eog: set[int],
+        copies: bool = True,
     ) -> None:
         super().__init__(self.answer)
         self.model, self.tokenizer, self.context, self.eog = model, tokenizer, context, eog
         self.caches: list[list[int]] = [[] for _ in range(slots)]
         self.busy: set[int] = set()
+        self.copies, self.files = copies, dict[str, list[int]]()  # started with --slot-save-path; what lies there
         self.read: list[int] = []
         self.asked: list[dict[str, Any]] = []
 
@@ -40,12 +42,28 @@ class StandIn(httpx.MockTransport):
             return httpx.Response(200, json={"data": [{"meta": {"n_vocab": self.model.config.vocab_size, "ftype": "all F32"}}]})
         if path == "/detokenize":
             return httpx.Response(200, json={"content": self.tokenizer.decode(body["tokens"])})
+        if path.startswith("/slots/"):
+            return self.slot(int(path.removeprefix("/slots/")), request.url.params["action"], body)
         assert path == "/completion"
         if len(body["prompt"]) >= self.context:
             error = {"code": 400, "message": "too long", "type": "exceed_context_size_error"}
             return httpx.Response(400, json={"error": error})
+        if body["n_predict"] == 0:
+            self.read.append(len(body["prompt"]))
+            self.caches[body["id_slot"]] = body["prompt"]
+            return httpx.Response(200, json={"tokens": []})
         self.asked.append(body)
         return httpx.Response(200, json=self.complete(**body))
+
+    def slot(self, index: int, action: str, body: dict[str, Any]) -> httpx.Response:
+        if action == "none" or not self.copies:
+            return httpx.Response(400 if self.copies else 501, json={"error": {"message": "no"}})
+        assert index not in self.busy, "copied to or from a slot at work"
+        if action == "save":
+            self.files[body["filename"]] = self.caches[index]
+        else:
+            self.caches[index] = self.files[body["filename"]]
+        return httpx.Response(200, json={})
 
     @torch.no_grad()
     def complete(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from forked import Forked
 from rsim.cli.main import main
 from rsim.policies.planner import Planner
 from rsim.policies.strategies import load_strategies
@@ -290,23 +292,51 @@ def test_damaged_records_are_named(capsys, base_folder):
     assert run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=1", 'out="r"'))[0] == 0
     with Path("r/metrics.jsonl").open("a") as file:
         file.write("{half a li")
+    assert run(capsys, "report", "r")[0] == 0, "a run that goes on drops a last line that was cut"
+    with Path("r/metrics.jsonl").open("a") as file:
+        file.write("ne\n")
     code, _, err = run(capsys, "report", "r")
-    assert code == 2
+    assert (code, err.count("\n")) == (2, 1)
     assert "line 4 is damaged" in err
+    Path("r/metrics.jsonl").write_text('{"step": 1}\n')
+    Path("r/config.toml").write_text("name = \n")
+    code, _, err = run(capsys, "report", "r")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "config.toml: not valid TOML" in err
+
+
+def test_evaluations_and_runs_leave_each_others_folders_alone(capsys, base_folder, tmp_path):
+    assert run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=1", 'out="r"'))[0] == 0
+    kept = {path: path.read_bytes() for path in Path("r").rglob("*") if path.is_file()}
+    asked = ["eval", "r/checkpoints/best", "--limit", "2", "--json"]
+    for out in ("r", "r/checkpoints/final"):
+        for more in ([], ["--overwrite"]):
+            code, _, err = run(capsys, *asked, "--out", out, *more)
+            assert code == 2
+            assert f"{out} holds a run or a checkpoint: give --out another folder" in err
+    code, out, _ = run(capsys, *asked)
+    assert (code, json.loads(out)["folder"]) == (0, "r/eval-best"), "the next best one would have taken it along"
+    assert {path: path.read_bytes() for path in kept} == kept
+    Path("r/checkpoints/best/notes.txt").write_text("is none of the checkpoint's files")
+    code, again, _ = run(capsys, *asked)
+    assert (code, again) == (0, out), "it goes on"
+    played = Path("r/eval-best/episodes.jsonl").read_bytes()
+    code, _, err = run(capsys, "train", "nano", *arguments(base_folder, 'out="r/eval-best"'))
+    assert code == 2
+    assert "r/eval-best holds an evaluation" in err
+    assert Path("r/eval-best/episodes.jsonl").read_bytes() == played
+    for checkpoint in Path("r/checkpoints").glob("step-*"):
+        shutil.rmtree(checkpoint)
+    code, _, err = run(capsys, "train", "nano", *arguments(base_folder, 'out="r"'))
+    assert code == 2
+    assert "already holds a run" in err, "one that ended, and whose checkpoints to resume from were removed"
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_in_mid_run_saves_and_the_run_goes_on_where_it_was(base_folder, tmp_path, sent, code):
     """A real signal to a real process."""
-    args = [
-        sys.executable,
-        "-m",
-        "rsim",
-        "train",
-        "nano",
-        *arguments(base_folder, 'out="r"', "stages.stage1.steps=500", "stages.stage2.steps=0"),
-    ]
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    args = ["train", "nano", *arguments(base_folder, 'out="r"', "stages.stage1.steps=500", "stages.stage2.steps=0")]
+    process = Forked(args, os.environ | {"OMP_NUM_THREADS": "1"})
     metrics = Path("r/metrics.jsonl")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("stage1") >= 2):
@@ -321,9 +351,8 @@ def test_a_signal_in_mid_run_saves_and_the_run_goes_on_where_it_was(base_folder,
     assert (tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "state.pt").is_file()
     settings = Path("r/config.toml").read_text().replace("steps = 500", f"steps = {done + 2}")
     Path("r/config.toml").write_text(settings)
-    again = subprocess.run(
-        [sys.executable, "-m", "rsim", "train", "r/config.toml", "--resume"], capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
+    again = Forked(["train", "r/config.toml", "--resume"], os.environ)
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "reward/accuracy" in line]
     assert steps == list(range(1, done + 3))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from rsim.engine import packed
 from rsim.engine.decoder import Decoder
+from rsim.engine.native import NativeEngine
 from rsim.engine.prepare import prepare
 from rsim.engine.vllm import VllmServers
 from rsim.errors import UserError
@@ -27,6 +29,8 @@ from rsim.models import adapters
 from rsim.policies.loading import load_planner, load_reasoner, new_planner
 from rsim.policies.planner import Planner
 from rsim.policies.reasoner import Reasoner
+from rsim.policies.scripted import random_planner
+from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
 from rsim.training.agent import Agent, AgentSettings
 from rsim.training.batch import reasoner_batch
@@ -179,38 +183,67 @@ def longrope(kind: str = "ForCausalLM", first: int = 64) -> hf.PreTrainedModel:
 LONG_AND_SHORT = [PROBLEMS[1], Problem("+".join(["12"] * 25) + "=?", "1"), PROBLEMS[0]]
 
 
-def test_longrope_is_read_by_the_factors_of_the_length_that_an_episode_may_have():
-    """Long ones from their first token on, in rollout and in training; greedy ones are those of a model that has no other."""
-    first = RULES.max_tokens + 30
+@pytest.mark.parametrize("room", [0, 12, 1000])
+def test_longrope_is_read_by_the_factors_of_its_own_length(room):
+    """Up to ``first`` tokens by the short ones; beyond, the whole by the long ones: as in `generate`, whatever lies beside it.
+    In training each token has the log-prob of the pass over what lies before it."""
+    reasoner = Reasoner(longrope(), build_tokenizer())
+    first = len(reasoner.prompt_ids(LONG_AND_SHORT[0].question)) + room  # crossed at once, in the middle, or never
     model = longrope(first=first)
-    reasoner = Reasoner(model, build_tokenizer())
-    plain = {long: longrope(first=2 if long else 256) for long in (False, True)}
-    for one in (model, *plain.values()):
-        one.generation_config.eos_token_id = reasoner.tokenizer.eos_token_id
+    reasoner = replace(reasoner, model=model)
+    plain = copy.deepcopy(model)
+    plain.generation_config.eos_token_id = reasoner.tokenizer.eos_token_id
+    for one in (model, plain):
         one.config.rope_parameters["attention_factor"] = one.model.rotary_emb.attention_scaling = 1.2
-    game, kinds = Game(reasoner, None, RULES), []
+    game = Game(reasoner, None, RULES)
     for e in game.play(LONG_AND_SHORT, seed=0, greedy=True):
-        long = e.prompt_length + RULES.max_tokens > first
-        kinds.append(long)
         ids = torch.tensor([e.token_ids[: e.prompt_length]])
         count = len(e.token_ids) - e.prompt_length
-        assert plain[long].generate(ids, max_new_tokens=count, do_sample=False)[0].tolist() == e.token_ids
-    assert kinds == [False, True, False]
-    episodes = game.play(LONG_AND_SHORT, seed=1, group_size=2)
-    alone = game.play(LONG_AND_SHORT[:1], seed=1, group_size=2)
-    assert [e.token_ids for e in alone] == [e.token_ids for e in episodes[:2]], "whatever lies beside it"
-    settings = AgentSettings(1.0, learning_rate=1e-3, allowed=RULES.max_tokens)
-    agent = Agent("reasoner", model, reasoner.logits, settings, head_weight=reasoner.head_weight)
-    trained = agent.evaluate(reasoner_batch(episodes, torch.device("cpu"))).logprobs
-    for row, e in enumerate(episodes):
-        own = plain[e.prompt_length + RULES.max_tokens > first]
-        table = torch.log_softmax(own(torch.tensor([e.token_ids]), use_cache=False).logits[0], -1)
-        at = [t for t, sampled in enumerate(e.reasoner_mask) if sampled]
-        expected = table[[t - 1 for t in at], [e.token_ids[t] for t in at]]
-        assert torch.allclose(torch.tensor([e.logprobs[t] for t in at]), expected, atol=1e-4)
-        assert torch.allclose(trained[row, : len(at)], expected, atol=1e-4)
-    before = model(torch.tensor([episodes[0].token_ids])).logits
-    assert torch.allclose(before, plain[False](torch.tensor([episodes[0].token_ids])).logits, atol=1e-4), "as it was by itself"
+        said = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+        assert said[0].tolist() == e.token_ids
+    planned = Game(reasoner, random_planner(load_strategies("lab")), replace(RULES, step_tokens=5))
+    for played in (game, planned):
+        episodes = played.play(LONG_AND_SHORT, seed=1, group_size=2)
+        alone = played.play(LONG_AND_SHORT[:1], seed=1, group_size=2)
+        assert [e.token_ids for e in alone] == [e.token_ids for e in episodes[:2]], "whatever lies beside it"
+        agent = Agent("reasoner", model, reasoner.logits, AgentSettings(1.0, 1e-3), head_weight=reasoner.head_weight)
+        trained = agent.evaluate(reasoner_batch(episodes, torch.device("cpu"))).logprobs
+        for row, e in enumerate(episodes):
+            at = [t for t, sampled in enumerate(e.reasoner_mask) if sampled]
+            said = [plain(torch.tensor([e.token_ids[:t]]), use_cache=False).logits[0, -1] for t in at]
+            expected = torch.log_softmax(torch.stack(said), -1)[range(len(at)), [e.token_ids[t] for t in at]]
+            assert torch.allclose(torch.tensor([e.logprobs[t] for t in at]), expected, atol=1e-4)
+            assert torch.allclose(trained[row, : len(at)], expected, atol=1e-4)
+
+
+def test_a_failed_pass_at_the_end_of_longropes_first_range_is_tried_again(monkeypatch):
+    """The pass that reads a sequence again wrote over its keys: what is kept of them must not be half old, half new, also where
+    the sequence moves to another row before the next pass."""
+    reasoner = Reasoner(longrope(first=30), build_tokenizer())
+    expected = Game(reasoner, None, RULES).play(LONG_AND_SHORT[:1], seed=0, greedy=True)[0].token_ids
+    engine = NativeEngine(reasoner, 4, seed=0, temperature=0.0, max_tokens=RULES.max_tokens, longest_prompt=64)
+    prompt = reasoner.prompt_ids(LONG_AND_SHORT[0].question)
+    assert len(prompt) < 30 < len(expected)
+    engine.start([0, 1, 2, 3], [prompt] * 4, list("0123"))
+    engine.submit(3, [], RULES.max_tokens, None)
+    sample, failed = NativeEngine._sample, []
+
+    def fails(self, slots, hidden):
+        if self.decoder.long[3] and not failed:
+            failed.append(1)
+            raise RuntimeError("no memory")
+        return sample(self, slots, hidden)
+
+    monkeypatch.setattr(NativeEngine, "_sample", fails)
+    ended = []
+    while not ended:
+        try:
+            ended = engine.advance()
+        except RuntimeError:
+            for slot in (0, 1, 2):  # the next pass moves what is left to the first row
+                engine.release(slot)
+    assert failed
+    assert [*prompt, *ended[0].tokens] == expected
 
 
 def test_a_question_and_its_tokens_fill_the_context_of_longrope():
@@ -234,37 +267,40 @@ def test_a_planners_scores_are_not_capped(lab_strategies, tmp_path):
     assert said == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize(("limit", "fits"), [(64, False), (256, True)])
-def test_vllm_reads_by_one_set_of_factors(limit, fits):
+@pytest.mark.parametrize("limit", [64, 256])
+def test_vllm_reads_by_one_set_of_factors(limit):
     """That of its own limit. Log-probs of training would be others."""
     servers = object.__new__(VllmServers)
     servers.context = limit
     reasoner = Reasoner(longrope(), build_tokenizer())
-    for prompt, long in ((10, False), (60, True)):
-        with nullcontext() if fits == long else pytest.raises(UserError, match="--max-model-len of"):
-            check_context(reasoner, prompt, 40, servers)
+    for prompt, tokens, by_short, by_long in ((10, 40, True, False), (60, 40, False, False), (65, 40, False, True)):
+        read = by_long if limit > 64 else by_short
+        with nullcontext() if read else pytest.raises(UserError, match="--max-model-len of"):
+            check_context(reasoner, prompt, tokens, servers)
 
 
 def test_planners_of_longrope_models_read_beyond_it(lab_strategies):
-    """A long opening by the long factors, in the play, in training and in a fit; a short one up to the first range."""
+    """Each decision is the stock classifier's on what lies before it, in the play, in training and in a fit."""
     planner = Planner(longrope("ForSequenceClassification"), build_tokenizer(), lab_strategies, PlayRules(max_tokens=30))
-    stock = {long: longrope("ForSequenceClassification", 2 if long else 256) for long in (False, True)}
-    for one in (planner.model, *stock.values()):
+    stock = longrope("ForSequenceClassification")
+    for one in (planner.model, stock):
         one.config.rope_parameters["attention_factor"] = one.model.rotary_emb.attention_scaling = 1.2
-        one.config.pad_token_id = 0
-        one.score = planner.model.score
+    stock.score = planner.model.score
     session = planner.begin(3)
     session.start([0, 1, 2], [p.question for p in LONG_AND_SHORT])
-    for slot, decision in zip((0, 1, 2), session.decide([0, 1, 2], [0.5] * 3, 1.0), strict=True):
-        ids = session.ids(slot)
-        long = len(ids) + 30 > 64
-        assert long == (slot == 1)
-        own = stock[long].model(torch.tensor([ids])).last_hidden_state[0, -1]
-        expected = torch.softmax(stock[long].score(own), -1)
-        assert decision.probabilities == pytest.approx(expected.tolist(), abs=1e-5)
-        assert torch.allclose(planner.states([(ids, [len(ids) - 1])])[0], own, atol=1e-4)
-        session.observe(slot, lab_strategies.names[0], "12+12=24\n" * 8)
-        assert session.reads(slot) == (slot == 1)
+    lengths, positions = [], []
+    for _ in range(3):
+        for slot, decision in zip((0, 1, 2), session.decide([0, 1, 2], [0.5] * 3, 1.0), strict=True):
+            ids = session.ids(slot)
+            own = stock.model(torch.tensor([ids])).last_hidden_state[0, -1]
+            assert decision.probabilities == pytest.approx(torch.softmax(stock.score(own), -1).tolist(), abs=1e-5)
+            if slot == 0:
+                lengths.append(len(ids))
+                positions.append((len(ids) - 1, own))
+            session.observe(slot, lab_strategies.names[0], "12+12=24\n" * 5)
+    assert lengths[0] <= 64 < lengths[-1], "it crosses the range"
+    states = planner.states([(session.ids(0), [at for at, _ in positions])])
+    assert torch.allclose(states, torch.stack([own for _, own in positions]), atol=1e-4)
 
 
 def test_dynamic_rotary_factors_are_used_up_to_where_they_change():

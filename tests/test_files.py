@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 import re
@@ -74,6 +75,35 @@ def test_a_known_set_in_another_form_is_one_line(tmp_path, text):
     with pytest.raises(UserError, match="gsm8k is not gsm8k as it is known here") as refused:
         load_problems("gsm8k", "test", data_dir=str(tmp_path))
     assert "\n" not in str(refused.value)
+
+
+def test_a_known_set_whose_file_was_cut_is_one_line(tmp_path):
+    whole = gzip.compress(b'{"question_id": 1}\n' * 50)
+    (tmp_path / "mmlu_pro").mkdir()
+    for text in (whole[:-20], whole[:12] + b"\xff" * 20 + whole[32:]):
+        (tmp_path / "mmlu_pro" / "test.jsonl.gz").write_bytes(text)
+        with pytest.raises(UserError, match="mmlu_pro is not mmlu_pro as it is known here"):
+            load_problems("mmlu_pro", "test", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ({"tolerance": "0.1"}, "meta.tolerance is '0.1': write a number"),
+        ({"options": [1, 2]}, "meta.options is [1, 2]: write a list of texts"),
+        ({"scale": ["x"]}, "meta.scale is ['x']: write a text"),
+        ({"tolerance": None, "options": None, "mine": 3}, ""),
+    ],
+)
+def test_what_grading_reads_of_meta_is_checked(tmp_path, meta, said):
+    """The first answer fell over it, in mid-run."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "A", "kind": "choice", "meta": meta}) + "\n")
+    if said:
+        with pytest.raises(UserError, match=re.escape(said)):
+            load_problems(str(path), "test")
+    else:
+        assert [p.meta for p in load_problems(str(path), "test")] == [{"mine": 3}], "Parquet fills up with nulls"
 
 
 def test_json_files_are_lists_of_records_or_a_record_a_line(tmp_path):

@@ -9,8 +9,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rsim.engine import packed
-from rsim.engine.layers import Linear, product
-from tiny import tiny_model
+from rsim.engine.layers import Linear, pack, product
+from rsim.game.problem import Problem
+from rsim.game.rollout import Game
+from rsim.lab.tokenizer import build_tokenizer
+from rsim.policies.reasoner import Reasoner
+from tiny import RULES, tiny_model
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
@@ -47,6 +51,44 @@ def test_faster_layers_give_what_the_stock_ones_give(architecture, hidden):
     with torch.no_grad():
         assert torch.allclose(model(ids).logits, stock(ids).logits, atol=1e-3)
     assert torch.equal(model(ids).logits, stock(ids).logits)
+
+
+def test_packed_weights_sample_the_same_and_are_gone_when_weights_may_change(monkeypatch):
+    """A rollout lays the large weights out anew; they are laid out again for the next one, after an update."""
+    model = tiny_model("llama", hidden_size=256, intermediate_size=512, num_attention_heads=4)
+    reasoner, problems = Reasoner(model, build_tokenizer()), [Problem(q, "1") for q in ("4*17+38=?", "7=?")]
+    large = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.weight.numel() >= 1 << 16]
+    used = []
+
+    def played():
+        episodes = Game(reasoner, None, RULES).play(problems, seed=0, on_step=lambda *_: used.append([m.packed for m in large]))
+        assert all(m.packed is None for m in large)
+        return [e.token_ids for e in episodes], torch.tensor([p for e in episodes for p in e.logprobs])
+
+    first = played()
+    assert large
+    assert all(one is not None for packs in used for one in packs)
+    with torch.no_grad():
+        for layer in large:
+            layer.weight.mul_(0.5)
+    changed = played()
+    monkeypatch.setattr("rsim.engine.layers._PACKED_BYTES", 0)
+    plain = played()
+    assert plain[0] == changed[0] != first[0]
+    assert torch.allclose(plain[1], changed[1], atol=1e-4)
+    assert used[-1] == [None] * len(large)
+
+
+def test_a_weight_that_changes_while_it_is_packed_is_read_itself():
+    """A wrapped model keeps its engine; whoever trained it between two answers got the old weights' answers."""
+    layer, rows = Linear(300, 400), torch.randn(3, 300)
+    pack(torch.nn.Sequential(layer))
+    assert layer.packed is not None
+    with torch.no_grad():
+        before = layer(rows)
+        layer.weight.mul_(0.5)
+        assert torch.allclose(layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias), atol=1e-5)
+        assert not torch.allclose(layer(rows), before, atol=1e-2)
 
 
 def test_other_dtypes_and_strided_weights():

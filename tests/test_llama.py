@@ -164,6 +164,22 @@ def test_a_step_reads_its_new_tokens_alone_and_a_question_is_read_once(reasoner,
     assert server.read[len(steps)] == 1
 
 
+@pytest.mark.parametrize("batch", [8, 3])
+def test_a_question_is_read_once_for_the_episodes_of_a_group(reasoner, lab_strategies, standin, batch):
+    """Side by side too; nothing but what is read depends on it."""
+    planner = sequence_planner(lab_strategies, ["decomposition", "termination"])
+    played, read = {}, {}
+    for copies in (False, True):
+        server = standin(slots=batch, copies=copies)
+        game = Game(reasoner, planner, replace(ON_SERVER, batch=batch, paraphrase="first"))
+        played[copies] = game.play(PROBLEMS[:2], seed=0, group_size=4)
+        read[copies] = sum(server.read)
+    assert records(played[True]) == records(played[False])
+    questions = [played[True][i].prompt_length for i in (0, 4)]
+    if batch == 8:
+        assert read[False] - read[True] == 3 * sum(questions)
+
+
 def test_arms_of_a_question_return_to_the_slot_that_holds_it(reasoner, standin):
     server = standin(slots=3)
     servers = llama.LlamaServers("http://a", 10)
@@ -442,3 +458,13 @@ def test_a_real_servers_episodes(real, smollm):
     one = replace(game.rules, batch=1)
     again = [Game(smollm, planner, one).play(problems[:1], seed=1)[0].token_ids for _ in range(2)]
     assert again[0] == again[1]
+
+
+@needs_server
+def test_a_group_on_a_real_server_is_played_from_copies_of_one_question(real, smollm):
+    planner = sequence_planner(load_strategies("default"), ["decomposition", "termination"])
+    game = Game(smollm, planner, replace(LONG, llama_url=real))
+    episodes = game.play([Problem("What is 17 + 25?", "42")], seed=0, greedy=True, group_size=4)
+    (server,) = game.servers.servers
+    assert list(server.files.values()) == [episodes[0].token_ids[: episodes[0].prompt_length]]
+    assert all(e.token_ids == episodes[0].token_ids for e in episodes)

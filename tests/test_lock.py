@@ -13,6 +13,7 @@ from rsim.cli.main import app
 from rsim.collecting.play import Collection, collect
 from rsim.errors import UserError
 from rsim.runs.lock import lock, locked, unlock
+from rsim.training.sweep import load_sweep, run_sweep
 from rsim.training.trainer import Trainer
 from tiny import metrics_of, stopped_after
 
@@ -97,4 +98,14 @@ def test_an_evaluation_and_a_log_have_one_writer_too(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"question": "3+4=?", "answer": 7}\n')
     with pytest.raises(UserError, match="another process"):
         collect(Collection("default", str(tmp_path / "d.jsonl"), model="nano-s"), tmp_path / "log")
+    holder.end()
+
+
+def test_a_sweep_that_runs_is_not_gone_on_with_by_another_process(tmp_path):
+    """Both took the next trial's run, and each the other's for one that had failed."""
+    file = tmp_path / "sweep.toml"
+    file.write_text('config = "nano-grpo"\ntrials = 2\n[search]\n"train.group" = [4, 8]\n')
+    holder = Holder(tmp_path / "sweep")
+    with pytest.raises(UserError, match="is writing there"):
+        run_sweep(load_sweep(file), tmp_path / "sweep")
     holder.end()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +105,22 @@ def test_gguf_is_converted_once_into_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RSIM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="cannot read"):
         resolve(str(tmp_path / "broken.gguf"))
+
+
+def test_of_a_model_that_the_disk_has_no_room_for_nothing_is_left(tmp_path, monkeypatch):
+    file = tmp_path / "tiny.gguf"
+    write_tiny_gguf(file)
+    monkeypatch.setenv("RSIM_CACHE", str(tmp_path / "cache"))
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 10, limits[1]))
+        with pytest.raises(UserError, match=r"cannot write .*tiny-.*set \$RSIM_CACHE") as refused:
+            resolve(str(file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "\n" not in str(refused.value)
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_of_a_model_that_a_server_runs_gguf_gives_configuration_and_tokenizer_alone(tmp_path, monkeypatch):

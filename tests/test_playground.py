@@ -110,6 +110,9 @@ ANSWERS = {
     "whole": [chunk(reasoning_content="Let me "), chunk(reasoning_content="see."), chunk(content="<th"), chunk(content="ink>inner"),
               chunk(content="</think>By $x^2$ and \\(\\frac{1}"), chunk(content="{2}\\), not $5 or $6, `$a$`:\n"),
               chunk(content="So: \\boxed{") | {"rsim": STEP}, chunk(content="12} <"), chunk("stop") | {"rsim": {"seconds": [0.1]}}],
+    "code": [chunk(content="So:\n```python\n") | {"rsim": {"strategy": "validation", "prompt": "So:\n```python\n"}},
+             chunk(content="print(1)\n```\n"), chunk(content="```output\n1\n```\n\n") | {"rsim": {"output": "```output\n1\n```\n\n"}},
+             chunk(reasoning_content="\n\n"), chunk("stop")],
     "all": [chunk(content="x") | {"rsim": {"strategy": s, "prompt": "x"}} for s in load_strategies("lab").names],
     "empty": [chunk(content=""), chunk("stop")],
     "cut": [chunk(content="Half of")],
@@ -171,12 +174,21 @@ def test_reasoning_is_folded_and_mathematics_is_set(page, site):
     assert not page.problems
 
 
+def test_a_program_and_its_output_are_set_as_code(page, site):
+    page.goto(site)
+    page.wait_for_selector("#model option", state="attached")
+    answer = asked(page, "code")
+    assert answer.locator("code").all_text_contents() == ["print(1)", "1"]
+    assert "```" not in answer.inner_text()
+    assert answer.locator("details.think").count() == 0, "a delimiter is no reasoning"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_the_contrast_of_wcag_aa(page, site, scheme):
     page.emulate_media(color_scheme=scheme)
     page.goto(site)
     page.wait_for_selector("#model option", state="attached")
-    for question in ("whole", "all", "cut", "long"):
+    for question in ("whole", "code", "all", "cut", "long"):
         asked(page, question, "#follow" if page.locator("section").count() else "#ask")
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     ratios = page.evaluate(CONTRAST)

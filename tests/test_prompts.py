@@ -131,9 +131,8 @@ def test_a_chat_reaches_the_model_as_the_texts_that_it_holds(reasoner, template)
         prompted = Reasoner(reasoner.model, reasoner.tokenizer, "1+1=2")
         if template is None:
             assert prompt(system, user) == prompted.prompt_ids("7=?")
-            for refused in ([user, turn, user], [user, turn], [user, user]):
-                with pytest.raises(UserError, match="takes one question"):
-                    prompt(*refused)
+            assert prompt(system, user, turn, user) == reasoner.injected_ids("1+1=2\n\n7=?\n\n7\n\n7=?\n")
+            assert prompt(user, turn, continues=True) == reasoner.injected_ids("7=?\n\n7")
         else:
             reasoner.tokenizer.chat_template = "{% for m in messages %}<q>{{ m['content'] }}{% endfor %}<a>"
             assert prompt(user, turn, user) == reasoner.injected_ids("<q>7=?<q>7<q>7=?<a>")

@@ -17,18 +17,19 @@ import pytest
 from safetensors.torch import load_file
 
 import rsim
+from forked import Forked
 from rsim.config import Config, ParallelConfig, load_config, to_toml
 from rsim.distributed.deepspeed import read_settings
 from rsim.distributed.world import World, join
 from rsim.errors import UserError
 from rsim.training import trainer as module
 from rsim.training.trainer import Trainer
-from tiny import metrics_of, stopped_after
+from tiny import full, metrics_of, stopped_after
 
 CLOSE = 1e-9  # what is left of differences in the order of sums, in float64, after a run of tests
 
 
-def processes(command: list[str], count: int) -> list[subprocess.Popen[str]]:
+def processes(command: list[str] | str, count: int) -> list[Forked]:
     """The command in ``count`` processes with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -37,8 +38,7 @@ def processes(command: list[str], count: int) -> list[subprocess.Popen[str]]:
     for rank in range(count):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         environment = {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        started.append(subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        text=True))  # fmt: skip
+        started.append(Forked(command, os.environ | environment))
     return started
 
 
@@ -50,11 +50,11 @@ def written(config: Config) -> str:
     return str(file)
 
 
-def start(config: Config, count: int, *more: str) -> list[subprocess.Popen[str]]:
-    return processes([sys.executable, "-m", "rsim", "train", written(config), "--json", *more], count)
+def start(config: Config, count: int, *more: str) -> list[Forked]:
+    return processes(["train", written(config), "--json", *more], count)
 
 
-def end_of(started: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
+def end_of(started: list[Forked]) -> list[tuple[str, str]]:
     """What each process wrote to stdout and stderr; all of them end well."""
     try:
         said = [process.communicate(timeout=280) for process in started]
@@ -96,14 +96,19 @@ CASES = {
         (*SINGLE, "parallel.shard=true", "train.gradient_checkpointing=true")],
     3: [ROUNDS, (*ROUNDS, "parallel.shard=true")],
 }  # fmt: skip
-EACH = "import sys, rsim\nfrom rsim.config import load_config\nfor file in sys.argv[1:]: rsim.train(load_config(file))"
+
+
+def each(configs: list[Config]) -> str:
+    """A program that trains them one after the other."""
+    files = [written(config) for config in configs]
+    return f"import rsim\nfrom rsim.config import load_config\nfor file in {files!r}: rsim.train(load_config(file))"
 
 
 @pytest.mark.parametrize("count", CASES)
 def test_ranks_train_as_one_process_does(small, count):
     """All cases in the same processes, one after the other."""
     together = [small(f"together-{i}", *case) for i, case in enumerate(CASES[count])]
-    started = processes([sys.executable, "-c", EACH, *(written(config) for config in together)], count)
+    started = processes(each(together), count)
     alone = [small(f"alone-{i}", *(e for e in case if "shard" not in e)) for i, case in enumerate(CASES[count])]
     for config in alone:
         rsim.train(config)
@@ -126,7 +131,7 @@ def deepspeed_config(tmp_path, stage, **more):
 @pytest.mark.parametrize("case", [("train.micro_tokens=150",), SINGLE, ROUNDS, ADAPTERS])
 def test_deepspeed_trains_as_one_process_does(small, tmp_path, case):
     together = [small(f"together-{stage}", *case, deepspeed_config(tmp_path, stage)) for stage in (1, 2)]
-    started = processes([sys.executable, "-c", EACH, *(written(config) for config in together)], 2)
+    started = processes(each(together), 2)
     alone = small("alone", *case)
     rsim.train(alone)
     end_of(started)
@@ -210,7 +215,10 @@ def test_ranks_resume_what_one_process_began(small, sharded):
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'ray[train]'")
 def test_two_workers_of_ray_train_as_one_process_does_also_when_one_dies(small, tmp_path):
     """The first attempt of one worker kills itself in the middle of the run; Ray starts both again."""
-    alone, together = small("alone"), small("together", 'rewards.custom=["rewards.py:length", "deadly.py:die_once"]')
+    alone, together = (
+        small("alone"),
+        small("together", "checkpoint.save_every=1", 'rewards.custom=["rewards.py:length", "deadly.py:die_once"]'),
+    )
     (tmp_path / "deadly.py").write_text(
         "import os, pathlib, signal\n"
         "def die_once(episode):\n"
@@ -236,9 +244,10 @@ def test_two_workers_of_ray_train_as_one_process_does_also_when_one_dies(small, 
         assert alike(one, other), (one, other)
 
 
-def test_a_rank_keeps_a_piece_of_every_layer(tmp_path):
+@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=full)])
+def test_a_rank_keeps_a_piece_of_every_layer(tmp_path, torchrun):
     """What each of two ranks holds of nano-s and of its moments outside rollouts."""
-    (tmp_path / "pieces.py").write_text(
+    program = (
         "import torch\n"
         "from rsim.policies.loading import load_reasoner\n"
         "from rsim.training.agent import Agent, AgentSettings\n"
@@ -259,6 +268,10 @@ def test_a_rank_keeps_a_piece_of_every_layer(tmp_path):
         "cut = sum(m.to_local().numel() for m in moments if hasattr(m, 'to_local'))\n"
         "assert cut * 2 == total, (cut, total)\n"
     )
+    if not torchrun:
+        end_of(processes(program, 2))
+        return
+    (tmp_path / "pieces.py").write_text(program)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(tmp_path / "pieces.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -43,6 +43,18 @@ def test_what_the_beam_has_dropped_is_reached_by_single_changes():
     assert search(lambda word: ladder.get(word, 0.0), width=1)[0] == "cbd"
 
 
+def test_a_climb_goes_on_from_the_best_sequences_that_are_known():
+    ladder = {"ab": 0.5, "cb": 0.7, "cbd": 0.9, "dd": 0.6, "dda": 0.65}
+
+    def scores(specs: list[str], count: int) -> list[float]:
+        words = [spec.removeprefix("sequence:").replace("termination", "").replace(",", "") for spec in specs]
+        return [ladder.get(word, 0.0) for word in words]
+
+    known = [("a",), ("d", "d"), ("a", "b")]
+    assert SequenceSearch(NAMES, scores, 6, starts=2).climb(known) == "sequence:c,b,d,termination"
+    assert SequenceSearch(NAMES, scores, 6, starts=1).climb(known) == "sequence:d,d,a,termination"
+
+
 def test_what_looks_good_on_few_problems_only_is_not_taken():
     """On 60 problems "c" seems best by chance; on 500 it isn't."""
 

@@ -94,6 +94,20 @@ def test_tools_are_called(client, local, model):
     assert block["content"][-1]["input"] == json.loads(call.function.arguments)
 
 
+def test_steps_leave_room_for_an_answer_in_a_form():
+    """A call is 66 of this model's tokens; five steps would take them all."""
+    pytest.importorskip("llguidance")
+    rules = PlayRules(delimiter="\n", max_steps=8, step_tokens=24, max_tokens=200, answer_tokens=8)
+    planner = sequence_planner(load_strategies("lab"), ["continuation"] * 7 + ["termination"])
+    nano = load_reasoner("nano-s", device="cpu")
+    body = {"model": f"nano-s{SUFFIX}", "messages": SAID, "max_tokens": 120, "temperature": 0, "tools": [ADD],
+            "tool_choice": "required"}  # fmt: skip
+    with serving(create_app(ServeConfig(rules=rules, slots=2), planner, nano, name="nano-s")) as url:
+        choice = httpx.post(f"{url}/chat/completions", json=body, timeout=600).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls", choice
+    assert json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]).keys() == {"a", "b"}
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_log_probs_are_the_models_own(client, model):
     asked = {"model": model, "messages": SAID, "temperature": 0, "max_tokens": 30, "logprobs": True, "top_logprobs": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -25,6 +26,10 @@ from rsim.policies.strategies import StrategySet
 from rsim.training.trainer import Trainer
 
 RULES = RolloutConfig(max_steps=3, step_tokens=10, max_tokens=64, answer_tokens=6, delimiter="\n", batch=64)
+
+
+# slow, and of a kind that `make test` has too: `make test-full` alone runs it
+full = pytest.mark.skipif(not os.environ.get("RSIM_FULL"), reason="slow: make test-full runs it")
 
 
 _TOKENIZER = build_tokenizer()

@@ -30,7 +30,7 @@ def command(
     ] = 0.0,
     log_format: Annotated[str, typer.Option(help="text, or json: a line for each event and each request.")] = "text",
     guard_metrics: Annotated[bool, typer.Option("--guard-metrics", help="/metrics asks for the key too.")] = False,
-    show: Annotated[str, typer.Option(help="Where clients see what was injected: content, reasoning or none.")] = "content",
+    show: Annotated[str, typer.Option(help="Where clients see what was injected: auto, content, reasoning or none.")] = "auto",
     strategies: Strategies = "",
     tools: Annotated[
         list[str] | None, typer.Option(help="python: programs that the model writes are run, in the sandbox.")

@@ -18,6 +18,7 @@ import json
 import os
 import random
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -232,5 +233,8 @@ def raw_splits(name: str, data_dir: str) -> dict[str, list[Problem]]:
         TypeError,
         AttributeError,
         OSError,
+        EOFError,
+        SyntaxError,
+        zlib.error,
     ) as error:  # another version of the set, or a file that was cut
         raise UserError(f"{folder} is not {name} as it is known here ({type(error).__name__}: {first_line(error)})") from error

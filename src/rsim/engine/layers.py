@@ -2,6 +2,8 @@
 
 On a CPU, oneDNN multiplies few rows by a large float32 matrix up to twice as fast as the BLAS that
 ``torch.nn.functional.linear`` calls (``python -m studies rollout`` measures both), on the same tensors: nothing is copied.
+While sequences are sampled a copy of the weights in oneDNN's own layout (`pack`) saves a sixth of the time of 32 rows, and
+nearly half of that of two.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from transformers import PreTrainedModel
 
 _MKLDNN: Any = torch.backends.mkldnn  # torch does not type it
 _LARGE = 1 << 16  # elements; below, oneDNN's fixed cost of some 20 microseconds outweighs what it saves
+_PACKED_BYTES = 2 << 30  # of weights, at most, that are held twice
+_ROWS = 32  # that a packed weight is laid out for
 # transformers' classes that compute weight * x / rms(x), and down(silu(gate(x)) * up(x))
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 _MLPS = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
@@ -33,9 +37,9 @@ def gated(rows: torch.Tensor, gate: torch.nn.Linear, up: torch.nn.Linear, down: 
     if not _worth_it(rows, gate.weight):
         inner = silu(linear(rows, gate.weight, gate.bias)) * linear(rows, up.weight, up.bias)
         return product(inner, down.weight, down.bias)
-    opened = torch.ops.mkldnn._linear_pointwise(rows, gate.weight, gate.bias, "swish", [], "")
-    inner = torch.ops.mkldnn._linear_pointwise.binary(rows, opened, up.weight, up.bias, "mul")
-    return product(inner, down.weight, down.bias)
+    opened = torch.ops.mkldnn._linear_pointwise(rows, _fast(gate), gate.bias, "swish", [], "")
+    inner = torch.ops.mkldnn._linear_pointwise.binary(rows, opened, _fast(up), up.bias, "mul")
+    return product(inner, _fast(down), down.bias)
 
 
 def _worth_it(rows: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -50,8 +54,35 @@ def _worth_it(rows: torch.Tensor, weight: torch.Tensor) -> bool:
 class Linear(torch.nn.Linear):
     """A linear layer that uses `product` where no gradient is asked for."""
 
+    packed: torch.Tensor | None = None  # the weight, between `pack` and `unpack`
+    version = 0  # of the weight that was packed
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(input) if torch.is_grad_enabled() else product(input, self.weight, self.bias)
+        return super().forward(input) if torch.is_grad_enabled() else product(input, _fast(self), self.bias)
+
+
+def _fast(layer: Any) -> torch.Tensor:
+    """The packed weight, unless the weight has changed since: a wrapped model may be trained between two answers."""
+    stale = layer.packed is None or layer.version != layer.weight._version
+    weight: torch.Tensor = layer.weight if stale else layer.packed
+    return weight
+
+
+def pack(model: PreTrainedModel) -> None:
+    """Copies the large weights of a prepared ``model`` on a CPU into oneDNN's layout, for passes without gradient until
+    `unpack`; one that is changed meanwhile is read itself again. Those of models above 2 GiB stay as they are."""
+    layers = [m for m in model.modules() if type(m) is Linear and _worth_it(m.weight, m.weight)]
+    if sum(layer.weight.nbytes for layer in layers) <= _PACKED_BYTES:
+        for layer in layers:
+            layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
+            layer.version = layer.weight._version
+
+
+def unpack(model: PreTrainedModel) -> None:
+    """Drops what `pack` has made."""
+    for layer in model.modules():
+        if type(layer) is Linear:
+            layer.packed = None
 
 
 @cache

@@ -3,7 +3,8 @@
 ``studies/llama_server.sh`` builds the server, `rsim.engine.llama_process.llama_servers` starts it. A sequence
 keeps one of its slots, whose cache holds what was read before, so that a step costs its new tokens alone; a
 new sequence takes the slot that already holds its whole prompt, if one is free (several continuations of one
-question, one after the other).
+question, one after the other). What sequences side by side begin with is read once and copied from slot to slot, by a
+file of the server's: where it was started with ``--slot-save-path``.
 
 Log-probs are the server's, at the sampling temperature (at temperature 1 for greedy sampling); it gives none for the
 tokens of a stop string and for parts of a character, which are ``nan``. What is sampled does not depend on what is
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import httpx
@@ -58,6 +61,9 @@ class LlamaServer(Server):
         super().__init__(url, timeout, transport=transport)
         slots = self.call("GET", "/props")["total_slots"]
         self.seats = [Seat(self, index) for index in range(slots)]
+        self.copies = self.ask("POST", "/slots/0?action=none", {}).status_code == 400  # else 501: it saves none
+        self.files: dict[int, list[int]] = {}  # the prompt in the file of each slot that has one
+        self.lock = Lock()
 
     def remedy(self, answer: httpx.Response) -> str:
         if "exceed_context_size" in answer.text:
@@ -78,6 +84,24 @@ class LlamaServer(Server):
                 "rsim needs llama.cpp's own server, of 2025 or later",
             )
         return reply
+
+    def begin(self, prompt: list[int], seat: Seat) -> None:
+        """Puts a prompt that others have too into a slot's cache: reads and saves it, or copies what was saved. A slot saves
+        one at a time: the folder does not grow.
+
+        Raises:
+            UserError: the server is out of reach, or can neither save nor restore.
+        """
+        with self.lock:
+            saved = next((index for index, held in self.files.items() if held == prompt), None)
+            if saved is None:
+                asked = {"prompt": prompt, "id_slot": seat.index, "cache_prompt": True, "n_predict": 0}
+                self.call("POST", "/completion", asked)
+                self.files.pop(seat.index, None)
+                self.call("POST", f"/slots/{seat.index}?action=save", {"filename": f"rsim-{seat.index}"})
+                self.files[seat.index] = prompt
+            elif seat.shares(prompt) < len(prompt):
+                self.call("POST", f"/slots/{seat.index}?action=restore", {"filename": f"rsim-{saved}"})
 
     def check(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
         """Raises `UserError` unless the server's vocabulary has that size and ids mean the same to both."""
@@ -175,16 +199,22 @@ class LlamaEngine(ServedEngine):
         self.servers = servers
         self.settings = sampling(temperature, logprobs=logprobs)
         self.seats: dict[int, Seat] = {}
+        self.begun: Counter[tuple[int, ...]] = Counter()  # sequences of each prompt
+        self.new: dict[int, list[int]] = {}  # prompts of the slots whose sequence has sent nothing yet
 
     def start(self, slots: list[int], prompts: list[list[int]], keys: list[str]) -> None:
         super().start(slots, prompts, keys)
         for slot, prompt in zip(slots, prompts, strict=True):
             self.seats[slot] = self.servers.take(prompt)
+            self.new[slot] = list(prompt)  # the game appends to its own
+        self.begun.update(map(tuple, prompts))
 
     def request(
         self, slot: int, ids: list[int], max_new_tokens: int, seed: int, stops: list[str]
     ) -> tuple[list[int], list[float], bool]:
-        seat = self.seats[slot]
+        seat, prompt = self.seats[slot], self.new.pop(slot, [])
+        if self.begun[tuple(prompt)] > 1 and seat.server.copies:
+            seat.server.begin(prompt, seat)
         asked = self.settings | {"n_predict": max_new_tokens, "seed": seed % _SEEDS, "stop": stops}
         reply = seat.server.complete(ids, seat.index, **asked)
         tokens: list[int] = reply["tokens"]

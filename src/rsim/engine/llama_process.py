@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,16 @@ _SECONDS = 300.0  # until it has loaded the model
 # A slot has its own cache and no other (none is saved when it changes hands). Weights that are not repacked give a
 # sampled token the same logits whatever is sampled beside it, and are no slower.
 _SETTINGS = "--threads 1 --threads-batch 1 --no-kv-unified --cache-ram 0 --no-ui --no-repack"
-# The server ends with its parent, however that ends: the kernel is asked for a signal (PR_SET_PDEATHSIG).
-_GUARD = f"import ctypes, os, sys; ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)}); os.execvp(sys.argv[1], sys.argv[1:])"
+# The kernel is asked for a signal (PR_SET_PDEATHSIG), unless the parent is gone by then.
+_GUARD = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, int(sys.argv[2])); "
+    "os.getppid() == int(sys.argv[1]) and os.execvp(sys.argv[3], sys.argv[3:])"
+)
+
+
+def ending_with_parent(command: list[str], sent: signal.Signals) -> list[str]:
+    """A command that does what ``command`` does, and is ``sent`` a signal when this process ends, however that ends."""
+    return [sys.executable, "-c", _GUARD, str(os.getpid()), str(int(sent)), *command]
 
 
 def server_program() -> Path:
@@ -65,20 +74,24 @@ def llama_servers(
     words += ["--parallel", str(slots), "--ctx-size", str(slots * context), *more]
     running: list[subprocess.Popen[bytes]] = []
     addresses = []
+    saved = tempfile.TemporaryDirectory()  # of slots: a file of each server's at most for each of its slots
     try:
         for pin in [["taskset", "-c", str(core)] for core in cores] or [[]]:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            command = [sys.executable, "-c", _GUARD, *pin, *words, "--host", "127.0.0.1", "--port", str(port)]
+            folder = tempfile.mkdtemp(dir=saved.name)
+            command = [*pin, *words, "--host", "127.0.0.1", "--port", str(port), "--slot-save-path", folder]
             with log.open("ab") as output:
-                running.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
+                guarded = ending_with_parent(command, signal.SIGTERM)
+                running.append(subprocess.Popen(guarded, stdout=output, stderr=subprocess.STDOUT))
             addresses.append(f"http://127.0.0.1:{port}")
             _wait_for(running[-1], addresses[-1], log)
         yield ",".join(addresses)
     finally:
         for process in running:
             _stop(process)
+        saved.cleanup()
 
 
 def _wait_for(process: subprocess.Popen[bytes], address: str, log: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rsim.engine.decoder import Decoder
+from rsim.engine.layers import pack, unpack
 from rsim.engine.protocol import CausalLM, SampledStep, Stop
 from rsim.engine.sampling import choose, episode_uniforms
 from rsim.rules import End
@@ -62,6 +63,7 @@ class NativeEngine:
         self.ends = reasoner.end_ids
         capacity = longest_prompt + min(max_tokens, _FIRST_TOKENS)
         self.decoder = Decoder(reasoner.model, slots, capacity, cuda_graphs=cuda_graphs)
+        pack(reasoner.model)
         self.sequences: dict[int, _Sequence] = {}
         self.rows = list(range(slots))  # of the cache, where each slot's sequence lies; sequences move to fill gaps
         self.steps: dict[int, tuple[list[int], list[float]]] = {}  # tokens and log-probs of the steps being sampled
@@ -76,10 +78,9 @@ class NativeEngine:
         prompts: list[list[int]],
         keys: list[str],
         temperatures: list[float] | None = None,
-        allowed: int | None = None,
     ) -> None:
-        """``temperatures``, and the tokens ``allowed`` after each prompt, where they are not the engine's."""
-        pending = self.decoder.start([self.rows[s] for s in slots], prompts, self.max_tokens if allowed is None else allowed)
+        """``temperatures``, where they are not the engine's."""
+        pending = self.decoder.start([self.rows[s] for s in slots], prompts)
         heat = temperatures or [self.temperature] * len(slots)
         for slot, ids, key, temperature in zip(slots, pending, keys, heat, strict=True):
             self.sequences[slot] = _Sequence(ids, episode_uniforms(self.seed, key, self.max_tokens), temperature)
@@ -123,7 +124,7 @@ class NativeEngine:
             ends = [self._end([*self.steps[slots[i]][0], sampled[n][0]], sequences[i]) for n, i in enumerate(read)]
         except Exception:
             for row, length, chunk in zip(rows, lengths, chunks, strict=True):
-                self.decoder.cache.lengths[row] = length
+                self.decoder.rewind(row, length)
                 if len(rows) == 1:
                     self.decoder.cache.wipe(row, length + len(chunk))
             raise
@@ -198,3 +199,4 @@ class NativeEngine:
 
     def close(self) -> None:
         self.sequences.clear()
+        unpack(self.reasoner.model)

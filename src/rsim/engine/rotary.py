@@ -1,13 +1,13 @@
 """Rotary factors that depend on how long a text is (longrope), in packed passes.
 
 Such a model has two sets of factors, for texts within the range of its first training and for longer ones, and transformers
-takes one for a whole pass, by the longest position in it: an answer would depend on its neighbours, and change its past once
-it outgrew the range. Here each sequence has one set from its first token on, by the length that it may come to.
+takes one for a whole pass, by the longest position in it: an answer would depend on its neighbours. Here each sequence goes
+by its own length, as by itself in `generate`: up to the range it has the short ones, and once it outgrows it the whole is
+read again by the long ones. So each token is predicted as the model's plain forward pass over what lies before it does.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,24 +17,6 @@ import torch
 from transformers import PreTrainedModel
 
 from rsim.models.shape import first_range
-
-log = logging.getLogger("rsim")
-
-
-def outgrows(model: PreTrainedModel, length: int) -> bool:
-    """Whether a sequence that may come to ``length`` tokens is read by the long factors of ``model``."""
-    first = first_range(model.config)
-    if first is None or length <= first:
-        return False
-    _tell(type(model).__name__, first)
-    return True
-
-
-@cache
-def _tell(name: str, first: int) -> None:
-    log.warning(
-        "%s reads texts that may come to more than %d tokens by its long rotary factors, from the first token on", name, first
-    )
 
 
 @contextmanager

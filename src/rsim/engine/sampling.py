@@ -47,15 +47,15 @@ def choose(
     elif temperature not in (0, 1):
         logits = logits / temperature
     n, vocabulary = logits.shape
-    largest, best = logits.max(-1)
+    largest = logits.amax(-1)  # without the indices of `max`: ten times as fast on a CPU
     weights = (logits - largest[:, None]).exp_()
     blocks = pad(weights, (0, -vocabulary % _BLOCK)).view(n, -1, _BLOCK)
     upto = blocks.sum(-1).cumsum(-1)  # [n, blocks]
     total = upto[:, -1]
     if isinstance(temperature, torch.Tensor):
-        index = torch.where(temperature > 0, _invert(blocks, upto, uniforms * total), best)
+        index = torch.where(temperature > 0, _invert(blocks, upto, uniforms * total), logits.argmax(-1))
     else:
-        index = best if temperature == 0 else _invert(blocks, upto, uniforms * total)
+        index = logits.argmax(-1) if temperature == 0 else _invert(blocks, upto, uniforms * total)
     index = index.clamp(max=vocabulary - 1)
     return index, logits.gather(-1, index[:, None])[:, 0] - largest - total.log()
 

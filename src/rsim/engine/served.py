@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -12,7 +11,7 @@ import httpx
 
 from rsim import proxies
 from rsim.engine.protocol import SampledStep, Stop
-from rsim.errors import UserError, check_url
+from rsim.errors import UserError, check_url, key_from
 
 
 class Server:
@@ -23,7 +22,7 @@ class Server:
 
     def __init__(self, url: str, timeout: float, *, transport: httpx.BaseTransport | None = None) -> None:
         check_url(f"rollout.{self.setting}_url", url)
-        key = os.environ.get(f"{self.setting.upper()}_API_KEY")
+        key = key_from(f"{self.setting.upper()}_API_KEY")
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.idle)
         self.url = url
         self.client = httpx.Client(
@@ -35,14 +34,18 @@ class Server:
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Raises `UserError` where the server is out of reach, or refuses."""
-        try:
-            answer = self.client.request(method, path, json=body)
-        except httpx.TransportError as error:
-            raise UserError(f"no {self.kind} server at {self.url}", str(error) or type(error).__name__) from error
+        answer = self.ask(method, path, body)
         if answer.status_code != 200:
             raise UserError(f"the server at {self.url} answered {answer.status_code} to {path}", self.remedy(answer))
         result: dict[str, Any] = answer.json() if answer.content else {}
         return result
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        """Raises `UserError` where the server is out of reach."""
+        try:
+            return self.client.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise UserError(f"no {self.kind} server at {self.url}", str(error) or type(error).__name__) from error
 
     def remedy(self, answer: httpx.Response) -> str:
         """What an answer that is none says of itself."""

@@ -48,8 +48,15 @@ class SequenceSearch:
 
     def best(self) -> str:
         """The specification of the sequence found."""
-        starts = sorted(self._by_length(), key=lambda scored: -scored[0])[: self.starts]
-        return _spec(max((self._improved(start) for start in starts), key=lambda scored: scored[0])[1])
+        return self._climbed(sorted(self._by_length(), key=lambda scored: -scored[0]))
+
+    def climb(self, sequences: list[tuple[str, ...]]) -> str:
+        """The best that single changes lead to from the best ``starts`` of ``sequences`` (without their termination)."""
+        return self._climbed(self._scored(sequences, self.many))
+
+    def _climbed(self, found: list[tuple[float, tuple[str, ...]]]) -> str:
+        best = max((self._improved(start) for start in found[: self.starts]), key=lambda scored: scored[0])
+        return _spec(best[1])
 
     def _by_length(self) -> list[tuple[float, tuple[str, ...]]]:
         """The finalists of each length with their accuracies on ``many`` problems."""

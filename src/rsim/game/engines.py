@@ -70,12 +70,12 @@ def check_context(
     if (
         first
         and isinstance(servers, VllmServers)
-        and (servers.context > first) != (prompt_tokens + max_tokens > first)
+        and (prompt_tokens <= first if servers.context > first else prompt_tokens + max_tokens > first)
     ):
         raise UserError(
             f"vLLM's --max-model-len of {servers.context} and a question of {prompt_tokens} tokens with "
             f"rollout.max_tokens = {max_tokens} lie on two sides of {first}, where longrope's factors change",
-            f"start it with --max-model-len {first}, or with more and raise rollout.max_tokens",
+            f"start it with --max-model-len {first} and lower rollout.max_tokens, or ask longer questions",
         )
     if prompt_tokens + max_tokens > limit:
         raise UserError(

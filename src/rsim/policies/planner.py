@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,6 @@ from transformers.utils import cached_file
 
 from rsim import rules_file
 from rsim.engine.decoder import Decoder
-from rsim.engine.rotary import factors, outgrows
 from rsim.engine.sampling import choose
 from rsim.errors import UserError, first_line
 from rsim.models import adapters, shape
@@ -139,11 +139,11 @@ class Planner:
         positions of the decisions among them. `logits` reads them."""
         found = []
         for ids, positions in streams:
-            read = torch.tensor([ids], device=self.model.device)
-            outgrown = outgrows(self.model, sum(positions[:1]) + 1 + allowed(self))
-            with factors(self.model, torch.full_like(read[0], outgrown, dtype=torch.bool)):
-                hidden: torch.Tensor = self.model.base_model(read).last_hidden_state[0]
-            found.append(hidden[positions])
+            short = [p for p in positions if p < (shape.first_range(self.model.config) or sys.maxsize)]
+            for part in (short, positions[len(short) :]):
+                if part:  # as far as the last of them: longrope goes by the length of a pass
+                    read = torch.tensor([ids[: part[-1] + 1]], device=self.model.device)
+                    found.append(self.model.base_model(read).last_hidden_state[0, part])
         return torch.cat(found)
 
     def begin(self, slots: int) -> LearnedSession:
@@ -172,11 +172,6 @@ class ModelPlanner(Protocol):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
-def allowed(planner: ModelPlanner) -> int:
-    """Tokens that may follow the opening of its stream, as far as its rotary factors depend on that (`rsim.engine.rotary`)."""
-    return (planner.rules or PlayRules()).max_tokens
-
-
 def step_ids(planner: ModelPlanner, step: int, strategy: str, text: str) -> list[int]:
     """The ids of step ``step`` (from 1) in the stream, up to the next decision."""
     if planner.sees != "everything":
@@ -201,7 +196,7 @@ class LearnedSession:
         known = dict(zip(questions, openings or (), strict=False))
         opened = {q: known.get(q) or self.planner.opening(q) for q in set(questions)}
         begun = [opened[q] for q in questions]
-        for slot, ids, pending in zip(slots, begun, self.decoder.start(slots, begun, allowed(self.planner)), strict=True):
+        for slot, ids, pending in zip(slots, begun, self.decoder.start(slots, begun), strict=True):
             self.pending[slot], self.stream[slot], self.steps[slot] = pending, ids[: len(ids) - len(pending)], 0
 
     @torch.no_grad()
@@ -228,7 +223,7 @@ class LearnedSession:
         return len(self.stream[slot]) + len(self.pending[slot])
 
     def reads(self, slot: int) -> bool:
-        return self.length(slot) <= self.decoder.limit(slot)
+        return self.length(slot) <= shape.context(self.planner.model.config)
 
 
 def saved_rules(source: str | Path) -> PlayRules | None:

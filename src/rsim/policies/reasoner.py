@@ -35,18 +35,17 @@ class Reasoner:
         self, messages: list[dict[str, Any]], day: str, *, continues: bool = False, tools: list[Any] | None = None
     ) -> list[int]:
         """`prompt_ids` of a chat whose contents are texts; ``continues``: its last message is the assistant's own, to be gone
-        on with; ``tools``: for a template that shows them. Without a chat template a question is a paragraph, behind the
-        system's.
+        on with; ``tools``: for a template that shows them. Without a chat template each message is a
+        paragraph.
 
         Raises:
-            UserError: the template refuses the messages; there is none, and they are more than a question.
+            UserError: the template refuses the messages.
         """
         if self.tokenizer.chat_template:
             how = {"add_generation_prompt": not continues, "continue_final_message": continues, "tools": tools}
             return self.injected_ids(prompts.chat_text(self.tokenizer, messages, day, **how))
-        if [message["role"] for message in messages] not in (["user"], ["system", "user"]):
-            raise UserError("a model without a chat template takes one question, behind a system text or not", "send a prompt")
-        return prompts.begin_ids(self.tokenizer, "\n\n".join(message["content"] for message in messages) + "\n")
+        paragraphs = "\n\n".join(message["content"] for message in messages)
+        return prompts.begin_ids(self.tokenizer, paragraphs + ("" if continues else "\n"))
 
     def injected_ids(self, text: str) -> list[int]:
         """A strategy prompt or delimiter, tokenised alone."""

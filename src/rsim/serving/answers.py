@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -17,7 +16,6 @@ from rsim.errors import UserError
 from rsim.serving import openai_api as api
 from rsim.serving import tracing
 from rsim.serving.grammar import CALL, read_call
-from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.play import (
     Asked,
     Called,
@@ -44,16 +42,15 @@ _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 async def answer(state: State, request: Request, wire: Wire, body: Body, model: str, *, planned: bool, asked: Body) -> Response:
     """A response whose answers are played. A stream leaves, and tells the metrics, when it is over; for all else the caller
     does. ``body``: in the inner form; ``asked``: as it came."""
-    began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     with _refusing():
-        decode = state.upstream.decode if isinstance(state.upstream, LocalUpstream) else None
         limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
-        wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit, decode)
+        wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit)
         headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
         headers = headers if state.config.wrapped else tracing.received(headers)
         wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
-        upstream = await upstream_of(state, model, wanted.asked[0].headers)
+        upstream, texts = await unless_gone(request.receive, _opened(state, model, wanted, deadline))
+        wanted.asked = [replace(one, prompt=texts.get(tuple(one.prompt_ids or ()), one.prompt)) for one in wanted.asked]
     mode = upstream.mode if planned else None
     shown: dict[str, str] = {"X-Rsim-Mode": mode} if mode else {}
     plays = [_play(state, upstream, one, wanted, planned=planned) for one in wanted.asked]
@@ -65,7 +62,7 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, model: 
 
         def done() -> None:
             leave(state)
-            finished(state, request, wire.kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
+            finished(state, request, outcome.status)
 
         return WatchedStream(events(wire, asked, _chunks(wanted, merged, first, outcome)), 200, shown | _EVENTS, done)
     choices = [api.Choice() for _ in wanted.asked]
@@ -85,6 +82,16 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, model: 
     return JSONResponse(whole(wire, asked, api.whole(wanted, choices, mode)), headers=shown)
 
 
+async def _opened(
+    state: State, model: str, wanted: api.Request, deadline: float
+) -> tuple[Upstream, dict[tuple[int, ...], str]]:
+    """The upstream, and the texts of prompts of token ids."""
+    async with asyncio.timeout_at(deadline):
+        upstream = await upstream_of(state, model, wanted.asked[0].headers)
+        by_ids = {tuple(one.prompt_ids): one for one in wanted.asked if one.prompt_ids}
+        return upstream, {ids: await upstream.text(one) for ids, one in by_ids.items()}
+
+
 def own_headers(request: Request) -> list[tuple[bytes, bytes]]:
     """A request's headers but for those of its connection; bytes: any name, any value."""
     return [(k, v) for k, v in request.headers.raw if k not in _HOP and k != b"origin"]
@@ -101,6 +108,12 @@ def _refusing() -> Iterator[None]:
 
 def _refusal(error: Exception) -> Refusal:
     """What an error is to the client. One that is not expected here is a fault of ours: it is logged, not told."""
+    refusal = _meaning(error)
+    error.__traceback__ = None  # its frames hold the request, and it: a ring that stays until Python looks for rings
+    return refusal
+
+
+def _meaning(error: Exception) -> Refusal:
     if isinstance(error, api.BadRequest):
         return Refusal(400, str(error), "invalid_request_error", param=error.param)
     if isinstance(error, UserError):
@@ -160,7 +173,7 @@ async def _until_said(events: AsyncGenerator[tuple[int, Event]], seconds: float)
 
 async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Request, *, planned: bool) -> AsyncGenerator[Event]:
     """One answer, cut at the client's stop strings."""
-    spent, show = Usage(), {"content": None, "reasoning": "reasoning_content", "none": ""}[state.config.show]
+    spent = Usage()
     async with state.slots:
         if planned:
             source = play(asked, state.planning, upstream, wanted.rules, wanted.limit, spent, state.runner)
@@ -168,11 +181,10 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
             source = _plain(upstream, asked, wanted.limit, wanted.stops)
         async with (
             aclosing(api.Stops(wanted.stops, ends_there=not planned).cut(source, spent)) as cut,
-            aclosing(_called(cut) if asked.tools else cut) as events,
+            aclosing(_called(cut) if asked.tools else cut) as called,
+            aclosing(_placed(called, state.config.show)) as events,
         ):
             async for event in events:
-                if show is not None and (isinstance(event, Injected) or (isinstance(event, TextDelta) and not event.sampled)):
-                    event = replace(event, place=show)
                 if isinstance(event, Injected):
                     state.metrics.steps.labels(event.strategy).inc()
                 elif isinstance(event, Finished):
@@ -180,10 +192,33 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
                 yield event
 
 
+_PLACES = {"content": None, "reasoning": "reasoning_content", "none": ""}  # None: as the game has it
+
+
+async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Event]:
+    """Prompts and outputs in their place. "auto": where the model thinks, if it does so in a field of its own; they wait until
+    the model has said something."""
+    held: list[Injected | TextDelta] = []
+    known, place = show != "auto", _PLACES.get(show)
+    async for event in events:
+        if isinstance(event, Injected) or (isinstance(event, TextDelta) and event.output):
+            if known:
+                yield event if place is None else replace(event, place=place)
+            else:
+                held.append(event)
+            continue
+        if not known and isinstance(event, Thought) and event.field != "content":
+            place = event.field
+        for one in held:
+            yield one if place is None else replace(one, place=place)
+        known, held = True, []
+        yield event
+
+
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:
     """An answer of the model in this process without a planner."""
-    conversation = await upstream.open(replace(asked, allowed=limit))
-    until = Until(strings=stops, strict=bool(asked.form or asked.tools))
+    conversation = await upstream.open(asked)
+    until = Until(strings=stops, strict=asked.strict)
     try:
         async with aclosing(conversation.step(limit, until)) as pieces:
             async for piece in pieces:

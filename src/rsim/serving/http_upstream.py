@@ -17,12 +17,13 @@ import random
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
+from rsim.errors import UserError
 from rsim.rules import End, in_block, step_end
 from rsim.serving import tracing
 from rsim.serving.planner_batcher import estimated_tokens
@@ -59,9 +60,47 @@ class HttpUpstream:
         self.client, self.mode, self.count, self.tells = client, mode, count, tells
         self.retries, self.backoff, self.patience = retries, backoff, patience
         self.thinkers: set[str] = set()  # models that were seen to think
+        self.newer: set[str] = set()  # models that know max_completion_tokens alone
 
     async def open(self, asked: Asked) -> Conversation:
         return _HttpConversation(self, asked)
+
+    async def text(self, asked: Asked) -> str:
+        """Of a prompt that was sent as token ids, by the server's ``/detokenize`` (vLLM's, llama.cpp's).
+
+        Raises:
+            UserError: it has none.
+            UpstreamError: it cannot be asked.
+        """
+        told: str = await self._of_tokens("detokenize", asked, ("prompt", "content"), str, tokens=asked.prompt_ids)
+        return told
+
+    async def ids_of(self, text: str, asked: Asked) -> list[int]:
+        """By its ``/tokenize``: what goes on behind a prompt of token ids."""
+        plain = {"add_special_tokens": False, "add_special": False}  # vLLM's name and llama.cpp's
+        ids: list[int] = await self._of_tokens("tokenize", asked, ("tokens",), list, prompt=text, content=text, **plain)
+        return ids
+
+    async def _of_tokens(self, path: str, asked: Asked, fields: tuple[str, ...], kind: type, **body: Any) -> Any:
+        """The first of the ``fields`` that the answer has. These two are beside the API, not below it."""
+        try:
+            url = self.client.base_url.join(f"../{path}")
+            response = await self.client.post(url, json=body | {"model": asked.model}, headers=[*asked.headers])
+        except httpx.RequestError as error:
+            raise unanswered(error) from error
+        if response.status_code in _RETRIED:
+            raise await refused(response)
+        if response.status_code != 200:
+            problem = f"the upstream cannot read token ids: its /{path} answers {response.status_code}"
+            raise UserError(problem, "send the prompt as text")
+        try:
+            told = response.json()
+        except ValueError:
+            told = None
+        found = next((told[field] for field in fields if field in told), None) if isinstance(told, dict) else None
+        if not isinstance(found, kind):
+            raise broken(f"the upstream's /{path} answers in an unknown form", response.text)
+        return found
 
     async def call(self, path: str, body: dict[str, Any], headers: Headers = ()) -> _Call:
         """An answer that has begun. Tried again, with jitter or when ``Retry-After`` says, as long as nothing was answered.
@@ -163,6 +202,7 @@ class _Call:
     ahead: str | Thought | Said | None
     stops: tuple[str, ...] = ()  # that it was asked to stop at
     limit: int = 0  # tokens that it may write
+    thinks: bool = False  # there is room for thinking among them
     prompt: str = ""
     accounted: Usage = field(default_factory=Usage)  # to earlier steps
 
@@ -190,6 +230,7 @@ class _HttpConversation:
         self.pending = ""  # injected with the next step
         self.calls = 0
         self.call: _Call | None = None
+        self.spent = Usage()  # in the step, by calls that are over
         self.continues = asked.messages is None or upstream.mode == "prefill"  # an answer, in the middle of it
 
     def inject(self, text: str) -> None:
@@ -206,12 +247,15 @@ class _HttpConversation:
             self.steps.append((self.pending, ""))
             call = await self._ask(max_new_tokens, until)
         self.pending = ""
-        text, pieces, thoughts, spent, told = "", 0, 0, Usage(), ""
+        self.spent = spent = Usage()
+        text, pieces, thoughts, wasted, told = "", 0, 0, 0, ""
         end: End | None = None
         while end is None:
             said = await call.next()
             if not self.steps[-1][1] and self._thinks(said, call):  # and was not expected to
                 await self.close()
+                spent.add(call.counted(said.usage) if isinstance(said, Said) and said.usage else call.estimate(1))
+                wasted = spent.completion_tokens
                 call = await self._ask(max_new_tokens, until)
             elif isinstance(said, Thought):
                 thoughts += 1
@@ -247,7 +291,13 @@ class _HttpConversation:
                         call = await self._ask(left, until)
                 if end == "end_of_turn" and not told and not any(written for _, written in self.steps):
                     self._check_silence(thoughts, usage)
-        yield StepEnd("end_of_turn" if told else end, spent, text, thoughts, told)
+        yield StepEnd("end_of_turn" if told else end, spent, text, thoughts + wasted, told)
+
+    def cut(self, pieces: int) -> Usage:
+        usage = replace(self.spent)
+        if self.call:
+            usage.add(self.call.estimate(pieces))
+        return usage
 
     def _check_silence(self, thoughts: int, usage: Usage) -> None:
         """Raises `UpstreamError` for an answer without a word, unless the model did end its turn at once."""
@@ -263,10 +313,10 @@ class _HttpConversation:
     def _thinks(self, said: str | Thought | Said, call: _Call) -> bool:
         """Whether a model turns out to think in a call that has no room for it, or would be stopped inside of it."""
         hidden = isinstance(said, Said) and bool(said.thought) and said.reason == "length"
-        if not (hidden or isinstance(said, Thought)) or self.asked.model in self.upstream.thinkers:
+        if not (hidden or isinstance(said, Thought)):
             return False
         self.upstream.thinkers.add(self.asked.model)
-        return bool(self.asked.thinking or call.stops)
+        return not call.thinks and bool(self.asked.thinking or call.stops)
 
     def _why(self, said: Said, call: _Call, text: str) -> End:
         if said.reason == "length":
@@ -281,27 +331,46 @@ class _HttpConversation:
         asked, thinks = self.asked, self.asked.model in self.upstream.thinkers
         stops = until.stops if self.upstream.tells and self.continues and not thinks and not until.beyond else ()
         limit = max(max_new_tokens, until.beyond) + (asked.thinking if thinks else 0)
-        body = self._body() | asked.sampling
+        body = await self._body() | asked.sampling
         if "seed" in body:  # another one for each request: with the same, every step would draw the same numbers
             body["seed"] += self.calls
         self.calls += 1
-        body |= {"model": asked.model, asked.limit_field: limit, "stream": True, "stream_options": {"include_usage": True}}
+        body |= {"model": asked.model, "stream": True, "stream_options": {"include_usage": True}}
         if until.strict:
             body["response_format"] = asked.form
         if stops:
             body["stop"] = list(stops)
         path = "completions" if asked.messages is None else "chat/completions"
-        call = await self.upstream.call(path, body, tracing.passed_on(asked.headers))
-        call.stops, call.limit = stops, limit
-        call.prompt = body.get("prompt") or "".join(text_of(m.get("content")) for m in body.get("messages", []))
+        call = await self._begun(path, body, limit)
+        call.stops, call.limit, call.thinks = stops, limit, thinks
+        call.prompt = (asked.prompt or "") + self._said() + "".join(text_of(m.get("content")) for m in asked.messages or [])
         self.call = call
         return call
 
-    def _body(self) -> dict[str, Any]:
+    async def _begun(self, path: str, body: dict[str, Any], limit: int) -> _Call:
+        """A call with a limit of tokens, in the field that the model knows: the client may have named none."""
+        asked, newer = self.asked, self.upstream.newer
+        field = "max_completion_tokens" if asked.model in newer else asked.limit_field
+        try:
+            return await self.upstream.call(path, body | {field: limit}, tracing.passed_on(asked.headers))
+        except UpstreamError as refusal:
+            if refusal.status != 400 or field != "max_tokens" or "max_completion_tokens" not in str(refusal):
+                raise
+        newer.add(asked.model)
+        return await self._begun(path, body, limit)
+
+    def _said(self) -> str:
+        """Of the answer so far, what was injected included."""
+        return "".join(injected + written for injected, written in self.steps)
+
+    async def _body(self) -> dict[str, Any]:
+        said, ids = self._said(), self.asked.prompt_ids
+        if ids is not None:
+            return {"prompt": ids + (await self.upstream.ids_of(said, self.asked) if said else [])}
         if self.asked.messages is None:
-            return {"prompt": (self.asked.prompt or "") + "".join(i + w for i, w in self.steps)}
+            return {"prompt": (self.asked.prompt or "") + said}
         if self.upstream.mode == "prefill":
-            said, earlier = "".join(i + w for i, w in self.steps), self.asked.messages
+            earlier = self.asked.messages
             if self.asked.continues:
                 said, earlier = text_of(earlier[-1].get("content")) + said, earlier[:-1]
             if not said:  # nothing to continue: the turn is not open yet

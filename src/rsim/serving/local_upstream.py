@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from rsim.engine.detokenizer import Detokenizer
 from rsim.engine.native import NativeEngine
@@ -42,6 +42,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 _SHOWN = f'To use a tool, answer {CALL}{{"name": ..., "arguments": {{...}}}}{CALLED} alone. Tools: '
 _LOWEST = -9999.0  # as OpenAI tells the log-prob of what cannot be
 _CHUNK = 512  # tokens of prompts in a forward pass: what the other answers wait for
+T = TypeVar("T")
 _Piece = str | StepEnd | Exception
 Emit = Callable[[_Piece], object]
 
@@ -77,7 +78,6 @@ class _Answer:
     key: str
     temperature: float
     length: int
-    allowed: int  # tokens after the prompt
     shaped: Callable[..., Shape]
     matcher: Any  # of what the final step has to keep to
     pending: list[int] = field(default_factory=list)
@@ -118,7 +118,7 @@ class LocalUpstream:
         undone = sorted(k for k, v in asked.sampling.items() if v not in _NEUTRAL.get(k, (v,)))
         if undone:
             raise UserError(f"{undone[0]} is not supported by a model in this process", "use an upstream server")
-        ids = await asyncio.get_running_loop().run_in_executor(self.reading, self._prompt, asked)
+        ids = await self._reads(self._prompt, asked)
         if not ids:
             raise UserError("the prompt is empty")
         if len(ids) >= self.context:
@@ -134,7 +134,7 @@ class LocalUpstream:
         warmth = 0.0 if asked.greedy else 1.0 if temperature is None else float(temperature)
         shaped = partial(Shape, warmth, top_p, top=asked.logprobs, grammars=grammars)
         slot = await self.free.get()
-        return _LocalConversation(self, _Answer(slot, ids, key, warmth, len(ids), asked.allowed, shaped, matcher))
+        return _LocalConversation(self, _Answer(slot, ids, key, warmth, len(ids), shaped, matcher))
 
     def _grammars(self) -> Grammars:
         with self.lock:
@@ -142,15 +142,24 @@ class LocalUpstream:
                 self.grammars = Grammars(self.reasoner.tokenizer, self.vocabulary.size, self.engine.ends)
         return self.grammars
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of a prompt that was sent as token ids.
-
-        Raises:
-            UserError: an id that the model does not have.
-        """
-        if not all(0 <= i < self.reasoner.model.get_input_embeddings().weight.shape[0] for i in ids):
+    async def text(self, asked: Asked) -> str:
+        """Of a prompt that was sent as token ids. Raises `UserError` for ids that the model does not have."""
+        ids, count = asked.prompt_ids, self.reasoner.model.get_input_embeddings().weight.shape[0]
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < count for i in ids):
             raise UserError("the prompt holds a token id that the model does not have")
-        return str(self.reasoner.tokenizer.decode(ids))
+        return str(await self._reads(self.reasoner.tokenizer.decode, ids))
+
+    async def ids(self, text: str, *, begins: bool) -> list[int]:
+        """Of a prompt that is sent as a text or, where it does not begin there, of what goes on."""
+
+        def work(text: str) -> list[int]:
+            check_length(self.reasoner.tokenizer, text, self.context)
+            return begin_ids(self.reasoner.tokenizer, text) if begins else self.reasoner.injected_ids(text)
+
+        return await self._reads(work, text)
+
+    async def _reads(self, work: Callable[[Any], T], what: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.reading, work, what)
 
     def _prompt(self, asked: Asked) -> list[int]:
         if asked.prompt_ids is not None:
@@ -222,8 +231,7 @@ class LocalUpstream:
         """Lets an answer sample its next step, behind ``ids``."""
         try:
             if not answer.begun:
-                whose = [answer.slot], [answer.prompt], [answer.key], [answer.temperature]
-                self.engine.start(*whose, allowed=answer.allowed)
+                self.engine.start([answer.slot], [answer.prompt], [answer.key], [answer.temperature])
                 answer.begun = True
             asked = answer.shaped(limit=max_new_tokens, matcher=answer.matcher if until.strict else None)
             shape = asked if asked.bends else None
@@ -288,6 +296,9 @@ class _LocalConversation:
                 yield piece
         finally:
             upstream.commands.put(lambda: upstream.stop(answer))
+
+    def cut(self, pieces: int) -> Usage:
+        return replace(self._usage(pieces), estimated=True)
 
     def _usage(self, sampled: int) -> Usage:
         """Of a step; the prompt counts once."""

@@ -27,18 +27,21 @@ Headers = tracing.Headers
 
 @dataclass
 class Usage:
-    """Tokens as the upstream counts them, summed over its calls; ``estimated`` where it did not say and chunks were counted."""
+    """Tokens as the upstream counts them, summed over its calls; ``estimated`` where it did not say and chunks were counted.
+    ``reasoning_tokens``: those of the completion that are thinking."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     estimated: bool = False
+    reasoning_tokens: int = 0
 
     def add(self, other: Usage) -> None:
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
         self.cached_tokens += other.cached_tokens
         self.estimated |= other.estimated
+        self.reasoning_tokens += other.reasoning_tokens
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,9 @@ class StepEnd:
 class Asked:
     """One answer that is wanted. ``messages`` or ``prompt`` as the client sent them (``prompt_ids`` if it sent token ids);
     ``sampling`` is passed to the upstream; ``continues``: the last message is the assistant's own, to be gone on with. A model
-    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in. The
-    rules allow the answer ``allowed`` tokens, whatever its client does. ``headers`` go with every call. ``form`` (a
-    ``response_format``) or ``tools`` are for the final step alone; ``logprobs``: how many to tell beside each token's own."""
+    that thinks may take ``thinking`` more tokens in each call; ``limit_field`` is the one that a call's limit goes in.
+    ``headers`` go with every call. ``form`` (a ``response_format``) or ``tools`` are for the final step alone; ``logprobs``:
+    how many to tell beside each token's own."""
 
     model: str
     messages: list[dict[str, Any]] | None
@@ -108,7 +111,6 @@ class Asked:
     prompt_ids: list[int] | None = None
     continues: bool = False
     thinking: int = 0
-    allowed: int = 0
     limit_field: str = "max_tokens"
     headers: Headers = ()
     form: dict[str, Any] | None = None
@@ -125,6 +127,11 @@ class Asked:
             if message.get("role") == "user":
                 return text_of(message.get("content"))
         return ""
+
+    @property
+    def strict(self) -> bool:
+        """Whether the answer is the final step alone; what is before it is thinking."""
+        return bool(self.form or self.tools)
 
     @property
     def greedy(self) -> bool:
@@ -148,6 +155,9 @@ class Conversation(Protocol):
     def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | Thought | StepEnd]:
         """Yields text as it is sampled, then one `StepEnd`."""
 
+    def cut(self, pieces: int) -> Usage:
+        """What a step has spent that is given up after so many pieces: an estimate."""
+
     def count(self, text: str) -> int:
         """How many tokens ``text`` takes where it is injected."""
 
@@ -163,6 +173,9 @@ class Upstream(Protocol):
     mode: Mode
 
     async def open(self, asked: Asked) -> Conversation: ...
+
+    async def text(self, asked: Asked) -> str:
+        """Of a prompt that was sent as token ids. Raises `UserError` where they cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +246,12 @@ async def play(
     usage = Usage() if spent is None else spent
     planner = await batcher.open(asked.question, asked.sampling.get("seed"))
     try:
-        conversation = await upstream.open(replace(asked, thinking=max(limit, rules.max_tokens), allowed=rules.max_tokens))
+        conversation = await upstream.open(replace(asked, thinking=max(limit, rules.max_tokens)))
         try:
-            book = rulebook_of(batcher.planner, rules.within(min(limit, conversation.room())), conversation.count)
+            allowed = rules.within(min(limit, conversation.room()))
+            if asked.strict:
+                allowed = replace(allowed, answer_tokens=max(allowed.answer_tokens, _kept_for_form(allowed.max_tokens)))
+            book = rulebook_of(batcher.planner, allowed, conversation.count)
             turns = upstream.mode == "turn" and asked.messages is not None
             tools = Tools(runner, book.rules, conversation.count)
             players = _Players(asked, batcher, planner, conversation, tools, turns)
@@ -246,6 +262,12 @@ async def play(
             await conversation.close()
     finally:
         planner.close()
+
+
+def _kept_for_form(limit: int) -> int:
+    """Of ``limit`` tokens those that the steps leave to an answer in a form: a form that is cut is none. Half of them; of few
+    tokens, whose half a short form may exceed, 128 or two thirds."""
+    return min(max(limit // 2, 128), 2 * limit // 3)
 
 
 @dataclass(frozen=True)
@@ -280,9 +302,7 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
     progress, injected_tokens, ending = Progress(), 0, Ending()
     last = ""  # step, as it was sampled
     logprobs: list[dict[str, Any]] = []
-    strict = bool(
-        players.asked.form or players.asked.tools
-    )  # the answer is the final step alone; what is before it is thinking
+    strict = players.asked.strict
     aside, due = "reasoning_content" if strict else "content", False
     while not ending.over:
         with tracing.span("rsim.decision", {}) as note:
@@ -340,14 +360,19 @@ async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage)
     """What is sampled in a step and, where its program is run, the output and what follows it."""
     piece: str | Thought | StepEnd
     while step.sampled < step.limit:
-        end = StepEnd("cap", Usage())
-        async with aclosing(players.conversation.step(step.limit - step.sampled, step.until)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, StepEnd):
-                    end = piece
-                else:
-                    yield TextDelta(piece) if isinstance(piece, str) else piece
-        usage.add(end.usage)
+        end, read = StepEnd("cap", Usage()), 0
+        try:
+            async with aclosing(players.conversation.step(step.limit - step.sampled, step.until)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, StepEnd):
+                        end = piece
+                    else:
+                        read += 1
+                        yield TextDelta(piece) if isinstance(piece, str) else piece
+        except GeneratorExit:  # a string of the client's was met
+            usage.add(players.conversation.cut(read))
+            raise
+        usage.add(replace(end.usage, reasoning_tokens=min(end.thought, end.usage.completion_tokens)))
         text, step.end, step.told = end.text, end.reason, end.told
         step.logprobs += end.logprobs
         step.sampled, step.read = step.sampled + end.tokens, step.read + text

@@ -32,7 +32,6 @@ class AgentSettings:
 
     temperature: float  # it was sampled at
     learning_rate: float
-    allowed: int = 0  # tokens that may follow a sequence's beginning, by the rules of its rollout
     weight_decay: float = 0.0
     with_values: bool = False  # a value head, for PPO
     value_learning_rate: float = 0.0  # of that head; 0: the policy's
@@ -59,7 +58,7 @@ class Agent:
         agent."""
         self.name, self.model, self.head, self.head_weight, self.world = name, model, head, head_weight, world
         self.temperature, self.learning_rate = settings.temperature, settings.learning_rate
-        self.deepspeed, self.allowed = settings.deepspeed, settings.allowed
+        self.deepspeed = settings.deepspeed
         prepare(model)
         layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
         self.checkpointed = layers if settings.checkpointing else []
@@ -109,7 +108,7 @@ class Agent:
     def evaluate(self, batch: ActionBatch, *, with_reference: bool = False) -> Evaluated:
         """Log-probs (at the sampling temperature), entropies and values of a batch's actions, each ``[B,
         K]``."""
-        stream = pack(batch)
+        stream = pack(batch, first_range(self.model.config))
         chosen = batch.mask.bool()
         actions = batch.actions[chosen]
         hidden = self._hidden(self.model, stream, chosen)
@@ -132,9 +131,7 @@ class Agent:
         # for the RNG's state, which a recorded pass of a rollout may not.
         for layer in self.checkpointed:
             layer.training = torch.is_grad_enabled()
-        first = first_range(model.config)
-        long = None if first is None else (stream.beginnings + self.allowed > first)
-        hidden = packed.forward(model, stream.ids, stream.positions, stream.layout, long)
+        hidden = packed.forward(model, stream.ids, stream.positions, stream.layout, stream.long)
         for layer in self.checkpointed:
             layer.training = False
         return hidden.index_select(0, stream.index[chosen])

@@ -59,7 +59,6 @@ def cold_start(
     training = AgentSettings(
         temperature=1.0,
         learning_rate=settings.learning_rate,
-        allowed=config.rollout.max_tokens + 1,  # an end of the turn that is taught
         checkpointing=config.train.gradient_checkpointing,
         shard=config.parallel.shard,
     )

@@ -7,7 +7,7 @@ the continuations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -18,17 +18,38 @@ from rsim.training.batch import ActionBatch
 @dataclass
 class Stream:
     """``ids`` and ``positions`` ``[N]``; ``index [B, K]``: where in the stream each action's state lies;
-    ``beginnings [N]``: how many tokens each token's sequence began with."""
+    ``long [N]``: which tokens are read by the long rotary factors, of a model that has some."""
 
     ids: torch.Tensor
     positions: torch.Tensor
     index: torch.Tensor
-    beginnings: torch.Tensor
+    long: torch.Tensor | None
     layout: SharedLayout
 
 
-def pack(batch: ActionBatch) -> Stream:
-    """Lays a batch out."""
+def pack(batch: ActionBatch, first: int | None = None) -> Stream:
+    """Lays a batch out. ``first``: the first range of a model with longrope. As in rollouts, what comes
+    behind at most so many tokens is predicted by the short factors and the rest by the long ones: a row with
+    both is read twice."""
+    if first is None:
+        return _pack(batch, None)
+    mask, far = batch.mask.bool(), batch.positions >= first
+    parts = [mask & ~far, mask & far]
+    rows = [part.any(1).nonzero()[:, 0] for part in parts]
+    both = torch.cat(rows)
+    twice = replace(batch, **{f.name: getattr(batch, f.name)[both] for f in fields(batch)})
+    twice.mask = torch.cat([part[r] for part, r in zip(parts, rows, strict=True)]).to(batch.mask.dtype)
+    long = torch.arange(len(both), device=both.device) >= len(rows[0])
+    twice.groups = 2 * twice.groups + long
+    stream = _pack(twice, long)
+    index = torch.zeros_like(batch.positions)
+    for at, part, r in zip((stream.index[~long], stream.index[long]), parts, rows, strict=True):
+        index[r] = torch.where(part[r], at, index[r])
+    stream.index = index
+    return stream
+
+
+def _pack(batch: ActionBatch, long: torch.Tensor | None) -> Stream:
     owner, shared = _shared_beginnings(batch)
     begins = batch.prefixes[shared]
     skipped = torch.where(owner >= 0, batch.prefixes, 0)  # tokens of a row that lie in a shared beginning
@@ -44,10 +65,9 @@ def pack(batch: ActionBatch) -> Stream:
     inside = batch.positions < skipped[:, None]
     at_prefix = (prefix.first[owner.clamp(min=0)][:, None] if len(shared) else 0) + batch.positions
     index = torch.where(inside, at_prefix, own.first[:, None] + batch.positions - skipped[:, None])
-    beginnings = torch.cat(
-        [n.repeat_interleave(m) for n, m in ((begins, begins), (batch.prefixes, lengths - skipped))]
-    )
-    return Stream(ids, positions, index, beginnings, SharedLayout(prefix, own, owner, columns))
+    if long is not None:
+        long = torch.cat([long[shared].repeat_interleave(begins), long.repeat_interleave(lengths - skipped)])
+    return Stream(ids, positions, index, long, SharedLayout(prefix, own, owner, columns))
 
 
 def _shared_beginnings(batch: ActionBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -130,7 +130,6 @@ def make_agents(
     train, rollout = config.train, config.rollout
     common: dict[str, Any] = {
         "weight_decay": train.weight_decay,
-        "allowed": rollout.max_tokens,
         "with_values": config.objective.loss == "ppo",
         "value_learning_rate": train.value_lr,
         "checkpointing": train.gradient_checkpointing,

@@ -7,8 +7,8 @@ sweep that was stopped goes on with the trial it was at (and that one with its l
 
 from __future__ import annotations
 
-import json
 import math
+import signal
 import subprocess
 import sys
 import tomllib
@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from rsim.config import from_table, load_config
+from rsim.engine.llama_process import ending_with_parent
 from rsim.errors import UserError
 from rsim.runs.folder import records
-from rsim.settings import check_setting, setting
+from rsim.runs.lock import locked
+from rsim.settings import check_setting, literal, setting
 
 _EDGE = 0.05  # of a range, at either end
 
@@ -52,6 +54,8 @@ class Range:
         if self.values:
             ordered = all(type(v) in (int, float) for v in self.values)
             return ordered and len(self.values) > 1 and value in (min(self.values), max(self.values))
+        if not self.low < value < self.high:  # a known one may lie beyond
+            return True
         low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
         place: float = (value - low) / (high - low)
         return not _EDGE < place < 1 - _EDGE
@@ -61,6 +65,7 @@ class Range:
 class Sweep:
     settings: Settings
     ranges: tuple[Range, ...]
+    known: tuple[dict[str, Any], ...] = ()  # settings that are tried beside those that are drawn
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,12 @@ def load_sweep(path: Path) -> Sweep:
     if not isinstance(search, dict) or not search:
         remedy = 'e.g. "train.planner_lr" = {low = 1e-5, high = 1e-2, log = true}'
         raise UserError(f"{path} has no table [search]", remedy)
+    if own := {"seed", "out"} & search.keys():
+        raise UserError(
+            f"{path}: search.{min(own)}",
+            "a sweep gives each run its own: seeds = [...] are tried for the best",
+        )
+    known = table.pop("known", [])
     settings: Settings = from_table(Settings, table, str(path))
     for field in fields(settings):
         check_setting(field, getattr(settings, field.name), f"{path}: {field.name}")
@@ -97,7 +108,13 @@ def load_sweep(path: Path) -> Sweep:
         raise UserError(f"{path} names no config", 'add e.g. config = "nano-grpo"')
     if not settings.seeds:
         raise UserError(f"{path}: seeds is empty", "give one at least")
-    sweep = Sweep(settings, tuple(_range(str(key), value) for key, value in search.items()))
+    if not isinstance(known, list) or any(
+        not isinstance(k, dict) or k.keys() != search.keys() for k in known
+    ):
+        raise UserError(f"{path}: [[known]] must give a value to each key of [search]", "and to no other")
+    sweep = Sweep(settings, tuple(_range(str(key), value) for key, value in search.items()), tuple(known))
+    for chosen in known:
+        load_config(settings.config, _overrides(settings, chosen))
     for r in sweep.ranges:  # keys and values are checked before anything runs
         for value in r.values or (r.low, r.high):
             load_config(settings.config, _overrides(settings, {r.key: value}))
@@ -114,29 +131,35 @@ def _range(key: str, value: Any) -> Range:
     if not numbers or low >= high or (log and low <= 0):
         remedy = "low and high are numbers, low below high (and above 0 where log = true)"
         raise UserError(f"search.{key} = {value!r}", remedy)
-    return Range(key, low=low, high=high, log=bool(log))
+    return Range(
+        key, low=float(low), high=float(high), log=bool(log)
+    )  # a key that takes whole numbers is refused
 
 
 def _overrides(settings: Settings, chosen: dict[str, Any]) -> list[str]:
-    return [*settings.set, *(f"{key}={json.dumps(value)}" for key, value in chosen.items())]
+    return [*settings.set, *(f"{key}={literal(value)}" for key, value in chosen.items())]
 
 
 def run_sweep(sweep: Sweep, out: Path, on_trial: Any = lambda trial, of: None) -> list[Trial]:
     """Runs what is left of a sweep in ``out``; returns its trials, the best one first.
 
     Raises:
-        UserError: optuna is missing, or ``out`` holds another sweep.
+        UserError: optuna is missing, or ``out`` holds another sweep or is another process's.
     """
-    study = _study(sweep, out)
+    with locked(out):
+        return _run_all(sweep, out, on_trial)
+
+
+def _run_all(sweep: Sweep, out: Path, on_trial: Any) -> list[Trial]:
     settings, trials = sweep.settings, []
-    for number in range(settings.trials):
-        chosen = study[number]
+    every = [*_study(sweep, out), *sweep.known]
+    for number, chosen in enumerate(every):
         trials.append(_played(settings, out, number, chosen, settings.seeds[:1]))
-        on_trial(trials[-1], settings.trials)
+        on_trial(trials[-1], len(every))
     for trial in ranked(trials, settings)[: max(1, math.ceil(settings.confirmed * len(trials)))]:
         if trial.scores and settings.seeds[1:]:
             trials[trial.number] = _played(settings, out, trial.number, trial.chosen, settings.seeds)
-            on_trial(trials[trial.number], settings.trials)
+            on_trial(trials[trial.number], len(every))
     return ranked(trials, settings)
 
 
@@ -160,10 +183,11 @@ def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
     study = optuna.create_study(
         storage=storage, study_name="sweep", sampler=sampler, direction="maximize", load_if_exists=True
     )
-    wanted = repr(sweep)
-    if study.user_attrs.setdefault("sweep", wanted) != wanted:
-        raise UserError(f"{out} holds another sweep", "give --out another folder")
-    study.set_user_attr("sweep", wanted)
+    config = load_config(sweep.settings.config, sweep.settings.set)  # a file may say something else by now
+    for name, wanted in {"sweep": repr(sweep), "config": repr(config)}.items():
+        if study.user_attrs.get(name, wanted) != wanted:
+            raise UserError(f"{out} holds another sweep", "give --out another folder")
+        study.set_user_attr(name, wanted)
     spaces: dict[str, Any] = {
         r.key: optuna.distributions.CategoricalDistribution(r.values)
         if r.values
@@ -182,7 +206,7 @@ def _played(
     scores: dict[int, list[float]] = {}
     for seed in seeds:
         folder = out / f"trial-{number:03d}" / f"seed-{seed}"
-        own = [f"seed={seed}", f"out={json.dumps(str(folder))}"]
+        own = [f"seed={seed}", f"out={literal(folder)}"]
         error = _run(settings, folder, [*_overrides(settings, chosen), *own])
         if error:
             return Trial(number, chosen, {}, error)
@@ -193,15 +217,20 @@ def _played(
 
 def _run(settings: Settings, folder: Path, overrides: list[str]) -> str:
     """Trains to the end what is not; returns the last line of what went wrong."""
-    if (folder / "checkpoints" / "final").exists():
+    final = folder / "checkpoints" / "final"
+    if final.exists():
         return ""
     changed = [part for override in overrides for part in ("--set", override)]
     resume = ["--resume"] if any((folder / "checkpoints").glob("step-*")) else []
     command = [sys.executable, "-m", "rsim", "train", settings.config, *changed, *resume, "--json"]
+    # The run would go on alone and hold its folder, which a sweep that goes on needs; what it saved is there.
+    command = ending_with_parent(command, signal.SIGKILL)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode < 0 or done.returncode == 130:
-        raise KeyboardInterrupt
-    said = done.stderr.strip().splitlines() or ["it said nothing"]
+    if done.returncode in (-signal.SIGINT, -signal.SIGTERM, 130) or (
+        not done.returncode and not final.exists()
+    ):
+        raise KeyboardInterrupt  # it was told to stop
+    said = done.stderr.strip().splitlines() or [f"it said nothing and ended with {done.returncode}"]
     return said[-1].removeprefix("rsim: ") if done.returncode else ""
 
 
@@ -235,7 +264,7 @@ def write_table(sweep: Sweep, trials: list[Trial], out: Path) -> Path:
         [
             str(t.number),
             *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in (t.chosen[key] for key in keys)),
-            *(f"{t.mean(b):.1%}" if t.scores else t.error for b in budgets),
+            *(f"{t.mean(b):.1%}" if t.scores else t.error.replace("|", "\\|") for b in budgets),
             str(len(t.scores.get(budgets[-1], []))),
         ]
         for t in trials

@@ -51,25 +51,31 @@ function bars(probabilities) {
   return element("details", {}, element("summary", { textContent: "probabilities" }), grid);
 }
 
-// Puts TeX in the text of a finished step into its place; what KaTeX cannot read stays as it is.
+// Puts TeX and code blocks in the text of a finished step into their place; what KaTeX cannot read stays as it is.
 function typeset(text) {
   text.normalize();
-  if (text.lastChild?.nodeType === Node.TEXT_NODE) text.lastChild.data = text.lastChild.data.trimEnd(); // the delimiter
-  const prompt = text.querySelector("em"), opened = prompt?.textContent.endsWith("\\boxed{") && prompt.nextSibling;
-  if (opened?.nodeType === Node.TEXT_NODE) { // the box belongs to the answer
-    prompt.textContent = prompt.textContent.slice(0, -"\\boxed{".length);
-    opened.data = "\\boxed{" + opened.data;
+  const last = text.lastChild, prompt = text.querySelector("em"), next = prompt?.nextSibling;
+  if (last?.nodeType === Node.TEXT_NODE || last?.tagName === "EM") last.textContent = last.textContent.trimEnd(); // the delimiter
+  const begun = prompt?.textContent.match(/(\\boxed\{|```\w*\n)$/)?.[0];
+  if (begun && next?.nodeType === Node.TEXT_NODE) { // the box or the program belongs to the answer
+    prompt.textContent = prompt.textContent.slice(0, -begun.length);
+    next.data = begun + next.data;
   }
-  for (const node of [...text.childNodes].filter((child) => child.nodeType === Node.TEXT_NODE)) {
+  const parents = [text, ...text.querySelectorAll(":scope > em")];
+  for (const node of parents.flatMap((parent) => [...parent.childNodes]).filter((child) => child.nodeType === Node.TEXT_NODE)) {
     const parts = [];
     let from = 0;
     for (const found of node.data.matchAll(MATH)) {
       const [whole, code, double, square, round, dollar, box] = found;
-      if (code) continue;
-      const made = element("span");
-      try { katex.render(double ?? square ?? round ?? dollar ?? box, made, { displayMode: Boolean(double ?? square) }); }
-      catch { continue; }
-      const block = made.querySelector(".katex-display") !== null, before = node.data.slice(from, found.index);
+      const program = code?.match(/^```(\w*)\n([^]*?)\n?```$/);
+      if (code && !program) continue;
+      const made = program ? element("code", { textContent: program[2] }) : element("span");
+      if (program) made.dataset.kind = program[1] || "code";
+      else {
+        try { katex.render(double ?? square ?? round ?? dollar ?? box, made, { displayMode: Boolean(double ?? square) }); }
+        catch { continue; }
+      }
+      const block = program || made.querySelector(".katex-display") !== null, before = node.data.slice(from, found.index);
       parts.push(block ? before.replace(/\n$/, "") : before, made);
       from = found.index + whole.length + (block && node.data[found.index + whole.length] === "\n" ? 1 : 0);
     }
@@ -188,7 +194,7 @@ async function answer(model, planned, asked, record, columns, signal) {
           open(chunk.rsim);
         } else {
           const thought = delta.reasoning_content || delta.reasoning;
-          if (thought) say(thought, true);
+          if (thought && (thinking || thought.trim())) say(thought, true);
           if (delta.content) split(delta.content).forEach((part) => say(...part));
         }
       }
