@@ -198,19 +198,21 @@ _PLACES = {"content": None, "reasoning": "reasoning_content", "none": ""}  # Non
 async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Event]:
     """Prompts and outputs in their place. "auto": where the model thinks, if it does so in a field of its own; they wait until
     the model has said something."""
-    held: list[Event] = []
+    held: list[Injected | TextDelta] = []
     known, place = show != "auto", _PLACES.get(show)
     async for event in events:
-        ours = isinstance(event, Injected) or (isinstance(event, TextDelta) and event.output)
-        if not known and ours:
-            held.append(event)
+        if isinstance(event, Injected) or (isinstance(event, TextDelta) and event.output):
+            if known:
+                yield event if place is None else replace(event, place=place)
+            else:
+                held.append(event)
             continue
         if not known and isinstance(event, Thought) and event.field != "content":
             place = event.field
         for one in held:
-            yield one if place is None else replace(one, place=place)  # type: ignore[call-arg]
+            yield one if place is None else replace(one, place=place)
         known, held = True, []
-        yield replace(event, place=place) if ours and place is not None else event  # type: ignore[call-arg]
+        yield event
 
 
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:

@@ -209,8 +209,8 @@ async def _pass_through(state: State, request: Request, path: str, raw: bytes, b
     query: list[tuple[str, Any]] = [(k, v) for k, v in given if not any(p in k.lower().encode() for p in withheld)]
     # What is no stream may say nothing for as long as the request may take.
     silence = state.config.upstream_seconds if body.get("stream") else state.config.request_seconds
-    own: dict[str, Any] = {"headers": tracing.passed_on(headers), "timeout": httpx.Timeout(silence, connect=10.0)}
-    sent = state.client.build_request("POST", path, content=raw, params=query or None, **own)
+    limit, passed = httpx.Timeout(silence, connect=10.0), tracing.passed_on(headers)
+    sent = state.client.build_request("POST", path, content=raw, params=query or None, headers=passed, timeout=limit)
     try:
         async with asyncio.timeout_at(deadline):
             response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
