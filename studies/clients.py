@@ -20,9 +20,10 @@ from pathlib import Path
 from rsim.models.weights import resolve
 from rsim.serving.server import SUFFIX
 from studies.ledger import Row
-from studies.servers import environment, free_port, node_packages, rsim_server, served
+from studies.servers import LITELLM, environment, free_port, node_packages, rsim_server, served
 
 ISSUE = 14
+Cells = dict[tuple[str, str], tuple[str, str]]  # a client's call and a way: what went wrong there, and with the bare model
 _TASK = """\
 task: gsm8k_local
 dataset_path: json
@@ -46,7 +47,7 @@ def run(
     model: str = "smollm2-135m", planner: str = "random", limit: int = 4, small: str = "nano-s", only: str = ""
 ) -> Iterator[Row]:
     """``only``: clients or harness."""
-    cells = {}
+    cells: Cells = {}
     if only in ("", "clients"):
         cells |= _matrix(small, planner)
     if only in ("", "harness"):
@@ -64,7 +65,6 @@ def run(
 # --- clients of Python and Node, and LiteLLM's proxy between them and the server ---
 
 _WAYS = ("--model", "--upstream")
-Cells = dict[tuple[str, str], tuple[str, str]]  # a client's call and a way: what went wrong there, and with the bare model
 
 
 def _matrix(model: str, planner: str) -> Cells:
@@ -82,7 +82,7 @@ def _matrix(model: str, planner: str) -> Cells:
         config = Path(folder, "litellm.json")
         config.write_text(json.dumps({"model_list": behind}))
         program = [str(environment("clients") / "litellm"), "--config", str(config), "--port", str(proxy)]
-        stack.enter_context(served(program, proxy, _PROXY))
+        stack.enter_context(served(program, proxy, LITELLM))
         python, own = str(environment("clients") / "python"), Path(__file__)
         packages = node_packages()
 
@@ -100,7 +100,6 @@ def _matrix(model: str, planner: str) -> Cells:
     return {(call, way): (wrong, alone.get(call, "")) for way, calls in planned_ways for call, wrong in calls.items()}
 
 
-_PROXY = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 _THROUGH_PROXY = ("openai_sync", "openai_stream", "openai_parse", "openai_tools", "openai_responses", "anthropic")
 
 
