@@ -90,7 +90,7 @@ def test_a_card_tells_the_steps_that_were_taken_and_every_reward(small, tmp_path
 
 
 def test_a_card_says_which_weights_its_results_are_of(small, tmp_path):
-    config = small("run", "train.steps=2", "train.eval_every=1")
+    config = small("run", "train.steps=2", "train.eval_every=1", "checkpoint.save_every=1")
     rsim.train(config)
 
     def card(of: str) -> str:
