@@ -189,7 +189,7 @@ def _prepare() -> None:
         if code:
             raise RuntimeError(f"{words}: {said}")
     with Path("hurt/metrics.jsonl").open("a") as file:
-        file.write("{half a li")
+        file.write("{half a line\n")
     next(Path("hurt/checkpoints/final/planner").glob("*.safetensors")).unlink()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,9 +20,10 @@ from pathlib import Path
 from rsim.models.weights import resolve
 from rsim.serving.server import SUFFIX
 from studies.ledger import Row
-from studies.servers import environment, free_port, node_packages, rsim_server, served
+from studies.servers import LITELLM, environment, free_port, node_packages, rsim_server, served
 
 ISSUE = 14
+Cells = dict[tuple[str, str], tuple[str, str]]  # a client's call and a way: what went wrong there, and with the bare model
 _TASK = """\
 task: gsm8k_local
 dataset_path: json
@@ -45,7 +47,7 @@ def run(
     model: str = "smollm2-135m", planner: str = "random", limit: int = 4, small: str = "nano-s", only: str = ""
 ) -> Iterator[Row]:
     """``only``: clients or harness."""
-    cells = {}
+    cells: Cells = {}
     if only in ("", "clients"):
         cells |= _matrix(small, planner)
     if only in ("", "harness"):
@@ -63,7 +65,6 @@ def run(
 # --- clients of Python and Node, and LiteLLM's proxy between them and the server ---
 
 _WAYS = ("--model", "--upstream")
-Cells = dict[tuple[str, str], tuple[str, str]]  # a client's call and a way: what went wrong there, and with the bare model
 
 
 def _matrix(model: str, planner: str) -> Cells:
@@ -81,22 +82,24 @@ def _matrix(model: str, planner: str) -> Cells:
         config = Path(folder, "litellm.json")
         config.write_text(json.dumps({"model_list": behind}))
         program = [str(environment("clients") / "litellm"), "--config", str(config), "--port", str(proxy)]
-        stack.enter_context(served(program, proxy, _PROXY))
+        stack.enter_context(served(program, proxy, LITELLM))
         python, own = str(environment("clients") / "python"), Path(__file__)
         packages = node_packages()
-        said = []
-        for i, (port, name) in enumerate(asked):
+
+        def said(i: int) -> dict[str, str]:
+            port, name = asked[i]
             calls = _calls([python, str(own.with_name("client_calls.py")), _url(port), name])
             node = ["node", str(own.with_name("client_calls.mjs")), packages, _url(port), name]
             calls |= _calls(node) if packages else {"clients_of_node": "node is not installed"}
             through = _calls([python, str(own.with_name("client_calls.py")), _url(proxy), f"way{i}", *_THROUGH_PROXY])
-            said.append(calls | {f"litellm_proxy,_{call}": wrong for call, wrong in through.items()})
-    alone = said[0] if packages else said[0] | {"clients_of_node": ""}
-    both = zip(_WAYS, said[1:], strict=True)
-    return {(call, way): (wrong, alone[call]) for way, calls in both for call, wrong in calls.items()}
+            return calls | {f"litellm_proxy,_{call}": wrong for call, wrong in through.items()}
+
+        planned_ways = list(zip(_WAYS, (said(1), said(2)), strict=True))
+        alone = said(0) if any(any(calls.values()) for _, calls in planned_ways) else {}
+    alone |= {"clients_of_node": ""}  # that there is no Node is no fault of the bare model's
+    return {(call, way): (wrong, alone.get(call, "")) for way, calls in planned_ways for call, wrong in calls.items()}
 
 
-_PROXY = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 _THROUGH_PROXY = ("openai_sync", "openai_stream", "openai_parse", "openai_tools", "openai_responses", "anthropic")
 
 
@@ -107,6 +110,7 @@ def _url(port: int) -> str:
 def _calls(command: list[str]) -> dict[str, str]:
     """What went wrong in each client's call; "" for nothing."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    print(done.stdout, file=sys.stderr)
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
     return {call["name"]: call["wrong"] for call in said}
 

@@ -2,11 +2,12 @@
 
 All measured in turn in the same run; medians of the rounds' ratios. *equal*: every row has the same prompt and length.
 *ragged*: three times as many sequences as fit at once, with prompts of different lengths and fixed ends of their own (an eighth
-of the longest to the longest, log-uniform); ``generate`` takes them batch by batch in their order. Useful tokens are those
-before a sequence's end. The bound is the time of the matrix products of one decoding step alone, on the same weights: as
-``torch.nn.functional.linear`` computes them and as oneDNN does, on them and on packed copies; the goal is on the fastest.
-``generate`` runs on a stock copy of the model. ``--vllm`` starts a vLLM server that works on as many sequences at once; it is
-asked for the same ones, all together.
+of the longest to the longest, log-uniform); ``generate`` takes them batch by batch in their order. Every round has questions
+of its own: a server that remembers the last round's (vLLM does) would not read them, as it must after every update of the
+weights. Useful tokens are those before a sequence's end. The bound is the time of the matrix products of one decoding step
+alone, on the same weights: as ``torch.nn.functional.linear`` computes them and as oneDNN does, on them and on packed copies;
+the goal is on the fastest. ``generate`` runs on a stock copy of the model. ``--vllm`` starts a vLLM server that works on as
+many sequences at once; it is asked for the same ones, all together.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ def run(model: str = "smollm2-135m", rows: int = 32, tokens: int = 64, rounds: i
 
 def measure(reasoner: Reasoner, client: httpx.Client | None, rows: int, tokens: int, rounds: int) -> Iterator[Row]:
     stock = copy.deepcopy(reasoner)  # before the native engine prepares the model for itself
-    work = {"equal": (questions(1) * rows, [tokens] * rows), "ragged": _ragged(rows, tokens)}
     sides: dict[str, Side] = {
         "native": partial(native, reasoner, rows),
         _DYNAMIC: partial(generated, stock, rows, None),
@@ -61,6 +61,7 @@ def measure(reasoner: Reasoner, client: httpx.Client | None, rows: int, tokens: 
     bounds: dict[str, list[float]] = {name: [] for name in ("linear", "oneDNN", "oneDNN on packed weights")}
     for number in range(rounds + 1):
         before = _matrix_seconds(stock, rows)
+        work = {"equal": (questions(1, number) * rows, [tokens] * rows), "ragged": _ragged(rows, tokens, number)}
         for kind, (asked, lengths) in work.items():
             for side, sample in sides.items():
                 rate = timed(sample, asked, lengths if number else [4] * len(asked))  # the first round warms up
@@ -99,8 +100,8 @@ def timed(sample: Side, asked: list[str], lengths: list[int]) -> float:
     return sum(lengths) / (time.perf_counter() - began)
 
 
-def _ragged(rows: int, tokens: int) -> tuple[list[str], list[int]]:
-    rng = random.Random(0)
+def _ragged(rows: int, tokens: int, seed: int) -> tuple[list[str], list[int]]:
+    rng = random.Random(seed)
     waiting = [" ".join(rng.choices(questions(1)[0].split(), k=rng.randint(5, 60))) for _ in range(3 * rows)]
     return waiting, [max(2, round(tokens * 2 ** rng.uniform(-3, 0))) for _ in waiting]
 

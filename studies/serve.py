@@ -1,7 +1,8 @@
 """The plug-in server under load: what it costs, and what it survives.
 
 *overhead*: beside the bare upstream. *stress*: many streams, a dying upstream, hostile clients. The upstream is
-`studies.serve_upstream`, a process that answers at once. ``--optillm`` measures optillm as well, in an environment of its own.
+`studies.serve_upstream`, a process that answers at once. ``--beside optillm --beside litellm`` measures these as well, optillm
+with its approach *none* and LiteLLM's proxy, in environments of their own.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import httpx
+import typer
 
 from rsim.policies.loading import load_planner, quiet_models
 from rsim.policies.strategies import load_strategies
 from rsim.serving.server import SUFFIX
 from studies.ledger import Row
-from studies.servers import environment, free_port, rsim_server, served
+from studies.servers import LITELLM, environment, free_port, rsim_server, served
 
 ISSUE = 5
 _STEPS = 4  # of a planned answer, by the sequence below
@@ -35,12 +37,16 @@ _SEQUENCE = "sequence:sub-planning,decomposition,validation,termination"
 
 
 def run(
-    part: Literal["overhead", "stress"], optillm: bool = False, requests: int = 400, seconds: float = 60, streams: int = 64
+    part: Literal["overhead", "stress"],
+    beside: Annotated[list[str] | None, typer.Option(help="May be repeated: optillm, litellm.")] = None,
+    requests: int = 400,
+    seconds: float = 60,
+    streams: int = 64,
 ) -> Iterator[Row]:
     if part == "stress":
         yield from asyncio.run(stress(streams, seconds))
     else:
-        yield from overhead(requests, optillm)
+        yield from overhead(requests, beside or [])
 
 
 def _upstream(port: int) -> list[str]:
@@ -54,7 +60,7 @@ def _server(port: int, upstream: int, planner: str, *more: str) -> list[str]:
 # --- overhead ---
 
 
-def overhead(count: int, optillm: bool) -> Iterator[Row]:
+def overhead(count: int, beside: list[str]) -> Iterator[Row]:
     up, own, learned = (free_port() for _ in range(3))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         quiet_models()
@@ -67,11 +73,12 @@ def overhead(count: int, optillm: bool) -> Iterator[Row]:
         yield Row("the upstream alone, median latency", round(1e3 * statistics.median(direct), 2), "ms")
         rate = statistics.median(asyncio.run(_rate(own, "m")) for _ in range(3))
         yield Row("pass-through, 32 at once", round(rate), "requests/s")
-        if optillm:
-            theirs = _optillm(up)
-            yield Row("optillm, approach none, 32 at once", round(theirs), "requests/s")
+        for name in beside:
+            theirs, latency = _other(name, up, count)
+            yield Row(f"{name}, 32 at once", round(theirs), "requests/s")
+            yield Row(f"{name}, median added latency", _added(direct, latency), "ms")
             faster = rate / theirs
-            yield Row("pass-through, throughput against optillm's", round(faster, 1), "x", "at least 5", faster >= 5)
+            yield Row(f"pass-through, throughput against {name}'s", round(faster, 1), "x", "at least 5", faster >= 5)
         planners = (("a rule as planner", own, 0.0), ("the nano planner", learned, _planner_time(learned, count)))
         for name, port, planning in planners:
             mine = 1e3 * (asyncio.run(_planned_step(up, port, max(count // 4, 20))) - planning)
@@ -80,12 +87,22 @@ def overhead(count: int, optillm: bool) -> Iterator[Row]:
                 yield Row("planned, the nano planner's forward pass", round(1e3 * planning, 2), "ms")
 
 
-def _optillm(up: int) -> float:
+def _other(name: str, up: int, count: int) -> tuple[float, list[float]]:
+    """Requests a second through another proxy, and the seconds of single ones."""
     port, address = free_port(), f"http://127.0.0.1:{up}/v1"
-    program = str(environment("optillm") / "optillm")
-    command = [program, "--approach", "none", "--port", str(port), "--base-url", address]
-    with served(command, port, {"OPENAI_API_KEY": "x"}):
-        return statistics.median(asyncio.run(_rate(port, "m")) for _ in range(3))
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "litellm.json")
+        behind = {"model": "openai/m", "api_base": address, "api_key": "x"}
+        config.write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": behind}]}))
+        optillm = ["--approach", "none", "--port", str(port), "--base-url", address]
+        litellm = ["--config", str(config), "--port", str(port)]
+        if name == "optillm":
+            command, env = [str(environment("optillm") / "optillm"), *optillm], {"OPENAI_API_KEY": "x"}
+        else:
+            command, env = [str(environment("clients") / "litellm"), *litellm], LITELLM
+        with served(command, port, env):
+            rate = statistics.median(asyncio.run(_rate(port, "m")) for _ in range(3))
+            return rate, asyncio.run(_in_turn([port], count // 4, "m"))[0]
 
 
 def _body(model: str, name: str = "q", *, stream: bool = False, delay: float = 0.0) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rsim.models.weights import package_file
 from rsim.policies.loading import load_reasoner
 
 VLLM = Path(__file__).with_name("vllm_env.sh")
+LITELLM = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}  # its proxy's
 _PACKAGES = {  # an environment's pip calls
     "llama": (["llama-cpp-python[server]==0.3.36"],),
     "lm-eval": (["torch==2.13.0"], ["lm-eval[api]==0.4.13", "transformers==5.23.0"]),

@@ -6,7 +6,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsim.answers.extract import boxed, extract, parse_number
@@ -61,6 +61,7 @@ def test_fractions(f):
     assert parse_number(f"{sign}\\frac{{{abs(f.numerator)}}}{{{f.denominator}}}") == f
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_no_text_makes_the_checker_fail(text):
     for mode in ("strict", "flexible"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -15,7 +16,8 @@ import torch
 import rsim
 from rsim.cli.main import main
 from rsim.errors import UserError
-from rsim.runs.checkpoints import MANIFEST, Checkpoints, verify
+from rsim.lab.tokenizer import build_tokenizer
+from rsim.runs.checkpoints import MANIFEST, Checkpoints, step_of, verify
 from rsim.runs.locate import locate
 from rsim.training.trainer import Trainer
 from tiny import metrics_of, stopped_after
@@ -27,6 +29,17 @@ def write(text: str):
         (path / "model.safetensors").write_text(text)
 
     return save
+
+
+def write_tokenizer(path: Path) -> None:
+    path.mkdir()
+    build_tokenizer().backend_tokenizer.save(str(path / "tokenizer.json"))  # a library with errors of its own
+
+
+@pytest.fixture
+def small(small):
+    """A checkpoint after every step."""
+    return lambda out, *overrides: small(out, "checkpoint.save_every=1", *overrides)
 
 
 @pytest.fixture
@@ -129,23 +142,23 @@ def test_a_checkpoint_that_lacks_an_agent_is_not_evaluated_as_one_without(small)
 
 def test_the_newest_are_kept(folder):
     for step in range(5):
-        folder.save(f"step-{step:06d}", {"planner": write("x")}, {"step": step})
-        folder.save("best", {"planner": write("x")}, None)
+        folder.save(f"step-{step:06d}", step, {"planner": write("x")}, {"step": step})
+        folder.save("best", step, {"planner": write("x")}, None)
     assert sorted(p.name for p in folder.path.iterdir()) == ["best", "step-000003", "step-000004"]
     verify(folder.path / "best")
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(folder):
     """A limit on the size of files stands for the disk: writing beyond it fails with an error, as on a full one."""
-    folder.save("step-000001", {"planner": write("x")}, {"step": 1})
+    folder.save("step-000001", 1, {"planner": write("x")}, {"step": 1})
     large = {"step": 2, "weights": torch.zeros(1 << 20)}
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 10, limits[1]))
     try:
-        for model, state in (("x", large), ("x" * (2 << 20), {"step": 2})):
+        for model, state in ((write("x"), large), (write("x" * (2 << 20)), {"step": 2}), (write_tokenizer, {"step": 2})):
             with pytest.raises(UserError, match=r"cannot write the checkpoint .*step-000002"):
-                folder.save("step-000002", {"planner": write(model)}, state)
+                folder.save("step-000002", 2, {"planner": model}, state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
@@ -171,6 +184,23 @@ def test_a_best_checkpoint_that_a_kill_left_without_its_name_gets_it_back(small)
     rsim.train(config, resume=True)
     assert (folder / "best" / "manifest.json").is_file()
     assert not (folder / ".best.old").exists()
+
+
+def test_a_copied_run_keeps_its_best_and_one_that_lost_it_gets_another(small):
+    """Times of files say in which order they were copied. The score of a best checkpoint that is gone beat all that came."""
+    config = small("run", "train.steps=3", "train.eval_every=1", "data.eval_size=2")
+    stopped_after(config, 2)
+    folder = config.folder / "checkpoints"
+    assert step_of(folder / "best") <= 2
+    for name in ("step-000002", "best"):
+        os.utime(folder / name / MANIFEST, ns=(0, 10**18 if name == "best" else 0))
+    Trainer(config, resume=True)
+    assert (folder / "best").is_dir()
+    shutil.rmtree(folder / "best")
+    rsim.train(config, resume=True)
+    assert step_of(folder / "best") == 3
+    assert step_of(folder / "final") == 3
+    verify(folder / "best")
 
 
 def test_drafts_of_a_killed_save_do_no_harm(small):

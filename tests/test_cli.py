@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, base_folder, tmp_path):
         (["eval", "r", "--planner", "gone"], "no planner"),
         (["eval", "r", "--reasoner", "./gone"], "no model folder"),
         (["eval", "r", "--data", "gsm9k"], "unknown data set"),
+        (["eval", "r", "--match-tokens", "empty.jsonl"], "give a folder that rsim eval wrote"),
         (["eval", "r", "--upstream", "http://127.0.0.1:9/v1", "--reasoner", "nano-s"], "--model names it"),
         (["eval", "r", "--upstream", "http://127.0.0.1:80a0/v1"], "base URL"),
         (["eval", "r", "--mode", "turn"], "--upstream URL"),
@@ -275,6 +277,11 @@ def test_data_and_check_commands(capsys, tmp_path):
         (["check", "--gold", "7", "--answer", "7", "--kind", "numbr"], "numbr"),
         (["data", "show", "math"], "RSIM_DATA"),
         (["data", "show", "nothing"], "unknown data set"),
+        (["data", "show", "gsm9k"], "did you mean 'gsm8k'?"),
+        (["data", "fetch", "gsm9k"], "did you mean 'gsm8k'?"),
+        (["data", "fetch", "gym:gcd"], "needs no fetching"),
+        (["strategies", "show", "defalt"], "did you mean 'default'?"),
+        (["eval", "nano", "--reasoner", "nano-z"], "did you mean 'nano-s'?"),
         (["data", "validate", "gone.csv"], "not found"),
     ):
         code, _, err = run(capsys, *args)
@@ -286,9 +293,44 @@ def test_damaged_records_are_named(capsys, base_folder):
     assert run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=1", 'out="r"'))[0] == 0
     with Path("r/metrics.jsonl").open("a") as file:
         file.write("{half a li")
+    assert run(capsys, "report", "r")[0] == 0, "a run that goes on drops a last line that was cut"
+    with Path("r/metrics.jsonl").open("a") as file:
+        file.write("ne\n")
     code, _, err = run(capsys, "report", "r")
-    assert code == 2
+    assert (code, err.count("\n")) == (2, 1)
     assert "line 4 is damaged" in err
+    Path("r/metrics.jsonl").write_text('{"step": 1}\n')
+    Path("r/config.toml").write_text("name = \n")
+    code, _, err = run(capsys, "report", "r")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "config.toml: not valid TOML" in err
+
+
+def test_evaluations_and_runs_leave_each_others_folders_alone(capsys, base_folder, tmp_path):
+    assert run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=1", 'out="r"'))[0] == 0
+    kept = {path: path.read_bytes() for path in Path("r").rglob("*") if path.is_file()}
+    asked = ["eval", "r/checkpoints/best", "--limit", "2", "--json"]
+    for out in ("r", "r/checkpoints/final"):
+        for more in ([], ["--overwrite"]):
+            code, _, err = run(capsys, *asked, "--out", out, *more)
+            assert code == 2
+            assert f"{out} holds a run or a checkpoint: give --out another folder" in err
+    code, out, _ = run(capsys, *asked)
+    assert (code, json.loads(out)["folder"]) == (0, "r/eval-best"), "the next best one would have taken it along"
+    assert {path: path.read_bytes() for path in kept} == kept
+    Path("r/checkpoints/best/notes.txt").write_text("is none of the checkpoint's files")
+    code, again, _ = run(capsys, *asked)
+    assert (code, again) == (0, out), "it goes on"
+    played = Path("r/eval-best/episodes.jsonl").read_bytes()
+    code, _, err = run(capsys, "train", "nano", *arguments(base_folder, 'out="r/eval-best"'))
+    assert code == 2
+    assert "r/eval-best holds an evaluation" in err
+    assert Path("r/eval-best/episodes.jsonl").read_bytes() == played
+    for checkpoint in Path("r/checkpoints").glob("step-*"):
+        shutil.rmtree(checkpoint)
+    code, _, err = run(capsys, "train", "nano", *arguments(base_folder, 'out="r"'))
+    assert code == 2
+    assert "already holds a run" in err, "one that ended, and whose checkpoints to resume from were removed"
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

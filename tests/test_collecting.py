@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 from functools import partial
@@ -176,6 +177,24 @@ def test_a_questions_arms_are_played_in_one_slot_that_no_other_lane_has(at_llama
     collect(served, tmp_path / "log")
     assert sorted(slots) == [f"q{i}" for i in range(5)]
     assert all(len(used) == 4 and len(set(used)) == 1 for used in slots.values())
+
+
+def test_questions_on_one_text_follow_each_other_in_a_slot(at_llama, tmp_path, monkeypatch):
+    """A table is read once for its questions, but no lane has much more to do than the others."""
+    served, _ = at_llama
+    lines = [{"id": f"q{i}", "question": f"table {i % 3}\n\n{i}=?", "answer": "1"} for i in range(9)]
+    (tmp_path / "tables.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    real, order = play._play, []
+
+    def watched(player, view, problems, *how):
+        order.append(problems[0].question.partition("\n")[0])
+        return real(player, view, problems, *how)
+
+    monkeypatch.setattr(play, "_play", watched)
+    tables = replace(served, data=str(tmp_path / "tables.jsonl"), overrides=(*served.overrides, "rollout.batch=1"))
+    log = collect(tables, tmp_path / "log")
+    assert sum(a != b for a, b in itertools.pairwise(order)) <= 5, "two by two: nine questions, one lane"
+    assert len(list(log.records())) == 9 * 4
 
 
 def test_a_log_goes_on_in_the_middle_of_a_piece(at_llama, tmp_path, monkeypatch):

@@ -4,18 +4,22 @@ import json
 import os
 import random
 import re
+import subprocess
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from rsim.data import sources
 from rsim.data.leaks import question_hash, shared_questions
 from rsim.data.load import load_problems, with_replay
+from rsim.data.origins import fetch_lines
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError
 from rsim.lab.problems import parse, split_of
 from rsim.rewards.grade import check
+from tiny import full
 
 
 def write(path, records) -> str:
@@ -30,6 +34,24 @@ def gsm8k(tmp_path):
     write(tmp_path / "gsm8k" / "train.jsonl", [record | {"question": f"train {i}?"} for i in range(520)])
     write(tmp_path / "gsm8k" / "test.jsonl", [record | {"question": f"test {i}?"} for i in range(5)])
     return str(tmp_path)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_fetch_names_every_file_that_a_reader_opens(name, tmp_path, monkeypatch):
+    folder, opened = tmp_path / "my data" / SOURCES[name].folder, []
+    for reader in ("_lines", "_json"):
+        monkeypatch.setattr(sources, reader, lambda path: opened.append(path) or [])
+    SOURCES[name].read(folder)
+    lines = fetch_lines(name, str(tmp_path / "my data"))
+    assert subprocess.run(["sh", "-n"], input="\n".join(lines), text=True, check=False).returncode == 0
+    if "END" in lines:
+        compile("\n".join(lines[lines.index("python - <<'END'") + 1 : -1]), name, "exec")
+    said = [line.replace("{split}", split) for line in lines for split in ("train", "test")]
+    assert all(any(str(path) in line for line in said) for path in opened), (opened, lines)
+    folder.mkdir(parents=True)
+    for path in opened:
+        path.touch()
+    assert fetch_lines(name, str(tmp_path / "my data")) == [f"# {SOURCES[name].title}: in {folder} already"]
 
 
 def test_gsm8k_splits_do_not_overlap(gsm8k, monkeypatch):
@@ -211,6 +233,21 @@ def test_a_spreadsheets_mark_a_huge_field_and_a_task_without_its_entry(tmp_path)
         load_problems("gym:gcd?max_value=1.5", "test", limit=2)
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("What is 1,000+1?,1001", "line 2: more cells than columns: put texts with commas in quotes"),
+        ("What is 3+4?", "line 2: fewer cells than columns"),
+        ('3+4=?,"7\n4+5=?,9', ": unexpected end of data"),
+    ],
+)
+def test_a_csv_row_is_as_long_as_its_header(tmp_path, lines, said):
+    path = tmp_path / "d.csv"
+    path.write_text(f"question,answer\n{lines}\n")
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_problems(str(path), "test")
+
+
 def test_the_sizes_of_a_gym_task_can_be_set():
     found = load_problems("gym:chain_sum?min_terms=2&max_terms=3&min_digits=2&max_digits=2", "dev", limit=20, seed=1)
     numbers = [re.findall(r"\d+", p.question) for p in found]
@@ -288,9 +325,17 @@ def test_gym_tasks_that_seed_numpy_load_at_any_seed():
         assert load_problems("gym:pool_matrix", "dev", limit=2, seed=seed)[0].answer
 
 
+@full
 def test_integrals_that_the_library_cannot_solve_are_left_out():
     problems = load_problems("gym:intermediate_integration", "dev", limit=40)
     assert not any("Integral(" in problem.answer for problem in problems)
+
+
+def test_integrals_that_are_not_solved_are_left_out(monkeypatch):
+    entries = [{"question": f"Integrate {i}x.", "answer": "Integral(x)" if i % 2 else str(i)} for i in range(200)]
+    monkeypatch.setattr("reasoning_gym.create_dataset", lambda *_, **__: entries)
+    problems = load_problems("gym:intermediate_integration", "dev", limit=5)
+    assert all(int(problem.answer) % 2 == 0 for problem in problems)
 
 
 def test_code_problems_may_have_cases_instead_of_tests(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 import re
@@ -41,6 +42,29 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": CHAT},
+        {"prompt": "3+4=?", "completion": "7"},
+        {"prompt": CHAT[:1], "completion": CHAT[1:]},
+        {"messages": CHAT, "answer": 7, "prompt_id": "x"},
+        {"question": "3+4=?", "prompt": "no", "answer": "3 and 4: #### 7"},
+        {"question": "3+4=?", "answer": r"3+4 is \boxed{6}, no, \boxed{7}"},
+    ],
+)
+def test_files_as_people_have_them_need_no_column_map(tmp_path, record):
+    (problem,) = load(tmp_path / "d.jsonl", record)
+    assert (problem.question, problem.answer, problem.kind) == ("3+4=?", "7", "numeric")
+
+
+def test_a_column_that_is_named_is_the_one(tmp_path):
+    with pytest.raises(UserError, match="no column 'task', there are 'prompt', 'completion'"):
+        load(tmp_path / "d.jsonl", {"prompt": "3+4=?", "completion": "7"}, columns=("question=task",))
+    with pytest.raises(UserError, match=r"line 1: no column 'question', there are 'talk', 'to': .*data\.columns=.*--column"):
+        load(tmp_path / "d.jsonl", {"talk": SAID, "to": 1})
+
+
+@pytest.mark.parametrize(
     "text", ['{"question": "q"}\n', '{"question": "q", "answer"', '{"question": "q", "answer": 7}\n', "[1]\n"]
 )
 def test_a_known_set_in_another_form_is_one_line(tmp_path, text):
@@ -51,6 +75,35 @@ def test_a_known_set_in_another_form_is_one_line(tmp_path, text):
     with pytest.raises(UserError, match="gsm8k is not gsm8k as it is known here") as refused:
         load_problems("gsm8k", "test", data_dir=str(tmp_path))
     assert "\n" not in str(refused.value)
+
+
+def test_a_known_set_whose_file_was_cut_is_one_line(tmp_path):
+    whole = gzip.compress(b'{"question_id": 1}\n' * 50)
+    (tmp_path / "mmlu_pro").mkdir()
+    for text in (whole[:-20], whole[:12] + b"\xff" * 20 + whole[32:]):
+        (tmp_path / "mmlu_pro" / "test.jsonl.gz").write_bytes(text)
+        with pytest.raises(UserError, match="mmlu_pro is not mmlu_pro as it is known here"):
+            load_problems("mmlu_pro", "test", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ({"tolerance": "0.1"}, "meta.tolerance is '0.1': write a number"),
+        ({"options": [1, 2]}, "meta.options is [1, 2]: write a list of texts"),
+        ({"scale": ["x"]}, "meta.scale is ['x']: write a text"),
+        ({"tolerance": None, "options": None, "mine": 3}, ""),
+    ],
+)
+def test_what_grading_reads_of_meta_is_checked(tmp_path, meta, said):
+    """The first answer fell over it, in mid-run."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "A", "kind": "choice", "meta": meta}) + "\n")
+    if said:
+        with pytest.raises(UserError, match=re.escape(said)):
+            load_problems(str(path), "test")
+    else:
+        assert [p.meta for p in load_problems(str(path), "test")] == [{"mine": 3}], "Parquet fills up with nulls"
 
 
 def test_json_files_are_lists_of_records_or_a_record_a_line(tmp_path):
@@ -131,9 +184,6 @@ def test_json_beyond_what_can_be_read_is_one_line(tmp_path, line):
 )
 def test_prompts_completions_and_chats(tmp_path, record, columns):
     """They were refused as empty fields, whatever they held."""
-    with pytest.raises(UserError, match=r"line 1: no column 'question', there are .*data\.columns=.*--column") as refused:
-        load(tmp_path / "d.jsonl", record)
-    assert all(repr(name) in str(refused.value) for name in record)
     assert [(p.question, p.answer) for p in load(tmp_path / "d.jsonl", record, columns=columns)] == [("3+4=?", "7")]
 
 
@@ -197,6 +247,7 @@ def test_a_chat_in_a_cell_of_a_csv_file(tmp_path, write):
         csv.writer(lines).writerows([["question", "answer"], [write(chat), 2], ["[{1}, {2}]: how many sets?", 2]])
     problems = load_problems(str(file), "train")
     assert [p.question for p in problems] == ['Be it\'s "short".\n\n1+1?', "[{1}, {2}]: how many sets?"]
-    file.write_text(file.read_text()[:60])
+    with file.open("w", newline="") as lines:
+        csv.writer(lines).writerows([["question", "answer"], [write(chat)[:60], 2]])
     with pytest.raises(UserError, match="line 2: column 'question' is no whole chat"):
         load_problems(str(file), "train")

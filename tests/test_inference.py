@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rsim.engine import packed
-from rsim.engine.layers import Linear, product
+from rsim.engine.layers import Linear, pack, product
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.lab.tokenizer import build_tokenizer
@@ -77,6 +77,18 @@ def test_packed_weights_sample_the_same_and_are_gone_when_weights_may_change(mon
     assert plain[0] == changed[0] != first[0]
     assert torch.allclose(plain[1], changed[1], atol=1e-4)
     assert used[-1] == [None] * len(large)
+
+
+def test_a_weight_that_changes_while_it_is_packed_is_read_itself():
+    """A wrapped model keeps its engine; whoever trained it between two answers got the old weights' answers."""
+    layer, rows = Linear(300, 400), torch.randn(3, 300)
+    pack(torch.nn.Sequential(layer))
+    assert layer.packed is not None
+    with torch.no_grad():
+        before = layer(rows)
+        layer.weight.mul_(0.5)
+        assert torch.allclose(layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias), atol=1e-5)
+        assert not torch.allclose(layer(rows), before, atol=1e-2)
 
 
 def test_other_dtypes_and_strided_weights():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,7 +67,9 @@ def test_a_planner_of_another_template_is_refused(base_folder, lab_strategies, t
 
 def test_missing_models_are_one_line(tmp_path, lab_strategies, monkeypatch):
     (tmp_path / "empty").mkdir()
-    for source in ("./nowhere", "/no/such/folder", str(tmp_path / "empty"), "nowhere.gguf"):
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "adapter_config.json").write_text('{"base_model')
+    for source in ("./nowhere", "/no/such/folder", str(tmp_path / "empty"), str(tmp_path / "cut"), "nowhere.gguf"):
         for load in (lambda s: load_reasoner(s), lambda s: load_planner(s, lab_strategies, seed=0)):
             with pytest.raises(UserError) as caught:
                 load(source)
@@ -103,6 +107,22 @@ def test_gguf_is_converted_once_into_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RSIM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="cannot read"):
         resolve(str(tmp_path / "broken.gguf"))
+
+
+def test_of_a_model_that_the_disk_has_no_room_for_nothing_is_left(tmp_path, monkeypatch):
+    file = tmp_path / "tiny.gguf"
+    write_tiny_gguf(file)
+    monkeypatch.setenv("RSIM_CACHE", str(tmp_path / "cache"))
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 10, limits[1]))
+        with pytest.raises(UserError, match=r"cannot write .*tiny-.*set \$RSIM_CACHE") as refused:
+            resolve(str(file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "\n" not in str(refused.value)
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_of_a_model_that_a_server_runs_gguf_gives_configuration_and_tokenizer_alone(tmp_path, monkeypatch):

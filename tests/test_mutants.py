@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections import Counter
 
 import mutate
@@ -19,7 +20,7 @@ def test_every_module_has_tests_and_mutants():
     for file, tests in mutate.TESTS.items():
         source = (mutate.ROOT / "src/rsim" / file).read_text(encoding="utf-8")
         plain = ast.dump(ast.parse(source))
-        found = list(mutate.mutants_of(file))
+        found = list(mutate.mutants_of(file))[:: 1 if os.environ.get("RSIM_FULL") else 8]
         assert found, file
         assert all(ast.dump(ast.parse(m.text)) != plain for m in found), file
         assert all((mutate.ROOT / f"tests/{name}.py").is_file() for name in tests)

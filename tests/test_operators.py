@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import re
+import socket
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -16,7 +19,9 @@ import pytest
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from typer.testing import CliRunner
 
+from rsim.cli.main import app as commands
 from rsim.cli.serve import _log_as
 from rsim.engine.cache import SlotCache
 from rsim.engine.native import NativeEngine
@@ -26,6 +31,7 @@ from rsim.policies.loading import load_reasoner
 from rsim.policies.scripted import sequence_planner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
+from rsim.serving import tracing
 from rsim.serving.local_upstream import LocalUpstream
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked, StepEnd, Until
@@ -171,6 +177,22 @@ def test_a_question_beyond_any_context_is_refused_at_once(local, model):
     assert reply.status_code == 400
     assert "exceeds the model's context" in reply.json()["error"]["message"]
     assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_question_that_is_refused_is_not_kept(local, stream):
+    """The error's traceback held it, 9 MB or not, until Python looked for rings of objects: memory grew and grew."""
+    gc.collect()
+    gc.disable()
+    try:
+        long = {"messages": [{"role": "user", "content": "1+1=? " * 100_000}]}
+        assert chat(local, stream, more=long).status_code == 400
+        deadline = time.monotonic() + 30
+        while any(type(o) is Asked for o in gc.get_objects()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(type(o) is Asked for o in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_nobody_waits_while_a_question_is_tokenised(nano, monkeypatch):
@@ -355,3 +377,46 @@ def test_an_empty_answer_of_an_earlier_turn_is_read(local):
 
 def test_an_effort_of_no_kind_is_none(local):
     assert chat(local, more={"reasoning_effort": ["high"]}).status_code in (200, 400)
+
+
+@pytest.mark.parametrize("option", ["--request-seconds", "--first-token-seconds"])
+def test_seconds_without_end_are_refused_before_anything_is_loaded(option):
+    refused = CliRunner().invoke(commands, ["serve", "--planner", "no/folder", "--model", "no/model", option, "inf"])
+    assert isinstance(refused.exception, UserError)
+    assert option in str(refused.exception)
+
+
+def test_spans_without_an_exporter_are_an_error_with_its_remedy(monkeypatch):
+    pytest.importorskip("opentelemetry.sdk")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(UserError, match=r"pip install 'rsim-rl\[otel\]'"):
+        tracing.export()
+
+
+def test_a_client_that_hangs_up_in_the_middle_of_its_body_is_counted_and_no_fault(local, caplog):
+    url = httpx.URL(local)
+    with socket.create_connection((url.host, url.port)) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
+    counted, deadline = 'rsim_requests_total{kind="chat",planned="false",status="499"}', time.monotonic() + 10
+    while counted not in (shown := httpx.get(local.replace("/v1", "/metrics")).text):
+        assert time.monotonic() < deadline, shown
+    assert "Traceback" not in caplog.text
+
+
+def test_every_refusal_is_counted_logged_and_the_end_of_its_span(nano, caplog, monkeypatch):
+    caplog.set_level("INFO", "rsim.serve")
+    ended: list[dict[str, int]] = []
+    monkeypatch.setattr(tracing, "begin", lambda *told: ended.append)
+    config = ServeConfig(rules=RULES, slots=1, waiting=-1, api_key="k", body_bytes=200)  # too many at once from the first
+    good = {"messages": [{"role": "user", "content": "7=?"}]}
+    asked = {401: good, 413: good | {"user": "x" * 300}, 404: good | {"model": "other"}, 400: good | {"echo": True}, 429: good}
+    with serving(create_app(config, PLANNER, nano, name="nano-s")) as url:
+        for status, body in asked.items():
+            headers = {"authorization": "Bearer k" if status != 401 else "no"}
+            assert httpx.post(f"{url}/chat/completions", json=body, headers=headers).status_code == status
+        shown = httpx.get(url.replace("/v1", "/metrics")).text
+    for status in asked:
+        assert f'rsim_requests_total{{kind="chat",planned="false",status="{status}"}} 1.0' in shown
+    assert [r.told["status"] for r in caplog.records if hasattr(r, "told")] == list(asked)
+    assert [told["http.response.status_code"] for told in ended] == [404, 400, 429]

@@ -128,8 +128,8 @@ def test_a_planner_for_a_hosted_model(tmp_path, monkeypatch, in_background):
         small = {
             "http://127.0.0.1:8080/v1": url,
             "smollm2-135m": "nano-s",
-            "--limit 500": "--limit 30",
-            "--limit 40": "--limit 25",
+            "--limit 500": "--limit 22",
+            "--limit 40": "--limit 20",
         }
         small |= {"--limit 200": "--limit 6", "8017": "8917"}
         said = {" ".join(words): run(words) for words in commands("recipe-hosted.md", small)}

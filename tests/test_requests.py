@@ -171,3 +171,12 @@ def test_what_a_template_refuses_is_the_clients_to_put_right(nano):
                 reply = httpx.post(f"{url}/chat/completions", json={"model": model, "messages": messages, "max_tokens": 20})
                 assert reply.status_code == status
                 assert ("no such role here" in reply.text) == (status == 400)
+
+
+def test_what_is_to_be_tokenised_is_a_text_that_a_context_may_hold(local):
+    """A chat's messages were "", null was "None", and any length was taken."""
+    url = local.removesuffix("/v1")
+    assert httpx.post(f"{url}/tokenize", json={"prompt": "7=?"}).json()["count"] > 1
+    for body in ({"messages": [USER]}, {"prompt": None}, {"prompt": ["7=?"]}, {"prompt": "1+1=? " * 300_000}):
+        reply = httpx.post(f"{url}/tokenize", json=body)
+        assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")

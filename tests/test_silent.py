@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_whatever_is_a_number_is_taken(tmp_path, returned):
 
 def test_a_run_whose_numbers_break_stops_before_it_saves_them(small, monkeypatch):
     """The planner's gradient in the third step is NaN: the weights after it are never written, and the error names what was."""
-    config, really, taken = small("run", "train.eval_every=0"), Agent.step, []
+    config, really, taken = small("run", "train.eval_every=0", "checkpoint.save_every=1"), Agent.step, []
 
     def step(agent, *args):
         taken.append(agent.name)
@@ -86,6 +87,23 @@ def test_a_card_tells_the_steps_that_were_taken_and_every_reward(small, tmp_path
     assert "; 1 steps at lambda 0.7;" in card
     assert "lambda 0.3" not in card
     assert "custom `length`" in card
+
+
+def test_a_card_says_which_weights_its_results_are_of(small, tmp_path):
+    config = small("run", "train.steps=2", "train.eval_every=1")
+    rsim.train(config)
+
+    def card(of: str) -> str:
+        folder = hub_folder(
+            str(config.folder / of), tmp_path / f"hub-{len(list(tmp_path.iterdir()))}", repo="me/planner", licence="mit"
+        )
+        return (folder / "README.md").read_text()
+
+    assert re.search(r"% after step 0, \S+% after step 1 \(greedy\)", card("checkpoints/step-000001"))
+    rsim.evaluate(config.folder, limit=2)
+    assert "2 questions. Results of these weights." in card("")
+    assert "Results of these weights." in card("checkpoints/step-000002"), "the last step's are the final ones"
+    assert "Results of final (step 2), not of these weights (step-000001)." in card("checkpoints/step-000001")
 
 
 def test_without_a_gold_answer_nothing_is_called_wrong(small):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,6 +106,14 @@ def test_a_stopped_sweep_goes_on_with_the_same_draws(tmp_path, runs, monkeypatch
     other = load_sweep(written(tmp_path, FILE.replace("1e-2", "1e-3")))
     with pytest.raises(UserError, match="another sweep"):
         run_sweep(other, tmp_path / "cut")
+    base = tmp_path / "base.toml"
+    for steps in (1, 2):
+        base.write_text(f"train.steps = {steps}\n")
+        changed = load_sweep(written(tmp_path, FILE.replace("nano-grpo", str(base))))
+        if steps == 1:
+            run_sweep(changed, tmp_path / "of-a-file")
+    with pytest.raises(UserError, match="another sweep"):
+        run_sweep(changed, tmp_path / "of-a-file")
 
 
 def test_settings_that_are_known_are_tried_too(tmp_path, runs):
@@ -115,6 +127,7 @@ def test_a_winner_on_the_edge_is_told():
     rate = Range("lr", low=1e-5, high=1e-1, log=True)
     assert [rate.on_edge(x) for x in (1.2e-5, 3e-5, 1e-3, 9e-2)] == [True, False, False, True]
     assert [Range("group", values=(4, 8, 16)).on_edge(x) for x in (4, 8, 16)] == [True, False, True]
+    assert rate.on_edge(0.0), "one that is known may lie beyond, where there is no logarithm"
     assert not Range("loss", values=("grpo", "cispo")).on_edge("grpo")
 
 
@@ -131,6 +144,9 @@ def test_a_winner_on_the_edge_is_told():
         (("trials = 8", "trails = 8"), "unknown key"),
         (("seeds = [100, 101, 102]", "seeds = []"), "seeds is empty"),
         (("[4, 8, 16]", "[]"), "give a list"),
+        (("[4, 8, 16]", "{low = 4, high = 16}"), "train.group must be int"),
+        (("[4, 8, 16]", "[2026-11-30]"), "train.group"),
+        (('"train.group"', '"seed"'), "a sweep gives each run its own"),
         (("[search]", '[[known]]\n"train.group" = 4\n[search]'), "a value to each key"),
         (("[search]", '[[known]]\n"train.group" = 1\n"train.reasoner_lr" = 1e-3\n[search]'), "train.group = 1"),
     ],
@@ -143,6 +159,53 @@ def test_a_doubtful_file_is_refused_before_anything_runs(tmp_path, capsys, chang
     assert (stopped.value.code, error.count("\n")) == (2, 1)
     assert said in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A maker of programs that take Python's place: what guards a run is Python's, the run itself is ``text``."""
+
+    def make(text):
+        path = tmp_path / "program"
+        path.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\n{text}\n')
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+_SWEEP = """
+import sys
+from pathlib import Path
+from rsim.training.sweep import Settings, _run
+
+sys.executable = sys.argv[1]
+_run(Settings(config="nano"), Path("nowhere"), [])
+"""
+
+
+def test_a_run_ends_with_its_sweep(program):
+    """It went on alone, and held the folder of the trial with which the sweep had to go on."""
+    heard, said = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", _SWEEP, program("echo begun >&0\nexec sleep 100")], stdin=said) as sweep:
+        os.close(said)
+        assert os.read(heard, 100) == b"begun\n"
+        sweep.terminate()
+    assert select.select([heard], [], [], 20)[0], "the run is still there"
+    assert os.read(heard, 100) == b""
+    os.close(heard)
+
+
+def test_a_run_that_was_told_to_stop_stops_its_sweep_and_one_that_was_killed_has_failed(tmp_path, program, monkeypatch):
+    """A run ends with 0 after SIGTERM, when it has saved; it was read as if it had been trained to its end."""
+    settings = sweeping.Settings(config="nano")
+    for text in ("exit 0", "exit 130", "kill -TERM $$"):
+        monkeypatch.setattr(sys, "executable", program(text))
+        with pytest.raises(KeyboardInterrupt):
+            sweeping._run(settings, tmp_path / "run", [])
+        monkeypatch.undo()
+    monkeypatch.setattr(sys, "executable", program("kill -KILL $$"))
+    assert sweeping._run(settings, tmp_path / "run", []) == "it said nothing and ended with -9"
 
 
 def test_real_runs_from_the_command_line(tmp_path, capsys, base_folder):

@@ -75,6 +75,7 @@ def test_out_seed_and_quiet(small, base_folder, capsys):
                                f'models.planner="{base_folder}"') for part in ("--set", s)]  # fmt: skip
     code, out, err = run(capsys, "train", "nano", "--out", "mine", "--seed", "0", "--quiet", *settings)
     assert (code, out, err) == (0, "run folder: mine\n", "")
+    assert run(capsys, "train", "nano", "--out", "mine", *settings)[2].count("\n") == 1, "no empty line where no bar is shown"
     assert "seed = 0\n" in Path("mine/config.toml").read_text()
     code, out, err = run(capsys, "eval", "mine", "--limit", "4")
     assert (code, "accuracy" in out) == (0, True)
@@ -92,6 +93,7 @@ def test_out_seed_and_quiet(small, base_folder, capsys):
         (["--set", "data.eval=no.jsonl"], "not found"),
         (["--set", "models.reasoner=./no"], "no model folder"),
         (["--set", "models.planner=./no"], "no model folder"),
+        (["--set", "models.planner=nano-z"], "cannot load a planner from 'nano-z': did you mean 'nano-s'?"),
         (["--set", 'train.trackers=["mlflow"]'], "unknown tracker"),
         (["--set", "train.questions=20", "--set", "data.train_size=10"], "has 10 questions"),
         (["--resume"], "no run in"),

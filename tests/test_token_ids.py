@@ -71,3 +71,16 @@ def test_an_upstream_that_cannot_read_token_ids_is_named(status, shown):
     reply, _ = ask([1, 2], answer)
     assert reply.status_code == (400 if status == 404 else status)
     assert shown in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("said", ["<html>", "[1]", '{"tokens": "x"}', "{}", '{"content": 7}'])
+@pytest.mark.parametrize("path", ["/detokenize", "/tokenize"])
+def test_what_is_no_text_or_no_token_ids_is_the_upstreams_fault(said, path):
+    """A fault of the server (500)."""
+
+    def answer(request: httpx.Request, body: dict[str, Any]) -> httpx.Response | None:
+        return httpx.Response(200, text=said) if request.url.path == path else characters(request, body, "prompt")
+
+    reply, _ = ask([ord("7")], answer)
+    assert (reply.status_code, reply.json()["error"]["type"]) == (502, "upstream_error")
+    assert f"the upstream's {path} answers in an unknown form" in reply.json()["error"]["message"]

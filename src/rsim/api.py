@@ -110,7 +110,7 @@ def evaluate(
 
     Args:
         run: a run's folder, a checkpoint in it, or a preset (its models, untrained).
-        out: the folder for the results; by default ``RUN/eval``, or ``runs/eval``.
+        out: the folder for the results; by default ``RUN/eval``, of a checkpoint ``RUN/eval-NAME``, of a preset ``runs/eval``.
         planner: ``none``, ``random``, ``fixed:NAME``, ``sequence:a,b``, ``shuffled``, ``prompted``, ``wait:TIMES``, ``oracle``
             or a planner's folder; by default the run's.
         reasoner: another one than the run's.
@@ -146,6 +146,7 @@ def evaluate(
     from rsim.evaluation.saved import evaluate_into
     from rsim.evaluation.upstream import ServedModel
     from rsim.policies.loading import quiet_models
+    from rsim.runs.locate import evaluation_folder
 
     quiet_models()
     settings = EvalSettings(
@@ -160,7 +161,7 @@ def evaluate(
         samples=samples,
         overrides=tuple(as_overrides(overrides)),
     )
-    folder = Path(out) if out else (Path(run) / "eval" if Path(run).is_dir() else Path("runs/eval"))
+    folder = Path(out) if out else evaluation_folder(str(run))
     served = ServedModel(upstream, model, mode, at_once) if upstream else None
     result = evaluate_into(
         folder, settings, served=served, match_tokens=str(match_tokens), overwrite=overwrite, on_episode=on_episode
@@ -168,8 +169,10 @@ def evaluate(
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     record = {"step": 0, "eval/accuracy": result.accuracy, "eval/accuracy_low": result.low, "eval/accuracy_high": result.high}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    title = f"{summary['data']} {split}, {result.questions} questions"
-    (folder / "table.json").write_text(json.dumps({"title": title, "rows": [result.to_json()]}) + "\n")
+    other = reasoner or summary.get("model", "")
+    title = f"{summary['data']} {split}, {result.questions} questions{f', reasoner {other}' if other else ''}"
+    source = {key: summary[key] for key in ("checkpoint", "weights") if key in summary}
+    (folder / "table.json").write_text(json.dumps({"title": title, **source, "rows": [result.to_json()]}) + "\n")
     return summary | {"folder": str(folder), "report": str(report(folder))}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from urllib.parse import urlsplit
@@ -30,6 +31,18 @@ def check_url(where: str, url: str) -> None:
         good = False
     if not good:
         raise UserError(f"{where} {url}", "give a base URL, e.g. http://127.0.0.1:8080/v1")
+
+
+def key_from(variable: str) -> str:
+    """The key in an environment variable, without the blank space around it; "" where there is none.
+
+    Raises:
+        UserError: no header can hold it. The message does not show it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"${variable} holds a line break or a character outside ASCII", "a key has neither: set it again")
+    return key
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""``rsim data list | show | validate``."""
+"""``rsim data list | show | validate | fetch``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import typer
 from rsim.cli.options import DataDir, Json, tell
 from rsim.data.leaks import question_hash, shared_questions
 from rsim.data.load import endless, gym_tasks, load_problems, raw_splits
+from rsim.data.origins import fetch_lines
 from rsim.data.sources import SOURCES
+from rsim.errors import UserError, did_you_mean
 
 command = typer.Typer(no_args_is_help=True)
 
@@ -47,10 +49,10 @@ def show(
     problems = load_problems(name, split, data_dir=data_dir, limit=max(limit, 100) if generated else 0)
     facts: dict[str, Any] = {"name": name, "split": split, "problems": len(problems)}
     facts["kinds"] = dict(Counter(p.kind for p in problems))
-    for key in ("level", "subject", "family"):
+    for key, keys in (("level", "levels"), ("subject", "subjects"), ("family", "families")):
         counts = Counter(str(p.meta[key]) for p in problems if key in p.meta)
         if counts:
-            facts[f"{key}s"] = dict(sorted(counts.items()))
+            facts[keys] = dict(sorted(counts.items()))
     facts["shared_questions"] = _leaks(name, data_dir)
     shown = [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems[:limit]]
     lines = [f"{key}: {value}" for key, value in facts.items()]
@@ -66,6 +68,21 @@ def _leaks(name: str, data_dir: str) -> dict[str, int]:
     if name == "math500":
         splits |= {f"math {split}": problems for split, problems in raw_splits("math", data_dir).items()}
     return {f"{a} / {b}": len(shared_questions(splits[a], splits[b])) for a, b in combinations(splits, 2)}
+
+
+@command.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A set of rsim data list that is read from files.")],
+    data_dir: DataDir = "",
+    as_json: Json = False,
+) -> None:
+    """Print the lines with which a shell puts a known set where rsim finds it: rsim data fetch NAME | sh."""
+    if endless(name) or name.startswith("hf:"):
+        raise UserError(name, "needs no fetching: it is made on the spot, or loaded from the hub when it is used")
+    if name not in SOURCES:
+        raise UserError(f"unknown data set {name!r}", did_you_mean(name, SOURCES))
+    lines = fetch_lines(name, data_dir)
+    tell({"name": name, "lines": lines}, "\n".join(lines), as_json)
 
 
 @command.command()

@@ -29,7 +29,7 @@ def command(
     mode: Annotated[str, typer.Option(help="How prompts are injected there: prefill or turn (default: probed).")] = "",
     at_once: Annotated[int, typer.Option(help="Answers asked for together there.", min=1)] = 8,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation with other settings.")] = False,
-    out: Annotated[str, typer.Option(help="Folder for results (default: RUN/eval or runs/eval).")] = "",
+    out: Annotated[str, typer.Option(help="Folder for results (default: RUN/eval, RUN/eval-CHECKPOINT or runs/eval).")] = "",
     overrides: Set = None,
     strategies: Strategies = "",
     data_dir: DataDir = "",

@@ -52,6 +52,7 @@ EXAMPLES = {  # the last line of each command's help
     "strategies show": "rsim strategies show default",
     "data list": "rsim data list --gym",
     "data show": "rsim data show gym:chain_sum --limit 5",
+    "data fetch": "rsim data fetch gsm8k",
     "data validate": "rsim data validate train.jsonl --column question=problem",
     "config show": "rsim config show nano --set seed=1 --explain",
 }

@@ -24,6 +24,7 @@ from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.strategies import load_strategies
 from rsim.reporting.report import build_report
+from rsim.runs.checkpoints import identity
 from rsim.runs.folder import sampled_tokens
 
 _DEV_QUESTIONS = 100  # on which the best fixed strategy is picked
@@ -48,7 +49,8 @@ def run_demo(out: Path, seed: int, questions: int, overrides: list[str], *, quie
     console.print(f"[bold]3/3[/bold] comparison on {questions} unseen problems")
     rows = _compare(config, control, questions)
     table = {
-        "title": f"nano lab, {questions} unseen problems, greedy, seed {seed}",
+        "title": f"nano lab, {questions} unseen problems, greedy, seed {seed}, best checkpoints",
+        **identity(config.folder / "checkpoints" / "best"),
         "rows": [row.to_json() for row in rows],
         "reasoner_tokens": {"rsim": budget, "grpo": sampled_tokens(control.folder)},
     }
@@ -57,7 +59,7 @@ def run_demo(out: Path, seed: int, questions: int, overrides: list[str], *, quie
     if not quiet:
         _print(rows, str(table["title"]))
         print(f"report: {page}   ({time.perf_counter() - began:.0f} s)")
-        print(f"ask it yourself: rsim solve '85-(12+5)+26=?' --run {config.folder}")
+        print(f"ask it yourself: rsim solve '85-(12+5)+26=?' --run {config.folder}/checkpoints/best")
     return table | {"report": str(page)}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from rsim.errors import UserError
+from rsim.errors import UserError, key_from
 from rsim.evaluation.planners import planner_from
 from rsim.policies.loading import load_reasoner, quiet_models
 from rsim.policies.planner import Planner
@@ -93,6 +92,8 @@ def run_server(options: ServeOptions) -> None:
     tracing.export()
     if options.show not in ("auto", "content", "reasoning", "none"):
         raise UserError(f"--show {options.show}", "use auto, content, reasoning or none")
+    if not (math.isfinite(options.request_seconds) and math.isfinite(options.first_token_seconds)):
+        raise UserError("--request-seconds and --first-token-seconds are numbers of seconds", "give a large one for no limit")
     if not (options.upstream or options.model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
     listening = _listen(options.host, options.port)
@@ -101,8 +102,8 @@ def run_server(options: ServeOptions) -> None:
         planner.check_model(options.model)
     config = ServeConfig(
         upstream=options.upstream,
-        upstream_key=os.environ.get(KEY, ""),
-        api_key=os.environ.get("RSIM_API_KEY", ""),
+        upstream_key=key_from(KEY),
+        api_key=key_from("RSIM_API_KEY"),
         guard_metrics=options.guard_metrics,
         model=options.model if options.upstream else "",
         mode=options.mode or None,  # type: ignore[arg-type]

@@ -1,15 +1,16 @@
 """Plays every arm on every question and keeps the log.
 
 Over a server each slot takes one question after another and plays its arms in turn, so that what they have in common is
-read once; slots do not wait for each other. The native engine plays one arm of a piece after another, each in one batch.
+read once; slots do not wait for each other. Questions on one text (all but the last paragraph) follow each other in a slot.
+The native engine plays one arm of a piece after another, each in one batch.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -93,7 +94,7 @@ class _Lanes:
         self.players, self.config, self.wanted, self.log = players, config, wanted, log
         self.how = {a.name: replace(_GREEDY, greedy=not a.temperature, seed=a.seed) for a in arms.arms}
         self.done = {(record["id"], record["arm"]) for record in [*log.records(), *log.unfinished]}
-        self.together = sys.maxsize if views == [None] else 1  # questions that one engine plays at a time
+        self.whole = views == [None]  # one engine plays a piece at a time
         self.count, self.stopped = len(views), Event()
         self.free: SimpleQueue[Servers] = SimpleQueue()
         for view in views:
@@ -102,10 +103,11 @@ class _Lanes:
     def play(self, pieces: list[list[Problem]]) -> Iterator[int]:
         """The numbers of the pieces, as they are complete."""
         with ThreadPoolExecutor(self.count) as threads:
-            left: dict[int, list[Future[None]]] = {}
-            for number, piece in enumerate(pieces):
-                units = [piece[i : i + self.together] for i in range(0, len(piece), self.together)]
-                left[number] = [threads.submit(self._unit, unit) for unit in units]
+            left: dict[int, list[Future[None]]] = {number: [] for number in range(len(pieces))}
+            for unit in self._units(pieces):
+                future = threads.submit(self._unit, unit)
+                for number in {number for number, _ in unit}:
+                    left[number].append(future)
             try:
                 for future in as_completed([future for futures in left.values() for future in futures]):
                     future.result()
@@ -116,17 +118,36 @@ class _Lanes:
                 self.stopped.set()
                 threads.shutdown(wait=False, cancel_futures=True)
 
-    def _unit(self, problems: list[Problem]) -> None:
+    def _units(self, pieces: list[list[Problem]]) -> list[list[tuple[int, list[Problem]]]]:
+        """What a lane plays one after the other, each with the number of its piece: a piece, or questions on one text; of these
+        so few that all lanes have work to the end."""
+        if self.whole:
+            return [[(number, piece)] for number, piece in enumerate(pieces)]
+        most = max(sum(map(len, pieces)) // (4 * self.count), 1)
+        units: dict[tuple[str, int], list[tuple[int, list[Problem]]]] = {}
+        seen: Counter[str] = Counter()
+        for number, piece in enumerate(pieces):
+            for problem in piece:
+                text = problem.question.rpartition("\n\n")[0] or problem.id
+                units.setdefault((text, seen[text] // most), []).append((number, [problem]))
+                seen[text] += 1
+        return list(units.values())
+
+    def _unit(self, unit: list[tuple[int, list[Problem]]]) -> None:
         view = self.free.get()
         try:
-            for arm, player in self.players.items():
-                missing = [problem for problem in problems if (problem.id, arm) not in self.done]
-                if missing and not self.stopped.is_set():
-                    records = _play(player, view, missing, self.how[arm], self.config)
-                    about = {"data": self.wanted.data, "split": self.wanted.split, "arm": arm}
-                    self.log.keep([r | about | {"id": p.id} for p, r in zip(missing, records, strict=True)])
+            for _, problems in unit:
+                self._play(problems, view)
         finally:
             self.free.put(view)
+
+    def _play(self, problems: list[Problem], view: Servers) -> None:
+        for arm, player in self.players.items():
+            missing = [problem for problem in problems if (problem.id, arm) not in self.done]
+            if missing and not self.stopped.is_set():
+                records = _play(player, view, missing, self.how[arm], self.config)
+                about = {"data": self.wanted.data, "split": self.wanted.split, "arm": arm}
+                self.log.keep([r | about | {"id": p.id} for p, r in zip(missing, records, strict=True)])
 
 
 def _players(arms: Arms, config: Config, served: ServedModel | None) -> dict[str, Game | ServedGame]:

@@ -1,6 +1,7 @@
 """People's own files and hub sets: from rows with named columns to problems.
 
-A chat, ``[{"role": ..., "content": ...}]``, may stand where a text does: as a question it is its one user turn, behind the
+Without the columns ``question`` and ``answer`` a record may have ``prompt`` and ``completion``, or ``messages`` for both. A
+chat, ``[{"role": ..., "content": ...}]``, may stand where a text does: as a question it is its one user turn, behind the
 system's text if there is one; as an answer it is its one assistant turn. What is no problem is refused, by row and column.
 """
 
@@ -17,15 +18,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from rsim.answers.extract import parse_number
+from rsim.answers.extract import boxed, parse_number
 from rsim.errors import UserError, first_line
 from rsim.game.problem import Kind, Problem
 from rsim.models.prompts import plain_text
 
 _COLUMNS = ("question", "answer", "id", "kind")
+_USUAL = {
+    "question": ("prompt", "messages"),
+    "answer": ("completion", "messages"),
+}  # where ours is not there
 _SAID_BY = {"question": "user", "answer": "assistant"}
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # other names of them, as in {"from": ..., "value": ...}
 _CHAT = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1""")
+_META: dict[str, tuple[Any, str]] = {"tolerance": (int | float, "a number"), "options": (list, "a list of texts")}
+_META |= dict.fromkeys(("scale", "prefix", "reference", "entry_point", "extra_tests"), (str, "a text"))
 _JSON = {bool: "a boolean", list: "a list", dict: "an object", type(None): "missing (null)", str: "empty"}
 
 Records = Iterator[tuple[str, Any]]  # (place, record) of every row; places name the line, for errors
@@ -74,10 +81,13 @@ def _parsed(text: str, place: str) -> Any:
 
 def _csv(path: Path) -> Records:
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
+        rows = csv.DictReader(lines, strict=True)  # a quote that is never closed would swallow the rest of the file
         try:
             for row in rows:
                 place = f"{path}, line {rows.line_num}"
+                if None in row or None in row.values():
+                    how_many = "more" if None in row else "fewer"
+                    raise UserError(f"{place}: {how_many} cells than columns", "put texts with commas in quotes")
                 yield place, {k: _cell(v, f"{place}: column {k!r}") for k, v in row.items()}
         except csv.Error as error:
             raise UserError(f"{path}, line {rows.line_num}", str(error)) from error
@@ -153,17 +163,18 @@ def _column_map(columns: tuple[str, ...]) -> dict[str, str]:
 def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
     if not isinstance(record, dict):
         raise UserError(f"{place}: a record is {_what(record)}", 'write {"question": ..., "answer": ...}')
+    meta = _meta(record.get("meta"), place)
     kind: Any = record.get(columns["kind"]) or ""
     if kind and kind not in get_args(Kind):
         raise UserError(place, f"kind is {kind!r}: use one of {', '.join(get_args(Kind))}")
-    if kind == "code" and _has_cases(record.get("meta"), place):
+    if kind == "code" and _has_cases(meta, place):
         record = {columns["answer"]: "pass", **record}  # the cases are tests enough
     question, answer = (_text(record, place, ours, columns[ours]) for ours in ("question", "answer"))
     if not kind:
-        answer = answer.rpartition("####")[2].strip() or answer  # of a worked solution in GSM8K's way
+        # Of a worked solution: in GSM8K's way, or what its last box holds.
+        answer = answer.rpartition("####")[2].strip() or answer
+        answer = (boxed(answer) or [answer])[-1]
         kind = "numeric" if parse_number(answer) is not None else "latex"
-    meta = record.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
     if kind == "gym" and not {"task", "entry"} <= set(meta):
         raise UserError(place, "kind gym needs meta.task and meta.entry, what reasoning-gym's verifier grades by")
     if kind == "choice" and not re.fullmatch("[A-J]", answer):
@@ -174,8 +185,25 @@ def _problem(record: Any, place: str, columns: dict[str, str]) -> Problem:
     return Problem(question, answer, _plain(name, f"{place}: column {columns['id']!r}", "id"), meta, kind)
 
 
+def _meta(given: Any, place: str) -> dict[str, Any]:
+    """What a record's ``meta`` holds; what is null there (as Parquet fills up) is left out.
+
+    Raises:
+        UserError: what grading reads (``_META``) is of another type, over which it would fall in mid-run.
+    """
+    meta = {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else {}
+    for name, (kind, said) in _META.items():
+        value = meta.get(name)
+        fits = value is None or (isinstance(value, kind) and not isinstance(value, bool))
+        if not fits or (name == "options" and not all(isinstance(option, str) for option in value or [])):
+            raise UserError(f"{place}: meta.{name} is {value!r}", f"write {said}")
+    return meta
+
+
 def _text(record: dict[str, Any], place: str, ours: str, column: str) -> str:
     """The record's ``column`` as a text that is a question or an answer."""
+    if column == ours:
+        column = next((name for name in (ours, *_USUAL[ours]) if name in record), ours)
     if column not in record:
         found, flag = ", ".join(map(repr, record)) or "none", f"{ours}=COLUMN"
         remedy = f"name the one that it is: --set 'data.columns=[\"{flag}\"]' (rsim data validate: --column {flag})"
@@ -225,9 +253,8 @@ def _what(value: Any) -> str:
     return _JSON.get(type(value), f"of type {type(value).__name__}")
 
 
-def _has_cases(meta: Any, place: str) -> bool:
+def _has_cases(meta: dict[str, Any], place: str) -> bool:
     """Whether a code problem has cases or inputs of its own (`rsim.rewards.code`); raises `UserError` where they are broken."""
-    meta = meta if isinstance(meta, dict) else {}
     cases, inputs, name = meta.get("cases", []), meta.get("extra_inputs", []), meta.get("entry_point")
     kind = list if name else str
     if not isinstance(cases, list) or not all(

@@ -18,6 +18,7 @@ import json
 import os
 import random
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -28,7 +29,7 @@ from urllib.parse import parse_qsl
 from rsim.data.files import READERS, file_records, hub_records, imported, problems_of
 from rsim.data.leaks import separate
 from rsim.data.sources import SOURCES
-from rsim.errors import UserError, first_line
+from rsim.errors import UserError, did_you_mean, first_line
 from rsim.game.problem import Problem, generated_split
 from rsim.lab.problems import SPLITS, ProblemMix, render, sample_problems
 
@@ -70,8 +71,8 @@ def load_problems(
     elif Path(source).suffix.lower() in READERS:
         problems = problems_of(file_records(Path(source)), source, columns)
     else:
-        known = f"lab, gym:TASK, hf:NAME, a file ({', '.join(READERS)}), or one of {', '.join(SOURCES)}"
-        raise UserError(f"unknown data set {source!r}", f"use {known}")
+        kinds = f"lab, gym:TASK, hf:NAME, or a file ({', '.join(READERS)})"
+        raise UserError(f"unknown data set {source!r}", f"{did_you_mean(source, SOURCES)}; or {kinds}")
     if limit and limit < len(problems):
         chosen = sorted(random.Random(f"limit:{seed}").sample(range(len(problems)), limit))
         problems = [problems[i] for i in chosen]
@@ -219,7 +220,8 @@ def raw_splits(name: str, data_dir: str) -> dict[str, list[Problem]]:
     chosen = data_dir or os.environ.get("RSIM_DATA", "")
     if not chosen or not Path(chosen).is_dir():
         raise UserError(
-            f"no data folder {chosen}".rstrip(), f"set $RSIM_DATA or data.data_dir to the folder that holds {name}'s"
+            f"no data folder {chosen}".rstrip(),
+            f"set $RSIM_DATA or data.data_dir to the folder that holds {name}'s (rsim data fetch {name})",
         )
     source = SOURCES[name]
     folder = Path(chosen) / source.folder
@@ -231,5 +233,8 @@ def raw_splits(name: str, data_dir: str) -> dict[str, list[Problem]]:
         TypeError,
         AttributeError,
         OSError,
+        EOFError,
+        SyntaxError,
+        zlib.error,
     ) as error:  # another version of the set, or a file that was cut
         raise UserError(f"{folder} is not {name} as it is known here ({type(error).__name__}: {first_line(error)})") from error

@@ -219,6 +219,6 @@ def _json(path: Path) -> Any:
 
 def _text(path: Path) -> str:
     if not path.is_file():
-        raise UserError(f"data file not found: {path}", "check data.data_dir or $RSIM_DATA")
+        raise UserError(f"data file not found: {path}", "check data.data_dir or $RSIM_DATA (rsim data fetch NAME)")
     raw = path.read_bytes()
     return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")

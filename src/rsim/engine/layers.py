@@ -55,23 +55,27 @@ class Linear(torch.nn.Linear):
     """A linear layer that uses `product` where no gradient is asked for."""
 
     packed: torch.Tensor | None = None  # the weight, between `pack` and `unpack`
+    version = 0  # of the weight that was packed
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return super().forward(input) if torch.is_grad_enabled() else product(input, _fast(self), self.bias)
 
 
 def _fast(layer: Any) -> torch.Tensor:
-    weight: torch.Tensor = layer.weight if layer.packed is None else layer.packed
+    """The packed weight, unless the weight has changed since: a wrapped model may be trained between two answers."""
+    stale = layer.packed is None or layer.version != layer.weight._version
+    weight: torch.Tensor = layer.weight if stale else layer.packed
     return weight
 
 
 def pack(model: PreTrainedModel) -> None:
     """Copies the large weights of a prepared ``model`` on a CPU into oneDNN's layout, for passes without gradient until
-    `unpack`: they may not change meanwhile. Those of models above 2 GiB stay as they are."""
+    `unpack`; one that is changed meanwhile is read itself again. Those of models above 2 GiB stay as they are."""
     layers = [m for m in model.modules() if type(m) is Linear and _worth_it(m.weight, m.weight)]
     if sum(layer.weight.nbytes for layer in layers) <= _PACKED_BYTES:
         for layer in layers:
             layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
+            layer.version = layer.weight._version
 
 
 def unpack(model: PreTrainedModel) -> None:

@@ -21,8 +21,16 @@ _SECONDS = 300.0  # until it has loaded the model
 # A slot has its own cache and no other (none is saved when it changes hands). Weights that are not repacked give a
 # sampled token the same logits whatever is sampled beside it, and are no slower.
 _SETTINGS = "--threads 1 --threads-batch 1 --no-kv-unified --cache-ram 0 --no-ui --no-repack"
-# The server ends with its parent, however that ends: the kernel is asked for a signal (PR_SET_PDEATHSIG).
-_GUARD = f"import ctypes, os, sys; ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)}); os.execvp(sys.argv[1], sys.argv[1:])"
+# The kernel is asked for a signal (PR_SET_PDEATHSIG), unless the parent is gone by then.
+_GUARD = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, int(sys.argv[2])); "
+    "os.getppid() == int(sys.argv[1]) and os.execvp(sys.argv[3], sys.argv[3:])"
+)
+
+
+def ending_with_parent(command: list[str], sent: signal.Signals) -> list[str]:
+    """A command that does what ``command`` does, and is ``sent`` a signal when this process ends, however that ends."""
+    return [sys.executable, "-c", _GUARD, str(os.getpid()), str(int(sent)), *command]
 
 
 def server_program() -> Path:
@@ -73,10 +81,10 @@ def llama_servers(
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
             folder = tempfile.mkdtemp(dir=saved.name)
-            command = [sys.executable, "-c", _GUARD, *pin, *words, "--host", "127.0.0.1", "--port", str(port)]
-            command += ["--slot-save-path", folder]
+            command = [*pin, *words, "--host", "127.0.0.1", "--port", str(port), "--slot-save-path", folder]
             with log.open("ab") as output:
-                running.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
+                guarded = ending_with_parent(command, signal.SIGTERM)
+                running.append(subprocess.Popen(guarded, stdout=output, stderr=subprocess.STDOUT))
             addresses.append(f"http://127.0.0.1:{port}")
             _wait_for(running[-1], addresses[-1], log)
         yield ",".join(addresses)

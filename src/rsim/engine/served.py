@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -12,7 +11,7 @@ import httpx
 
 from rsim import proxies
 from rsim.engine.protocol import SampledStep, Stop
-from rsim.errors import UserError, check_url
+from rsim.errors import UserError, check_url, key_from
 
 
 class Server:
@@ -23,7 +22,7 @@ class Server:
 
     def __init__(self, url: str, timeout: float, *, transport: httpx.BaseTransport | None = None) -> None:
         check_url(f"rollout.{self.setting}_url", url)
-        key = os.environ.get(f"{self.setting.upper()}_API_KEY")
+        key = key_from(f"{self.setting.upper()}_API_KEY")
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.idle)
         self.url = url
         self.client = httpx.Client(

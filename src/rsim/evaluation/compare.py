@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from math import comb
@@ -11,6 +10,7 @@ from typing import Any
 
 from rsim.errors import UserError
 from rsim.evaluation.evaluate import bootstrap_interval, vote
+from rsim.runs.folder import json_lines
 
 
 @dataclass
@@ -64,7 +64,6 @@ def _outcomes(folder: Path) -> dict[tuple[int, str], bool]:
     if not path.is_file() or not (folder / "summary.json").is_file():
         raise UserError(f"{folder} holds no finished evaluation", "give two folders that rsim eval wrote")
     by_question: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in json_lines(path):
         by_question[record["index"], record["question"]].append(record)
     return {question: vote(records)["correct"] for question, records in by_question.items()}

@@ -20,6 +20,8 @@ from rsim.game.progress import OnEpisode, heard_by
 from rsim.game.rollout import Game
 from rsim.policies.strategies import load_strategies, to_toml
 from rsim.rules import PlayRules
+from rsim.runs.checkpoints import MANIFEST, identity
+from rsim.runs.folder import write_whole
 from rsim.runs.locate import locate
 from rsim.runs.lock import locked
 from rsim.settings import to_table
@@ -44,7 +46,7 @@ def evaluate_into(
         on_episode: called with ``(done, of)`` as episodes end.
 
     Raises:
-        UserError: the folder holds an evaluation with other settings, or is another process's.
+        UserError: the folder holds an evaluation with other settings, or a run, or is another process's.
     """
     evaluation = _prepared(settings, served, match_tokens)
     settings = evaluation.settings
@@ -62,7 +64,7 @@ def evaluate_into(
     if finished.is_file():  # asked for again: nothing was played, and the planner's share of the time is what it was
         result.planner_share = json.loads(finished.read_text())["planner_share"]
     summary = evaluation.summary(result, estimated=any(r.get("estimated", False) for r in records))
-    finished.write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(finished, json.dumps(summary, indent=2) + "\n")
     return result
 
 
@@ -73,7 +75,8 @@ def _round(rounds: Iterator[list[Record]], begun: int, total: int, on_episode: O
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An evaluation that can begin. ``data`` is the data set's name, ``models`` the folders that weights come from."""
+    """An evaluation that can begin. ``data`` is the data set's name, ``models`` the folders that weights come from, ``source``
+    what `rsim.runs.checkpoints.identity` says of the run's."""
 
     settings: EvalSettings
     config: Config
@@ -81,6 +84,7 @@ class _Prepared:
     problems: list[Problem]
     game: Game | ServedGame
     models: list[Path]
+    source: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -108,6 +112,7 @@ class _Prepared:
         return {
             **result.to_json(),
             **about,
+            **self.source,
             "data": self.data,
             "engine": served.served.url if served else self.config.rollout.engine,
             "estimated_tokens": estimated,
@@ -138,8 +143,9 @@ def _prepared(settings: EvalSettings, served: ServedModel | None, match_tokens: 
         if isinstance(game, ServedGame):
             raise UserError("--match-tokens", "is not there for a model on a server: give --samples")
         settings = replace(settings, greedy=False, samples=_samples_for(match_tokens, game, problems, settings.seed))
-    models = [Path(p) for p in (checkpoint, settings.planner, settings.reasoner) if p and Path(p).is_dir()]
-    return _Prepared(settings, config, data, problems, game, models)
+    played = (checkpoint, settings.planner.removeprefix("shuffled:"), settings.reasoner or config.models.reasoner)
+    models = [Path(p) for p in played if p and Path(p).exists()]
+    return _Prepared(settings, config, data, problems, game, models, identity(checkpoint) if checkpoint else {})
 
 
 def _meaning(config: Config, data: str) -> dict[str, Any]:
@@ -158,18 +164,24 @@ def _meaning(config: Config, data: str) -> dict[str, Any]:
 
 
 def _newest(folder: Path) -> int:
-    """When a file of a model's folder was last written, in nanoseconds: weights that changed are another evaluation."""
-    return max(path.stat().st_mtime_ns for path in folder.rglob("*"))
+    """When a file of a model's folder (or its one file) was last written, in nanoseconds: weights that changed are another evaluation. Of a
+    checkpoint those that its manifest, the last of them, names: what else lies there (an evaluation) is none of its own."""
+    manifest = folder / MANIFEST
+    own = [manifest, *map(folder.joinpath, json.loads(manifest.read_text()))] if manifest.is_file() else folder.rglob("*")
+    return max(path.stat().st_mtime_ns for path in ([folder] if folder.is_file() else own))
 
 
 def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwrite: bool) -> list[dict[str, Any]]:
     """The records of whole questions that are there already; half-written ones are dropped."""
     known, episodes = folder / "settings.json", folder / "episodes.jsonl"
+    held = ("config.toml", MANIFEST) if known.is_file() else ("config.toml", MANIFEST, "metrics.jsonl")
+    if any((folder / name).is_file() for name in held):
+        raise UserError(f"{folder} holds a run or a checkpoint", "give --out another folder")
     if known.is_file() and not overwrite and json.loads(known.read_text()) == wanted:
         lines = episodes.read_text(encoding="utf-8").splitlines(keepends=True) if episodes.is_file() else []
         whole = [line for line in lines if line.endswith("\n")]
         whole = whole[: len(whole) // samples * samples]
-        episodes.write_text("".join(whole), encoding="utf-8")
+        write_whole(episodes, "".join(whole))
         return [json.loads(line) for line in whole]
     if known.is_file() and not overwrite:
         raise UserError(
@@ -177,16 +189,17 @@ def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwri
         )
     for name in ("summary.json", "episodes.jsonl"):
         (folder / name).unlink(missing_ok=True)
-    known.write_text(json.dumps(wanted, indent=2) + "\n")
+    write_whole(known, json.dumps(wanted, indent=2) + "\n")
     return []
 
 
 def _samples_for(summary: str, game: Game, problems: list[Problem], seed: int) -> int:
     """How many samples a question cost as many tokens as the evaluation ``summary`` did, rounded up."""
     path = Path(summary) / "summary.json" if Path(summary).is_dir() else Path(summary)
-    if not path.is_file():
-        raise UserError(f"--match-tokens {summary}", "give a folder that rsim eval wrote")
-    budget: float = json.loads(path.read_text())["tokens_per_question"]
+    try:
+        budget = float(json.loads(path.read_text())["tokens_per_question"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"--match-tokens {summary}", "give a folder that rsim eval wrote") from error
     trial = problems[: min(len(problems), 50)]
     episodes = game.play(trial, seed=seed, keys=[f"cost:{i}" for i in range(len(trial))])
     one = sum(e.sampled_tokens + e.injected_tokens for e in episodes) / len(episodes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import random
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ import httpx
 
 from rsim.answers.prefix import as_message, open_prefix
 from rsim.config import Config
-from rsim.errors import UserError
+from rsim.errors import UserError, key_from
 from rsim.evaluation.obeyed import rules_for
 from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
@@ -93,7 +92,9 @@ class ServedGame:
         self.names = planner.strategies.names if planner else ()
         self.parameters = {"reasoner": 0, "planner": 0}
         self.mode: Mode | None = None
-        self.tells = False  # see `HttpUpstream`
+        self.tells = False  # see `HttpUpstream`, as for these two
+        self.thinkers: set[str] = set()
+        self.newer: set[str] = set()
         self.model = served.name or first_listed(served.url)
         self.injected: dict[str, int] = {}  # tokens of what may be injected, as the upstream counts them
         self.seconds = {"planner": 0.0, "all": 0.0}
@@ -138,11 +139,12 @@ class ServedGame:
         """The episodes of ``asked``: each the number of a problem and what its draws depend on."""
         rollout = self.config.rollout
         timeout = httpx.Timeout(rollout.vllm_timeout, connect=10.0)
-        async with upstream_client(self.served.url, os.environ.get(KEY, ""), timeout) as client:
+        async with upstream_client(self.served.url, key_from(KEY), timeout) as client:
             client.event_hooks = {"request": [self._send]}
             await self._prepare(client)
             assert self.mode is not None
             upstream = HttpUpstream(client, self.mode, count=self._count, tells=self.tells, retries=5, patience=120.0)
+            upstream.thinkers, upstream.newer = self.thinkers, self.newer
             gate = asyncio.Semaphore(self.served.at_once)
             warmth = 0.0 if greedy else rollout.planner_temperature
             batcher = PlannerBatcher(self.planner, self.served.at_once, warmth) if self.planner else None
@@ -297,7 +299,7 @@ def first_listed(url: str) -> str:
     """
 
     async def first() -> str:
-        async with upstream_client(url, os.environ.get(KEY, ""), httpx.Timeout(10.0)) as client:
+        async with upstream_client(url, key_from(KEY), httpx.Timeout(10.0)) as client:
             return await first_model(client)
 
     try:
@@ -315,7 +317,7 @@ def ask_once(served: ServedModel, system_prompt: str, question: str) -> tuple[st
     model = served.name or first_listed(served.url)
 
     async def ask() -> int:
-        async with upstream_client(served.url, os.environ.get(KEY, ""), httpx.Timeout(60.0)) as client:
+        async with upstream_client(served.url, key_from(KEY), httpx.Timeout(60.0)) as client:
             asked = {"model": model, "messages": opening(system_prompt, question)}
             return (await prompt_tokens(client, asked))[0]
 

@@ -14,16 +14,23 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from rsim.errors import UserError
+from rsim.errors import UserError, first_line
 from rsim.models.device import precise
 
 _FILE = "adapter_config.json"
 
 
 def base_of(folder: str | Path) -> str | None:
-    """Where the frozen weights of an adapter's folder come from; None if the folder is no adapter."""
+    """Where the frozen weights of an adapter's folder come from; None if the folder is no adapter.
+
+    Raises:
+        UserError: its config is damaged.
+    """
     file = Path(folder) / _FILE
-    return str(json.loads(file.read_text())["base_model_name_or_path"]) if file.is_file() else None
+    try:
+        return str(json.loads(file.read_text())["base_model_name_or_path"]) if file.is_file() else None
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{file} is damaged", first_line(error)) from error
 
 
 def add(model: PreTrainedModel, rank: int, base: str, seed: int) -> None:

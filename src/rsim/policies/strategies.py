@@ -132,7 +132,7 @@ def load_strategies(source: str = "default") -> StrategySet:
     """
     path = _PACKAGED.get(source, Path(source))
     if not path.is_file():
-        raise UserError(f"strategy file not found: {source}", f"give a TOML file, or one of {', '.join(_PACKAGED)}")
+        raise UserError(f"strategy file not found: {source}", f"give a TOML file, or a set: {did_you_mean(source, _PACKAGED)}")
     return from_table(read_toml(path), path)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from rsim.errors import UserError
+from rsim.errors import UserError, first_line
 from rsim.reporting.curves import charts_section
 from rsim.reporting.episodes import Episode, before_and_after, episodes_section, pairs_section
 from rsim.reporting.settings import settings_of, settings_section
+from rsim.runs.folder import json_lines
+from rsim.settings import read_toml
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,15 @@ def build_comparison(runs: list[Path], out: Path | None = None) -> Path:
 def _read(run: Path, name: str) -> _Run:
     if not (run / "metrics.jsonl").is_file():
         raise UserError(f"no metrics in {run}", "give the folder of a run or of an evaluation")
-    records = _json_lines(run / "metrics.jsonl")
+    records = json_lines(run / "metrics.jsonl")
     config = run / "config.toml"
     return _Run(
         name or run.resolve().name,
         records,
-        _json_lines(run / "episodes.jsonl"),
+        json_lines(run / "episodes.jsonl") if (run / "episodes.jsonl").is_file() else [],
         _json(run / "run.json"),
         _json(run / "table.json") or _before_and_after(records),
-        settings_of(
-            tomllib.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}, _json(run / "settings.json")
-        ),
+        settings_of(read_toml(config) if config.is_file() else {}, _json(run / "settings.json")),
     )
 
 
@@ -102,19 +101,9 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged", error.msg) from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged", first_line(error)) from error
     return read
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is damaged", error.msg) from error
-    return records
 
 
 def _head(title: str, facts: dict[str, Any]) -> str:

@@ -11,16 +11,17 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from rsim.errors import UserError, first_line
 
 MANIFEST = "manifest.json"
+_STEP = "step.txt"
 Save = Callable[[Path], None]
 
 
@@ -58,8 +59,8 @@ class Checkpoints:
         verify(found)
         return found
 
-    def save(self, name: str, models: dict[str, Save], state: dict[str, Any] | None) -> Path:
-        """Writes ``{name}/{agent}`` for every model, ``state.pt`` and the manifest.
+    def save(self, name: str, step: int, models: dict[str, Save], state: dict[str, Any] | None) -> Path:
+        """Writes ``{name}/{agent}`` for every model, ``state.pt``, the ``step`` that it is of, and the manifest.
 
         Raises:
             UserError: the disk is full or not writable; earlier checkpoints are as they were.
@@ -73,8 +74,9 @@ class Checkpoints:
                 save(draft / agent)
             if state is not None:
                 torch.save(state, draft / "state.pt")
+            (draft / _STEP).write_text(f"{step}\n")
             _write_manifest(draft)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk in their own ways
+        except Exception as error:  # torch, safetensors and tokenizers report a full disk in their own ways
             shutil.rmtree(draft, ignore_errors=True)
             raise UserError(
                 f"cannot write the checkpoint {target}: {first_line(error)}",
@@ -98,14 +100,33 @@ class Checkpoints:
             target = self.path / old.name.removeprefix(".").removesuffix(".old")
             if not target.exists():
                 os.replace(old, target)
-        made = (checkpoint / MANIFEST).stat().st_mtime_ns
         for path in self.path.glob("step-*"):
             if path.name > checkpoint.name:
                 shutil.rmtree(path)
-        for name in ("best", "final"):
-            manifest = self.path / name / MANIFEST
-            if manifest.is_file() and manifest.stat().st_mtime_ns > made:
-                shutil.rmtree(self.path / name)
+        for path in (self.path / "best", self.path / "final"):
+            if path.is_dir() and step_of(path) > step_of(checkpoint):
+                shutil.rmtree(path)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The training steps that led to a checkpoint; those of an earlier version's are not known, and more than any number."""
+    file = checkpoint / _STEP
+    if checkpoint.name.startswith("step-"):
+        return int(checkpoint.name.removeprefix("step-"))
+    return int(file.read_text()) if file.is_file() else sys.maxsize
+
+
+def identity(checkpoint: Path) -> dict[str, str]:
+    """What a table of results says of the ``checkpoint`` that it was measured with: its name and step for people, and a digest
+    that only the same ``weights`` have (empty where there is no manifest)."""
+    step, manifest = step_of(checkpoint), checkpoint / MANIFEST
+    unnamed = step < sys.maxsize and not checkpoint.name.startswith("step-")
+    name = f"{checkpoint.name} (step {step})" if unnamed else checkpoint.name
+    if not manifest.is_file():
+        return {"checkpoint": name, "weights": ""}
+    files = json.loads(manifest.read_text(encoding="utf-8"))
+    weights = [(file, known["sha256"]) for file, known in sorted(files.items()) if file.endswith(".safetensors")]
+    return {"checkpoint": name, "weights": hashlib.sha256(repr(weights).encode()).hexdigest()}
 
 
 def _write_manifest(folder: Path) -> None:

@@ -43,13 +43,15 @@ class RunFolder:
             hold: lock it for this process (`rsim.runs.lock`).
 
         Raises:
-            UserError: the folder has a run already and ``resume`` is off; or ``resume`` is on and there is no run there,
-                it has no checkpoint yet, or it was made with another config; or another process holds it.
+            UserError: the folder has a run or an evaluation already and ``resume`` is off; or ``resume`` is on and there is no
+                run there, it has no checkpoint yet, or it was made with another config; or another process holds it.
         """
         folder = cls(config.folder, config)
         known = folder.path / "config.toml"
-        if folder.checkpoints.latest() and not resume:
+        if not resume and (folder.checkpoints.latest() or (folder.checkpoints.path / "final").is_dir()):
             raise UserError(f"{folder.path} already holds a run", "pass --resume to go on, or --set out=another/folder")
+        if not resume and not known.is_file() and any((folder.path / name).is_file() for name in _RECORDS):
+            raise UserError(f"{folder.path} holds an evaluation", "give --out another folder")  # a start would empty its files
         if resume and not known.is_file():
             raise UserError(f"--resume: no run in {folder.path}", "start it without --resume")
         if resume and not folder.checkpoints.latest():
@@ -77,6 +79,7 @@ class RunFolder:
             self.checkpoints.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}", error.strerror or str(error)) from error
+        kept = self._kept(-1 if checkpoint is None else step)
         provenance: dict[str, Any]
         if checkpoint is None:
             provenance = {
@@ -92,9 +95,10 @@ class RunFolder:
             provenance = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             if self.changed:
                 provenance.setdefault("changed", []).append({"step": step, "keys": self.changed})
-        _replace(self.path / "run.json", json.dumps(provenance, indent=2) + "\n")
-        _replace(self.path / "config.toml", to_toml(self.config))
-        self._forget_after(-1 if checkpoint is None else step)
+        write_whole(self.path / "run.json", json.dumps(provenance, indent=2) + "\n")
+        write_whole(self.path / "config.toml", to_toml(self.config))
+        for path, text in kept.items():
+            write_whole(path, text)
 
     def flush(self) -> None:
         """Has the records written to the disk, before a checkpoint that comes after them."""
@@ -106,21 +110,22 @@ class RunFolder:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def _forget_after(self, step: int) -> None:
-        """Drops records of steps that will be done again."""
-        for name in _RECORDS:
-            path = self.path / name
-            if path.is_file():
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
-                _replace(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+    def _kept(self, step: int) -> dict[Path, str]:
+        """The files of records without those of steps that will be done again."""
+        files = [self.path / name for name in _RECORDS if (self.path / name).is_file()]
+        known = {path: json_lines(path) if step >= 0 else [] for path in files}
+        return {path: "".join(json.dumps(r) + "\n" for r in lines if r["step"] <= step) for path, lines in known.items()}
 
 
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or, where there is no room for it, not at all."""
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or, where there is no room for it (`OSError`), leaves it as it was."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        flush(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -131,7 +136,23 @@ def versions() -> dict[str, str]:
 
 def records(run: Path) -> list[dict[str, Any]]:
     """A run's metrics, in the order in which they were logged."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return json_lines(run / "metrics.jsonl")
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records in a file; a last line that was cut is none.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if line.endswith(b"\n"):
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is damaged", first_line(error).partition(": line ")[0]) from error
+    return found
 
 
 def sampled_tokens(run: Path) -> int:

@@ -31,6 +31,15 @@ def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
     raise UserError(f"no run, checkpoint or preset {run!r}", f"train one first, or use a preset: {', '.join(presets())}")
 
 
+def evaluation_folder(run: str) -> Path:
+    """Where an evaluation of ``run``, as `locate` has it, is kept unless it is told otherwise: never in a checkpoint, whose
+    folder another one replaces."""
+    path = Path(run)
+    if not path.is_dir():
+        return Path("runs/eval")
+    return path / "eval" if (path / "config.toml").is_file() else path.parent.parent / f"eval-{path.name}"
+
+
 def _check_whole(checkpoint: Path) -> None:
     """A checkpoint that lacks a file would be taken for one of a planner or a reasoner alone."""
     if (checkpoint / MANIFEST).is_file():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -43,7 +42,6 @@ _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 async def answer(state: State, request: Request, wire: Wire, body: Body, model: str, *, planned: bool, asked: Body) -> Response:
     """A response whose answers are played. A stream leaves, and tells the metrics, when it is over; for all else the caller
     does. ``body``: in the inner form; ``asked``: as it came."""
-    began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     with _refusing():
         limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
@@ -51,9 +49,7 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, model: 
         headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
         headers = headers if state.config.wrapped else tracing.received(headers)
         wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
-        upstream = await upstream_of(state, model, wanted.asked[0].headers)
-        by_ids = {tuple(one.prompt_ids): one for one in wanted.asked if one.prompt_ids}
-        texts = {ids: await upstream.text(one) for ids, one in by_ids.items()}
+        upstream, texts = await unless_gone(request.receive, _opened(state, model, wanted, deadline))
         wanted.asked = [replace(one, prompt=texts.get(tuple(one.prompt_ids or ()), one.prompt)) for one in wanted.asked]
     mode = upstream.mode if planned else None
     shown: dict[str, str] = {"X-Rsim-Mode": mode} if mode else {}
@@ -66,7 +62,7 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, model: 
 
         def done() -> None:
             leave(state)
-            finished(state, request, wire.kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
+            finished(state, request, outcome.status)
 
         return WatchedStream(events(wire, asked, _chunks(wanted, merged, first, outcome)), 200, shown | _EVENTS, done)
     choices = [api.Choice() for _ in wanted.asked]
@@ -86,6 +82,16 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, model: 
     return JSONResponse(whole(wire, asked, api.whole(wanted, choices, mode)), headers=shown)
 
 
+async def _opened(
+    state: State, model: str, wanted: api.Request, deadline: float
+) -> tuple[Upstream, dict[tuple[int, ...], str]]:
+    """The upstream, and the texts of prompts of token ids."""
+    async with asyncio.timeout_at(deadline):
+        upstream = await upstream_of(state, model, wanted.asked[0].headers)
+        by_ids = {tuple(one.prompt_ids): one for one in wanted.asked if one.prompt_ids}
+        return upstream, {ids: await upstream.text(one) for ids, one in by_ids.items()}
+
+
 def own_headers(request: Request) -> list[tuple[bytes, bytes]]:
     """A request's headers but for those of its connection; bytes: any name, any value."""
     return [(k, v) for k, v in request.headers.raw if k not in _HOP and k != b"origin"]
@@ -102,6 +108,12 @@ def _refusing() -> Iterator[None]:
 
 def _refusal(error: Exception) -> Refusal:
     """What an error is to the client. One that is not expected here is a fault of ours: it is logged, not told."""
+    refusal = _meaning(error)
+    error.__traceback__ = None  # its frames hold the request, and it: a ring that stays until Python looks for rings
+    return refusal
+
+
+def _meaning(error: Exception) -> Refusal:
     if isinstance(error, api.BadRequest):
         return Refusal(400, str(error), "invalid_request_error", param=error.param)
     if isinstance(error, UserError):
@@ -186,19 +198,21 @@ _PLACES = {"content": None, "reasoning": "reasoning_content", "none": ""}  # Non
 async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Event]:
     """Prompts and outputs in their place. "auto": where the model thinks, if it does so in a field of its own; they wait until
     the model has said something."""
-    held: list[Event] = []
+    held: list[Injected | TextDelta] = []
     known, place = show != "auto", _PLACES.get(show)
     async for event in events:
-        ours = isinstance(event, Injected) or (isinstance(event, TextDelta) and event.output)
-        if not known and ours:
-            held.append(event)
+        if isinstance(event, Injected) or (isinstance(event, TextDelta) and event.output):
+            if known:
+                yield event if place is None else replace(event, place=place)
+            else:
+                held.append(event)
             continue
         if not known and isinstance(event, Thought) and event.field != "content":
             place = event.field
         for one in held:
-            yield one if place is None else replace(one, place=place)  # type: ignore[call-arg]
+            yield one if place is None else replace(one, place=place)
         known, held = True, []
-        yield replace(event, place=place) if ours and place is not None else event  # type: ignore[call-arg]
+        yield event
 
 
 async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str, ...]) -> AsyncGenerator[Event]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rsim.config import Config
 from rsim.errors import UserError
+from rsim.models.weights import written_whole
 from rsim.policies.planner import Planner
 from rsim.policies.strategies import StrategySet
+from rsim.runs.checkpoints import identity, step_of
+from rsim.runs.folder import records
 from rsim.runs.locate import locate
 
 _CARD = """\
@@ -80,9 +82,10 @@ def hub_folder(run: str, target: Path, *, repo: str, licence: str) -> Path:
     if target.exists():
         raise UserError(f"{target} exists already", "name a new folder")
     planner = Planner.from_pretrained(folder)
-    planner.save_pretrained(target)  # an adapter is merged into its base
     card = _card(config, planner.strategies, checkpoint, repo, licence)
-    (target / "README.md").write_text(card, encoding="utf-8")
+    with written_whole(target, "make room, or name another folder") as draft:
+        planner.save_pretrained(draft)  # an adapter is merged into its base
+        (draft / "README.md").write_text(card, encoding="utf-8")
     return target
 
 
@@ -123,17 +126,14 @@ def _card(config: Config, strategies: StrategySet, checkpoint: Path, repo: str, 
         seed=config.seed,
         versions=", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         commit=facts["git_commit"][:12],
-        results="\n".join(_results(run)),
+        results="\n".join(_results(run, checkpoint)),
     )
 
 
 def _taken(checkpoint: Path) -> str:
     """The steps that led to a checkpoint, as the run's metrics have them."""
-    records = _metrics(checkpoint.parent.parent)
-    last = int(checkpoint.name.removeprefix("step-")) if checkpoint.name.startswith("step-") else sys.maxsize
-    if checkpoint.name == "best":
-        last = max((r for r in records if "eval/accuracy" in r), key=lambda r: float(r["eval/accuracy"]))["step"]
-    taken = {r["step"]: r["lambda"] for r in records if "lambda" in r and r["step"] <= last}
+    last = step_of(checkpoint)
+    taken = {r["step"]: r["lambda"] for r in records(checkpoint.parent.parent) if "lambda" in r and r["step"] <= last}
     counts = Counter(taken.values())
     return ", ".join(f"{count} steps at lambda {value:g}" for value, count in counts.items()) or "no steps"
 
@@ -146,22 +146,29 @@ def _rewards(config: Config) -> str:
     return "rewards " + ", ".join(shown + [f"custom `{name}`" for name in own])
 
 
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def _results(run: Path) -> list[str]:
-    """The run's table of evaluations where there is one, else its held-out curve's ends."""
-    table = run / "table.json"
-    if not table.is_file() and (run / "eval" / "table.json").is_file():
-        table = run / "eval" / "table.json"
-    if table.is_file():
-        shown: dict[str, Any] = json.loads(table.read_text(encoding="utf-8"))
+def _results(run: Path, checkpoint: Path) -> list[str]:
+    """A table of evaluations of these weights where the run has one, else of others, which it says; else the held-out curve up
+    to the checkpoint."""
+    places = [run, run / "eval", run / f"eval-{checkpoint.name}"]
+    tables = [json.loads(file.read_text(encoding="utf-8")) for p in places if (file := p / "table.json").is_file()]
+    if tables:
+        pushed = identity(checkpoint)
+        own: list[dict[str, Any]] = [t for t in tables if pushed["weights"] and t.get("weights") == pushed["weights"]]
+        shown = (own or tables)[0]
+        theirs = shown.get("checkpoint", "a checkpoint that the table does not name")
+        of = "these weights" if own else f"{theirs}, not of these weights ({pushed['checkpoint']})"
         row = "| {name} | {accuracy:.1%} | {low:.1%} to {high:.1%} | {tokens_per_question:.0f} |"
         rows = [row.format(**r) for r in shown["rows"]]
-        return [shown["title"], "", "| | accuracy | 95% interval | tokens / question |", "|---|---|---|---|", *rows]
-    evaluated = [r for r in _metrics(run) if "eval/accuracy" in r]
+        return [
+            f"{shown['title']}. Results of {of}.",
+            "",
+            "| | accuracy | 95% interval | tokens / question |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    evaluated = [r for r in records(run) if "eval/accuracy" in r and r["step"] <= step_of(checkpoint)]
     if not evaluated:
         return ["Not evaluated."]
-    first, best = evaluated[0], max(evaluated, key=lambda r: float(r["eval/accuracy"]))
-    return [f"Held-out accuracy {first['eval/accuracy']:.1%} before training, {best['eval/accuracy']:.1%} at best (greedy)."]
+    first, last = evaluated[0], evaluated[-1]
+    gain = f"{first['eval/accuracy']:.1%} after step {first['step']}, {last['eval/accuracy']:.1%} after step {last['step']}"
+    return [f"Held-out accuracy {gain} (greedy)."]

@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -72,17 +72,17 @@ class HttpUpstream:
             UserError: it has none.
             UpstreamError: it cannot be asked.
         """
-        said = await self._of_tokens("detokenize", asked, tokens=asked.prompt_ids)
-        return str(said["prompt"] if "prompt" in said else said["content"])
+        told: str = await self._of_tokens("detokenize", asked, ("prompt", "content"), str, tokens=asked.prompt_ids)
+        return told
 
     async def ids_of(self, text: str, asked: Asked) -> list[int]:
         """By its ``/tokenize``: what goes on behind a prompt of token ids."""
         plain = {"add_special_tokens": False, "add_special": False}  # vLLM's name and llama.cpp's
-        ids: list[int] = (await self._of_tokens("tokenize", asked, prompt=text, content=text, **plain))["tokens"]
+        ids: list[int] = await self._of_tokens("tokenize", asked, ("tokens",), list, prompt=text, content=text, **plain)
         return ids
 
-    async def _of_tokens(self, path: str, asked: Asked, **body: Any) -> dict[str, Any]:
-        """These two are beside the API, not below it."""
+    async def _of_tokens(self, path: str, asked: Asked, fields: tuple[str, ...], kind: type, **body: Any) -> Any:
+        """The first of the ``fields`` that the answer has. These two are beside the API, not below it."""
         try:
             url = self.client.base_url.join(f"../{path}")
             response = await self.client.post(url, json=body | {"model": asked.model}, headers=[*asked.headers])
@@ -93,8 +93,14 @@ class HttpUpstream:
         if response.status_code != 200:
             problem = f"the upstream cannot read token ids: its /{path} answers {response.status_code}"
             raise UserError(problem, "send the prompt as text")
-        told: dict[str, Any] = response.json()
-        return told
+        try:
+            told = response.json()
+        except ValueError:
+            told = None
+        found = next((told[field] for field in fields if field in told), None) if isinstance(told, dict) else None
+        if not isinstance(found, kind):
+            raise broken(f"the upstream's /{path} answers in an unknown form", response.text)
+        return found
 
     async def call(self, path: str, body: dict[str, Any], headers: Headers = ()) -> _Call:
         """An answer that has begun. Tried again, with jitter or when ``Retry-After`` says, as long as nothing was answered.
@@ -196,6 +202,7 @@ class _Call:
     ahead: str | Thought | Said | None
     stops: tuple[str, ...] = ()  # that it was asked to stop at
     limit: int = 0  # tokens that it may write
+    thinks: bool = False  # there is room for thinking among them
     prompt: str = ""
     accounted: Usage = field(default_factory=Usage)  # to earlier steps
 
@@ -223,6 +230,7 @@ class _HttpConversation:
         self.pending = ""  # injected with the next step
         self.calls = 0
         self.call: _Call | None = None
+        self.spent = Usage()  # in the step, by calls that are over
         self.continues = asked.messages is None or upstream.mode == "prefill"  # an answer, in the middle of it
 
     def inject(self, text: str) -> None:
@@ -239,12 +247,15 @@ class _HttpConversation:
             self.steps.append((self.pending, ""))
             call = await self._ask(max_new_tokens, until)
         self.pending = ""
-        text, pieces, thoughts, spent, told = "", 0, 0, Usage(), ""
+        self.spent = spent = Usage()
+        text, pieces, thoughts, wasted, told = "", 0, 0, 0, ""
         end: End | None = None
         while end is None:
             said = await call.next()
             if not self.steps[-1][1] and self._thinks(said, call):  # and was not expected to
                 await self.close()
+                spent.add(call.counted(said.usage) if isinstance(said, Said) and said.usage else call.estimate(1))
+                wasted = spent.completion_tokens
                 call = await self._ask(max_new_tokens, until)
             elif isinstance(said, Thought):
                 thoughts += 1
@@ -280,7 +291,13 @@ class _HttpConversation:
                         call = await self._ask(left, until)
                 if end == "end_of_turn" and not told and not any(written for _, written in self.steps):
                     self._check_silence(thoughts, usage)
-        yield StepEnd("end_of_turn" if told else end, spent, text, thoughts, told)
+        yield StepEnd("end_of_turn" if told else end, spent, text, thoughts + wasted, told)
+
+    def cut(self, pieces: int) -> Usage:
+        usage = replace(self.spent)
+        if self.call:
+            usage.add(self.call.estimate(pieces))
+        return usage
 
     def _check_silence(self, thoughts: int, usage: Usage) -> None:
         """Raises `UpstreamError` for an answer without a word, unless the model did end its turn at once."""
@@ -296,10 +313,10 @@ class _HttpConversation:
     def _thinks(self, said: str | Thought | Said, call: _Call) -> bool:
         """Whether a model turns out to think in a call that has no room for it, or would be stopped inside of it."""
         hidden = isinstance(said, Said) and bool(said.thought) and said.reason == "length"
-        if not (hidden or isinstance(said, Thought)) or self.asked.model in self.upstream.thinkers:
+        if not (hidden or isinstance(said, Thought)):
             return False
         self.upstream.thinkers.add(self.asked.model)
-        return bool(self.asked.thinking or call.stops)
+        return not call.thinks and bool(self.asked.thinking or call.stops)
 
     def _why(self, said: Said, call: _Call, text: str) -> End:
         if said.reason == "length":
@@ -325,7 +342,7 @@ class _HttpConversation:
             body["stop"] = list(stops)
         path = "completions" if asked.messages is None else "chat/completions"
         call = await self._begun(path, body, limit)
-        call.stops, call.limit = stops, limit
+        call.stops, call.limit, call.thinks = stops, limit, thinks
         call.prompt = (asked.prompt or "") + self._said() + "".join(text_of(m.get("content")) for m in asked.messages or [])
         self.call = call
         return call
@@ -363,8 +380,8 @@ class _HttpConversation:
         return {"messages": self._turns()}
 
     def _turns(self) -> list[dict[str, Any]]:
-        """Each strategy as a user message, joined to the one before where nothing was written between them: two user messages in
-        a row break templates, and many servers refuse an empty answer."""
+        """Each strategy as a user message, joined to the one before where nothing was written between them: two user
+        messages in a row break templates, and many servers refuse an empty answer."""
         messages = [dict(m) for m in self.asked.messages or []]
         for injected, written in self.steps:
             if messages and messages[-1].get("role") == "user":

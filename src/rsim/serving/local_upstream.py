@@ -151,7 +151,11 @@ class LocalUpstream:
 
     async def ids(self, text: str, *, begins: bool) -> list[int]:
         """Of a prompt that is sent as a text or, where it does not begin there, of what goes on."""
-        work = partial(begin_ids, self.reasoner.tokenizer) if begins else self.reasoner.injected_ids
+
+        def work(text: str) -> list[int]:
+            check_length(self.reasoner.tokenizer, text, self.context)
+            return begin_ids(self.reasoner.tokenizer, text) if begins else self.reasoner.injected_ids(text)
+
         return await self._reads(work, text)
 
     async def _reads(self, work: Callable[[Any], T], what: Any) -> T:
@@ -292,6 +296,9 @@ class _LocalConversation:
                 yield piece
         finally:
             upstream.commands.put(lambda: upstream.stop(answer))
+
+    def cut(self, pieces: int) -> Usage:
+        return replace(self._usage(pieces), estimated=True)
 
     def _usage(self, sampled: int) -> Usage:
         """Of a step; the prompt counts once."""

@@ -164,7 +164,7 @@ def _expect(chunk: Any, value: Any, kind: type) -> Any:
 
 
 def _finish(choice: dict[str, Any]) -> str:
-    reason: str = _expect(choice, choice.get("finish_reason") or "", str)
+    reason: str = _HALF.sub("\ufffd", _expect(choice, choice.get("finish_reason") or "", str))
     plain = reason.lower().removeprefix("finish_reason_")
     if plain in _BROKEN:
         raise broken(f"the upstream ended its answer with {reason!r}")
@@ -284,9 +284,9 @@ def refusal(status: int, answered: Any, raw: str, retry_after: str | None = None
     code = problem.get("code")
     if status < 400:
         status = code if isinstance(code, int) and 400 <= code < 600 else 502
-    return UpstreamError(
-        status, problem | {"message": str(message), "type": problem.get("type") or "upstream_error"}, retry_after
-    )
+    problem |= {"message": str(message), "type": problem.get("type") or "upstream_error"}
+    whole = _HALF.sub("\ufffd", json.dumps(problem, ensure_ascii=False))  # halves of characters have no form in UTF-8
+    return UpstreamError(status, json.loads(whole, parse_constant=str), retry_after)  # nor NaN in JSON
 
 
 def broken(message: str, shown: str = "") -> UpstreamError:
@@ -297,5 +297,6 @@ def broken(message: str, shown: str = "") -> UpstreamError:
 def unreached(message: str, cause: httpx.RequestError) -> UpstreamError:
     """A connection that failed, with its cause."""
     status, kind = (504, "timeout") if isinstance(cause, httpx.TimeoutException) else (502, "connection_error")
-    why = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    shown = "" if isinstance(cause, httpx.LocalProtocolError) else str(cause)  # that one shows a header, which may be a key
+    why = f"{type(cause).__name__}: {shown}" if shown else type(cause).__name__
     return UpstreamError(status, {"message": f"{message} ({why})", "type": kind, "param": None, "code": None})

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+from rsim.errors import UserError
+
 ON = find_spec("opentelemetry") is not None and find_spec("opentelemetry.sdk") is not None
 _NAMES = (b"traceparent", b"tracestate")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -23,7 +25,11 @@ def export() -> None:
     if not ON or not any(os.environ.get(name) for name in _ENDPOINTS):
         return
     from opentelemetry import trace
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError as error:
+        raise UserError("OpenTelemetry's exporter is not installed", "pip install 'rsim-rl[otel]'") from error
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor

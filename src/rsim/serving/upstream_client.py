@@ -110,15 +110,17 @@ def unanswered(cause: httpx.RequestError) -> UpstreamError:
 
 async def refused(response: httpx.Response) -> UpstreamError:
     """The error of a response whose status is not 200."""
-    raw = await response.aread()
-    await response.aclose()
     try:
+        raw = await response.aread()
         answered = response.json()
+    except httpx.RequestError:  # its status was said all the same
+        raw, answered = b"", None
     except ValueError:
         answered = None
+    await response.aclose()
     failed = refusal(response.status_code, answered, raw.decode(errors="replace"), response.headers.get("retry-after"))
     if response.status_code in (401, 403):
-        key, sent = os.environ.get(KEY, ""), response.request.headers
+        key, sent = os.environ.get(KEY, "").strip(), response.request.headers
         if key and any(key.rpartition(": ")[2] in value for value in sent.values()):
             failed.error["message"] += f" (${KEY} is the key that was sent)"
         elif not key and "authorization" not in sent:

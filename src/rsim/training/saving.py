@@ -48,10 +48,10 @@ class Saver:
         state = place | {"agents": {key: agent.state() for key, agent in self.agents.items()}}
         if isinstance(self.game, ServedGame):
             state["account"] = dict(self.game.account)
-        self.write(name, state)
+        self.write(name, place["step"], state)
 
-    def write(self, name: str, state: dict[str, Any] | None = None) -> None:
-        """The checkpoint ``name``: both models and, where it is to be resumed from, ``state``."""
+    def write(self, name: str, step: int, state: dict[str, Any] | None = None) -> None:
+        """The checkpoint ``name`` of ``step``: both models and, where it is to be resumed from, ``state``."""
         savers: dict[str, Save] = {}
         if self.reasoner and self.config.holds_reasoner:
             weights = self._weights("reasoner", self.reasoner.model)
@@ -61,7 +61,7 @@ class Saver:
             savers["planner"] = partial(self.planner.save_pretrained, weights=weights)
         if self.world.is_main:
             self.folder.flush()
-            self.on_save(self.folder.checkpoints.save(name, savers, state))
+            self.on_save(self.folder.checkpoints.save(name, step, savers, state))
         self.world.barrier()
 
     @property

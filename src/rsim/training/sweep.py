@@ -7,8 +7,8 @@ sweep that was stopped goes on with the trial it was at (and that one with its l
 
 from __future__ import annotations
 
-import json
 import math
+import signal
 import subprocess
 import sys
 import tomllib
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from rsim.config import from_table, load_config
+from rsim.engine.llama_process import ending_with_parent
 from rsim.errors import UserError
 from rsim.runs.folder import records
 from rsim.runs.lock import locked
-from rsim.settings import check_setting, setting
+from rsim.settings import check_setting, literal, setting
 
 _EDGE = 0.05  # of a range, at either end
 _BEYOND = 1.02  # of a budget: what a run that ends at it may have sampled
@@ -54,6 +55,8 @@ class Range:
         if self.values:
             ordered = all(type(v) in (int, float) for v in self.values)
             return ordered and len(self.values) > 1 and value in (min(self.values), max(self.values))
+        if not self.low < value < self.high:  # a known one may lie beyond
+            return True
         low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
         place: float = (value - low) / (high - low)
         return not _EDGE < place < 1 - _EDGE
@@ -93,6 +96,11 @@ def load_sweep(path: Path) -> Sweep:
     if not isinstance(search, dict) or not search:
         remedy = 'e.g. "train.planner_lr" = {low = 1e-5, high = 1e-2, log = true}'
         raise UserError(f"{path} has no table [search]", remedy)
+    if own := {"seed", "out"} & search.keys():
+        raise UserError(
+            f"{path}: search.{min(own)}",
+            "a sweep gives each run its own: seeds = [...] are tried for the best",
+        )
     known = table.pop("known", [])
     settings: Settings = from_table(Settings, table, str(path))
     for field in fields(settings):
@@ -124,11 +132,13 @@ def _range(key: str, value: Any) -> Range:
     if not numbers or low >= high or (log and low <= 0):
         remedy = "low and high are numbers, low below high (and above 0 where log = true)"
         raise UserError(f"search.{key} = {value!r}", remedy)
-    return Range(key, low=low, high=high, log=bool(log))
+    return Range(
+        key, low=float(low), high=float(high), log=bool(log)
+    )  # a key that takes whole numbers is refused
 
 
 def _overrides(settings: Settings, chosen: dict[str, Any]) -> list[str]:
-    return [*settings.set, *(f"{key}={json.dumps(value)}" for key, value in chosen.items())]
+    return [*settings.set, *(f"{key}={literal(value)}" for key, value in chosen.items())]
 
 
 def run_sweep(sweep: Sweep, out: Path, on_trial: Any = lambda trial, of: None) -> list[Trial]:
@@ -174,10 +184,12 @@ def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
     study = optuna.create_study(
         storage=storage, study_name="sweep", sampler=sampler, direction="maximize", load_if_exists=True
     )
-    wanted = repr(sweep)
-    if study.user_attrs.setdefault("sweep", wanted) != wanted:
-        raise UserError(f"{out} holds another sweep", "give --out another folder")
-    study.set_user_attr("sweep", wanted)
+    file = Path(sweep.settings.config)  # which may say something else by now; a preset has no file here
+    said = file.read_text(encoding="utf-8") if file.is_file() else ""
+    for name, wanted in {"sweep": repr(sweep), "config": said}.items():
+        if study.user_attrs.get(name, wanted) != wanted:
+            raise UserError(f"{out} holds another sweep", "give --out another folder")
+        study.set_user_attr(name, wanted)
     spaces: dict[str, Any] = {
         r.key: optuna.distributions.CategoricalDistribution(r.values)
         if r.values
@@ -196,7 +208,7 @@ def _played(
     scores: dict[int, list[float]] = {}
     for seed in seeds:
         folder = out / f"trial-{number:03d}" / f"seed-{seed}"
-        own = [f"seed={seed}", f"out={json.dumps(str(folder))}"]
+        own = [f"seed={seed}", f"out={literal(folder)}"]
         error = _run(settings, folder, [*_overrides(settings, chosen), *own])
         if error:
             return Trial(number, chosen, {}, error)
@@ -215,15 +227,20 @@ def _played(
 
 def _run(settings: Settings, folder: Path, overrides: list[str]) -> str:
     """Trains to the end what is not; returns the last line of what went wrong."""
-    if (folder / "checkpoints" / "final").exists():
+    final = folder / "checkpoints" / "final"
+    if final.exists():
         return ""
     changed = [part for override in overrides for part in ("--set", override)]
     resume = ["--resume"] if any((folder / "checkpoints").glob("step-*")) else []
     command = [sys.executable, "-m", "rsim", "train", settings.config, *changed, *resume, "--json"]
+    # The run would go on alone and hold its folder, which a sweep that goes on needs; what it saved is there.
+    command = ending_with_parent(command, signal.SIGKILL)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode < 0 or done.returncode == 130:
-        raise KeyboardInterrupt
-    said = done.stderr.strip().splitlines() or ["it said nothing"]
+    if done.returncode in (-signal.SIGINT, -signal.SIGTERM, 130) or (
+        not done.returncode and not final.exists()
+    ):
+        raise KeyboardInterrupt  # it was told to stop
+    said = done.stderr.strip().splitlines() or [f"it said nothing and ended with {done.returncode}"]
     return said[-1].removeprefix("rsim: ") if done.returncode else ""
 
 
@@ -259,7 +276,7 @@ def write_table(sweep: Sweep, trials: list[Trial], out: Path) -> Path:
         [
             str(t.number),
             *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in (t.chosen[key] for key in keys)),
-            *(f"{t.mean(b):.1%}" if t.scores else t.error for b in budgets),
+            *(f"{t.mean(b):.1%}" if t.scores else t.error.replace("|", "\\|") for b in budgets),
             str(len(t.scores.get(budgets[-1], []))),
         ]
         for t in trials

@@ -92,6 +92,8 @@ class Trainer:
         self.world.barrier()  # all have looked at the folder before it is written to
         if self.world.is_main:
             folder.begin(self.step, checkpoint)
+        if not self.world.any(self.world.is_main and (self.checkpoints.path / "best").is_dir()):
+            self.best = -1.0
         self.saver.check_servers()
         names = self.strategies.names if self.strategies else ()
         self.records = Records(folder, self.world, names, self.step)
@@ -142,7 +144,7 @@ class Trainer:
         self.records.close()
         if stopping:
             raise Stopped(result, terminated=self.world.any(self.terminated))
-        self.saver.write("final")
+        self.saver.write("final", self.step)
         return result
 
     @property
@@ -246,7 +248,7 @@ class Trainer:
         self._log({"step": self.step} | held_out_metrics(result))
         if result.accuracy > self.best:
             self.best = result.accuracy
-            self.saver.write("best")
+            self.saver.write("best", self.step)
         return result
 
     def save(self, name: str) -> None:
