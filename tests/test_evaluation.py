@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from math import comb
 
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 
 from rsim.config import RewardsConfig
 from rsim.errors import UserError
-from rsim.evaluation import controls
+from rsim.evaluation import controls, saved
 from rsim.evaluation.compare import compare, mcnemar
 from rsim.evaluation.controls import PromptedPlanner, shuffled_planner, wait_planner
 from rsim.evaluation.evaluate import bootstrap_interval, pass_at_k, play_scored, summarise, vote
+from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.planners import planner_from
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
@@ -156,6 +158,20 @@ def test_a_bare_prompt_begins_as_the_tokenizer_begins_a_text(reasoner, lab_strat
     prompted = PromptedPlanner(reasoner, lab_strategies, bare=True)
     monkeypatch.setattr(controls, "begin_ids", lambda tokenizer, text: [9, *reasoner.injected_ids(text)])
     assert prompted.opening("7=?") == [9, *reasoner.injected_ids(template.question_chunk("7=?") + template.MARKER)]
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "shuffled"])
+def test_changed_weights_are_another_evaluation_wherever_they_are_named(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(saved, "load_game", lambda *_: None)
+    weights = tmp_path / "weights.gguf" if what == "file" else tmp_path / "model.safetensors"
+    weights.write_bytes(b"1")
+    named = weights if what == "file" else tmp_path
+    settings = EvalSettings("nano", overrides=(f'models.reasoner="{named}"',), limit=2)
+    if what == "shuffled":
+        settings = EvalSettings("nano", f"shuffled:{named}", limit=2)
+    before = saved._prepared(settings, None, "").depends_on()
+    os.utime(weights, ns=(1, 1))
+    assert saved._prepared(settings, None, "").depends_on() != before
 
 
 def test_all_right_is_not_sure():
