@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rsim.config import Config
 from rsim.engine.vllm import VllmServers
@@ -74,7 +75,7 @@ def load_game(
     )
     own = part_of(checkpoint, "planner")
     chosen: AnyPlanner | None = None
-    place = {"device": device.name, "dtype": device.dtype, "quantised": models.quantised}
+    place: dict[str, Any] = {"device": device.name, "dtype": device.dtype, "quantised": models.quantised}
     if planner:
         chosen = planner_from(
             planner,
@@ -109,7 +110,7 @@ def part_of(checkpoint: Path | None, agent: str) -> Path | None:
 def planner_of_served(config: Config, checkpoint: Path | None, planner: str, problems: list[Problem]) -> AnyPlanner | None:
     """The planner that `load_game` would take, for a reasoner that is out of its reach."""
     strategies, device = load_strategies(config.models.strategies), choose_device(config)
-    place = {"device": device.name, "dtype": device.dtype, "quantised": config.models.quantised}
+    place: dict[str, Any] = {"device": device.name, "dtype": device.dtype, "quantised": config.models.quantised}
     if planner.partition(":")[0] in ("shuffled", "prompted"):
         raise UserError(f"--planner {planner}", "needs a reasoner in this process: leave --upstream out")
     if planner:

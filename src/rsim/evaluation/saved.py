@@ -164,8 +164,8 @@ def _meaning(config: Config, data: str) -> dict[str, Any]:
 
 
 def _newest(folder: Path) -> int:
-    """When a file of a model's folder (or its one file) was last written, in nanoseconds: weights that changed are another evaluation. Of a
-    checkpoint those that its manifest, the last of them, names: what else lies there (an evaluation) is none of its own."""
+    """When a model's file, or one of its folder, was last written, in nanoseconds: changed weights are another evaluation. Of
+    a checkpoint those that its manifest, the last of them, names: what else lies there (an evaluation) is none of its own."""
     manifest = folder / MANIFEST
     own = [manifest, *map(folder.joinpath, json.loads(manifest.read_text()))] if manifest.is_file() else folder.rglob("*")
     return max(path.stat().st_mtime_ns for path in ([folder] if folder.is_file() else own))
