@@ -61,10 +61,10 @@ def run(
 
 
 @contextmanager
-def _started(model: str, core: int, slots: int, *more: str) -> Iterator[str]:
+def _started(model: str, core: int, slots: int, *more: str, context: int = 2048) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with llama_servers(package_file(model), log, slots=slots, context=2048, cores=(core,), more=more) as url:
+        with llama_servers(package_file(model), log, slots=slots, context=context, cores=(core,), more=more) as url:
             yield url
 
 
@@ -77,7 +77,7 @@ def _game(reasoner: Reasoner, slots: int, step_tokens: int, url: str = "") -> Ga
 
 def _group(model: str, core: int, step_tokens: int, questions: list[Problem]) -> Iterator[Row]:
     reasoner, read = load_reasoner(model, weights=False), {}
-    with _started(model, core, _GROUP, "--metrics") as url:
+    with _started(model, core, _GROUP, "--metrics", context=4096) as url:
         for number, copies in enumerate((False, True)):
             game = _game(reasoner, _GROUP, step_tokens, url)
             assert isinstance(game.servers, LlamaServers)
@@ -127,7 +127,7 @@ def _server(model: str, core: int, counts: list[int], tokens: int, questions: li
     prompts = [reasoner.prompt_ids(problem.question) for problem in questions]
     greedy = sampling(0.0, logprobs=False)
     for count in counts:
-        with _started(model, core, count) as url:
+        with _started(model, core, count, context=1024) as url:
             server = LlamaServer(url, 3600)
             seconds, replies = _together(server, prompts[:count], n_predict=1, **greedy)
             read = sum(reply["timings"]["prompt_n"] for reply in replies) / seconds

@@ -126,6 +126,9 @@ def run(steps: int = 24) -> Iterator[Row]:
             f"# Two users, from the wheel\n\nWritten by `python -m studies users`, in {time.perf_counter() - began:.0f} s.\n"
         ]
         _PAGE.write_text("\n".join([*lines, "```text", *shell.lines[:-1], "```", ""]), encoding="utf-8")
+        site = _ROOT / "mkdocs.yml"  # whose navigation ends with the results; a page that is not there would be an error
+        if (entry := "      - Two users: results/users.md\n") not in (text := site.read_text(encoding="utf-8")):
+            site.write_text(text + entry, encoding="utf-8")
     yield Row("from pip install to the report of an own run", to_report / 60, "min", goal="at most 12", met=to_report <= 720)
     yield Row("and on to a planned answer", to_answer / 60, "min", goal="at most 12", met=to_answer <= 720)
     yield Row(

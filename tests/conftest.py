@@ -41,7 +41,7 @@ def planner(base_folder, lab_strategies) -> Planner:
     return load_planner(str(base_folder), lab_strategies, device="cpu", dtype="float32", seed=0)
 
 
-SMALL = ["train.questions=4", "train.group=4", "train.eval_every=2", "checkpoint.save_every=1", "train.samples_every=1", "data.eval_size=6",
+SMALL = ["train.questions=4", "train.group=4", "train.eval_every=2", "checkpoint.save_every=100", "train.samples_every=1", "data.eval_size=6",
          "data.train_size=40", "cold_start.episodes=0", "rollout.max_steps=2", "rollout.step_tokens=8", "rollout.max_tokens=40",
          "rollout.answer_tokens=6", "stages.stage1.steps=2", "stages.stage2.steps=2", "train.reasoner_lr=1e-3",
          "train.trackers=[]", "models.dtype=float64", "rewards.custom=[\"rewards.py:length\"]"]  # fmt: skip

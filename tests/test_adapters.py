@@ -121,7 +121,7 @@ def test_a_planner_alone_shares_the_weights_of_a_frozen_reasoner(small):
 def test_what_is_trained_is_float32_also_above_bfloat16_weights(small):
     """Steps of 1e-5 would vanish in bfloat16; frozen weights stay in it."""
     config = small("run", "models.reasoner_lora=2", "models.planner_lora=2", "models.dtype=bfloat16", "train.planner_lr=1e-5",
-                   "train.steps=2")  # fmt: skip
+                   "train.steps=2", "checkpoint.save_every=1")  # fmt: skip
     rsim.train(config)
     for resume in (False, True):
         trainer = Trainer(config, resume=True) if resume else Trainer(replace(config, out=config.out + "2"))

@@ -101,7 +101,7 @@ def test_a_spec_that_is_none_is_refused(tmp_path, monkeypatch, spec):
 
 def test_callbacks_see_everything_and_may_stop_the_run(small, capsys):
     seen = []
-    config = small("run")
+    config = small("run", "checkpoint.save_every=1")
 
     def stop_at_two(record):
         seen.append(("step", record["step"]))

@@ -37,6 +37,12 @@ def write_tokenizer(path: Path) -> None:
 
 
 @pytest.fixture
+def small(small):
+    """A checkpoint after every step."""
+    return lambda out, *overrides: small(out, "checkpoint.save_every=1", *overrides)
+
+
+@pytest.fixture
 def folder(tmp_path) -> Checkpoints:
     return Checkpoints(tmp_path / "checkpoints")
 

@@ -458,3 +458,13 @@ def test_a_real_servers_episodes(real, smollm):
     one = replace(game.rules, batch=1)
     again = [Game(smollm, planner, one).play(problems[:1], seed=1)[0].token_ids for _ in range(2)]
     assert again[0] == again[1]
+
+
+@needs_server
+def test_a_group_on_a_real_server_is_played_from_copies_of_one_question(real, smollm):
+    planner = sequence_planner(load_strategies("default"), ["decomposition", "termination"])
+    game = Game(smollm, planner, replace(LONG, llama_url=real))
+    episodes = game.play([Problem("What is 17 + 25?", "42")], seed=0, greedy=True, group_size=4)
+    (server,) = game.servers.servers
+    assert list(server.files.values()) == [episodes[0].token_ids[: episodes[0].prompt_length]]
+    assert all(e.token_ids == episodes[0].token_ids for e in episodes)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 
 import rsim
-from rsim.cli.main import main
+from rsim.cli.main import app, main
 from rsim.errors import UserError
 from rsim.rewards import symbolic
 from rsim.runs.folder import Trackers
@@ -73,3 +76,24 @@ def test_every_install_line_names_the_distribution_and_an_extra_of_it():
 
 def test_the_package_is_typed_and_says_so():
     assert (Path(rsim.__file__).parent / "py.typed").is_file()
+
+
+def test_the_dockerfile_copies_what_is_there_and_starts_a_server_that_the_command_knows():
+    """What can be seen without a daemon; the command of its comment is parsed as the entry point gets it."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    found = [line.split(maxsplit=1) for line in text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+    first, said = found[0], dict(found)
+    assert {name for name, _ in found} <= {"FROM", "RUN", "WORKDIR", "COPY", "ARG", "USER", "ENV", "EXPOSE", "ENTRYPOINT"}
+    assert (first[0], said["USER"], [name for name, _ in found][-1]) == ("FROM", "rsim", "ENTRYPOINT")
+    assert re.fullmatch(r"python:3\.\d+-slim", first[1])
+    copied = [path for name, rest in found if name == "COPY" for path in rest.split()[:-1] if not path.startswith("--")]
+    assert all((ROOT / path).exists() for path in copied)
+    needed = {"pyproject.toml", PROJECT["readme"], *(path.split("/")[0] for path in PROJECT["license-files"]), "src"}
+    assert needed <= set(copied), "what the wheel is built of"
+    entry = json.loads(said["ENTRYPOINT"])
+    usage = re.search(r"#\s+docker build .*&& docker run -p (\d+):(\d+) .* rsim (--.*)", text)
+    assert usage
+    assert (entry[:2], usage[2], said["EXPOSE"]) == (["rsim", "serve"], entry[-1], entry[-1])
+    typer.main.get_command(app).resolve_command(typer.Context(typer.main.get_command(app)), ["serve"])[1].make_context(
+        "serve", [*entry[2:], *shlex.split(usage[3])]
+    )

@@ -215,7 +215,10 @@ def test_ranks_resume_what_one_process_began(small, sharded):
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'ray[train]'")
 def test_two_workers_of_ray_train_as_one_process_does_also_when_one_dies(small, tmp_path):
     """The first attempt of one worker kills itself in the middle of the run; Ray starts both again."""
-    alone, together = small("alone"), small("together", 'rewards.custom=["rewards.py:length", "deadly.py:die_once"]')
+    alone, together = (
+        small("alone"),
+        small("together", "checkpoint.save_every=1", 'rewards.custom=["rewards.py:length", "deadly.py:die_once"]'),
+    )
     (tmp_path / "deadly.py").write_text(
         "import os, pathlib, signal\n"
         "def die_once(episode):\n"

@@ -202,6 +202,7 @@ def test_in_a_browser_filters_work_charts_tell_values_and_all_fits_a_phone(brows
     page = context.new_page()
     page.goto(report.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("[...document.querySelectorAll('.scroll')].every((one) => one.scrollWidth <= one.clientWidth)")
     page.select_option(".verdict", "right")
     assert page.locator(".count").inner_text() == "1 of 30 shown"
     assert page.locator(".episode:visible").count() == 1

@@ -49,7 +49,7 @@ def test_whatever_is_a_number_is_taken(tmp_path, returned):
 
 def test_a_run_whose_numbers_break_stops_before_it_saves_them(small, monkeypatch):
     """The planner's gradient in the third step is NaN: the weights after it are never written, and the error names what was."""
-    config, really, taken = small("run", "train.eval_every=0"), Agent.step, []
+    config, really, taken = small("run", "train.eval_every=0", "checkpoint.save_every=1"), Agent.step, []
 
     def step(agent, *args):
         taken.append(agent.name)

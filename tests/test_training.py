@@ -61,7 +61,7 @@ def test_a_gate_is_for_finished_planners(small):
 
 
 def test_a_run_leaves_everything_behind(small):
-    config = small("run", 'train.trackers=["tensorboard"]')
+    config = small("run", 'train.trackers=["tensorboard"]', "checkpoint.save_every=1")
     result = rsim.train(config)
     assert 0 <= result["accuracy"] <= 1
     records = metrics_of(config)

@@ -295,7 +295,8 @@ def test_thinking_is_passed_on_in_its_field_and_is_no_step(field, streamed):
         message = reply.json()["choices"][0]["message"]
         thinking, content = message[field], message["content"]
         assert steps_of(reply) == ["It is 12."]
-        assert reply.json()["usage"]["completion_tokens"] == 302
+        assert reply.json()["usage"]["completion_tokens"] == 1 + 302, "what was thought without room is billed as well"
+        assert reply.json()["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1 + 300}
     prompt = next(s.prompts[0] for s in SCRIPTED.strategies.strategies if s.name == "decomposition")
     assert thinking == prompt + "Hm.\n\n" * 300, "clients fold what was injected with the model's own thinking"
     assert content == "\n\nIt is 12."
@@ -320,6 +321,8 @@ def test_a_model_whose_thinking_is_hidden_is_asked_again_with_room():
     reply, requests = ask(answer)
     assert steps_of(reply) == ["It is 12."]
     assert [body["max_tokens"] for body in bodies(requests)] == [128, 128 + 1024]
+    usage = reply.json()["usage"]
+    assert [usage[kind] for kind in ("prompt_tokens", "completion_tokens")] == [7 + 7, 128 + 3]
 
 
 def test_thinking_without_end_is_an_answer_that_was_cut():

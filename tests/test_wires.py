@@ -141,6 +141,11 @@ def test_what_is_malformed_is_refused_in_the_formats_own_form(url):
         {"text": 7},
         {"reasoning": 7},
         {"tools": 7},
+        {"include": 7},
+        {"background": True},
+        {"prompt": {"id": "pmpt_1"}},
+        {"top_logprobs": 2},
+        {"include": ["message.output_text.logprobs"]},
     ):
         assert (
             post(url, "responses", 400, **{"model": MODELS[1], "input": Q} | wrong)["error"]["type"] == "invalid_request_error"

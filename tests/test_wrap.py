@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import signal
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -27,11 +28,12 @@ from rsim.policies.loading import load_reasoner
 from rsim.policies.scripted import random_planner, sequence_planner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
+from rsim.serving import tracing
 from rsim.serving.http_upstream import probe
 from rsim.serving.play import Finished, Injected, TextDelta
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
-from rsim.serving.wrap import wrap
+from rsim.serving.wrap import _Loop, wrap
 from serving import serving
 from tiny import named_planner
 
@@ -102,6 +104,67 @@ def test_what_cannot_be_wrapped_is_said(nano, planner):
         wrap(planner, {})
     with pytest.raises(UserError, match="needs its tokenizer"):
         wrap(planner, nano.model)
+
+
+@pytest.fixture
+def loop():
+    loop = _Loop(random_planner(load_strategies("lab")), 1)
+    yield loop
+    loop.close()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_ctrl_c_ends_what_was_waited_for(loop, streamed):
+    """A stream ended in a RuntimeError (aclose() of what is running), and whole answers were played on."""
+    begun, ended = threading.Event(), threading.Event()
+
+    async def endless() -> AsyncGenerator[str]:
+        try:
+            yield "one"
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def whole() -> list[str]:
+        return [event async for event in endless()]
+
+    def press() -> None:
+        begun.wait(10)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press).start()
+    work: Callable[[], object] = (lambda: list(loop.iterate(endless()))) if streamed else (lambda: loop.wait(whole()))
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert ended.is_set() if streamed else ended.wait(10)
+
+
+def test_what_fails_in_a_stream_is_raised_behind_what_came_before(loop):
+    async def failing() -> AsyncGenerator[str]:
+        yield "one"
+        raise UserError("so")
+
+    events = loop.iterate(failing())
+    assert next(events) == "one"
+    with pytest.raises(UserError, match="so"):
+        next(events)
+
+
+def test_spans_of_a_stream_are_of_one_context(loop, caplog):
+    """Every step was logged as one whose context cannot be left."""
+    pytest.importorskip("opentelemetry.sdk")
+
+    async def spans() -> AsyncGenerator[int]:
+        for step in range(3):
+            with tracing.span("step", {}):
+                yield step
+
+    async def later() -> list[int]:
+        return [step async for step in loop.aiterate(spans())]
+
+    assert list(loop.iterate(spans())) == asyncio.run(later()) == [0, 1, 2]
+    assert "detach" not in caplog.text
 
 
 class StandIn:

@@ -30,4 +30,4 @@ def command(
     with shown("reading questions", quiet=quiet) as on_state:
         fitted = api.fit(logs, out, planner=planner, tests=test or [], price=price, data_dir=data_dir, on_state=on_state)
     rows = {"rows": [asdict(r) for r in fitted.standings], "tested": [asdict(r) for r in fitted.tested]}
-    tell(rows | {"strays": fitted.strays}, as_text(fitted), as_json)
+    tell(rows | {"strays": fitted.strays, "tested_strays": fitted.tested_strays}, as_text(fitted), as_json)

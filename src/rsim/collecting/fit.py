@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from rsim.answers.extract import plain_text
 from rsim.collecting.log import Log
 from rsim.collecting.questions import questions
-from rsim.collecting.regression import Array, Choices, Head, Mask, cross_fitted, fit, fold_of, of_questions
+from rsim.collecting.regression import STRAY, Array, Choices, Head, Mask, cross_fitted, fit, fold_of, of_questions
 from rsim.collecting.tree import Node, Outcome, Step, Tree, game_arms, trees
 from rsim.config import Config, DataConfig
 from rsim.errors import UserError
@@ -46,13 +47,15 @@ class Standing:
 @dataclass(frozen=True)
 class Fitted:
     """``standings``: cross-fitted on the log; ``tested``: on logs that nothing was fitted to or picked on. ``strays``: the
-    share of choices, cross-fitted, at which the head prefers a strategy that no arm tried there."""
+    share of questions, cross-fitted, on which the head comes to prefer a strategy that no arm tried there (it counts
+    as wrong); ``tested_strays``: of the test logs' questions."""
 
     planner: Planner
     head: Head
     standings: list[Standing]
     strays: float
     tested: list[Standing] = field(default_factory=list)
+    tested_strays: float = 0.0
 
 
 def fit_planner(
@@ -81,9 +84,8 @@ def fit_planner(
     if len(choices.trees) < 20:
         raise UserError(f"{len(choices.trees)} questions that all arms have played", "collect 20 at least")
     asked = read(planner, tests, price, data, on_state) if tests else None
-    shared = {(t.data, t.id) for t in choices.trees} & {(t.data, t.id) for t in asked.trees} if asked else set()
-    if shared:
-        raise UserError(f"{len(shared)} questions are in both logs", "test on others than those that are fitted to")
+    if asked:
+        _check_disjoint(choices, asked, _texts([*logs, *(tests or [])], data))
     head = fit(choices, _all_of(choices))
     with torch.no_grad():
         planner.model.score.weight.copy_(torch.tensor(head.weights))
@@ -91,7 +93,8 @@ def fit_planner(
     settings = first.header["settings"]
     planner.fitted_for = FittedFor(**{key: settings[key] for key in _SAME}, system_prompt=prompt)
     standings, strays = standings_of(choices)
-    return Fitted(planner, head, standings, strays, tested(choices, head, asked) if asked else [])
+    rows, stray = tested(choices, head, asked) if asked else ([], 0.0)
+    return Fitted(planner, head, standings, strays, rows, stray)
 
 
 def unfitted(base: str, log: Log) -> Planner:
@@ -124,8 +127,21 @@ def read(
     on_state: Callable[[int, int], None] = lambda done, of: None,
 ) -> Choices:
     """The questions of ``logs`` as the planner sees them; raises as `fit_planner`."""
-    texts = {(log.header["settings"]["data"], p.id): p.question for log in logs for p in _asked(log, data)}
-    return choices_of(planner, [tree for log in logs for tree in trees(log)], texts, price, on_state)
+    return choices_of(planner, [tree for log in logs for tree in trees(log)], _texts(logs, data), price, on_state)
+
+
+def _texts(logs: list[Log], data: DataConfig | None) -> dict[tuple[str, str], str]:
+    """The questions' texts, by data and id."""
+    return {(log.header["settings"]["data"], p.id): p.question for log in logs for p in _asked(log, data)}
+
+
+def _check_disjoint(choices: Choices, asked: Choices, texts: dict[tuple[str, str], str]) -> None:
+    """Raises `UserError` where a question of the test logs was fitted to, under whatever name."""
+    fitted = {plain_text(texts[tree.data, tree.id]) for tree in choices.trees}
+    shared = [tree.id for tree in asked.trees if plain_text(texts[tree.data, tree.id]) in fitted]
+    if shared:
+        problem = f"{len(shared)} questions are in both logs ({', '.join(shared[:3])}, ...)"
+        raise UserError(problem, "test on others than those that are fitted to (rsim collect --exclude)")
 
 
 def _asked(log: Log, data: DataConfig | None) -> list[Problem]:
@@ -184,7 +200,7 @@ def _hidden(planner: Planner, question: str, nodes: list[Node]) -> Array:
 def standings_of(choices: Choices) -> tuple[list[Standing], float]:
     """The fitted planner, cross-fitted, beside leaving the model alone, every arm, the best arm (of all sets and of each set;
     picked on the other folds), planners that see less, and any arm right; by data set, then over all."""
-    planned, scores = cross_fitted(choices)
+    planned, _ = cross_fitted(choices)
     ends = {
         "best arm": best_arm(choices, by_set=False),
         "best arm of each set": best_arm(choices, by_set=True),
@@ -193,12 +209,12 @@ def standings_of(choices: Choices) -> tuple[list[Standing], float]:
         "planner without gate": cross_fitted(choices, gated=False)[0],
         "planner": planned,
     }
-    strays = float(np.mean(~choices.known[np.arange(len(scores)), scores.argmax(1)]))
-    return _standings(choices, ends), strays
+    return _standings(choices, ends), _strays(planned)
 
 
-def tested(choices: Choices, head: Head, asked: Choices) -> list[Standing]:
-    """The same rows on the questions of ``asked``, with what was fitted to, and picked on, those of ``choices``."""
+def tested(choices: Choices, head: Head, asked: Choices) -> tuple[list[Standing], float]:
+    """The same on the questions of ``asked``, with what was fitted to, and picked on, those of ``choices``."""
+    assert flat(asked).names == flat(choices).names
     best = {data: _worthiest(choices, [t for t in choices.trees if data in ("", t.data)]) for data in _sets(choices)}
     ends = {
         "best arm": [tree.outcomes[best[""]] for tree in asked.trees],
@@ -208,7 +224,11 @@ def tested(choices: Choices, head: Head, asked: Choices) -> list[Standing]:
         "planner without gate": played(asked, fit(choices, _all_of(choices), gated=False)),
         "planner": played(asked, head),
     }
-    return _standings(asked, ends)
+    return _standings(asked, ends), _strays(ends["planner"])
+
+
+def _strays(ends: list[Outcome]) -> float:
+    return float(np.mean([end.arm == STRAY for end in ends]))
 
 
 def played(asked: Choices, head: Head) -> list[Outcome]:
@@ -277,10 +297,10 @@ def blind(choices: Choices) -> Choices:
 
 
 def flat(choices: Choices) -> Choices:
-    """The same questions with one choice each: an arm, by the question alone."""
+    """The same questions with one choice each: an arm, by the question alone. Logs may hold the arms in any order."""
     roots = np.flatnonzero(choices.is_root)
     roots = roots[np.argsort(choices.question[roots])]
-    names = tuple(choices.trees[0].outcomes)
+    names = tuple(sorted(choices.trees[0].outcomes))
     nodes = [Node((), dict(tree.outcomes)) for tree in choices.trees]
     null = names.index(_null_arm(choices))
     question = np.arange(len(nodes))

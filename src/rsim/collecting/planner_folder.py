@@ -38,6 +38,8 @@ accuracy to leaving the model alone, with its paired 95% bootstrap interval; "ac
 
 {table}
 
+{strays}
+
 Other models and other kinds of question have to be measured (`rsim eval --planner FOLDER`).
 """
 
@@ -49,8 +51,8 @@ def as_text(fitted: Fitted) -> str:
         for data in dict.fromkeys(row.data for row in standings):
             lines += _table(f"{data}, {{}} questions, {how}", [row for row in standings if row.data == data])
     lines.append(gate(fitted))
-    if fitted.strays:
-        lines.append(f"At {fitted.strays:.1%} of the choices it prefers a strategy that no arm tried there.")
+    if fitted.strays or fitted.tested_strays:
+        lines.append(strays(fitted))
     return "\n".join(lines)
 
 
@@ -69,6 +71,12 @@ def gate(fitted: Fitted) -> str:
     return f"The gate asks for a predicted gain of {100 * fitted.head.threshold:.1f} points; below it the model is left alone."
 
 
+def strays(fitted: Fitted) -> str:
+    """How often it would leave what is known."""
+    tests = f" (of the test logs: {fitted.tested_strays:.1%})" if fitted.tested else ""
+    return f"At {fitted.strays:.1%} of the questions{tests} it prefers a strategy that no arm tried there: counted as wrong."
+
+
 def write(fitted: Fitted, logs: list[Log], folder: Path, *, base: str, price: float) -> None:
     """Writes the planner, ``README.md`` and ``fit.json`` into ``folder``."""
     fitted.planner.save_pretrained(folder)
@@ -85,6 +93,7 @@ def write(fitted: Fitted, logs: list[Log], folder: Path, *, base: str, price: fl
         gate=gate(fitted),
         tools=" --tools python" if acting else "",
         system_prompt=origin.system_prompt,
+        strays=strays(fitted),
         table="\n".join(_markdown(_all(fitted.standings))),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -95,6 +104,7 @@ def write(fitted: Fitted, logs: list[Log], folder: Path, *, base: str, price: fl
         "threshold": None if math.isinf(fitted.head.threshold) else fitted.head.threshold,
         "ridge": fitted.head.ridge,
         "strays": fitted.strays,
+        "tested_strays": fitted.tested_strays,
         "rows": [asdict(row) for row in fitted.standings],
         "tested": [asdict(row) for row in fitted.tested],
         "versions": versions(),

@@ -12,6 +12,7 @@ from folds of the questions, inside of whatever is fitted; `cross_fitted` holds 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,8 +25,9 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 _FOLDS = 5
 _RIDGES = tuple(10.0**power for power in range(-2, 4))  # penalties, in units of a standardised feature's variance
-_ONE_SIDED = 1.645  # standard errors of a 95% bound
+_SURE, _FLIPS = 0.95, 2000  # of the gate: its level, and how often signs are drawn
 _NEVER = 4.0  # how many right answers below the others a branch lies that the log does not know
+STRAY = "stray"  # what stands for an arm where a strategy was chosen that none tried
 _SHARPNESS = 20.0  # logits per unit of utility: of two branches 5 points apart the better is e times as likely
 
 
@@ -58,18 +60,26 @@ class Choices:
     def utility(self, outcome: Outcome) -> float:
         return outcome.right - self.price * outcome.tokens / 1000
 
+    @cached_property
+    def dearest(self) -> int:
+        """The most tokens that an arm took on a question."""
+        return max(end.tokens for tree in self.trees for end in tree.outcomes.values())
+
     def followed(self, scores: Array) -> list[Outcome]:
-        """What every state comes to where each choice is the best known one by ``scores``, ``[states, strategies]``."""
-        chosen = np.where(self.known, scores, -np.inf).argmax(1)
+        """What every state comes to where each choice is the best one by ``scores``, ``[states, strategies]``. Of a strategy
+        that no arm tried there nobody knows what it comes to: it counts as wrong, and as dear as can be."""
+        stray = Outcome(STRAY, False, self.dearest)
         ends: dict[int, Outcome] = {}
-        for node, label in zip(self.nodes, chosen, strict=True):
-            branch = node.branches[self.names[label]]
+        for node, label in zip(self.nodes, scores.argmax(1), strict=True):
+            branch = node.branches.get(self.names[label], stray)
             ends[id(node)] = branch if isinstance(branch, Outcome) else ends[id(branch)]
         return [ends[id(node)] for node in self.nodes]
 
     def utilities(self, scores: Array) -> Array:
-        """What each branch is worth, ``[states, strategies]``, if later choices are made by ``scores``; unknown ones: NaN."""
-        ends = {id(node): end for node, end in zip(self.nodes, self.followed(scores), strict=True)}
+        """What each branch is worth, ``[states, strategies]``, if later choices are the best known ones by ``scores``; unknown
+        branches: NaN."""
+        follows = self.followed(np.where(self.known, scores, -np.inf))
+        ends = {id(node): end for node, end in zip(self.nodes, follows, strict=True)}
         found = np.full(scores.shape, np.nan)
         for row, node in enumerate(self.nodes):
             for name, branch in node.branches.items():
@@ -130,6 +140,8 @@ def fit(choices: Choices, questions: Mask, *, gated: bool = True) -> Head:
     for strength, what in ((-_NEVER, ~known), (min(threshold, _NEVER), _at_null(choices))):
         slopes, offset = _ridge(x, what[rows].astype(float), everywhere, _RIDGES[0])
         weights, constant = weights + strength * slopes, constant + strength * offset
+    if np.isinf(threshold):  # no slope is left, which could choose something else on questions unlike these
+        weights, constant = np.zeros_like(weights), _NEVER * (np.arange(len(constant)) == choices.null)
     return Head(_SHARPNESS * scale.unscaled(weights, constant, choices.features[rows]), threshold, ridge)
 
 
@@ -154,7 +166,7 @@ def _advantages(choices: Choices, scores: Array) -> Array:
 
 def _threshold(choices: Choices, scores: Array, questions: Mask) -> float:
     """The gate: of the thresholds from 0 up, the one with the greatest lower bound of the mean gain over leaving the model
-    alone, on questions that the scores were not fitted to; infinite where no bound is above 0."""
+    alone, on questions that the scores were not fitted to; infinite where no bound is above 0. See `lower_bounds`."""
     roots = np.flatnonzero(choices.is_root & questions[choices.question])
     utilities, known = choices.utilities(scores)[roots], choices.known[roots]
     guesses = np.where(known, scores[roots], -np.inf)
@@ -163,11 +175,31 @@ def _threshold(choices: Choices, scores: Array, questions: Mask) -> float:
     best = others.argmax(1)
     predicted = others.max(1) - guesses[:, choices.null]
     gained = utilities[np.arange(len(roots)), best] - utilities[:, choices.null]
-    bounds = {np.inf: 0.0}
-    for threshold in np.unique(np.maximum(0.0, np.quantile(predicted, np.linspace(0, 0.95, 20)))):
-        gains = gained * (predicted > threshold)
-        bounds[float(threshold)] = float(gains.mean() - _ONE_SIDED * gains.std(ddof=1) / np.sqrt(len(gains)))
-    return max(bounds, key=lambda threshold: bounds[threshold])
+    thresholds = np.unique(np.maximum(0.0, np.quantile(predicted, np.linspace(0, 0.95, 20))))
+    # Where tokens cost, most gains are small and sure, and the rare loss of a right answer may not have been seen yet.
+    unseen = [-1.0 - choices.price * choices.dearest / 1000] if choices.price else []
+    bounds = lower_bounds(gained * (predicted > thresholds[:, None]), unseen)
+    return float(thresholds[bounds.argmax()]) if bounds.max() > 0 else np.inf
+
+
+def lower_bounds(gains: Array, unseen: Sequence[float] = ()) -> Array:
+    """One-sided 95% lower bounds of mean gains, ``[thresholds]``, that hold for all thresholds together.
+
+    If a rule gains nothing, each gain may as well have the other sign: the greatest sum over all thresholds, in units of its
+    own standard deviation, that such signs give in 5% of 2000 draws is what must be exceeded. Where gains are 1, 0 and -1 this
+    is exact for any number of questions (a sign test, of the best of several rules).
+
+    Args:
+        gains: ``[thresholds, questions]``; 0 where the model is left alone.
+        unseen: gains that are added to those that were observed.
+    """
+    count = gains.shape[1]
+    gains = np.hstack([gains, np.tile(unseen, (len(gains), 1))])
+    length = np.maximum(np.sqrt((gains**2).sum(1)), 1e-12)
+    signs = 2.0 * np.random.default_rng(0).integers(0, 2, (_FLIPS, gains.shape[1])) - 1.0
+    greatest = (signs @ (gains / length[:, None]).T).max(1)
+    found: Array = (gains.sum(1) - np.quantile(greatest, _SURE, method="higher") * length) / count
+    return found
 
 
 # --- ridge regression ---
@@ -208,7 +240,7 @@ def _held_out(x: Array, targets: Array, used: Mask, ridge: float, folds: NDArray
 def _ridge(x: Array, targets: Array, used: Mask, ridge: float) -> tuple[Array, Array]:
     """Slopes ``[strategies, hidden]`` and constants ``[strategies]``, fitted where a strategy is ``used``; nowhere: 0."""
     slopes, constants = np.zeros((targets.shape[1], x.shape[1])), np.zeros(targets.shape[1])
-    for where in np.unique(used, axis=1).T:
+    for where in {column.tobytes(): column for column in used.T}.values():
         if not where.any():
             continue
         labels = np.flatnonzero((used == where[:, None]).all(0))

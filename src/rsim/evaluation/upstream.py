@@ -92,7 +92,9 @@ class ServedGame:
         self.names = planner.strategies.names if planner else ()
         self.parameters = {"reasoner": 0, "planner": 0}
         self.mode: Mode | None = None
-        self.tells = False  # see `HttpUpstream`
+        self.tells = False  # see `HttpUpstream`, as for these two
+        self.thinkers: set[str] = set()
+        self.newer: set[str] = set()
         self.model = served.name or first_listed(served.url)
         self.injected: dict[str, int] = {}  # tokens of what may be injected, as the upstream counts them
         self.seconds = {"planner": 0.0, "all": 0.0}
@@ -142,6 +144,7 @@ class ServedGame:
             await self._prepare(client)
             assert self.mode is not None
             upstream = HttpUpstream(client, self.mode, count=self._count, tells=self.tells, retries=5, patience=120.0)
+            upstream.thinkers, upstream.newer = self.thinkers, self.newer
             gate = asyncio.Semaphore(self.served.at_once)
             warmth = 0.0 if greedy else rollout.planner_temperature
             batcher = PlannerBatcher(self.planner, self.served.at_once, warmth) if self.planner else None

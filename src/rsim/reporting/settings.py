@@ -41,7 +41,7 @@ def _table(keys: list[str], runs: dict[str, dict[str, str]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in runs) if len(runs) > 1 else ""
     lines = [f"<tr><th></th>{head}</tr>"] if head else []
     for key in keys:
-        cells = "".join(f"<td>{escape(settings.get(key, ''))}</td>" for settings in runs.values())
+        cells = "".join(f"<td>{escape(settings.get(key, '')) or '—'}</td>" for settings in runs.values())
         name = escape(key).replace(".", ".<wbr>").replace("_", "_<wbr>")
         lines.append(f"<tr><th>{name}</th>{cells}</tr>")
     return f'<div class="scroll"><table class="settings">{"".join(lines)}</table></div>'

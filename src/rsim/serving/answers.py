@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -43,7 +42,6 @@ _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 async def answer(state: State, request: Request, wire: Wire, body: Body, model: str, *, planned: bool, asked: Body) -> Response:
     """A response whose answers are played. A stream leaves, and tells the metrics, when it is over; for all else the caller
     does. ``body``: in the inner form; ``asked``: as it came."""
-    began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     with _refusing():
         limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
@@ -51,9 +49,7 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, model: 
         headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
         headers = headers if state.config.wrapped else tracing.received(headers)
         wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
-        upstream = await upstream_of(state, model, wanted.asked[0].headers)
-        by_ids = {tuple(one.prompt_ids): one for one in wanted.asked if one.prompt_ids}
-        texts = {ids: await upstream.text(one) for ids, one in by_ids.items()}
+        upstream, texts = await unless_gone(request.receive, _opened(state, model, wanted, deadline))
         wanted.asked = [replace(one, prompt=texts.get(tuple(one.prompt_ids or ()), one.prompt)) for one in wanted.asked]
     mode = upstream.mode if planned else None
     shown: dict[str, str] = {"X-Rsim-Mode": mode} if mode else {}
@@ -66,7 +62,7 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, model: 
 
         def done() -> None:
             leave(state)
-            finished(state, request, wire.kind, planned=planned, status=outcome.status, seconds=time.perf_counter() - began)
+            finished(state, request, outcome.status)
 
         return WatchedStream(events(wire, asked, _chunks(wanted, merged, first, outcome)), 200, shown | _EVENTS, done)
     choices = [api.Choice() for _ in wanted.asked]
@@ -84,6 +80,16 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, model: 
     if planned:
         shown["X-Rsim-Strategies"] = quote(",".join(used), safe=",")  # a header is ASCII, a name is anything
     return JSONResponse(whole(wire, asked, api.whole(wanted, choices, mode)), headers=shown)
+
+
+async def _opened(
+    state: State, model: str, wanted: api.Request, deadline: float
+) -> tuple[Upstream, dict[tuple[int, ...], str]]:
+    """The upstream, and the texts of prompts of token ids."""
+    async with asyncio.timeout_at(deadline):
+        upstream = await upstream_of(state, model, wanted.asked[0].headers)
+        by_ids = {tuple(one.prompt_ids): one for one in wanted.asked if one.prompt_ids}
+        return upstream, {ids: await upstream.text(one) for ids, one in by_ids.items()}
 
 
 def own_headers(request: Request) -> list[tuple[bytes, bytes]]:

@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -202,6 +202,7 @@ class _Call:
     ahead: str | Thought | Said | None
     stops: tuple[str, ...] = ()  # that it was asked to stop at
     limit: int = 0  # tokens that it may write
+    thinks: bool = False  # there is room for thinking among them
     prompt: str = ""
     accounted: Usage = field(default_factory=Usage)  # to earlier steps
 
@@ -229,6 +230,7 @@ class _HttpConversation:
         self.pending = ""  # injected with the next step
         self.calls = 0
         self.call: _Call | None = None
+        self.spent = Usage()  # in the step, by calls that are over
         self.continues = asked.messages is None or upstream.mode == "prefill"  # an answer, in the middle of it
 
     def inject(self, text: str) -> None:
@@ -245,12 +247,15 @@ class _HttpConversation:
             self.steps.append((self.pending, ""))
             call = await self._ask(max_new_tokens, until)
         self.pending = ""
-        text, pieces, thoughts, spent, told = "", 0, 0, Usage(), ""
+        self.spent = spent = Usage()
+        text, pieces, thoughts, wasted, told = "", 0, 0, 0, ""
         end: End | None = None
         while end is None:
             said = await call.next()
             if not self.steps[-1][1] and self._thinks(said, call):  # and was not expected to
                 await self.close()
+                spent.add(call.counted(said.usage) if isinstance(said, Said) and said.usage else call.estimate(1))
+                wasted = spent.completion_tokens
                 call = await self._ask(max_new_tokens, until)
             elif isinstance(said, Thought):
                 thoughts += 1
@@ -286,7 +291,13 @@ class _HttpConversation:
                         call = await self._ask(left, until)
                 if end == "end_of_turn" and not told and not any(written for _, written in self.steps):
                     self._check_silence(thoughts, usage)
-        yield StepEnd("end_of_turn" if told else end, spent, text, thoughts, told)
+        yield StepEnd("end_of_turn" if told else end, spent, text, thoughts + wasted, told)
+
+    def cut(self, pieces: int) -> Usage:
+        usage = replace(self.spent)
+        if self.call:
+            usage.add(self.call.estimate(pieces))
+        return usage
 
     def _check_silence(self, thoughts: int, usage: Usage) -> None:
         """Raises `UpstreamError` for an answer without a word, unless the model did end its turn at once."""
@@ -302,10 +313,10 @@ class _HttpConversation:
     def _thinks(self, said: str | Thought | Said, call: _Call) -> bool:
         """Whether a model turns out to think in a call that has no room for it, or would be stopped inside of it."""
         hidden = isinstance(said, Said) and bool(said.thought) and said.reason == "length"
-        if not (hidden or isinstance(said, Thought)) or self.asked.model in self.upstream.thinkers:
+        if not (hidden or isinstance(said, Thought)):
             return False
         self.upstream.thinkers.add(self.asked.model)
-        return bool(self.asked.thinking or call.stops)
+        return not call.thinks and bool(self.asked.thinking or call.stops)
 
     def _why(self, said: Said, call: _Call, text: str) -> End:
         if said.reason == "length":
@@ -331,7 +342,7 @@ class _HttpConversation:
             body["stop"] = list(stops)
         path = "completions" if asked.messages is None else "chat/completions"
         call = await self._begun(path, body, limit)
-        call.stops, call.limit = stops, limit
+        call.stops, call.limit, call.thinks = stops, limit, thinks
         call.prompt = (asked.prompt or "") + self._said() + "".join(text_of(m.get("content")) for m in asked.messages or [])
         self.call = call
         return call

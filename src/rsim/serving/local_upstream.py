@@ -297,6 +297,9 @@ class _LocalConversation:
         finally:
             upstream.commands.put(lambda: upstream.stop(answer))
 
+    def cut(self, pieces: int) -> Usage:
+        return replace(self._usage(pieces), estimated=True)
+
     def _usage(self, sampled: int) -> Usage:
         """Of a step; the prompt counts once."""
         prompt, self.prompt_tokens = self.prompt_tokens, 0

@@ -18,7 +18,10 @@ _HOTTEST = 1000  # temperature
 _TOP = 20  # log-probs beside a token's own
 
 # Requests with any of these pass through as they are.
-_NOT_PLANNED = ("tools", "functions", "echo", "response_format", "best_of", "suffix", "previous_response_id", "conversation")
+_NOT_PLANNED = (
+    "tools", "functions", "echo", "response_format", "best_of", "suffix", "previous_response_id", "conversation", "background",
+    "beyond",
+)  # fmt: skip
 _PLAIN = {"response_format": {"type": "text"}, "best_of": 1}  # values of these that ask for nothing
 # The part of the steps that the rules allow; "none" is a gate of 1.
 _EFFORTS = {"minimal": 0, "low": 0.25, "medium": 0.5, "high": 1, "xhigh": 1, "max": 1}
@@ -292,6 +295,7 @@ def usage_of(parts: list[Usage]) -> dict[str, Any]:
         "completion_tokens": total.completion_tokens,
         "total_tokens": total.prompt_tokens + total.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": total.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": total.reasoning_tokens},
     }
     return usage | ({"estimated": True} if total.estimated else {})
 
@@ -361,33 +365,24 @@ class Stops:
                 return text[:-length], None
         return text, None
 
-    async def _met(self, stop: str, events: AsyncGenerator[Event], spent: Usage, pieces: int) -> Finished:
+    async def _met(self, stop: str, events: AsyncGenerator[Event], spent: Usage) -> Finished:
         if self.ends_there:
             async for event in events:
                 if isinstance(event, Finished):
                     return replace(event, reason="stop", stop=stop)
-        if pieces:
-            spent.add(Usage(0, pieces, 0, estimated=True))
+        await events.aclose()  # the step that is cut short is counted
         return Finished("stop", spent, stop=stop)
 
     async def cut(self, events: AsyncGenerator[Event], spent: Usage) -> AsyncGenerator[Event]:
-        """The events up to the first stop string in sampled text.
-
-        The step that it cuts short is counted by its pieces, an estimate, on top of what was ``spent`` before; `play` counts
-        that up when a step ends.
-        """
-        pieces, counted = 0, spent.completion_tokens
+        """The events up to the first stop string in sampled text; `play` counts up what is ``spent``."""
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, TextDelta) and not event.output:
-                    if spent.completion_tokens != counted:  # another step has begun
-                        pieces, counted = 0, spent.completion_tokens
-                    pieces += event.sampled
                     text, met = self.feed(event.text)
                     if text:
                         yield replace(event, text=text)
                     if met is not None:
-                        yield await self._met(met, events, spent, pieces)
+                        yield await self._met(met, events, spent)
                         return
                     continue
                 if self.held:

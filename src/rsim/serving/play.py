@@ -27,18 +27,21 @@ Headers = tracing.Headers
 
 @dataclass
 class Usage:
-    """Tokens as the upstream counts them, summed over its calls; ``estimated`` where it did not say and chunks were counted."""
+    """Tokens as the upstream counts them, summed over its calls; ``estimated`` where it did not say and chunks were counted.
+    ``reasoning_tokens``: those of the completion that are thinking."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     estimated: bool = False
+    reasoning_tokens: int = 0
 
     def add(self, other: Usage) -> None:
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
         self.cached_tokens += other.cached_tokens
         self.estimated |= other.estimated
+        self.reasoning_tokens += other.reasoning_tokens
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,9 @@ class Conversation(Protocol):
 
     def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | Thought | StepEnd]:
         """Yields text as it is sampled, then one `StepEnd`."""
+
+    def cut(self, pieces: int) -> Usage:
+        """What a step has spent that is given up after so many pieces: an estimate."""
 
     def count(self, text: str) -> int:
         """How many tokens ``text`` takes where it is injected."""
@@ -354,14 +360,19 @@ async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage)
     """What is sampled in a step and, where its program is run, the output and what follows it."""
     piece: str | Thought | StepEnd
     while step.sampled < step.limit:
-        end = StepEnd("cap", Usage())
-        async with aclosing(players.conversation.step(step.limit - step.sampled, step.until)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, StepEnd):
-                    end = piece
-                else:
-                    yield TextDelta(piece) if isinstance(piece, str) else piece
-        usage.add(end.usage)
+        end, read = StepEnd("cap", Usage()), 0
+        try:
+            async with aclosing(players.conversation.step(step.limit - step.sampled, step.until)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, StepEnd):
+                        end = piece
+                    else:
+                        read += 1
+                        yield TextDelta(piece) if isinstance(piece, str) else piece
+        except GeneratorExit:  # a string of the client's was met
+            usage.add(players.conversation.cut(read))
+            raise
+        usage.add(replace(end.usage, reasoning_tokens=min(end.thought, end.usage.completion_tokens)))
         text, step.end, step.told = end.text, end.reason, end.told
         step.logprobs += end.logprobs
         step.sampled, step.read = step.sampled + end.tokens, step.read + text

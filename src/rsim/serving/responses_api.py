@@ -10,8 +10,9 @@ from rsim.serving.wire import Body, Wire, dicts, event, object_in
 
 _OWN = {
     "input", "instructions", "max_output_tokens", "text", "tools", "tool_choice", "reasoning", "include", "store", "metadata",
-    "truncation", "background", "prompt_cache_key", "safety_identifier", "service_tier", "parallel_tool_calls",
+    "truncation", "prompt", "top_logprobs", "prompt_cache_key", "safety_identifier", "service_tier", "parallel_tool_calls",
 }  # fmt: skip
+_LOGPROBS = "message.output_text.logprobs"
 _TEXTS = ("input_text", "output_text", "text", "reasoning_text")
 _NAMES = {"text": "output_text", "reasoning": "reasoning_text", "tool": "function_call_arguments"}  # of events
 
@@ -19,9 +20,15 @@ _NAMES = {"text": "output_text", "reasoning": "reasoning_text", "tool": "functio
 def _read(body: Body) -> Body:
     chat = {key: value for key, value in body.items() if key not in _OWN} | {"stream_options": {"include_usage": True}}
     given = body.get("input")
+    if given is None and body.get("prompt"):  # a stored one, which may say it all
+        given = ""
     said = [{"role": "user", "content": given}] if isinstance(given, str) else [_message(item) for item in dicts(body, "input")]
     system = [{"role": "system", "content": body["instructions"]}] if body.get("instructions") else []
     chat |= {"messages": system + [m for m in said if m], "max_tokens": body.get("max_output_tokens")}
+    if not isinstance(body.get("include") or [], list):
+        raise BadRequest("include must be a list", "include")
+    # What neither planning nor a model in this process can do.
+    chat["beyond"] = body.get("prompt") or body.get("top_logprobs") or _LOGPROBS in (body.get("include") or [])
     form = object_in(object_in(body, "text"), "format")
     if form.get("type") == "json_schema":
         chat["response_format"] = {"type": "json_schema", "json_schema": {k: v for k, v in form.items() if k != "type"}}
@@ -141,7 +148,7 @@ class _Response:
             yield from self.stop()
             self.whole["usage"] = {
                 "input_tokens": usage["prompt_tokens"], "input_tokens_details": usage["prompt_tokens_details"],
-                "output_tokens": usage["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens": usage["completion_tokens"], "output_tokens_details": usage["completion_tokens_details"],
                 "total_tokens": usage["total_tokens"],
             }  # fmt: skip
             yield self.event(self.whole["status"], response=self.whole)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -39,10 +38,10 @@ from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked
 from rsim.serving.responses_api import RESPONSES
 from rsim.serving.said import UpstreamError
-from rsim.serving.state import Refusal, ServeConfig, State, enter, finished, from_upstream, leave, log, upstream_of
+from rsim.serving.state import Refusal, ServeConfig, State, begun, enter, finished, from_upstream, leave, log, upstream_of
 from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
 from rsim.serving.upstream_client import list_models, own_name, unanswered, upstream_client
-from rsim.serving.wire import CHAT, COMPLETION, event_data
+from rsim.serving.wire import CHAT, COMPLETION, failure
 
 SUFFIX = "-rsim"
 WIRES = {"chat/completions": CHAT, "completions": COMPLETION, "responses": RESPONSES, "messages": MESSAGES}
@@ -131,7 +130,23 @@ def _client(config: ServeConfig) -> httpx.AsyncClient:
 
 
 async def _complete(request: Request, path: str) -> Response:
+    """Whatever becomes of a request, it is told to the metrics and the log."""
     state: State = request.app.state.rsim
+    begun(request, WIRES[path].kind)
+    streams, status = False, 500
+    try:
+        reply = await _reply(state, request, path)
+        streams, status = isinstance(reply, WatchedStream), reply.status_code
+        return reply
+    except Refusal as refusal:
+        status = refusal.status
+        raise
+    finally:
+        if not streams:  # a stream tells when it is over
+            finished(state, request, status)
+
+
+async def _reply(state: State, request: Request, path: str) -> Response:
     _authorise(request, state.config.api_key)
     raw = await _read_body(request, state.config)
     asked, wire = _parsed(raw), WIRES[path]
@@ -144,27 +159,23 @@ async def _complete(request: Request, path: str) -> Response:
     except api.BadRequest as error:
         raise Refusal(400, str(error), "invalid_request_error", param=error.param) from error
     local = state.client is None
-    planned = planned and not api.passes_through(body, local=local)
+    request.state.planned = planned = planned and not api.passes_through(body, local=local)
     if not planned and state.client is not None:
         return await _pass_through(state, request, path, raw, asked, named)
     if state.client is None and named.removesuffix(SUFFIX) not in ("", state.local_model):
         known = f"{state.local_model}{SUFFIX} and {state.local_model}"
         raise Refusal(404, f"there is no model {named!r} here: {known} are served", "invalid_request_error", param="model")
     if api.passes_through(body, local=local):
-        raise Refusal(400, "a model in this process has no echoes, suffixes and stored responses", "invalid_request_error")
-    began = time.perf_counter()
+        lacks = "echoes, suffixes, stored prompts and responses, nor log-probs in /v1/responses"
+        raise Refusal(400, f"a model in this process has no {lacks}", "invalid_request_error")
     enter(state)
-    streams, status = False, 500
+    streams = False
     try:
         reply = await answer(state, request, wire, body, named.removesuffix(SUFFIX), planned=planned, asked=asked)
-        streams, status = isinstance(reply, WatchedStream), reply.status_code
-    except Refusal as refusal:
-        status = refusal.status
-        raise
+        streams = isinstance(reply, WatchedStream)
     finally:
         if not streams:  # a stream leaves when it is over
             leave(state)
-            finished(state, request, wire.kind, planned=planned, status=status, seconds=time.perf_counter() - began)
     return reply
 
 
@@ -187,44 +198,57 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 async def _pass_through(state: State, request: Request, path: str, raw: bytes, body: dict[str, Any], named: str) -> Response:
     """Sends the request on and the answer back, byte for byte; only a suffix and the field ``rsim`` are taken off."""
-    began, kind = time.perf_counter(), WIRES[path].kind
+    deadline = asyncio.get_running_loop().time() + state.config.request_seconds
     assert state.client is not None
     if named.endswith(SUFFIX) or "rsim" in body:
         body = {k: v for k, v in body.items() if k != "rsim"} | {"model": named.removesuffix(SUFFIX)}
         raw = json.dumps(body).encode()
     withheld = () if state.config.wrapped else _PRIVATE
     headers = [(k, v) for k, v in own_headers(request) if not any(part in k for part in withheld)]
+    given = [(k, v) for k, v in request.query_params.multi_items() if k not in state.client.params]
+    query: list[tuple[str, Any]] = [(k, v) for k, v in given if not any(p in k.lower().encode() for p in withheld)]
     # What is no stream may say nothing for as long as the request may take.
     silence = state.config.upstream_seconds if body.get("stream") else state.config.request_seconds
-    limit = httpx.Timeout(silence, connect=10.0)
-    sent = state.client.build_request("POST", path, content=raw, headers=tracing.passed_on(headers), timeout=limit)
+    limit, passed = httpx.Timeout(silence, connect=10.0), tracing.passed_on(headers)
+    sent = state.client.build_request("POST", path, content=raw, params=query or None, headers=passed, timeout=limit)
     try:
-        response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
-    except (httpx.RequestError, ClientGone) as error:
-        refusal = _not_sent_on(error)
-        finished(state, request, kind, planned=False, status=refusal.status, seconds=time.perf_counter() - began)
-        raise refusal from error
+        async with asyncio.timeout_at(deadline):
+            response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
+    except (httpx.RequestError, TimeoutError, ClientGone) as error:
+        raise _not_sent_on(error) from error
     response.headers.encoding = "latin-1"  # as they came
     kept = {k: response.headers[k] for k in _ANSWERED if k in response.headers}
-    finished(state, request, kind, planned=False, status=response.status_code, seconds=time.perf_counter() - began)
     if content is not None:
         return Response(content, response.status_code, kept)
+    status = response.status_code
 
     async def stream() -> AsyncGenerator[bytes]:
+        nonlocal status
+        parts = response.aiter_bytes()  # decompressed: the header that says how is not handed on
         try:
-            async for part in response.aiter_bytes():  # decompressed: the header that says how is not handed on
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    part = await anext(parts, None)
+                if part is None:
+                    return
                 yield part
-        except httpx.HTTPError:
-            yield event_data(api.error_object("the connection to the upstream broke", "connection_error"))
+        except (httpx.HTTPError, TimeoutError) as error:
+            broke = Refusal(502, "the connection to the upstream broke", "connection_error")
+            refusal = _not_sent_on(error) if isinstance(error, TimeoutError) else broke
+            status, grow = refusal.status, WIRES[path].grow
+            for line in failure(grow(body) if grow else None, status, refusal.body["error"]):
+                yield line
         finally:
             await response.aclose()
 
-    return WatchedStream(stream(), response.status_code, kept)
+    return WatchedStream(stream(), response.status_code, kept, lambda: finished(state, request, status))
 
 
-def _not_sent_on(error: httpx.RequestError | ClientGone) -> Refusal:
+def _not_sent_on(error: httpx.RequestError | TimeoutError | ClientGone) -> Refusal:
     if isinstance(error, ClientGone):
         return Refusal(499, "the client went away", "client_disconnected")
+    if isinstance(error, TimeoutError):
+        return Refusal(504, "the request took too long", "timeout")
     return from_upstream(unanswered(error))
 
 

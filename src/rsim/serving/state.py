@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +22,8 @@ from rsim.serving.said import UpstreamError
 from rsim.serving.upstream_client import first_model
 
 log = logging.getLogger("rsim.serve")
+
+_PROBE_SECONDS = 60.0  # that finding out what an upstream is may take; others wait for it
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,19 @@ def leave(state: State) -> None:
     state.metrics.active.set(state.active)
 
 
-def finished(state: State, request: Request, kind: str, *, planned: bool, status: int, seconds: float) -> None:
+def begun(request: Request, kind: str) -> None:
+    """Notes when, for `finished`. ``planned`` and ``end``, which ends its span, are told when they are known."""
+    own = request.state
+    own.kind, own.planned, own.began, own.end = kind, False, time.perf_counter(), lambda more: None
+
+
+def finished(state: State, request: Request, status: int) -> None:
     """Tells the metrics, the log and the request's span how it ended."""
-    state.metrics.done(kind, planned=planned, status=status, seconds=seconds)
-    request.state.end({"http.response.status_code": status})
-    told = {"kind": kind, "planned": planned, "status": status, "seconds": round(seconds, 4)}
+    own = request.state
+    seconds = time.perf_counter() - own.began
+    state.metrics.done(own.kind, planned=own.planned, status=status, seconds=seconds)
+    own.end({"http.response.status_code": status})
+    told = {"kind": own.kind, "planned": own.planned, "status": status, "seconds": round(seconds, 4)}
     log.info("a request ended", extra={"told": told | {"traceparent": request.headers.get("traceparent")}})
 
 
@@ -110,8 +121,13 @@ async def upstream_of(state: State, model: str, headers: Headers = ()) -> Upstre
                 assert state.client is not None
                 mode, tells = state.config.mode, False
                 if mode is None:
-                    named = model or state.config.model or await first_model(state.client)
-                    mode, tells = await probe(state.client, named, headers)
+                    try:
+                        async with asyncio.timeout(_PROBE_SECONDS):
+                            named = model or state.config.model or await first_model(state.client)
+                            mode, tells = await probe(state.client, named, headers)
+                    except TimeoutError as error:
+                        problem = f"the upstream did not answer in {_PROBE_SECONDS:g} seconds: state --mode"
+                        raise UpstreamError(504, {"message": problem, "type": "timeout"}) from error
                 log.info("injection mode: %s", mode)
                 count, retries = state.planning.count, state.config.retries
                 state.upstream = HttpUpstream(state.client, mode, count=count, tells=tells, retries=retries)

@@ -49,19 +49,22 @@ def whole(wire: Wire, asked: Body, answer: Body) -> Body:
     return growing.whole | ({"rsim": answer["rsim"]} if "rsim" in answer else {})
 
 
+def failure(growing: Growing | None, status: int, error: Body) -> Iterator[bytes]:
+    """An error that ends a stream."""
+    return growing.failed(status, error) if growing else iter([event_data({"error": error})])
+
+
 async def events(wire: Wire, asked: Body, chunks: AsyncIterator[Body]) -> AsyncGenerator[bytes]:
     """A stream of inner chunks, which an ``error`` with its ``status`` may end, in a format."""
     growing, started = wire.grow(asked) if wire.grow else None, False
     async for chunk in chunks:
-        if growing is None:
-            yield event_data({"error": chunk["error"]} if "error" in chunk else chunk)
-            if "error" in chunk:
-                return
-            continue
         if "error" in chunk:
-            for line in growing.failed(chunk["status"], chunk["error"]):
+            for line in failure(growing, chunk["status"], chunk["error"]):
                 yield line
             return
+        if growing is None:
+            yield event_data(chunk)
+            continue
         made = [] if started else [*growing.start(chunk)]
         started = True
         for choice in chunk["choices"] or [{}]:

@@ -40,6 +40,7 @@ from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked, Event, Mode, Usage, play
 from rsim.serving.server import WIRES, create_app
 from rsim.serving.state import ServeConfig
+from rsim.serving.streams import cancel
 from rsim.serving.upstream_client import check_address
 
 T = TypeVar("T")
@@ -76,31 +77,34 @@ class _Loop:
         await asyncio.gather(self.worker, return_exceptions=True)
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C: nobody waits for it any more
+            future.cancel()
+            raise
 
     async def elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
         """Awaits in the caller's loop what runs in this one."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
     def iterate(self, events: AsyncGenerator[T]) -> Iterator[T]:
+        said, task = self.wait(_fed(events))
         try:
-            while True:
-                try:
-                    yield self.wait(_next(events))
-                except StopAsyncIteration:
-                    return
+            while (event := self.wait(said.get())) is not None:
+                yield event
+            self.wait(asyncio.wait_for(task, None))
         finally:
-            self.wait(_close(events))
+            self.wait(cancel(task))
 
     async def aiterate(self, events: AsyncGenerator[T]) -> AsyncIterator[T]:
+        said, task = await self.elsewhere(_fed(events))
         try:
-            while True:
-                try:
-                    yield await self.elsewhere(_next(events))
-                except StopAsyncIteration:
-                    return
+            while (event := await self.elsewhere(said.get())) is not None:
+                yield event
+            await self.elsewhere(asyncio.wait_for(task, None))
         finally:
-            await self.elsewhere(_close(events))
+            await self.elsewhere(cancel(task))
 
     def close(self) -> None:
         if self.loop.is_closed():
@@ -111,12 +115,19 @@ class _Loop:
         self.loop.close()
 
 
-async def _next(events: AsyncGenerator[T]) -> T:
-    return await anext(events)
+async def _fed(events: AsyncGenerator[T]) -> tuple[asyncio.Queue[T | None], asyncio.Task[None]]:
+    """A queue of the events, and None in the end. One task plays them all: a generator's spans are of one context."""
+    said: asyncio.Queue[T | None] = asyncio.Queue()
 
+    async def feed() -> None:
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    said.put_nowait(event)
+        finally:
+            said.put_nowait(None)
 
-async def _close(events: AsyncGenerator[T]) -> None:
-    await events.aclose()
+    return said, asyncio.create_task(feed())
 
 
 class PlannedModel:
