@@ -212,6 +212,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, base_folder, tmp_path):
         (["eval", "r", "--planner", "gone"], "no planner"),
         (["eval", "r", "--reasoner", "./gone"], "no model folder"),
         (["eval", "r", "--data", "gsm9k"], "unknown data set"),
+        (["eval", "r", "--match-tokens", "empty.jsonl"], "give a folder that rsim eval wrote"),
         (["eval", "r", "--upstream", "http://127.0.0.1:9/v1", "--reasoner", "nano-s"], "--model names it"),
         (["eval", "r", "--upstream", "http://127.0.0.1:80a0/v1"], "base URL"),
         (["eval", "r", "--mode", "turn"], "--upstream URL"),

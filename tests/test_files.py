@@ -247,6 +247,7 @@ def test_a_chat_in_a_cell_of_a_csv_file(tmp_path, write):
         csv.writer(lines).writerows([["question", "answer"], [write(chat), 2], ["[{1}, {2}]: how many sets?", 2]])
     problems = load_problems(str(file), "train")
     assert [p.question for p in problems] == ['Be it\'s "short".\n\n1+1?', "[{1}, {2}]: how many sets?"]
-    file.write_text(file.read_text()[:60])
+    with file.open("w", newline="") as lines:
+        csv.writer(lines).writerows([["question", "answer"], [write(chat)[:60], 2]])
     with pytest.raises(UserError, match="line 2: column 'question' is no whole chat"):
         load_problems(str(file), "train")

@@ -67,7 +67,9 @@ def test_a_planner_of_another_template_is_refused(base_folder, lab_strategies, t
 
 def test_missing_models_are_one_line(tmp_path, lab_strategies, monkeypatch):
     (tmp_path / "empty").mkdir()
-    for source in ("./nowhere", "/no/such/folder", str(tmp_path / "empty"), "nowhere.gguf"):
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "adapter_config.json").write_text('{"base_model')
+    for source in ("./nowhere", "/no/such/folder", str(tmp_path / "empty"), str(tmp_path / "cut"), "nowhere.gguf"):
         for load in (lambda s: load_reasoner(s), lambda s: load_planner(s, lab_strategies, seed=0)):
             with pytest.raises(UserError) as caught:
                 load(source)

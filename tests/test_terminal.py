@@ -93,6 +93,7 @@ def test_out_seed_and_quiet(small, base_folder, capsys):
         (["--set", "data.eval=no.jsonl"], "not found"),
         (["--set", "models.reasoner=./no"], "no model folder"),
         (["--set", "models.planner=./no"], "no model folder"),
+        (["--set", "models.planner=nano-z"], "cannot load a planner from 'nano-z': did you mean 'nano-s'?"),
         (["--set", 'train.trackers=["mlflow"]'], "unknown tracker"),
         (["--set", "train.questions=20", "--set", "data.train_size=10"], "has 10 questions"),
         (["--resume"], "no run in"),

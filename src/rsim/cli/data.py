@@ -49,10 +49,10 @@ def show(
     problems = load_problems(name, split, data_dir=data_dir, limit=max(limit, 100) if generated else 0)
     facts: dict[str, Any] = {"name": name, "split": split, "problems": len(problems)}
     facts["kinds"] = dict(Counter(p.kind for p in problems))
-    for key in ("level", "subject", "family"):
+    for key, keys in (("level", "levels"), ("subject", "subjects"), ("family", "families")):
         counts = Counter(str(p.meta[key]) for p in problems if key in p.meta)
         if counts:
-            facts[f"{key}s"] = dict(sorted(counts.items()))
+            facts[keys] = dict(sorted(counts.items()))
     facts["shared_questions"] = _leaks(name, data_dir)
     shown = [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems[:limit]]
     lines = [f"{key}: {value}" for key, value in facts.items()]

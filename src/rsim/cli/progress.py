@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 def _bar(console: Console) -> Progress:
     columns = BarColumn(bar_width=6), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"), TextColumn("ETA")
-    how = {"console": console, "transient": True, "disable": not console.is_terminal}  # a log would get an empty line of it
-    return Progress(TextColumn("{task.description}"), *columns, TimeRemainingColumn(), **how)
+    name, left = TextColumn("{task.description}"), TimeRemainingColumn()
+    hidden = not console.is_terminal  # a log would get an empty line of it
+    return Progress(name, *columns, left, console=console, transient=True, disable=hidden)
 
 
 @contextmanager

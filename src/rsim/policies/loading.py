@@ -102,6 +102,15 @@ def _shape_alone(path: str) -> PreTrainedModel:
     return model
 
 
+def found_planner(source: str) -> tuple[str, Any]:
+    """The folder or hub id of a planner or its base, and its config. Raises `UserError` where nothing is found."""
+    path = resolve(source)
+    try:
+        return path, planner_config(path)
+    except Exception as error:  # as of a reasoner
+        raise UserError(f"cannot load a planner from {source!r}", near(source) + first_line(error)) from error
+
+
 def load_planner(
     source: str,
     strategies: StrategySet,
@@ -121,11 +130,7 @@ def load_planner(
     Raises:
         UserError: nothing is found under ``source``, or it was trained on another strategy set or template.
     """
-    path = resolve(source)
-    try:
-        config = planner_config(path)
-    except Exception as error:  # as of a reasoner
-        raise UserError(f"cannot load a planner from {source!r}", near(source) + first_line(error)) from error
+    path, config = found_planner(source)
     how = _how(device, dtype, quantised)
     if getattr(config, "rsim_template", None) is not None:
         planner = Planner.from_pretrained(path, strategies, merge=not lora and not quantised, **how)

@@ -95,7 +95,12 @@ _SCHEMAS: dict[str, Any] = {
         **_SHARED,
     ),
     "Usage": _object(
-        "prompt_tokens completion_tokens", prompt_tokens=_WHOLE, completion_tokens=_WHOLE, total_tokens=_WHOLE, estimated=_FLAG
+        "prompt_tokens completion_tokens",
+        prompt_tokens=_WHOLE,
+        completion_tokens=_WHOLE,
+        total_tokens=_WHOLE,
+        estimated=_FLAG,
+        completion_tokens_details=_object(reasoning_tokens=_WHOLE),
     ),
     "Step": _object(
         "strategy prompt text",
@@ -111,6 +116,10 @@ _SCHEMAS: dict[str, Any] = {
     "CompletionAnswer": _object("choices", choices=_list(_object("text", text=_TEXT, **_CHOICE)), **_ANSWER),
     "ResponsesAnswer": _object("id output", id=_TEXT, status=_TEXT, output=_list(_ANY), usage=_ANY, rsim=_named("Planned")),
     "MessagesAnswer": _object("id content", id=_TEXT, role=_TEXT, content=_list(_ANY), stop_reason=_or_null(_TEXT), usage=_ANY),
+    "TokenizeRequest": _object("prompt", prompt=_TEXT, add_special_tokens=_FLAG),
+    "TokenizeAnswer": _object("tokens", tokens=_list(_WHOLE), count=_WHOLE, max_model_len=_WHOLE),
+    "DetokenizeRequest": _object("tokens", tokens=_list(_WHOLE)),
+    "DetokenizeAnswer": _object("prompt", prompt=_TEXT),
     "Model": _object("id", id=_TEXT, object=_TEXT, created=_WHOLE, owned_by=_TEXT),
     "Models": _object("data", object=_TEXT, data=_list(_named("Model"))),
     "Health": _object("status", status=_TEXT, mode=_or_null(_TEXT), strategies=_list(_TEXT), active=_WHOLE),
@@ -122,9 +131,10 @@ def _gives(schema: str, form: str = "application/json") -> dict[str, Any]:
     return {"description": schema, "content": {form: {"schema": _named(schema) if form == "application/json" else _TEXT}}}
 
 
-def _takes(name: str) -> dict[str, Any]:
+def _takes(name: str, *, streams: bool = True) -> dict[str, Any]:
     answer = _gives(f"{name}Answer")
-    answer["content"]["text/event-stream"] = {"schema": _TEXT}
+    if streams:
+        answer["content"]["text/event-stream"] = {"schema": _TEXT}
     body = {"required": True, "content": {"application/json": {"schema": _named(f"{name}Request")}}}
     return {"post": {"requestBody": body, "responses": {"200": answer, "default": _gives("Error")}}}
 
@@ -141,6 +151,8 @@ DOCUMENT: dict[str, Any] = {
         "/v1/completions": _takes("Completion"),
         "/v1/responses": _takes("Responses"),
         "/v1/messages": _takes("Messages"),
+        "/tokenize": _takes("Tokenize", streams=False),
+        "/detokenize": _takes("Detokenize", streams=False),
         "/v1/models": _shows("Models"),
         "/v1/models/{name}": _shows("Model")
         | {"parameters": [{"name": "name", "in": "path", "required": True, "schema": _TEXT}]},

@@ -16,9 +16,8 @@ from rsim.evaluation.upstream import ServedGame, ServedModel, first_listed
 from rsim.game.rollout import Game
 from rsim.models.adapters import share_frozen
 from rsim.models.device import Device
-from rsim.models.weights import resolve
-from rsim.policies.loading import load_planner, load_reasoner
-from rsim.policies.planner import Planner, check_labels, planner_config
+from rsim.policies.loading import found_planner, load_planner, load_reasoner
+from rsim.policies.planner import Planner, check_labels
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.strategies import load_strategies
 from rsim.rewards.custom import load_custom
@@ -64,8 +63,7 @@ def check_inputs(config: Config, *, resume: bool = False, force: bool = False) -
     RunFolder.open(config, resume=resume, force=force)
     check_trackers(config.train.trackers)
     if config.models.planner != "none":
-        path = resolve(config.models.planner)
-        saved = planner_config(path)
+        _, saved = found_planner(config.models.planner)
         if getattr(saved, "rsim_template", None) is not None:
             check_labels(saved, strategies, config.models.planner)
 

@@ -183,8 +183,9 @@ def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
     study = optuna.create_study(
         storage=storage, study_name="sweep", sampler=sampler, direction="maximize", load_if_exists=True
     )
-    config = load_config(sweep.settings.config, sweep.settings.set)  # a file may say something else by now
-    for name, wanted in {"sweep": repr(sweep), "config": repr(config)}.items():
+    file = Path(sweep.settings.config)  # which may say something else by now; a preset has no file here
+    said = file.read_text(encoding="utf-8") if file.is_file() else ""
+    for name, wanted in {"sweep": repr(sweep), "config": said}.items():
         if study.user_attrs.get(name, wanted) != wanted:
             raise UserError(f"{out} holds another sweep", "give --out another folder")
         study.set_user_attr(name, wanted)
