@@ -48,7 +48,7 @@ class Terminal:
     def note(self, command: str, said: str, seconds: float) -> None:
         shown = [line for line in said.replace(str(self.folder), "~").replace(str(_ROOT), "rsim").splitlines() if line.strip()]
         cut = ["..."] * (len(shown) > _SHOWN)
-        self.lines += [f"$ {command.replace(str(_ROOT), 'rsim')}", *cut, *shown[-_SHOWN:], f"# {seconds:.1f} s", ""]
+        self.lines += [f"$ {command.replace(sys.executable, 'python3')}", *cut, *shown[-_SHOWN:], f"# {seconds:.1f} s", ""]
 
     @contextmanager
     def serving(self, command: str) -> Iterator[str]:

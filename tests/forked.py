@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["rsim.cli.train", "rsim.api", "rsim.training.trainer"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["rsim.cli.train", "rsim.api", "rsim.training.trainer"])
 
 
 class Forked:
@@ -17,7 +17,7 @@ class Forked:
 
     def __init__(self, command: list[str] | str, environment: Mapping[str, str]) -> None:
         self.said = [Path(tempfile.mkstemp()[1]) for _ in ("stdout", "stderr")]
-        self.process = _FORKS.Process(target=_run, args=(command, dict(environment), self.said))
+        self.process = FORKS.Process(target=_run, args=(command, dict(environment), self.said))
         self.process.start()
 
     @property

@@ -119,6 +119,8 @@ def test_callbacks_see_everything_and_may_stop_the_run(small, capsys):
     assert seen == [("evaluated", 0), "best", "step-000000", *steps]
     assert set(result) >= {"accuracy", "low", "high"}
     assert rsim.train(config, resume=True, quiet=True)["accuracy"] >= 0
+    again = rsim.train(config, resume=True, quiet=True)  # nothing is left to do: the last evaluation holds
+    assert 0 <= again["low"] <= again["accuracy"] <= again["high"]
     assert [r["step"] for r in steps_of(config)] == [1, 2, 3, 4]
     for which in ("on_evaluate", "on_save"):
         other = small(which, "train.eval_every=2")

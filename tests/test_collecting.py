@@ -263,6 +263,18 @@ def test_sampled_arms_differ_by_their_seeds_repeat_and_are_not_fitted(wanted, tm
         assert list(game_arms(log)) == ["alone", "at-once", "split"]
 
 
+def test_a_sampled_arm_draws_anew_for_each_question(wanted, tmp_path, at_llama):
+    (tmp_path / "data.jsonl").write_text(
+        "".join(json.dumps({"question": "7=?", "answer": "7", "id": f"q{i}"}) + "\n" for i in range(5))
+    )
+    arm = '\n[[arm]]\nname = "drawn"\nsequence = ["decomposition", "validation"]\ntemperature = 3.0\n'
+    (tmp_path / "arms.toml").write_text(ARMS + arm)
+    for how in (wanted, at_llama[0]):
+        written = collect(how, tmp_path / str(len(how.overrides))).texts()
+        assert len({str(written[f"q{i}", "split"]) for i in range(5)}) == 1
+        assert len({str(written[f"q{i}", "drawn"]) for i in range(5)}) > 2
+
+
 def test_a_smaller_limit_is_the_beginning_and_used_ids_are_left_out(wanted, tmp_path):
     every = questions(wanted.data, "train", config=Config())
     assert questions(wanted.data, "train", limit=2, config=Config()) == every[:2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from math import comb
 
@@ -13,15 +14,18 @@ from hypothesis import strategies as st
 
 from rsim.config import RewardsConfig
 from rsim.errors import UserError
+from rsim.evaluation import controls, saved
 from rsim.evaluation.compare import compare, mcnemar
 from rsim.evaluation.controls import PromptedPlanner, shuffled_planner, wait_planner
-from rsim.evaluation.evaluate import pass_at_k, play_scored, summarise, vote
+from rsim.evaluation.evaluate import bootstrap_interval, pass_at_k, play_scored, summarise, vote
+from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.planners import planner_from
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.policies import template
 from rsim.policies.loading import load_reasoner
 from rsim.policies.strategies import load_strategies
+from rsim.rules import PlayRules
 from tiny import RULES
 
 QUESTIONS = ["4*17+38=?", "7=?", "Ann has 3 boxes of 17, finds 12 pens. how many?", "x-38=4*17, x=?", "12+13+14+15-9=?"]
@@ -125,6 +129,56 @@ def test_shuffled_planner_gives_each_question_the_decisions_of_another(reasoner,
         assert donors
         used += donors
     assert len(set(used)) >= 4, "a permutation, not one plan for all"
+
+
+def test_a_folder_is_loaded_and_shuffled_as_it_was_trained(reasoner, planner, lab_strategies, tmp_path, monkeypatch):
+    """The donors of ``shuffled:FOLDER``, and who gets their decisions, play by the planner's own rules, as the folder itself does."""
+    folder = tmp_path / "planner"
+    own_rules = PlayRules(max_steps=2, step_tokens=4, max_tokens=120, answer_tokens=6, delimiter=RULES.delimiter)
+    monkeypatch.setattr(planner, "rules", own_rules)
+    planner.save_pretrained(folder)
+    place = {"device": "cpu", "dtype": "float64", "quantised": False}
+    assert planner_from(str(folder), lab_strategies, PROBLEMS, place=place).model.dtype == torch.float64
+    played = []
+    monkeypatch.setattr(
+        Game, "play", lambda game, *how, _play=Game.play, **more: played.append(game.rules) or _play(game, *how, **more)
+    )
+    shuffled = planner_from(
+        f"shuffled:{folder}", lab_strategies, PROBLEMS, reasoner=reasoner, rules=replace(RULES, max_steps=5)
+    )
+    assert played[0].max_steps == 2
+    assert shuffled.rules == own_rules
+    overrides = ("rollout.max_steps=3",)
+    how = {"reasoner": reasoner, "rules": replace(RULES, max_steps=3), "overrides": overrides}
+    planner_from(f"shuffled:{folder}", lab_strategies, PROBLEMS, **how)
+    assert played[1].max_steps == 3
+
+
+def test_a_bare_prompt_begins_as_the_tokenizer_begins_a_text(reasoner, lab_strategies, monkeypatch):
+    prompted = PromptedPlanner(reasoner, lab_strategies, bare=True)
+    monkeypatch.setattr(controls, "begin_ids", lambda tokenizer, text: [9, *reasoner.injected_ids(text)])
+    assert prompted.opening("7=?") == [9, *reasoner.injected_ids(template.question_chunk("7=?") + template.MARKER)]
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "shuffled"])
+def test_changed_weights_are_another_evaluation_wherever_they_are_named(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(saved, "load_game", lambda *_: None)
+    weights = tmp_path / "weights.gguf" if what == "file" else tmp_path / "model.safetensors"
+    weights.write_bytes(b"1")
+    named = weights if what == "file" else tmp_path
+    settings = EvalSettings("nano", overrides=(f'models.reasoner="{named}"',), limit=2)
+    if what == "shuffled":
+        settings = EvalSettings("nano", f"shuffled:{named}", limit=2)
+    before = saved._prepared(settings, None, "").depends_on()
+    os.utime(weights, ns=(1, 1))
+    assert saved._prepared(settings, None, "").depends_on() != before
+
+
+def test_all_right_is_not_sure():
+    """A bootstrap of equal outcomes has no spread; Wilson's interval is that of the proportion. Differences are none."""
+    assert bootstrap_interval([False] * 20) == (0.0, pytest.approx(0.161, abs=1e-3))
+    assert bootstrap_interval([True] * 20) == (pytest.approx(0.839, abs=1e-3), 1.0)
+    assert bootstrap_interval([0.0] * 20) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("spec", ["wait:0", "wait:x", "shuffled", "shuffled:nowhere", "nowhere", "fixed:nothing"])

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rsim.cli.main import app
-from rsim.collecting.fit import _check_disjoint, choices_of, fit_planner, flat, played, tested
+from rsim.collecting.fit import _check_disjoint, choices_of, fit_planner, flat, played
+from rsim.collecting.fit import tested as on_tests
 from rsim.collecting.log import Log
 from rsim.collecting.regression import Choices, Head, cross_fitted, fit, fold_of, lower_bounds
 from rsim.collecting.tree import Node, Outcome, Tree, trees
@@ -247,7 +248,7 @@ def test_a_strategy_that_was_not_tried_counts_as_wrong():
     prefers = Head(np.array([[0.0, 2.0], [0.0, 0.0], [1.0, 0.0]]), 0.0, 1.0)
     assert [(end.arm, end.right, end.tokens) for end in played(asked, prefers)] == [("stray", False, 200), ("cot", True, 200)]
     choices = made([(0, 1)] * 30, np.eye(2)[np.arange(30) % 2])
-    rows, strays = tested(choices, prefers, asked)
+    rows, strays = on_tests(choices, prefers, asked)
     assert (named(rows)["planner"].accuracy, strays) == (0.5, 0.5)
 
 

@@ -129,7 +129,7 @@ def test_a_planner_learns_what_the_model_behind_the_server_needs(settings, tmp_p
     assert steps[0]["length/sampled"] == sampled, "tokens are as the server counts them"
     assert steps[-1]["upstream/requests"] < there.requests, "the last evaluation comes after the last step"
     final = config.folder / "checkpoints" / "final"
-    assert [p.name for p in sorted(final.iterdir())] == ["manifest.json", "planner"]
+    assert [p.name for p in sorted(final.iterdir())] == ["manifest.json", "planner", "step.txt"]
     planner = Planner.from_pretrained(final / "planner")
     assert planner.rules is not None
     assert planner.rules.max_steps == 2

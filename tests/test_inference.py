@@ -72,7 +72,7 @@ def test_packed_weights_sample_the_same_and_are_gone_when_weights_may_change(mon
         for layer in large:
             layer.weight.mul_(0.5)
     changed = played()
-    monkeypatch.setattr("rsim.engine.layers._PACKED_BYTES", 0)
+    monkeypatch.setattr("rsim.engine.layers.PACKED_BYTES", 0)
     plain = played()
     assert plain[0] == changed[0] != first[0]
     assert torch.allclose(plain[1], changed[1], atol=1e-4)

@@ -179,17 +179,27 @@ def test_group_advantages(groups, scale):
     place = 0
     for group in groups:
         mean = sum(group) / len(group)
-        spread = max(abs(r - mean) for r in group)
+        spread = max(group) - min(group)
+        alike = 1e-6 * max(1.0, *map(abs, group))
         scatter = math.sqrt(sum((r - mean) ** 2 for r in group) / max(len(group) - 1, 1))
         for r in group:
-            if abs(spread - 1e-6) > 1e-9:
-                assert bool(informative[place]) == (spread > 1e-6)
+            if abs(spread - alike) > 1e-9:
+                assert bool(informative[place]) == (spread > alike)
             if informative[place]:
                 expected = (r - mean) / (scatter + 1e-4) if scale else r - mean
                 assert float(advantages[place]) == pytest.approx(expected, abs=1e-9)
             else:
                 assert float(advantages[place]) == 0
             place += 1
+
+
+def test_equal_returns_are_alike_whatever_their_size():
+    """The mean of eight times 1000.1 in float32 is another number."""
+    for value in (1000.1, -0.3, 1e-3):
+        advantages, informative = group_advantages(torch.full((8,), value), torch.zeros(8, dtype=torch.int64))
+        assert not informative.any()
+        assert not advantages.any()
+    assert group_advantages(torch.tensor([1000.1, 1000.2]), torch.zeros(2, dtype=torch.int64))[1].all()
 
 
 def test_lambda_factors():

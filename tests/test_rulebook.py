@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -16,9 +17,11 @@ import pytest
 
 from rsim.config import RolloutConfig
 from rsim.engine.protocol import SampledStep
+from rsim.errors import UserError
 from rsim.game import rollout as rollout_module
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
+from rsim.game.rulebook import check_budget
 from rsim.policies.scripted import ScriptedPlanner, one_hot
 from rsim.policies.strategies import Strategy, StrategySet
 from rsim.rules import ALONE, Ending, Lengths, Move, PlayRules, Progress, Rulebook
@@ -92,6 +95,8 @@ CASES = [
     Case("another delimiter", [THINK, END], ["one;", "two;"], replace(RULES, delimiter=";")),
     Case("a blank line in a code block ends nothing", [THINK, END], ["```\na\n\nb\n```\n\n", "c\n\n"],
          replace(RULES, step_tokens=40)),
+    Case("a code block that the cap cuts goes on", [THINK, FREE, END], ["```\n" + "a" * 50, "b\n\nc\n```\n\n", "5\n\n"]),
+    Case("an answer in a block that was cut", [THINK, END], ["```\n" + "a" * 50, f"b\n\nc{TURN}"]),
     Case("the null action", [NULL], [f"a\n\nb\n\nc and so on to the end{TURN}"]),
     Case("the null action is cut by the budget alone", [NULL], ["x" * 500]),
     Case("the null action after a step", [THINK, NULL], ["a\n\n", f"b\n\nc{TURN}"]),
@@ -121,10 +126,10 @@ CASES += [
     acting("a program in the middle", [THINK, RUN, END], ["a\n\n", "7\n```", "so\n\n", "7\n\n"], ["", framed("7", "\n"), ""]),
     acting("the turn ends behind an output", [RUN], ["7\n```", f"so 7{TURN}"], [framed("7", "\n")]),
     acting("the turn ends in a program", [RUN], [f"7\n{TURN}"], [""]),
-    acting("a program that the cap ends is not run", [RUN, END], ["x" * 50, "7\n\n"], ["", ""]),
+    acting("a program that the cap ends is not run", [RUN, END], ["x" * 50, "y\n```\n7\n\n"], ["", ""]),
     acting("the cap ends the step behind an output", [RUN, END], ["7\n```", "x" * 50, "7\n\n"], [framed("7", "\n"), ""]),
     acting("a program that ends at the cap", [RUN, END], ["x" * 27 + "```", "7\n\n"], [framed("x" * 20 + " ...", "\n"), ""]),
-    acting("a program one token too long", [RUN, END], ["x" * 28 + "```", "7\n\n"], ["", ""]),
+    acting("a program one token too long", [RUN, END], ["x" * 28 + "```", f"7\n\n8{TURN}"], ["", ""]),
     acting("blank lines in a program", [RUN, END], ["a\n\nb\n```", "so\n\n", "7\n\n"], [framed("a\n\nb", "\n"), ""]),
     acting("a program that prints nothing", [RUN, END], ["\n```", "so\n\n", "7\n\n"], [framed("(it printed nothing)", "\n"), ""]),
     acting("a second block in a step is not run", [RUN, END], ["7\n```", "```\n\n8```\n\n", "7\n\n"], [framed("7", "\n"), ""]),
@@ -346,7 +351,7 @@ def text_only(said: list[str], requests: list[dict]) -> httpx.MockTransport:
                 break
         known["at"] += used
         # At a delimiter in the middle of a code block.
-        known["goes_on"] = stopped == "\n\n" and rest[known["step"]][: known["at"]].count("```") % 2 == 1
+        known["goes_on"] = stopped == "\n\n" and (body["prompt"] + script[:used]).count("```") % 2 == 1
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": used}
         choice = {"index": 0, "text": shown, "finish_reason": reason, "stop_reason": stopped}
         lines = [{"choices": [choice]}, {"choices": [], "usage": usage}]
@@ -480,6 +485,17 @@ def test_what_the_end_of_a_step_means(move, end, expected):
     assert BOOK.ending(move, end) == expected
 
 
+@pytest.mark.parametrize(
+    ("limit", "refused"), [(15, "a final answer alone"), (26, "a step and an answer take over 26"), (27, "")]
+)
+def test_a_budget_without_room_for_a_step_is_refused(limit, refused):
+    """5 + 8 (the forced ending) + 2 (a delimiter) + 11 (any prompt): the planner would never be asked."""
+    book = replace(BOOK, rules=replace(RULES, max_tokens=limit))
+    with pytest.raises(UserError, match=refused) if refused else nullcontext():
+        check_budget(book)
+    assert book.must_end(Progress()) == bool(refused)
+
+
 def test_rules_are_saved_and_read_back():
     rules = PlayRules(max_steps=3, delimiter='\n"\t\\', answer_to_end=True, gate=0.25, paraphrase="first")
     assert from_toml(to_toml(rules), "rules.toml") == rules
@@ -499,8 +515,6 @@ def test_rules_are_saved_and_read_back():
     ],
 )
 def test_rules_that_are_none_are_refused(text, what):
-    from rsim.errors import UserError
-
     with pytest.raises(UserError, match=what) as refused:
         from_toml(text, "rules.toml")
     assert str(refused.value).startswith("rules.toml")

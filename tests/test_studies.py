@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import studies
 import studies.workbench as workbench
+from forked import FORKS
 from rsim.evaluation.evaluate import bootstrap_interval
 from rsim.evaluation.search import best_fixed
 from rsim.runs.folder import sampled_tokens
@@ -114,6 +115,7 @@ def test_a_page_holds_tables_figures_rows_and_limits(tmp_path):
 
 
 def test_work_is_done_once_and_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(workbench.multiprocessing, "get_context", lambda kind: FORKS)  # rsim is imported once
     bench = Workbench(tmp_path, seeds=(0,), questions=6, jobs=1, changes=SMALL, quiet=True)
     (run,) = bench.train([Training("nano", (), 0)])
     wanted = {"planned": Measurement(checkpoint(run)), "votes": Measurement(checkpoint(run), "none", match_tokens="planned")}

@@ -75,6 +75,19 @@ def test_the_best_quarter_is_run_on_the_other_seeds_and_the_best_mean_wins(tmp_p
     assert (tmp_path / "out" / "plot.png").stat().st_size > 1000
 
 
+def test_a_run_is_read_where_it_ends_a_little_above_its_budget(tmp_path):
+    lines = [{"sampled_tokens": 101}, {"eval/accuracy": 0.5}, {"sampled_tokens": 203}, {"eval/accuracy": 0.7}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [sweeping._score(tmp_path, budget) for budget in (90, 100, 200, 0)] == [None, 0.5, 0.7, 0.7]
+
+
+def test_a_trial_without_an_evaluation_in_its_budget_has_no_score(tmp_path, runs, monkeypatch):
+    monkeypatch.setattr(sweeping, "_score", lambda folder, budget: None if budget == 100 else 0.5)
+    trials = run_sweep(load_sweep(written(tmp_path)), tmp_path / "out")
+    assert not any(trial.scores for trial in trials)
+    assert "no evaluation within 100 tokens" in trials[0].error
+
+
 def test_a_stopped_sweep_goes_on_with_the_same_draws(tmp_path, runs, monkeypatch):
     sweep = load_sweep(written(tmp_path))
     whole = run_sweep(sweep, tmp_path / "whole")

@@ -296,7 +296,7 @@ def test_thinking_is_passed_on_in_its_field_and_is_no_step(field, streamed):
         thinking, content = message[field], message["content"]
         assert steps_of(reply) == ["It is 12."]
         assert reply.json()["usage"]["completion_tokens"] == 1 + 302, "what was thought without room is billed as well"
-        assert reply.json()["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1 + 300}
+        assert reply.json()["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1 + 301}, "the blank line too"
     prompt = next(s.prompts[0] for s in SCRIPTED.strategies.strategies if s.name == "decomposition")
     assert thinking == prompt + "Hm.\n\n" * 300, "clients fold what was injected with the model's own thinking"
     assert content == "\n\nIt is 12."

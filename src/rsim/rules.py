@@ -188,6 +188,11 @@ def in_block(text: str) -> bool:
     return text.count(FENCE) % 2 == 1
 
 
+def open_block(said: str) -> str:
+    """The fence that a step's text is read behind where ``said``, the answer so far, leaves a block open."""
+    return f"{FENCE}\n" if in_block(said) else ""
+
+
 def step_end(text: str, delimiter: str) -> int:
     """Where a step's text meets its delimiter, or -1. A delimiter inside a code block ends no step.
 

@@ -195,7 +195,7 @@ def _play(player: Game | ServedGame, view: Servers, problems: list[Problem], how
     if isinstance(player, Game) and view is not None:
         player = copy.copy(player)
         player.servers, player.rules = view, replace(player.rules, batch=1)
-    return play_part(player, problems, 0, how, config)
+    return play_part(player, problems, 0, how, config, [problem.id for problem in problems])
 
 
 def _settings(wanted: Collection, config: Config, arms: Arms, player: Game | ServedGame) -> dict[str, Any]:

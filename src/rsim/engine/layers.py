@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 _MKLDNN: Any = torch.backends.mkldnn  # torch does not type it
 _LARGE = 1 << 16  # elements; below, oneDNN's fixed cost of some 20 microseconds outweighs what it saves
-_PACKED_BYTES = 2 << 30  # of weights, at most, that are held twice
+PACKED_BYTES = 2 << 30  # of weights, at most, that are held twice while sequences are sampled
 _ROWS = 32  # that a packed weight is laid out for
 # transformers' classes that compute weight * x / rms(x), and down(silu(gate(x)) * up(x))
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
@@ -72,7 +72,7 @@ def pack(model: PreTrainedModel) -> None:
     """Copies the large weights of a prepared ``model`` on a CPU into oneDNN's layout, for passes without gradient until
     `unpack`; one that is changed meanwhile is read itself again. Those of models above 2 GiB stay as they are."""
     layers = [m for m in model.modules() if type(m) is Linear and _worth_it(m.weight, m.weight)]
-    if sum(layer.weight.nbytes for layer in layers) <= _PACKED_BYTES:
+    if sum(layer.weight.nbytes for layer in layers) <= PACKED_BYTES:
         for layer in layers:
             layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
             layer.version = layer.weight._version

@@ -102,7 +102,7 @@ class Vocabulary:
 class DelimiterStop:
     """Ends a step at the first sampled token whose addition makes its decoded text contain the delimiter, outside code blocks.
 
-    ``answer_prefix`` is a code block that the prompt before the step left open.
+    ``answer_prefix`` opens the code block that what was written before the step left open.
     """
 
     def __init__(self, vocabulary: Vocabulary, delimiter: str, answer_prefix: str = "") -> None:

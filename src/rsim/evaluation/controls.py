@@ -62,12 +62,12 @@ class PromptedPlanner:
         return self.reasoner.injected_ids(text)
 
     def opening(self, question: str) -> list[int]:
-        stream = self.chunk(template.question_chunk(question)) + self.chunk(template.MARKER)
+        asked, marker = template.question_chunk(question), self.chunk(template.MARKER)
         if self.bare:
-            return stream
+            return begin_ids(self.tokenizer, asked) + marker
         lines = [f"{s.name}: {s.description}" for s in self.strategies.strategies]
         preamble: list[int] = begin_ids(self.tokenizer, "\n".join([_INSTRUCTION, *lines, "", ""]))
-        return preamble + stream
+        return preamble + self.chunk(asked) + marker
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.reasoner.logits(hidden)[..., self.first_tokens]

@@ -20,6 +20,7 @@ from rsim.rewards.grade import check
 from rsim.rewards.rewards import Score, checked_as, score_all
 
 Record = dict[str, Any]
+_Z = 1.96  # standard deviations on both sides of 95%
 
 
 class Players(Protocol):
@@ -108,10 +109,14 @@ def play_scored(
     greedy: bool,
     samples: int = 1,
     first: int = 0,
+    keys: list[str] | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[list[Record], list[Episode], list[Score]]:
-    """Plays and scores problems number ``first``, ``first + 1``, ...: what comes out does not depend on how a set is cut."""
-    keys = [str(first + i) for i in range(len(problems))]
+    """Plays and scores problems number ``first``, ``first + 1``, ...: what comes out does not depend on how a set is cut.
+
+    ``keys`` name their random streams, by default their numbers.
+    """
+    keys = keys or [str(first + i) for i in range(len(problems))]
     episodes = game.play(problems, seed=seed, group_size=samples, keys=keys, greedy=greedy, on_step=on_step)
     scores = score_all(episodes, game.planner.strategies if game.planner else None, rewards)
     records = [
@@ -235,11 +240,15 @@ def _flexible(episode: Episode, scored: Score, rewards: RewardsConfig) -> bool:
 
 
 def bootstrap_interval(outcomes: list[bool] | list[float], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of a mean.
+    """The 95% percentile bootstrap interval of a mean. Of a proportion (outcomes are bools) where all or none are right, which
+    a bootstrap has no spread for, Wilson's.
 
     >>> bootstrap_interval([True] * 10)
-    (1.0, 1.0)
+    (0.722..., 1.0)
     """
+    if len(set(outcomes)) == 1 and isinstance(outcomes[0], bool):
+        beyond = _Z**2 / (len(outcomes) + _Z**2)
+        return (1 - beyond, 1.0) if outcomes[0] else (0.0, beyond)
     values = np.asarray(outcomes, dtype=float)
     draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
     low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rsim.config import Config
 from rsim.engine.vllm import VllmServers
@@ -74,6 +75,7 @@ def load_game(
     )
     own = part_of(checkpoint, "planner")
     chosen: AnyPlanner | None = None
+    place: dict[str, Any] = {"device": device.name, "dtype": device.dtype, "quantised": models.quantised}
     if planner:
         chosen = planner_from(
             planner,
@@ -84,9 +86,11 @@ def load_game(
             trained=own,
             seed=seed,
             rewards=config.rewards,
+            overrides=overrides,
+            place=place,
         )
     elif own:
-        chosen = load_planner(str(own), strategies, device=device.name, dtype=device.dtype, seed=0, quantised=models.quantised)
+        chosen = load_planner(str(own), strategies, seed=0, **place)
     if isinstance(chosen, Planner):
         chosen.check_model(reasoner or models.reasoner, models.system_prompt)
     runner = runner_for(chosen, config.rewards)
@@ -105,21 +109,29 @@ def part_of(checkpoint: Path | None, agent: str) -> Path | None:
 
 def planner_of_served(config: Config, checkpoint: Path | None, planner: str, problems: list[Problem]) -> AnyPlanner | None:
     """The planner that `load_game` would take, for a reasoner that is out of its reach."""
-    strategies = load_strategies(config.models.strategies)
+    strategies, device = load_strategies(config.models.strategies), choose_device(config)
+    place: dict[str, Any] = {"device": device.name, "dtype": device.dtype, "quantised": config.models.quantised}
     if planner.partition(":")[0] in ("shuffled", "prompted"):
         raise UserError(f"--planner {planner}", "needs a reasoner in this process: leave --upstream out")
     if planner:
-        return planner_from(planner, strategies, problems)
+        return planner_from(planner, strategies, problems, place=place)
     own = part_of(checkpoint, "planner")
-    return load_planner(str(own), strategies, seed=0) if own else None
+    return load_planner(str(own), strategies, seed=0, **place) if own else None
 
 
 def play_part(
-    game: Game | ServedGame, problems: list[Problem], first: int, settings: EvalSettings, config: Config
+    game: Game | ServedGame,
+    problems: list[Problem],
+    first: int,
+    settings: EvalSettings,
+    config: Config,
+    keys: list[str] | None = None,
 ) -> list[Record]:
-    """The records of problems number ``first``, ``first + 1``, ..., as they are kept."""
+    """The records of problems number ``first``, ``first + 1``, ..., as they are kept; ``keys`` as `play_scored` has them."""
     seed, greedy, samples = settings.seed, settings.greedy, settings.samples
-    done, episodes, scores = play_scored(game, problems, config.rewards, seed=seed, greedy=greedy, samples=samples, first=first)
+    done, episodes, scores = play_scored(
+        game, problems, config.rewards, seed=seed, greedy=greedy, samples=samples, first=first, keys=keys
+    )
     records = []
     for numbers, episode, score in zip(done, episodes, scores, strict=True):
         counted = {"estimated": episode.usage.estimated} if isinstance(episode, ServedEpisode) else {}

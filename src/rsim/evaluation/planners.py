@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from rsim.config import RewardsConfig, RolloutConfig
 from rsim.errors import UserError
 from rsim.evaluation.controls import PromptedPlanner, shuffled_planner, wait_planner
+from rsim.evaluation.obeyed import rules_for
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.lab.oracle import oracle_planner
@@ -31,6 +36,8 @@ def planner_from(
     trained: Path | None = None,
     seed: int = 0,
     rewards: RewardsConfig | None = None,
+    overrides: Sequence[str] = (),
+    place: Mapping[str, Any] = MappingProxyType({}),
 ) -> AnyPlanner | None:
     """``none``, ``random``, ``fixed:NAME``, ``sequence:a,b,c``, ``shuffled`` (the trained planner's decisions, given to other
     questions), ``prompted`` (the reasoner itself is asked; ``prompted:bare``: without being told what the strategies are),
@@ -39,6 +46,8 @@ def planner_from(
     Args:
         reasoner, rules: of the game, for the controls that play or ask (``shuffled``, ``prompted``).
         rewards: say whether programs that these write may run without a sandbox.
+        overrides: rules that were stated, before a trained planner's own (see `rules_for`).
+        place: ``device``, ``dtype`` and ``quantised``, as `load_planner` has them.
         trained: the run's own planner, which ``shuffled`` without a path means.
 
     Raises:
@@ -80,11 +89,11 @@ def planner_from(
             raise UserError(f"--planner {spec}", "evaluate a run with a trained planner, or write shuffled:PLANNER_FOLDER")
         if len(problems) < 2:
             raise UserError(f"--planner {spec}", "shuffling takes two questions at least")
-        own = load_planner(str(folder), strategies, seed=0)
-        game = Game(reasoner, own, rules, runner_for(own, rewards or RewardsConfig()))
-        return shuffled_planner(strategies, game.play(problems, seed=seed, greedy=True), seed)
+        own = load_planner(str(folder), strategies, seed=0, **place)
+        game = Game(reasoner, own, rules_for(rules, own, overrides), runner_for(own, rewards or RewardsConfig()))
+        return replace(shuffled_planner(strategies, game.play(problems, seed=seed, greedy=True), seed), rules=own.rules)
     if not Path(spec).exists():
         raise UserError(f"no planner {spec!r}", f"use {CHOICES}")
     if getattr(planner_config(spec), "rsim_template", None) is None:
         raise UserError(f"--planner {spec}", "this folder holds no trained planner")
-    return load_planner(spec, strategies, seed=0)
+    return load_planner(spec, strategies, seed=0, **place)

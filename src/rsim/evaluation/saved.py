@@ -143,7 +143,8 @@ def _prepared(settings: EvalSettings, served: ServedModel | None, match_tokens: 
         if isinstance(game, ServedGame):
             raise UserError("--match-tokens", "is not there for a model on a server: give --samples")
         settings = replace(settings, greedy=False, samples=_samples_for(match_tokens, game, problems, settings.seed))
-    models = [Path(p) for p in (checkpoint, settings.planner, settings.reasoner) if p and Path(p).is_dir()]
+    played = (checkpoint, settings.planner.removeprefix("shuffled:"), settings.reasoner or config.models.reasoner)
+    models = [Path(p) for p in played if p and Path(p).exists()]
     return _Prepared(settings, config, data, problems, game, models, identity(checkpoint) if checkpoint else {})
 
 
@@ -163,11 +164,11 @@ def _meaning(config: Config, data: str) -> dict[str, Any]:
 
 
 def _newest(folder: Path) -> int:
-    """When a file of a model's folder was last written, in nanoseconds: weights that changed are another evaluation. Of a
-    checkpoint those that its manifest, the last of them, names: what else lies there (an evaluation) is none of its own."""
+    """When a model's file, or one of its folder, was last written, in nanoseconds: changed weights are another evaluation. Of
+    a checkpoint those that its manifest, the last of them, names: what else lies there (an evaluation) is none of its own."""
     manifest = folder / MANIFEST
     own = [manifest, *map(folder.joinpath, json.loads(manifest.read_text()))] if manifest.is_file() else folder.rglob("*")
-    return max(path.stat().st_mtime_ns for path in own)
+    return max(path.stat().st_mtime_ns for path in ([folder] if folder.is_file() else own))
 
 
 def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwrite: bool) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from rsim.game.rulebook import check_budget, rulebook_of
 from rsim.game.tools import Runner, check_tools
 from rsim.policies.protocol import AnyPlanner, Decision, PlannerSession
 from rsim.policies.reasoner import Reasoner
-from rsim.rules import ALONE, FENCE, End, Lengths, Move, Progress, Rulebook
+from rsim.rules import ALONE, FENCE, End, Lengths, Move, Progress, Rulebook, open_block
 
 OnStep = Callable[[int, Episode], None]
 
@@ -225,16 +225,19 @@ class _Rollout:
         step = Step(move.strategy, start, body, body, "", move.forced, prefix, report, prompt=prompt)
         episode.steps.append(step)
         self.moves[slot] = move
-        self._submit(slot, self.book.max_new_tokens(move, progress, len(ids)), prefix)
+        self._submit(slot, self.book.max_new_tokens(move, progress, len(ids)))
 
-    def _submit(self, slot: int, limit: int, answer_prefix: str = "") -> None:
+    def _submit(self, slot: int, limit: int) -> None:
         """Lets the engine read what was injected since it sampled, and sample."""
         stop: Stop | None = None
+        episode = self.episode(slot)
         if self.moves[slot].tool == "python":
             stop = StringStop(self.game.vocabulary, (FENCE,))
         elif self.book.stops(self.moves[slot]):
-            stop = DelimiterStop(self.game.vocabulary, self.book.rules.delimiter, answer_prefix)
-        self.engine.submit(slot, self.episode(slot).token_ids[self.sent[slot] :], limit, stop)
+            answer = episode.token_ids[episode.prompt_length :]
+            said = self.game.reasoner.tokenizer.decode(answer, skip_special_tokens=True)
+            stop = DelimiterStop(self.game.vocabulary, self.book.rules.delimiter, open_block(said))
+        self.engine.submit(slot, episode.token_ids[self.sent[slot] :], limit, stop)
 
     def _close(self, sampled: SampledStep) -> bool:
         """Records what was sampled; True when the episode is over."""

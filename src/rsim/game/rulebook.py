@@ -21,12 +21,14 @@ def rulebook_of(planner: AnyPlanner, rules: PlayRules, count: Callable[[str], in
 
 
 def check_budget(book: Rulebook) -> None:
-    """Raises `UserError` where the budget has no room for an answer or, with tools, none for any step."""
+    """Raises `UserError` where the budget has no room for an answer, or none for any step."""
     closing = book.closing + book.lengths.delimiter
     limit = book.rules.max_tokens
     if limit <= closing:
         raise UserError(f"rollout.max_tokens = {limit}", f"a final answer alone takes {closing} tokens")
     needed = closing + book.lengths.prompt + book.lengths.tool
-    if book.tools and limit <= needed:
-        problem = f"rollout.max_tokens = {limit} with rollout.tool_tokens = {book.lengths.tool}"
-        raise UserError(problem, f"a step with a tool's output and an answer take over {needed} tokens")
+    if limit <= needed:
+        tool = f" with rollout.tool_tokens = {book.lengths.tool}" if book.tools else ""
+        raise UserError(
+            f"rollout.max_tokens = {limit}{tool}", f"a step and an answer take over {needed} tokens"
+        )

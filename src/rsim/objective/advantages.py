@@ -22,7 +22,7 @@ def group_advantages(
 
     Returns:
         advantages ``[B]`` and ``informative`` ``[B]`` (bool): False where the group's returns are all alike,
-        so that the surrogate has nothing to say of the episode.
+        to 1e-6, so that the surrogate has nothing to say of the episode.
 
     >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]))
     (tensor([ 0.5000, -0.5000,  0.0000,  0.0000]), tensor([ True,  True, False, False]))
@@ -31,8 +31,11 @@ def group_advantages(
     count = torch.bincount(index).to(returns.dtype)
     mean = torch.zeros_like(count).index_add_(0, index, returns) / count
     centred = returns - mean[index]
-    spread = torch.zeros_like(count).scatter_reduce_(0, index, centred.abs(), "amax")
-    informative = spread[index] > 1e-6
+    most, least = (
+        torch.zeros_like(count).scatter_reduce_(0, index, returns, end, include_self=False)
+        for end in ("amax", "amin")
+    )
+    informative = (most - least > 1e-6 * torch.maximum(most.abs(), least.abs()).clamp(min=1))[index]
     if scale_by_std:
         squares = torch.zeros_like(count).index_add_(0, index, centred**2)
         deviation = (squares / (count - 1).clamp(min=1)).sqrt()

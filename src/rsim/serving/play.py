@@ -13,11 +13,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from rsim.answers.prefix import as_message, open_prefix
+from rsim.answers.prefix import as_message
 from rsim.game.rulebook import rulebook_of
 from rsim.game.tools import Runner, Tools
 from rsim.policies.protocol import Decision
-from rsim.rules import ALONE, FENCE, End, Ending, Move, PlayRules, Progress, Rulebook
+from rsim.rules import ALONE, FENCE, End, Ending, Move, PlayRules, Progress, Rulebook, open_block
 from rsim.serving import tracing
 from rsim.serving.planner_batcher import PlannedAnswer, PlannerBatcher
 
@@ -293,6 +293,7 @@ class _Step:
     sampled: int = 0
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     read: str = ""
+    before: str = ""  # the answer up to what is sampled and read, the step's prompt included
     end: End = "cap"
     told: str = ""
 
@@ -300,7 +301,7 @@ class _Step:
 async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenerator[Event]:
     strategies, conversation = players.batcher.strategies, players.conversation
     progress, injected_tokens, ending = Progress(), 0, Ending()
-    last = ""  # step, as it was sampled
+    last = said = ""  # the last step, as it was sampled; all of the answer
     logprobs: list[dict[str, Any]] = []
     strict = players.asked.strict
     aside, due = "reasoning_content" if strict else "content", False
@@ -311,7 +312,7 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
             note({"rsim.strategy": name, "rsim.forced": move.forced})
         prompt = _prompt(players, book, move)
         yield Injected(name, prompt, _shown(strategies.names, decision), move.forced, decision, aside)
-        step, report = _opened(players, book, move, progress, prompt, last)
+        step, report = _opened(players, book, move, progress, prompt, last, said)
         if report:
             yield TextDelta(report, sampled=False, output=True, place=aside)
         last = ""
@@ -334,6 +335,7 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
             conversation.inject(book.rules.delimiter)
             step.injected += book.lengths.delimiter
             yield TextDelta(book.rules.delimiter, sampled=False, place=aside)
+        said = step.before + step.read + (book.rules.delimiter if ending.closes else "")
         injected_tokens += step.injected
         progress = Progress(progress.steps + 1, progress.tokens + step.injected + step.sampled)
         players.planner.observe(name, step.read)
@@ -341,19 +343,26 @@ async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenera
     yield Finished(reason, usage, ending, injected_tokens, planner_ids=players.planner.ids(), logprobs=logprobs)
 
 
-def _opened(players: _Players, book: Rulebook, move: Move, progress: Progress, prompt: str, last: str) -> tuple[_Step, str]:
-    """A step whose prompt is injected, and a calculator's report on the ``last`` step, which is injected behind it."""
+def _opened(
+    players: _Players, book: Rulebook, move: Move, progress: Progress, prompt: str, last: str, said: str
+) -> tuple[_Step, str]:
+    """A step whose prompt is injected behind what was ``said``; and a calculator's report on the ``last`` step."""
     conversation = players.conversation
     report = players.tools.recalculate(last) if move.tool == "calculator" else ""
     injected = sum(conversation.count(text) for text in (prompt, report) if text)
     conversation.inject(prompt)
     conversation.inject(report)
-    answer_prefix = open_prefix(prompt) if move.strategy == book.termination else ""
     beyond = book.left(progress) - injected if book.rules.gate and not move.final else 0
-    until = Until(book.rules.delimiter, answer_prefix, beyond=beyond) if book.stops(move) else TO_END
+    before = said + prompt
+    until = _until(players, book, before + report, beyond) if book.stops(move) else TO_END
     if move.tool == "python":  # a message of its own opens no block: the program comes back inside of one
         until = TO_END if players.turns else Until(strings=(FENCE,))
-    return _Step(move, book.max_new_tokens(move, progress, injected), until, injected, read=report), report
+    return _Step(move, book.max_new_tokens(move, progress, injected), until, injected, read=report, before=before), report
+
+
+def _until(players: _Players, book: Rulebook, said: str, beyond: int = 0) -> Until:
+    """A delimiter outside of code blocks; a message of its own goes on with none."""
+    return Until(book.rules.delimiter, "" if players.turns else open_block(said), beyond=beyond)
 
 
 async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage) -> AsyncGenerator[Thought | TextDelta]:
@@ -384,7 +393,7 @@ async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage)
         players.conversation.inject(output)
         step.injected += players.conversation.count(output) if output else 0
         step.read, step.end = step.read + output, "cap"
-        step.move, step.until = replace(step.move, tool=None), Until(book.rules.delimiter)
+        step.move, step.until = replace(step.move, tool=None), _until(players, book, step.before + step.read)
         if output:
             yield TextDelta(output, sampled=False, output=True)
         if players.turns:  # the next message has the output: the turn of this one is over

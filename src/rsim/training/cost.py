@@ -23,6 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from rsim.config import Config
+from rsim.engine.layers import PACKED_BYTES
 from rsim.models.device import allow_tf32, choose_device
 from rsim.policies.loading import load_reasoner
 from rsim.policies.strategies import load_strategies
@@ -163,7 +164,11 @@ class _Job:
         of_all = min(rollout.batch, train.questions * train.group)
         mine = min(rollout.batch, self.load.episodes) / of_all
         caches = mine * sum(a.cache for a in self.needs.values())
-        rolling = weights + (sharded if shard else 0.0) + caches
+        asked = self.needs["reasoner"].weights if "reasoner" in self.needs else 0.0
+        packed = (
+            self.hardware.cpu and self.width == 4 and rollout.engine == "native" and asked <= PACKED_BYTES
+        )
+        rolling = weights + (asked if packed else 0.0) + (sharded if shard else 0.0) + caches
         updating = sharded + max(a.activations for a in self.needs.values())
         return _MARGIN * (lasting + max(rolling, updating))
 

@@ -12,7 +12,7 @@ from rsim.errors import UserError
 from rsim.evaluation.evaluate import Evaluation, episode_record
 from rsim.game.episode import FLAGS, Episode
 from rsim.rewards.rewards import Score
-from rsim.runs.folder import RunFolder, Trackers
+from rsim.runs.folder import RunFolder, Trackers, records
 
 _SAMPLED = 4  # episodes of a step
 _HELD_OUT = 8  # of an evaluation: always the same questions
@@ -56,6 +56,16 @@ class Records:
         if self.folder.config.train.samples_every:
             played = list(zip(episodes, scores, strict=True))[:_HELD_OUT]
             self._write(step, played, "held_out_episodes", {"held_out": True})
+
+    def last_held_out(self) -> dict[str, Any]:
+        """What was logged of the last evaluation; nothing before the first."""
+        written = (self.folder.path / "metrics.jsonl").is_file()
+        found = [r for r in records(self.folder.path) if "eval/accuracy" in r] if written else []
+        return (
+            {name.removeprefix("eval/").removeprefix("accuracy_"): value for name, value in found[-1].items()}
+            if found
+            else {}
+        )
 
     def _write(
         self, step: int, played: list[tuple[Episode, Score]], table: str, more: dict[str, Any]

@@ -24,6 +24,7 @@ from rsim.runs.lock import locked
 from rsim.settings import check_setting, literal, setting
 
 _EDGE = 0.05  # of a range, at either end
+_BEYOND = 1.02  # of a budget: what a run that ends at it may have sampled
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,15 @@ def _played(
         if error:
             return Trial(number, chosen, {}, error)
         for budget in settings.budgets or (0,):
-            scores.setdefault(budget, []).append(_score(folder, budget))
+            score = _score(folder, budget)
+            if score is None:
+                error = (
+                    f"no evaluation within {budget} tokens: lower train.eval_every"
+                    if budget
+                    else "no evaluation"
+                )
+                return Trial(number, chosen, {}, error)
+            scores.setdefault(budget, []).append(score)
     return Trial(number, chosen, scores)
 
 
@@ -235,12 +244,14 @@ def _run(settings: Settings, folder: Path, overrides: list[str]) -> str:
     return said[-1].removeprefix("rsim: ") if done.returncode else ""
 
 
-def _score(folder: Path, budget: int) -> float:
-    """Held-out accuracy at the last evaluation within the budget of sampled tokens (0: at the end)."""
-    accuracy, tokens = 0.0, 0
+def _score(folder: Path, budget: int) -> float | None:
+    """Held-out accuracy at the last evaluation within the budget of sampled tokens (0: at the end), which
+    a run's end may go beyond a little; None where none is within it."""
+    accuracy: float | None = None
+    tokens = 0
     for record in records(folder):
         tokens = record.get("sampled_tokens", tokens)
-        if "eval/accuracy" in record and (not budget or tokens <= budget):
+        if "eval/accuracy" in record and (not budget or tokens <= _BEYOND * budget):
             accuracy = record["eval/accuracy"]
     return accuracy
 

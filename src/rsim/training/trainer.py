@@ -130,7 +130,7 @@ class Trainer:
         if not self.cold_started:
             self._start()
         train, save_every = self.config.train, self.config.checkpoint.save_every
-        result = self.evaluate().to_json() if self.unevaluated else {}
+        result = self.evaluate().to_json() if self.unevaluated else self.records.last_held_out()
         stopping = self.world.any(self.stop_requested)
         while not self._ended and not stopping:
             self.train_step()
