@@ -164,7 +164,7 @@ def test_small_fields(client):
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    for top_p, kept in ((0.5, 1), (0.51, 2), (0.8, 2), (0.96, 4)):
+    for top_p, kept in ((5e-324, 1), (0.5, 1), (0.51, 2), (0.8, 2), (0.96, 4)):
         shaped = Shape(1.0, top_p, 9, None, None, None)(logits.clone(), [])
         assert int(shaped.isfinite().sum()) == kept
 

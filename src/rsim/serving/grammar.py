@@ -124,6 +124,7 @@ class Shape:
         if self.top_p < 1 and self.temperature > 0:
             values, order = (logits.float() / self.temperature).softmax(-1).sort(descending=True)
             beyond = values.cumsum(-1) - values >= self.top_p  # the first that reaches it stays
+            beyond[0] = False  # a top_p that float32 takes for 0 leaves one
             logits = logits.index_fill(0, order[beyond], -torch.inf)
         return logits
 
