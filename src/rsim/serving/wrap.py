@@ -89,22 +89,24 @@ class _Loop:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
     def iterate(self, events: AsyncGenerator[T]) -> Iterator[T]:
-        said, task = self.wait(_fed(events))
+        tasks: list[asyncio.Task[None]] = []
         try:
+            said = self.wait(_fed(events, tasks))
             while (event := self.wait(said.get())) is not None:
                 yield event
-            self.wait(asyncio.wait_for(task, None))
+            self.wait(asyncio.wait_for(tasks[0], None))
         finally:
-            self.wait(cancel(task))
+            self.wait(_ended(tasks))
 
     async def aiterate(self, events: AsyncGenerator[T]) -> AsyncIterator[T]:
-        said, task = await self.elsewhere(_fed(events))
+        tasks: list[asyncio.Task[None]] = []
         try:
+            said = await self.elsewhere(_fed(events, tasks))
             while (event := await self.elsewhere(said.get())) is not None:
                 yield event
-            await self.elsewhere(asyncio.wait_for(task, None))
+            await self.elsewhere(asyncio.wait_for(tasks[0], None))
         finally:
-            await self.elsewhere(cancel(task))
+            await self.elsewhere(_ended(tasks))
 
     def close(self) -> None:
         if self.loop.is_closed():
@@ -115,8 +117,9 @@ class _Loop:
         self.loop.close()
 
 
-async def _fed(events: AsyncGenerator[T]) -> tuple[asyncio.Queue[T | None], asyncio.Task[None]]:
-    """A queue of the events, and None in the end. One task plays them all: a generator's spans are of one context."""
+async def _fed(events: AsyncGenerator[T], tasks: list[asyncio.Task[None]]) -> asyncio.Queue[T | None]:
+    """A queue of the events, and None in the end. One task plays them all: a generator's spans are of one context. It is put
+    into ``tasks``, where whoever is interrupted before there is a queue finds it."""
     said: asyncio.Queue[T | None] = asyncio.Queue()
 
     async def feed() -> None:
@@ -127,7 +130,12 @@ async def _fed(events: AsyncGenerator[T]) -> tuple[asyncio.Queue[T | None], asyn
         finally:
             said.put_nowait(None)
 
-    return said, asyncio.create_task(feed())
+    tasks.append(asyncio.create_task(feed()))
+    return said
+
+
+async def _ended(tasks: list[asyncio.Task[None]]) -> None:
+    await cancel(*tasks)
 
 
 class PlannedModel:
