@@ -22,7 +22,7 @@ from fastapi.responses import JSONResponse, Response
 from typer.testing import CliRunner
 
 from rsim.cli.main import app as commands
-from rsim.cli.serve import _log_as
+from rsim.cli.serve import _listen, _log_as
 from rsim.engine.cache import SlotCache
 from rsim.engine.native import NativeEngine
 from rsim.engine.sampling import StringStop, choose
@@ -420,3 +420,22 @@ def test_every_refusal_is_counted_logged_and_the_end_of_its_span(nano, caplog, m
         assert f'rsim_requests_total{{kind="chat",planned="false",status="{status}"}} 1.0' in shown
     assert [r.told["status"] for r in caplog.records if hasattr(r, "told")] == list(asked)
     assert [told["http.response.status_code"] for told in ended] == [404, 400, 429]
+
+
+def test_what_the_server_says_is_sent_at_once():
+    """A body waited 40 ms for the receipt of its header: asyncio turns that off only for sockets whose protocol is named."""
+    delays = []
+
+    async def met(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        delays.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def called() -> None:
+        listening = _listen("127.0.0.1", 0)
+        async with await asyncio.start_server(met, sock=listening):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            await reader.read()
+            writer.close()
+
+    asyncio.run(called())
+    assert delays == [1]
