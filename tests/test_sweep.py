@@ -77,7 +77,7 @@ def test_the_best_quarter_is_run_on_the_other_seeds_and_the_best_mean_wins(tmp_p
 
 def test_a_run_is_read_where_it_ends_a_little_above_its_budget(tmp_path):
     lines = [{"sampled_tokens": 101}, {"eval/accuracy": 0.5}, {"sampled_tokens": 203}, {"eval/accuracy": 0.7}]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [sweeping._score(tmp_path, budget) for budget in (90, 100, 200, 0)] == [None, 0.5, 0.7, 0.7]
 
 
