@@ -112,7 +112,7 @@ def _budgets(bench: Workbench, page: Page, runs: Runs) -> None:
 def _plugged(bench: Workbench, page: Page, runs: Runs) -> None:
     """Trained planners before the untrained reasoner, which neither was trained to serve but the planner alone."""
     arms = {
-        FOUND: [Measurement("nano", *bench.search("climb", ["nano-s"]))],
+        FOUND: [Measurement("nano", spec) for spec in bench.search("climb", ["nano-s"])],
         "CoT": [Measurement("nano", "none")],
         "oracle": [Measurement("nano", "oracle")],
         "random": [Measurement("nano", "random")],
