@@ -229,7 +229,7 @@ def test_a_failed_pass_at_the_end_of_longropes_first_range_is_tried_again(monkey
     sample, failed = NativeEngine._sample, []
 
     def fails(self, slots, hidden):
-        if self.decoder.long[3] and not failed:
+        if self.decoder.long[3] and len(failed) < 2:  # with others, then alone
             failed.append(1)
             raise RuntimeError("no memory")
         return sample(self, slots, hidden)
@@ -240,9 +240,9 @@ def test_a_failed_pass_at_the_end_of_longropes_first_range_is_tried_again(monkey
         try:
             ended = engine.advance()
         except RuntimeError:
-            for slot in (0, 1, 2):  # the next pass moves what is left to the first row
+            for slot in (0, 1, 2) if len(failed) == 1 else ():  # the next pass moves what is left to the first row
                 engine.release(slot)
-    assert failed
+    assert len(failed) == 2
     assert [*prompt, *ended[0].tokens] == expected
 
 

@@ -22,6 +22,13 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def of_a_disk(error: Exception) -> bool:
+    """Whether it may say that a file cannot be written: torch says so by a `RuntimeError`, safetensors by an error of its own,
+    tokenizers by a bare `Exception`."""
+    own = type(error) is Exception or type(error).__name__ == "SafetensorError"
+    return own or isinstance(error, (OSError, RuntimeError))
+
+
 def check_url(where: str, url: str) -> None:
     """Raises `UserError`, naming ``where`` it was given, if ``url`` is no address of a server."""
     try:

@@ -111,6 +111,10 @@ class Decoder:
         self.read[slot] = known + chunk
         return self.read[slot][at:]
 
+    def length(self, slot: int) -> int:
+        """Tokens that were read of a slot's sequence; after a `rewind` the cache may hold fewer."""
+        return self.cache.lengths[slot] if self.first is None else len(self.read[slot])
+
     def rewind(self, slot: int, length: int) -> None:
         """Forgets all but the first ``length`` tokens of a slot's sequence: the pass that read the others failed."""
         self.read[slot] = self.read[slot][:length]

@@ -116,7 +116,7 @@ class NativeEngine:
         sequences = [self.sequences[s] for s in slots]
         chunks = self._chunks(sequences)
         rows = [self.rows[s] for s in slots]
-        lengths = [self.decoder.cache.lengths[r] for r in rows]
+        lengths = [self.decoder.length(r) for r in rows]
         try:
             hidden = self.decoder.append(rows, chunks)
             read = [i for i, (s, chunk) in enumerate(zip(sequences, chunks, strict=True)) if len(chunk) == len(s.pending)]

@@ -33,7 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rsim.errors import UserError, first_line
+from rsim.errors import UserError, first_line, of_a_disk
 
 _LAB = Path(__file__).parents[1] / "lab"
 _PACKAGED = {"nano-s": _LAB / "nano-s"}
@@ -137,10 +137,15 @@ def written_whole(target: Path, remedy: str) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield draft
-        os.replace(draft, target)
-    except Exception as error:  # safetensors and tokenizers report a full disk in their own ways
-        if not target.is_dir():  # else another process was first, and its folder is as good
-            raise UserError(f"cannot write {target}: {first_line(error)}", remedy) from error
+        try:
+            os.replace(draft, target)
+        except OSError:
+            if not target.is_dir():  # else another process was first, and its folder is as good
+                raise
+    except Exception as error:
+        if not of_a_disk(error):
+            raise
+        raise UserError(f"cannot write {target}: {first_line(error)}", remedy) from error
     finally:
         if draft.is_dir():
             shutil.rmtree(draft)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from rsim.errors import UserError, first_line
+from rsim.errors import UserError, first_line, of_a_disk
 
 MANIFEST = "manifest.json"
 _STEP = "step.txt"
@@ -76,8 +76,10 @@ class Checkpoints:
                 torch.save(state, draft / "state.pt")
             (draft / _STEP).write_text(f"{step}\n")
             _write_manifest(draft)
-        except Exception as error:  # torch, safetensors and tokenizers report a full disk in their own ways
+        except Exception as error:
             shutil.rmtree(draft, ignore_errors=True)
+            if not of_a_disk(error):
+                raise
             raise UserError(
                 f"cannot write the checkpoint {target}: {first_line(error)}",
                 "make room, then go on with --resume from the one before",
