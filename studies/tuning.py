@@ -21,14 +21,12 @@ def run(out: Path = Path("runs/sweeps")) -> Iterator[Row]:
         trials = run_sweep(sweep, out / name)
         write_table(sweep, trials, out / name)
         best, seeds = trials[0], list(sweep.settings.seeds)
-        first = [trial.scores[0][0] for trial in trials if trial.scores]
-        yield Row(
-            f"{shown}: held-out accuracy of the best of {len(trials)} trials, mean of its seeds",
-            best.mean(0),
-            "share",
-            seeds=seeds,
-        )
-        yield Row(f"{shown}: median trial, first seed", median(first), "share", seeds=seeds[:1])
+        others = [trial.scores[0][0] for trial in trials if trial.scores and not trial.confirmed]
+        count = len([trial for trial in trials if trial.confirmed])
+        yield Row(f"{shown}: trials of {len(trials)} that failed", len([t for t in trials if t.error]))
+        what = f"{shown}: held-out accuracy of the best of {len(trials)} trials, {count} of them run on to 200,000 tokens"
+        yield Row(what, best.mean(0), "share", seeds=seeds)
+        yield Row(f"{shown}: median of the others at 100,000 tokens", median(others), "share", seeds=seeds[:1])
         yield Row(_settings(shown), " ".join(f"{key}={value}" for key, value in best.chosen.items()), seeds=seeds)
         yield Row(f"{shown}: settings on the edge of their range", ", ".join(edges(sweep, best)) or "none", seeds=seeds)
 

@@ -75,6 +75,16 @@ def test_the_best_quarter_is_run_on_the_other_seeds_and_the_best_mean_wins(tmp_p
     assert (tmp_path / "out" / "plot.png").stat().st_size > 1000
 
 
+def test_the_best_quarter_is_run_anew_with_what_confirms_it(tmp_path, runs):
+    text = FILE.replace("seeds = [100, 101, 102]", 'seeds = [100]\nconfirm = ["train.reasoner_lr=0.002"]')
+    trials = run_sweep(load_sweep(written(tmp_path, text)), tmp_path / "out")
+    assert [t.confirmed for t in trials] == [True, True] + [False] * 6
+    assert trials[0].mean(200) == pytest.approx(0.04), "the cheap search's score was kept"
+    assert {(tmp_path / "out" / f"trial-{t.number:03d}" / "confirmed-100").is_dir() for t in trials[:2]} == {True}
+    with pytest.raises(UserError, match="nothing"):
+        load_sweep(written(tmp_path, FILE.replace("budgets", 'confirm = ["train.nothing=1"]\nbudgets')))
+
+
 def test_a_run_is_read_where_it_ends_a_little_above_its_budget(tmp_path):
     lines = [{"sampled_tokens": 101}, {"eval/accuracy": 0.5}, {"sampled_tokens": 203}, {"eval/accuracy": 0.7}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -8,6 +8,7 @@ import sys
 import types
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,6 +173,8 @@ def test_run_folders_are_not_overwritten_and_not_resumed_blindly(small):
         Trainer(config)
     with pytest.raises(UserError, match="config differs"):
         Trainer(replace(config, seed=5), resume=True)
+    moved = Path(config.out).rename(Path(config.out).with_name("moved"))
+    assert Trainer(replace(config, out=str(moved)), resume=True).step == 1, "where a run lies is no setting of it"
 
 
 def test_a_start_that_failed_leaves_the_folder_free(small):

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class RunFolder:
             raise UserError(f"--resume: no run in {folder.path}", "start it without --resume")
         if resume and not folder.checkpoints.latest():
             raise UserError(f"--resume: the run in {folder.path} has no checkpoint yet", "start it again without --resume")
-        before = load_config(str(known)) if resume else config
+        # Where a run lies is no setting of it: a moved folder, or its path spelt another way, goes on.
+        before = replace(load_config(str(known)), out=config.out) if resume else config
         changed = folder.changed = differences(before, config)
         fixed = [change for change in changed if change.startswith(_FIXED)]
         if before.trains_reasoner != config.trains_reasoner:

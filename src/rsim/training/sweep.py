@@ -36,6 +36,7 @@ class Settings:
     trials: int = setting(24, "settings that are tried", at_least=2)
     seeds: tuple[int, ...] = setting((100, 101), "the first for every trial, the others for the best")
     confirmed: float = setting(0.25, "share that is run on the other seeds too", above=0, at_most=1)
+    confirm: tuple[str, ...] = setting((), "overrides for these, run anew: a larger budget, say")
     budgets: tuple[int, ...] = setting((), "sampled tokens at which runs are read; none: at their end")
     seed: int = setting(0, "of the draws")
 
@@ -77,6 +78,7 @@ class Trial:
     chosen: dict[str, Any]
     scores: dict[int, list[float]]
     error: str = ""
+    confirmed: bool = False
 
     def mean(self, budget: int) -> float:
         found = self.scores.get(budget, [])
@@ -116,6 +118,7 @@ def load_sweep(path: Path) -> Sweep:
     sweep = Sweep(settings, tuple(_range(str(key), value) for key, value in search.items()), tuple(known))
     for chosen in known:
         load_config(settings.config, _overrides(settings, chosen))
+    load_config(settings.config, [*settings.set, *settings.confirm])
     for r in sweep.ranges:  # keys and values are checked before anything runs
         for value in r.values or (r.low, r.high):
             load_config(settings.config, _overrides(settings, {r.key: value}))
@@ -158,16 +161,17 @@ def _run_all(sweep: Sweep, out: Path, on_trial: Any) -> list[Trial]:
         trials.append(_played(settings, out, number, chosen, settings.seeds[:1]))
         on_trial(trials[-1], len(every))
     for trial in ranked(trials, settings)[: max(1, math.ceil(settings.confirmed * len(trials)))]:
-        if trial.scores and settings.seeds[1:]:
-            trials[trial.number] = _played(settings, out, trial.number, trial.chosen, settings.seeds)
-            on_trial(trials[trial.number], len(every))
+        if trial.scores and (settings.seeds[1:] or settings.confirm):
+            final = _played(settings, out, trial.number, trial.chosen, settings.seeds, confirm=True)
+            trials[trial.number] = final
+            on_trial(final, len(every))
     return ranked(trials, settings)
 
 
 def ranked(trials: list[Trial], settings: Settings) -> list[Trial]:
-    """By the number of seeds, then by the mean at the last budget."""
+    """Those that were confirmed first, each by the mean at the last budget."""
     last = settings.budgets[-1] if settings.budgets else 0
-    return sorted(trials, key=lambda t: (-len(t.scores.get(last, [])), -t.mean(last), t.number))
+    return sorted(trials, key=lambda t: (not (t.confirmed and t.scores), -t.mean(last), t.number))
 
 
 def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
@@ -203,12 +207,19 @@ def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
 
 
 def _played(
-    settings: Settings, out: Path, number: int, chosen: dict[str, Any], seeds: tuple[int, ...]
+    settings: Settings,
+    out: Path,
+    number: int,
+    chosen: dict[str, Any],
+    seeds: tuple[int, ...],
+    *,
+    confirm: bool = False,
 ) -> Trial:
     scores: dict[int, list[float]] = {}
+    anew = confirm and bool(settings.confirm)
     for seed in seeds:
-        folder = out / f"trial-{number:03d}" / f"seed-{seed}"
-        own = [f"seed={seed}", f"out={literal(folder)}"]
+        folder = out / f"trial-{number:03d}" / f"{'confirmed' if anew else 'seed'}-{seed}"
+        own = [*(settings.confirm if anew else ()), f"seed={seed}", f"out={literal(folder)}"]
         error = _run(settings, folder, [*_overrides(settings, chosen), *own])
         if error:
             return Trial(number, chosen, {}, error)
@@ -222,7 +233,7 @@ def _played(
                 )
                 return Trial(number, chosen, {}, error)
             scores.setdefault(budget, []).append(score)
-    return Trial(number, chosen, scores)
+    return Trial(number, chosen, scores, confirmed=confirm)
 
 
 def _run(settings: Settings, folder: Path, overrides: list[str]) -> str:
