@@ -340,10 +340,6 @@ def _envelope(request: Request, kind: str) -> dict[str, Any]:
     return {"id": request.id, "object": kind, "created": request.created, "model": request.model}
 
 
-def error_object(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
 class Stops:
     """Finds the client's stop strings in sampled text, across pieces; the beginning of one is held back until it is decided."""
 

@@ -101,10 +101,8 @@ async def _chunks(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
                 raise broken("the upstream sent no JSON", data)
             elif line.strip() and not line.startswith(_FIELDS):
                 other += line + "\n"
-    except httpx.TimeoutException as error:
-        raise unreached("the upstream stopped answering", error) from error
     except httpx.RequestError as error:
-        raise unreached("the connection to the upstream broke", error) from error
+        raise lost(error) from error
     if data or other:
         whole = None if chunks or data else _parsed(other)
         if whole is None:
@@ -292,6 +290,12 @@ def refusal(status: int, answered: Any, raw: str, retry_after: str | None = None
 def broken(message: str, shown: str = "") -> UpstreamError:
     """An answer that is none."""
     return UpstreamError(502, {"message": f"{message}: {shown[:_SHOWN]}" if shown else message, "type": "upstream_error"})
+
+
+def lost(cause: httpx.RequestError) -> UpstreamError:
+    """An answer that had begun and broke off."""
+    late = isinstance(cause, httpx.TimeoutException)
+    return unreached("the upstream stopped answering" if late else "the connection to the upstream broke", cause)
 
 
 def unreached(message: str, cause: httpx.RequestError) -> UpstreamError:
