@@ -30,55 +30,44 @@ from rsim.serving.play import (
     play,
 )
 from rsim.serving.state import Account, State, refusal_of, upstream_of
-from rsim.serving.streams import WatchedStream, unless_gone
+from rsim.serving.streams import WatchedStream
 from rsim.serving.wire import Body, Wire, events, whole
 
 _HOP = {b"host", b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"accept-encoding", b"te", b"upgrade"}
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
-async def answer(state: State, request: Request, wire: Wire, body: Body, model: str, *, planned: bool, asked: Body) -> Response:
+async def answer(state: State, request: Request, wire: Wire, body: Body, asked: Body, model: str) -> Response:
     """A response whose answers are played. ``body``: in the inner form; ``asked``: as it came."""
-    deadline = asyncio.get_running_loop().time() + state.config.request_seconds
+    account: Account = request.state.account
+    planned = account.planned
     limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
     wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit)
     headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
     headers = headers if state.config.wrapped else tracing.received(headers)
     wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
-    upstream, texts = await unless_gone(request.receive, _opened(state, model, wanted, deadline))
+    upstream = await upstream_of(state, model, headers)
+    by_ids = {tuple(one.prompt_ids): one for one in wanted.asked if one.prompt_ids}
+    texts = {ids: await upstream.text(one) for ids, one in by_ids.items()}
     wanted.asked = [replace(one, prompt=texts.get(tuple(one.prompt_ids or ()), one.prompt)) for one in wanted.asked]
     mode = upstream.mode if planned else None
     shown: dict[str, str] = {"X-Rsim-Mode": mode} if mode else {}
-    merged = _merge([_play(state, upstream, one, wanted, planned=planned) for one in wanted.asked], deadline)
+    merged = _merge([_play(state, upstream, one, wanted, planned=planned) for one in wanted.asked], account.deadline)
     # What the upstream says first decides between a stream and an error object.
-    first = await unless_gone(request.receive, _until_said(merged, state.config.first_token_seconds))
+    first = await _until_said(merged, state.config.first_token_seconds)
     if wanted.stream:
-        chunks = _chunks(wanted, merged, first, request.state.account)
+        chunks = _chunks(wanted, merged, first, account)
         return WatchedStream(events(wire, asked, chunks), 200, shown | _EVENTS)
     choices = [api.Choice() for _ in wanted.asked]
     for index, event in first:
         choices[index].add(event)
-
-    async def collect() -> None:
-        async with aclosing(merged):
-            async for index, event in merged:
-                choices[index].add(event)
-
-    await unless_gone(request.receive, collect())
+    async with aclosing(merged):
+        async for index, event in merged:
+            choices[index].add(event)
     used = [step["strategy"] for step in choices[0].steps]
     if planned:
         shown["X-Rsim-Strategies"] = quote(",".join(used), safe=",")  # a header is ASCII, a name is anything
     return JSONResponse(whole(wire, asked, api.whole(wanted, choices, mode)), headers=shown)
-
-
-async def _opened(
-    state: State, model: str, wanted: api.Request, deadline: float
-) -> tuple[Upstream, dict[tuple[int, ...], str]]:
-    """The upstream, and the texts of prompts of token ids."""
-    async with asyncio.timeout_at(deadline):
-        upstream = await upstream_of(state, model, wanted.asked[0].headers)
-        by_ids = {tuple(one.prompt_ids): one for one in wanted.asked if one.prompt_ids}
-        return upstream, {ids: await upstream.text(one) for ids, one in by_ids.items()}
 
 
 def own_headers(request: Request) -> list[tuple[bytes, bytes]]:
@@ -105,7 +94,7 @@ async def _chunks(
             yield {"error": refusal.error, "status": refusal.status}
             return
     if wanted.include_usage:
-        yield api.usage_chunk(wanted, [c.finished.usage for c in choices.values() if c.finished])
+        yield api.usage_chunk(wanted, choices.values())
 
 
 async def _until_said(events: AsyncGenerator[tuple[int, Event]], seconds: float) -> list[tuple[int, Event]]:
@@ -158,8 +147,8 @@ async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Ev
             else:
                 held.append(event)
             continue
-        if not known and isinstance(event, Thought) and event.field != "content":
-            place = event.field
+        if not known and isinstance(event, Thought) and event.place != "content":
+            place = event.place
         for one in held:
             yield one if place is None else replace(one, place=place)
         known, held = True, []

@@ -127,10 +127,18 @@ def _client(config: ServeConfig) -> httpx.AsyncClient:
 async def _complete(request: Request, path: str) -> Response:
     """Whatever becomes of a request, it is told to the metrics and the log."""
     state: State = request.app.state.rsim
-    request.state.account = account = Account(WIRES[path].kind)
+    deadline = asyncio.get_running_loop().time() + state.config.request_seconds
+    request.state.account = account = Account(WIRES[path].kind, deadline)
     reply: Response | None = None
     try:
-        reply = await _reply(state, request, path)
+        _authorise(request, state.config.api_key)
+        raw = await _read_body(request, state.config)
+        asked = _parsed(raw)
+        kind, named = WIRES[path].kind, asked.get("model") or ""
+        told = {"gen_ai.operation.name": kind, "gen_ai.provider.name": "rsim", "gen_ai.request.model": named}
+        account.end = tracing.begin(f"{kind} {named}", request.headers, told)
+        async with asyncio.timeout_at(deadline):
+            reply = await unless_gone(request.receive, _reply(state, request, path, raw, asked, named))
     except Exception as error:
         reply = _refused(request, error)
     finally:
@@ -142,20 +150,15 @@ async def _complete(request: Request, path: str) -> Response:
     return reply
 
 
-async def _reply(state: State, request: Request, path: str) -> Response:
-    _authorise(request, state.config.api_key)
-    raw = await _read_body(request, state.config)
-    asked, wire = _parsed(raw), WIRES[path]
-    named = asked.get("model") or ""
-    told = {"gen_ai.operation.name": wire.kind, "gen_ai.provider.name": "rsim", "gen_ai.request.model": named}
+async def _reply(state: State, request: Request, path: str, raw: bytes, asked: dict[str, Any], named: str) -> Response:
     account: Account = request.state.account
-    account.end = tracing.begin(f"{wire.kind} {named}", request.headers, told)
+    wire = WIRES[path]
     planned = (named.endswith(SUFFIX) or state.config.wrapped) and asked.get("rsim", True) is not False
     local = state.client is None
     body = wire.read(asked) if planned or local else asked
     account.planned = planned = planned and not api.passes_through(body, local=local)
     if not planned and state.client is not None:
-        return await _pass_through(state, state.client, request, path, raw, asked)
+        return await _pass_through(state, state.client, request, path, raw, asked, named)
     if state.client is None and named.removesuffix(SUFFIX) not in ("", state.local_model):
         known = f"{state.local_model}{SUFFIX} and {state.local_model}"
         raise Refusal(404, f"there is no model {named!r} here: {known} are served", "invalid_request_error", "model")
@@ -163,7 +166,7 @@ async def _reply(state: State, request: Request, path: str) -> Response:
         lacks = "echoes, suffixes, stored prompts and responses, nor log-probs in /v1/responses"
         raise Refusal(400, f"a model in this process has no {lacks}", "invalid_request_error")
     enter(state, account)
-    return await answer(state, request, wire, body, named.removesuffix(SUFFIX), planned=planned, asked=asked)
+    return await answer(state, request, wire, body, asked, named.removesuffix(SUFFIX))
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -184,11 +187,10 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 
 async def _pass_through(
-    state: State, client: httpx.AsyncClient, request: Request, path: str, raw: bytes, body: dict[str, Any]
+    state: State, client: httpx.AsyncClient, request: Request, path: str, raw: bytes, body: dict[str, Any], named: str
 ) -> Response:
     """Sends the request on and the answer back, byte for byte; only a suffix and the field ``rsim`` are taken off."""
-    deadline = asyncio.get_running_loop().time() + state.config.request_seconds
-    named = body.get("model") or ""
+    account: Account = request.state.account
     if named.endswith(SUFFIX) or "rsim" in body:
         body = {k: v for k, v in body.items() if k != "rsim"} | {"model": named.removesuffix(SUFFIX)}
         raw = json.dumps(body).encode()
@@ -200,8 +202,7 @@ async def _pass_through(
     silence = state.config.upstream_seconds if body.get("stream") else state.config.request_seconds
     limit, passed = httpx.Timeout(silence, connect=10.0), tracing.passed_on(headers)
     sent = client.build_request("POST", path, content=raw, params=query or None, headers=passed, timeout=limit)
-    async with asyncio.timeout_at(deadline):
-        response, content = await unless_gone(request.receive, _sent_on(client, sent))
+    response, content = await _sent_on(client, sent)
     response.headers.encoding = "latin-1"  # as they came
     kept = {k: response.headers[k] for k in _ANSWERED if k in response.headers}
     if content is not None:
@@ -211,14 +212,14 @@ async def _pass_through(
         parts = response.aiter_bytes()  # decompressed: the header that says how is not handed on
         try:
             while True:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(account.deadline):
                     part = await anext(parts, None)
                 if part is None:
                     return
                 yield part
         except (httpx.RequestError, TimeoutError) as error:
             refusal = refusal_of(lost(error) if isinstance(error, httpx.RequestError) else error)
-            request.state.account.status, grow = refusal.status, WIRES[path].grow
+            account.status, grow = refusal.status, WIRES[path].grow
             for line in failure(grow(body) if grow else None, refusal.status, refusal.error):
                 yield line
         finally:

@@ -112,6 +112,7 @@ class Account:
     """What is told of a request when it is over; ``end`` ends its span."""
 
     kind: str
+    deadline: float  # by the event loop's clock
     began: float = field(default_factory=time.perf_counter)
     planned: bool = False
     status: int = 500

@@ -192,7 +192,7 @@ class PlannedModel:
                 async for event in events:
                     choice.add(event)
             assert choice.finished is not None
-            return Answer(choice.text, choice.steps, choice.finished.reason, choice.finished.usage)
+            return Answer(choice.message["content"], choice.steps, choice.finished.reason, choice.finished.usage)
 
         seeds = [None if seed is None else seed + i for i in range(len(questions))]
         return list(await asyncio.gather(*(one(q, s) for q, s in zip(questions, seeds, strict=True))))
