@@ -19,7 +19,7 @@ def _object(required: str = "", **fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _texts(names: str) -> dict[str, Any]:
-    return {name: _TEXT for name in names.split()}
+    return dict.fromkeys(names.split(), _TEXT)
 
 
 def _named(name: str) -> dict[str, Any]:
@@ -102,7 +102,9 @@ _SCHEMAS: dict[str, Any] = {
     "Step": _object(
         "strategy prompt text",
         **_texts("strategy prompt text"),
-        **{"probabilities": _ANY, "forced": _FLAG, "seconds": {"type": "number"}},
+        probabilities=_ANY,
+        forced=_FLAG,
+        seconds={"type": "number"},
     ),
     "Planned": _object("mode", mode=_TEXT, approximate=_FLAG, choices=_list(_object(steps=_list(_named("Step"))))),
     "ChatAnswer": _object("choices", choices=_list(_object("message", message=_named("Message"), **_CHOICE)), **_ANSWER),

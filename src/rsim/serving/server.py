@@ -21,6 +21,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from rsim.errors import UserError
@@ -52,6 +54,7 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_INVALID = "invalid_request_error"
 _ANSWERED = ("content-type", "retry-after", "x-request-id")
 
 
@@ -69,6 +72,9 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
     app = FastAPI(title="rsim", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     for kind in (Refusal, api.BadRequest, UserError, UpstreamError, Exception):
         app.add_exception_handler(kind, _refused)
+    app.add_exception_handler(HTTPException, _nothing_there)
+    if config.api_key:  # who has it may ask from any page; without one, see `_authorise`
+        app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
     routes: dict[str, tuple[str, Callable[..., Any]]] = {
         **{f"/v1/{path}": ("POST", partial(_complete, path=path)) for path in WIRES},
         **{f"/{path}": ("POST", partial(_tokens, path=path)) for path in ("tokenize", "detokenize")},
@@ -161,10 +167,10 @@ async def _reply(state: State, request: Request, path: str, raw: bytes, asked: d
         return await _pass_through(state, state.client, request, path, raw, asked, named)
     if state.client is None and named.removesuffix(SUFFIX) not in ("", state.local_model):
         known = f"{state.local_model}{SUFFIX} and {state.local_model}"
-        raise Refusal(404, f"there is no model {named!r} here: {known} are served", "invalid_request_error", "model")
+        raise Refusal(404, f"there is no model {named!r} here: {known} are served", _INVALID, "model")
     if api.passes_through(body, local=local):
         lacks = "echoes, suffixes, stored prompts and responses, nor log-probs in /v1/responses"
-        raise Refusal(400, f"a model in this process has no {lacks}", "invalid_request_error")
+        raise Refusal(400, f"a model in this process has no {lacks}", _INVALID)
     enter(state, account)
     return await answer(state, request, wire, body, asked, named.removesuffix(SUFFIX))
 
@@ -175,11 +181,11 @@ def _parsed(raw: bytes) -> dict[str, Any]:
         body = json.loads(raw)
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "the body is not valid JSON", "invalid_request_error") from error
+        raise Refusal(400, "the body is not valid JSON", _INVALID) from error
     if not isinstance(body, dict):
-        raise Refusal(400, "the body must be a JSON object", "invalid_request_error")
+        raise Refusal(400, "the body must be a JSON object", _INVALID)
     if not isinstance(body.get("model") or "", str):
-        raise Refusal(400, "model must be a text", "invalid_request_error", "model")
+        raise Refusal(400, "model must be a text", _INVALID, "model")
     return body
 
 
@@ -251,7 +257,7 @@ async def _model(request: Request) -> Response:
     for model in await _listed(request):
         if model["id"] == name:
             return JSONResponse(model)
-    raise Refusal(404, f"there is no model {name!r} here", "invalid_request_error", "model")
+    raise Refusal(404, f"there is no model {name!r} here", _INVALID, "model")
 
 
 async def _listed(request: Request) -> list[dict[str, Any]]:
@@ -271,11 +277,11 @@ async def _tokens(request: Request, path: str) -> Response:
     _authorise(request, state.config.api_key)
     body = _parsed(await _read_body(request, state.config))
     if not isinstance(state.upstream, LocalUpstream):
-        raise Refusal(404, "the tokens are the upstream's: ask it", "invalid_request_error")
+        raise Refusal(404, "the tokens are the upstream's: ask it", _INVALID)
     if path == "detokenize":
         return JSONResponse({"prompt": await state.upstream.text(Asked("", None, "", prompt_ids=body.get("tokens")))})
     if not isinstance(body.get("prompt"), str):
-        raise Refusal(400, "prompt must be a text", "invalid_request_error", "prompt")
+        raise Refusal(400, "prompt must be a text", _INVALID, "prompt")
     ids = await state.upstream.ids(body["prompt"], begins=body.get("add_special_tokens", True) is not False)
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": state.upstream.context})
 
@@ -318,6 +324,13 @@ def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse(wire.error(refusal.status, {"error": refusal.error}), refusal.status, headers)
 
 
+def _nothing_there(request: Request, error: Any) -> Response:
+    """A path or a method that is not served."""
+    reply = _refused(request, Refusal(error.status_code, f"{request.method} {request.scope['path']}: {error.detail}", _INVALID))
+    reply.headers.update(error.headers or {})
+    return reply
+
+
 def _authorise(request: Request, key: str) -> None:
     """Compares in constant time. Without a key the server is open (to 127.0.0.1 by default), but for pages of other sites: they
     name themselves in ``Origin`` or come under a name of their own that leads here."""
@@ -343,7 +356,7 @@ async def _read_body(request: Request, config: ServeConfig) -> bytes:
             async for part in request.stream():
                 size += len(part)
                 if size > config.body_bytes:
-                    raise Refusal(413, f"the body exceeds {config.body_bytes} bytes", "invalid_request_error")
+                    raise Refusal(413, f"the body exceeds {config.body_bytes} bytes", _INVALID)
                 parts.append(part)
     except ClientDisconnect as error:
         raise Refusal(499, "the client went away", "client_disconnected") from error
