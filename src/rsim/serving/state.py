@@ -145,20 +145,19 @@ def finished(state: State, request: Request) -> None:
 
 async def upstream_of(state: State, model: str, headers: Headers = ()) -> Upstream:
     """The upstream with its mode: as configured, or probed by the first request that finds it alive."""
-    if state.upstream is None:
-        async with state.probing:
-            if state.upstream is None:
-                assert state.client is not None
-                mode, tells = state.config.mode, False
-                if mode is None:
-                    try:
-                        async with asyncio.timeout(_PROBE_SECONDS):
-                            named = model or state.config.model or await first_model(state.client)
-                            mode, tells = await probe(state.client, named, headers)
-                    except TimeoutError as error:
-                        problem = f"the upstream did not answer in {_PROBE_SECONDS:g} seconds: state --mode"
-                        raise UpstreamError(504, {"message": problem, "type": "timeout"}) from error
-                log.info("injection mode: %s", mode)
-                count, retries = state.planning.count, state.config.retries
-                state.upstream = HttpUpstream(state.client, mode, count=count, tells=tells, retries=retries)
-    return state.upstream
+    async with state.probing:
+        if state.upstream is None:
+            assert state.client is not None
+            mode, tells = state.config.mode, False
+            if mode is None:
+                try:
+                    async with asyncio.timeout(_PROBE_SECONDS):
+                        named = model or state.config.model or await first_model(state.client)
+                        mode, tells = await probe(state.client, named, headers)
+                except TimeoutError as error:
+                    problem = f"the upstream did not answer in {_PROBE_SECONDS:g} seconds: state --mode"
+                    raise UpstreamError(504, {"message": problem, "type": "timeout"}) from error
+            log.info("injection mode: %s", mode)
+            count, retries = state.planning.count, state.config.retries
+            state.upstream = HttpUpstream(state.client, mode, count=count, tells=tells, retries=retries)
+        return state.upstream
