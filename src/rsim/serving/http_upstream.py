@@ -259,7 +259,7 @@ class _HttpConversation:
                 call = await self._ask(max_new_tokens, until)
             elif isinstance(said, Thought):
                 thoughts += 1
-                if said.field == "content" and self.continues:
+                if said.place == "content" and self.continues:
                     self._wrote(said.text)
                 yield said
             elif isinstance(said, str):

@@ -49,11 +49,8 @@ Emit = Callable[[_Piece], object]
 
 def _told(message: dict[str, Any]) -> dict[str, Any]:
     """A call of a tool, or its result, as a text: for templates that know neither."""
-    calls = message.get("tool_calls") or []
-    if calls:
-        calls = [c.get("function") if isinstance(c, dict) else None for c in calls] if isinstance(calls, list) else [None]
-        if not all(isinstance(c, dict) and isinstance(c.get("name"), str) and c.get("arguments") is not None for c in calls):
-            raise UserError("tool_calls must be a list of functions with a name and arguments")
+    if message.get("tool_calls"):
+        calls = [call["function"] for call in message["tool_calls"]]
         said = "".join(f'{CALL}{{"name": {json.dumps(c["name"])}, "arguments": {c["arguments"]}}}{CALLED}' for c in calls)
         return {"role": "assistant", "content": said}
     return message | {"role": "user"} if message.get("role") == "tool" else message

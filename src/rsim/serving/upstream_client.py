@@ -125,6 +125,6 @@ async def refused(response: httpx.Response) -> UpstreamError:
             failed.error["message"] += f" (${KEY} is the key that was sent)"
         elif not key and "authorization" not in sent:
             failed.error["message"] += f" (${KEY} is not set)"
-    if response.is_redirect:
+    if response.has_redirect_location:
         failed.error["message"] = f"the upstream is elsewhere: {response.headers.get('location')}"
     return failed

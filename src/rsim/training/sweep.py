@@ -200,10 +200,10 @@ def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
         else optuna.distributions.FloatDistribution(r.low, r.high, log=r.log)
         for r in sweep.ranges
     }
-    if not study.trials:  # all are drawn at once: a sweep that was stopped draws nothing anew
-        for _ in range(sweep.settings.trials):
-            study.ask(spaces)
-    return [trial.params for trial in study.trials]
+    known = [trial.params for trial in study.trials if trial.params.keys() == spaces.keys()]
+    aside = optuna.create_study(sampler=sampler)  # a sweep that was stopped draws what is known aside, and goes on from there
+    drawn = [(study if n >= len(known) else aside).ask(spaces).params for n in range(sweep.settings.trials)]
+    return known + drawn[len(known) :]
 
 
 def _played(
