@@ -201,7 +201,8 @@ def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
         for r in sweep.ranges
     }
     known = [trial.params for trial in study.trials if trial.params.keys() == spaces.keys()]
-    aside = optuna.create_study(sampler=sampler)  # a sweep that was stopped draws what is known aside, and goes on from there
+    # A sweep that was stopped draws what is known aside, and goes on from there.
+    aside = optuna.create_study(sampler=sampler)
     drawn = [(study if n >= len(known) else aside).ask(spaces).params for n in range(sweep.settings.trials)]
     return known + drawn[len(known) :]
 
