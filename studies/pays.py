@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from rsim.collecting.fit import blind, flat, played, read, standings_of, unfitted
+from rsim.collecting.fit import blind, flat, null_arm, played, read, standings_of, unfitted
 from rsim.collecting.headroom import fall
 from rsim.collecting.log import Log
 from rsim.collecting.regression import Choices, Mask, fit
@@ -58,7 +58,7 @@ def run(log: Folders, test: Folders, votes: Folders, planner: str = "smollm2-135
     if set(keys) & {(tree.data, tree.id) for tree in free.trees}:
         raise ValueError("test questions are among those that are fitted to")
     table, sampled = _by_question(tests), _by_question([Log(Path(one)) for one in votes])
-    alone = next(iter(asked.trees[0].outcomes))  # the first arm is the null action
+    alone = null_arm(asked)
     cot = _arm(asked, alone)
     others = _controls(free, asked, [table[key] for key in keys], alone)
     others |= _votes([[table[key][alone], *sampled.get(key, {}).values()] for key in keys], [table[key] for key in keys], alone)

@@ -425,6 +425,9 @@ def test_an_upstream_of_text_gives_the_same_answers(tmp_path):
     strategies = load_strategies("lab")
     with serving(create_app(ServeConfig(slots=4), random_planner(strategies), load_reasoner("nano-s"), name="nano-s")) as url:
         there = collect(replace(wanted, served=ServedModel(url, "nano-s", at_once=2)), tmp_path / "there")
+        other = replace(wanted, served=ServedModel(url, "nano-s", mode="turn", at_once=2))
+        with pytest.raises(UserError, match=r"other settings \(mode\)"):  # its answers would be others
+            collect(other, tmp_path / "there")
     assert there.header["settings"]["engine"] == url
     keys = ("id", "arm", "answer", "right", "flags", "steps")
     assert [[r[k] for k in keys] for r in there.records()] == [[r[k] for k in keys] for r in here.records()]

@@ -83,6 +83,11 @@ class Log:
         _write_lines(self.folder / _UNFINISHED, self.unfinished)
         _write(self.folder / "log.json", json.dumps(self.header, indent=1, ensure_ascii=False) + "\n")
 
+    @property
+    def system_prompt(self) -> str:
+        """The first arm's: one planner acts behind one system prompt."""
+        return str(next(iter(self.header["arms"].values()))["system_prompt"])
+
     def records(self) -> list[Record]:
         """Every line of every piece.
 
