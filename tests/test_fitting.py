@@ -291,6 +291,12 @@ def test_the_study_of_what_pays_sets_the_planner_beside_its_rivals(log, tmp_path
     assert rows["economy: planner minus chain of thought"].met
 
 
+def test_who_loses_on_one_data_set_is_inferior():
+    gains, data = np.array([0.0] * 950 + [0.0] * 45 + [-1.0] * 5), ["a"] * 950 + ["b"] * 50
+    assert pays._harmless("x", gains, ["a"] * 1000).met
+    assert not pays._harmless("x", gains, data).met, "b is 10 points below"
+
+
 def test_a_log_without_texts_is_enough_where_outputs_end_their_steps(log, tmp_path):
     bare = write_log(tmp_path / "bare", depends, texts=False)
     whole = {t.id: [n.steps for n in t.root.walk()] for t in trees(log)}
