@@ -57,7 +57,7 @@ def test_a_grader_that_is_not_installed_is_named_with_its_remedy(monkeypatch, mi
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_its_remedy(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match=r"tensorboard.*rsim-rl\[train\]"):
         Trackers(("tensorboard",), tmp_path, config=None)
 

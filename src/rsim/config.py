@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -374,8 +373,6 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         if not isinstance(value, list | tuple):
             raise UserError(f"{path} must be a list", f"got {value!r}")
         return tuple(_coerce(args[0], item, f"{path}.{i}") for i, item in enumerate(value))
-    if origin in (types.UnionType, typing.Union):
-        return value
     if hint is float and type(value) in (int, float):
         return float(value)
     if type(value) is not hint:

@@ -201,9 +201,9 @@ def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
         for r in sweep.ranges
     }
     known = [trial.params for trial in study.trials if trial.params.keys() == spaces.keys()]
-    # A sweep that was stopped draws what is known aside, and goes on from there.
-    aside = optuna.create_study(sampler=sampler)
-    drawn = [(study if n >= len(known) else aside).ask(spaces).params for n in range(sweep.settings.trials)]
+    # What is known, of a sweep that was stopped, is drawn aside once more; what follows is what would have.
+    aside, count = optuna.create_study(sampler=sampler), sweep.settings.trials
+    drawn = [(study if n >= len(known) else aside).ask(spaces).params for n in range(count)]
     return known + drawn[len(known) :]
 
 
