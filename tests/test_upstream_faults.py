@@ -22,7 +22,7 @@ from rsim.serving.http_upstream import HttpUpstream
 from rsim.serving.play import Asked, StepEnd, Until
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
-from rsim.serving.upstream_client import KEY
+from rsim.serving.upstream_client import KEY, list_models, upstream_client
 from serving import serving
 from studies.streams import behind_the_server
 from test_upstreams import COUNTED, QUESTION, SCRIPTED, STOP, ask, bodies, chunk, events, stream
@@ -65,6 +65,23 @@ def test_a_header_that_cannot_be_sent_is_not_shown():
         assert reply.status_code == 502
         assert "LocalProtocolError" in reply.text
         assert "secret" not in reply.text
+
+
+def test_an_upstreams_cookie_for_one_client_is_not_sent_for_the_next():
+    sent = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers.get("cookie"))
+        return httpx.Response(200, json={"data": []}, headers={"Set-Cookie": "session=1; Path=/"})
+
+    async def twice() -> None:
+        async with upstream_client("http://upstream.example/v1", "", httpx.Timeout(5)) as client:
+            client._transport = httpx.MockTransport(answer)
+            for _ in range(2):
+                await list_models(client)
+
+    asyncio.run(twice())
+    assert sent == [None, None]
 
 
 # --- its errors ---

@@ -163,9 +163,9 @@ async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str,
         async with aclosing(conversation.step(limit, until)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, StepEnd):
-                    yield Finished("length" if piece.reason == "cap" else "stop", piece.usage, logprobs=piece.logprobs)
-                elif isinstance(piece, str):
-                    yield TextDelta(piece)
+                    yield Finished("length" if piece.reason == "cap" else "stop", piece.usage)
+                else:
+                    yield piece
     finally:
         await conversation.close()
 
@@ -177,6 +177,8 @@ async def _called(events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
         if held is not None and isinstance(event, TextDelta) and event.sampled and event.place == "content":
             held += event.text
             if CALL.startswith(held) or held.startswith(CALL):
+                if event.logprobs:
+                    yield replace(event, text="")
                 continue
             event, held = replace(event, text=held), None
         elif held and isinstance(event, Finished):

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 from rsim.rules import PlayRules
@@ -216,6 +217,7 @@ class Choice:
     steps: list[dict[str, Any]] = field(default_factory=list)
     finished: Finished | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     at: float = field(default_factory=time.perf_counter)  # when the last step ended
 
     def add(self, event: Event) -> None:
@@ -231,27 +233,32 @@ class Choice:
             self.message[event.place] = self.message.get(event.place, "") + event.text
         if isinstance(event, Injected):
             self.steps.append(_step(event) | {"text": ""})
-        elif isinstance(event, TextDelta) and self.steps:
-            self.steps[-1]["text"] += event.text if event.sampled else ""
+        elif isinstance(event, TextDelta):
+            self.logprobs += event.logprobs
+            if self.steps:
+                self.steps[-1]["text"] += event.text if event.sampled else ""
             if event.output:
                 self.steps[-1]["output"] = event.text
 
-    def end(self, kind: Kind) -> dict[str, Any]:
-        """What a choice says at its end: why, as vLLM does at which of the client's stop strings, and the log-probs."""
+    def end(self) -> dict[str, Any]:
+        """Why it ended and, as vLLM tells it, at which of the client's stop strings."""
         if self.finished is None:
-            return {"logprobs": None, "finish_reason": None}
-        logprobs = _logprobs(kind, self.finished.logprobs)
-        return {"logprobs": logprobs, "finish_reason": self.finished.reason, "stop_reason": self.finished.stop}
+            return {"finish_reason": None}
+        return {"finish_reason": self.finished.reason, "stop_reason": self.finished.stop}
 
 
-def _logprobs(kind: Kind, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The log-probs of what was sampled; what was injected has none."""
-    if kind == "chat" or not entries:
-        return {"content": entries, "refusal": None} if entries else None
-    tokens = [entry["token"] for entry in entries]
-    offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
-    best = [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries]
-    return {"tokens": tokens, "token_logprobs": [e["logprob"] for e in entries], "top_logprobs": best, "text_offset": offsets}
+def _logprobs(kind: Kind, entries: list[dict[str, Any]], begin: int = 0) -> dict[str, Any] | None:
+    """The log-probs of what was sampled, from the token ``begin`` on; what was injected has none."""
+    shown = entries[begin:]
+    if kind == "chat" or not shown:
+        return {"content": shown, "refusal": None} if shown else None
+    offsets = [*accumulate((len(entry["token"]) for entry in entries[:-1]), initial=0)]
+    return {
+        "tokens": [entry["token"] for entry in shown],
+        "token_logprobs": [entry["logprob"] for entry in shown],
+        "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in shown],
+        "text_offset": offsets[begin:],
+    }
 
 
 def _step(event: Injected) -> dict[str, Any]:
@@ -266,7 +273,7 @@ def whole(request: Request, choices: list[Choice], mode: str | None) -> dict[str
         if choice.calls:
             message = message | {"content": message["content"] or None, "tool_calls": choice.calls}
         said = {"message": message} if request.kind == "chat" else {"text": message["content"]}
-        shown.append({"index": index} | said | choice.end(request.kind))
+        shown.append({"index": index, **said, "logprobs": _logprobs(request.kind, choice.logprobs), **choice.end()})
     kind = "chat.completion" if request.kind == "chat" else "text_completion"
     response = _envelope(request, kind) | {"choices": shown, "usage": usage_of(choices)}
     if mode is not None:
@@ -300,7 +307,9 @@ def chunk(request: Request, index: int, event: Event, said: Choice, *, first: bo
         shown: dict[str, Any] = {"delta": delta}
     else:
         shown = {"text": text if place == "content" else ""}
-    made = _chunk_envelope(request) | {"choices": [{"index": index} | shown | said.end(request.kind)]}
+    begin = len(said.logprobs) - (len(event.logprobs) if isinstance(event, TextDelta) else 0)
+    logprobs = _logprobs(request.kind, said.logprobs, begin)
+    made = _chunk_envelope(request) | {"choices": [{"index": index, **shown, "logprobs": logprobs, **said.end()}]}
     if isinstance(event, Injected):
         made["rsim"] = {"injected": True} | _step(event)
     elif isinstance(event, TextDelta) and event.output:
@@ -357,7 +366,7 @@ class Stops:
             async for event in events:
                 if isinstance(event, TextDelta) and not event.output:
                     text, met = self.feed(event.text)
-                    if text:
+                    if text or event.logprobs:
                         yield replace(event, text=text)
                     if met is not None:
                         yield await self._met(met, events, spent)

@@ -76,6 +76,18 @@ class Thought:
 
 
 @dataclass(frozen=True)
+class TextDelta:
+    """Text that the upstream sampled, or (``sampled`` false) a delimiter that closes a step or a tool's ``output``; with its
+    tokens' ``logprobs``, where they are asked for."""
+
+    text: str
+    sampled: bool = True
+    output: bool = False
+    place: str = "content"
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class StepEnd:
     """Why the upstream stopped, and all that it wrote in the step, the delimiter included.
 
@@ -88,7 +100,6 @@ class StepEnd:
     text: str = ""
     thought: int = 0
     told: str = ""
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -152,7 +163,7 @@ class Conversation(Protocol):
     def inject(self, text: str) -> None:
         """Appends ``text`` to the answer; it is sent with the next step."""
 
-    def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | Thought | StepEnd]:
+    def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[TextDelta | Thought | StepEnd]:
         """Yields text as it is sampled, then one `StepEnd`."""
 
     def cut(self, pieces: int) -> Usage:
@@ -192,16 +203,6 @@ class Injected:
 
 
 @dataclass(frozen=True)
-class TextDelta:
-    """Text that the upstream sampled, or (``sampled`` false) a delimiter that closes a step or a tool's ``output``."""
-
-    text: str
-    sampled: bool = True
-    output: bool = False
-    place: str = "content"
-
-
-@dataclass(frozen=True)
 class Finished:
     """The end of an answer. ``reason``: stop, length, or the upstream's own; ``stop``: the client's stop string that ended it;
     ``injected_tokens`` as the budget counts them; ``planner_ids``: what the planner has read at its last decision."""
@@ -212,7 +213,6 @@ class Finished:
     injected_tokens: int = 0
     stop: str | None = None
     planner_ids: list[int] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,6 @@ class _Step:
     until: Until
     injected: int  # tokens
     sampled: int = 0
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
     read: str = ""
     before: str = ""  # the answer up to what is sampled and read, the step's prompt included
     end: End = "cap"
@@ -306,7 +305,6 @@ class _Game:
     async def steps(self) -> AsyncGenerator[Event]:
         book, strategies, strict = self.book, self.batcher.strategies, self.asked.strict
         injected_tokens, ending = 0, Ending()
-        logprobs: list[dict[str, Any]] = []
         aside, due = "reasoning_content" if strict else "content", False
         while not ending.over:
             with tracing.span("rsim.decision", {}) as note:
@@ -330,7 +328,6 @@ class _Game:
                             event = event if move.final else replace(event, place=aside)
                         yield event
                 note({"gen_ai.usage.output_tokens": step.sampled, "gen_ai.response.finish_reasons": [step.told or step.end]})
-            logprobs += step.logprobs
             ending = book.ending(step.move, step.end)
             if strict and ending.over and not move.final and not step.told:  # it ended its turn without the answer
                 due, ending = True, Ending()
@@ -343,7 +340,7 @@ class _Game:
             self.progress = Progress(self.progress.steps + 1, self.progress.tokens + step.injected + step.sampled)
             self.planner.observe(name, step.read)
         reason = "length" if ending.truncated else step.told or "stop"
-        yield Finished(reason, self.usage, ending, injected_tokens, planner_ids=self.planner.ids(), logprobs=logprobs)
+        yield Finished(reason, self.usage, ending, injected_tokens, planner_ids=self.planner.ids())
 
     async def _choose(self) -> tuple[Move, Decision | None]:
         """The next step, and the planner's decision if it was asked.
@@ -388,7 +385,6 @@ class _Game:
     async def _sampled(self, step: _Step) -> AsyncGenerator[Thought | TextDelta]:
         """What is sampled in a step and, where its program is run, the output and what follows it."""
         book, conversation = self.book, self.conversation
-        piece: str | Thought | StepEnd
         while step.sampled < step.limit:
             end, read = StepEnd("cap", Usage()), 0
             try:
@@ -398,13 +394,12 @@ class _Game:
                             end = piece
                         else:
                             read += 1
-                            yield TextDelta(piece) if isinstance(piece, str) else piece
+                            yield piece
             except GeneratorExit:  # a string of the client's was met
                 self.usage.add(conversation.cut(read))
                 raise
             self.usage.add(replace(end.usage, reasoning_tokens=min(end.thought, end.usage.completion_tokens)))
             text, step.end, step.told = end.text, end.reason, end.told
-            step.logprobs += end.logprobs
             step.sampled, step.read = step.sampled + end.tokens, step.read + text
             message = self.turns and step.move.tool == "python"
             program = _written(text, step.end) if message else book.program(step.move, step.end, text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -65,6 +66,7 @@ def upstream_client(
         params=query,
         headers=(headers or {}) | own,
         timeout=timeout,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none is kept: it would go on with others' requests
         transport=transport(httpx.AsyncHTTPTransport, url, limits),
     )
 
