@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import rsim
+from rsim.api import importing
 from rsim.cli.main import main
 from rsim.errors import UserError
 from rsim.rewards.custom import load_custom
@@ -170,3 +172,15 @@ def test_strategies_are_made_and_saved_in_python(tmp_path):
     with pytest.raises(UserError, match="termination"):
         rsim.StrategySet(own.strategies[:2]).save(tmp_path / "short.toml")
     assert not (tmp_path / "short.toml").exists()
+
+
+@pytest.mark.parametrize("collected", [True, False])
+def test_garbage_is_collected_again_after_imports_also_after_those_that_fail(collected):
+    (gc.enable if collected else gc.disable)()
+    try:
+        with pytest.raises(ImportError), importing():
+            assert not gc.isenabled()
+            importlib.import_module("rsim.none")
+        assert gc.isenabled() == collected
+    finally:
+        gc.enable()

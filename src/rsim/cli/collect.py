@@ -33,8 +33,10 @@ def command(
 ) -> None:
     """Play every arm on every question, keep the log, and say what there is to gain."""
     from rsim import api
-    from rsim.collecting.headroom import as_text, of_logs
-    from rsim.collecting.log import Log
+
+    with api.importing():
+        from rsim.collecting.headroom import as_text, of_logs
+        from rsim.collecting.log import Log
 
     if report and arms:
         raise UserError("--report", "prints what logs hold: leave the arms out")

@@ -40,7 +40,10 @@ def command(
 
     The planner plays by the rules that it was trained under, where no others are given.
     """
-    from rsim.cli.serve import RuleOptions, ServeOptions, run_server
+    from rsim.api import importing
+
+    with importing():
+        from rsim.cli.serve import RuleOptions, ServeOptions, run_server
 
     options = ServeOptions(
         planner=planner,
