@@ -8,8 +8,9 @@ from studies.tuning import tuned
 from studies.workbench import Workbench
 
 ISSUE = 10
-LIMITS = """Lambda acts on the learning rates (times 2 lambda and 2 (1 - lambda)), so a schedule is also a schedule of each agent's
-rate: an arm that does better may only have had the better rates. These were tuned for 0.7 then 0.3. No arm is a claim."""
+LIMITS = """Lambda acts on the learning rates (times 2 lambda and 2 (1 - lambda)), so a schedule is also a schedule of each
+agent's rate: an arm that does better may only have had the better rates. These were tuned for 0.7 then 0.3. No arm is a
+claim."""
 
 _TOKENS = 200_000
 _COLD = "cold_start.episodes=0"
