@@ -282,8 +282,10 @@ def write_table(sweep: Sweep, trials: list[Trial], out: Path) -> Path:
     ]
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    how = {"figsize": (3 * len(keys), 3), "squeeze": False, "layout": "constrained"}
-    figure, axes = pyplot.subplots(1, len(keys), sharey=True, **how)
+    size = (3 * len(keys), 3)
+    figure, axes = pyplot.subplots(
+        1, len(keys), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     shown = [t for t in trials if t.scores]
     for r, axis in zip(sweep.ranges, axes[0], strict=True):
         values = [t.chosen[r.key] if not r.values else str(t.chosen[r.key]) for t in shown]
