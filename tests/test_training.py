@@ -33,9 +33,8 @@ def weights_of(config: Config, agent: str) -> dict[str, torch.Tensor]:
 
 
 def same_weights(a: Config, b: Config) -> bool:
-    return all(
-        torch.equal(weights_of(a, agent)[k], v) for agent in ("planner", "reasoner") for k, v in weights_of(b, agent).items()
-    )
+    pairs = [(weights_of(a, agent), weights_of(b, agent)) for agent in ("planner", "reasoner")]
+    return all(one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one) for one, other in pairs)
 
 
 def test_long_questions_are_left_out_and_counted(small):
