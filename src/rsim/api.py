@@ -23,8 +23,8 @@ from rsim.rewards.custom import Reward, RewardFunction
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """No garbage is collected meanwhile: torch and transformers make half a million objects that all live on, and looking through
-    them again and again takes more than a tenth of the time of importing them."""
+    """No garbage is collected meanwhile: torch and transformers make half a million objects that all live on, and looking
+    through them again and again takes a sixth of the time of importing them."""
     collected = gc.isenabled()
     gc.disable()
     try:
