@@ -3,7 +3,8 @@
 FROM python:3.11-slim
 RUN useradd --create-home rsim
 WORKDIR /home/rsim
-COPY --chown=rsim pyproject.toml README.md LICENSE ./
+COPY --chown=rsim pyproject.toml LICENSE ./
+COPY --chown=rsim docs/pypi.md ./docs/
 COPY --chown=rsim src ./src
 # The index of PyTorch's CPU builds, which are smaller: docker build --build-arg TORCH_INDEX=...
 ARG TORCH_INDEX=

@@ -56,7 +56,7 @@ def command_line(name: str, recorded: bool = False, changed: bool = False) -> ty
                 ledger.record(name, module.ISSUE, [row], changed=changed)
         if recorded:
             ledger.retire(name, measured)
-            ledger.write_page()
+            ledger.write_pages()
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(help=module.__doc__)(command)

@@ -86,10 +86,12 @@ def controls_of(
 
 
 def ablate(page: Page, bench: Workbench, arms: dict[str, tuple[str, ...]], against: str) -> Arms:
-    """Trains the preset nano with each arm's changes and compares every arm with the one named ``against``."""
+    """Trains the preset nano with each arm's changes and compares every arm's last checkpoints with those of the one
+    named ``against``."""
     folders = iter(bench.train([Training("nano", changes, s) for changes in arms.values() for s in bench.seeds]))
     runs = {name: [next(folders) for _ in bench.seeds] for name in arms}
-    done = measure_arms(bench, {name: [planned(r) for r in found] for name, found in runs.items()})
+    last = {name: [Measurement(checkpoint(r, which="final")) for r in found] for name, found in runs.items()}
+    done = measure_arms(bench, last)
     page.arms(done)
     rows = []
     for name, arm in done.items():

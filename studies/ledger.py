@@ -1,8 +1,8 @@
-"""The ledger of measurements: ``results/<topic>.json``, and the one page that shows all of it, ``docs/results.md``.
+"""The ledger of measurements: ``results/<topic>.json``, and its pages: ``docs/results.md``, and what was superseded.
 
 A row is written by the study that measured it, never by hand, and a missed target stays in as ``"met": false``.
 
-    python -m studies.ledger        make docs/results.md from results/*.json
+    python -m studies.ledger        make both from results/*.json
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from rsim.runs.folder import git_commit
 
-RESULTS, PAGE = Path("results"), Path("docs/results.md")  # of the working directory
+RESULTS, PAGE, PAST = Path("results"), Path("docs/results.md"), Path("docs/results/superseded.md")  # of the working directory
 FLAGS = ("--record", "--supersede")  # of the runner: where rows go, not what is measured
 Value = float | int | str | None
 
@@ -187,28 +187,34 @@ def titles() -> dict[str, str]:
 
 _LEAD = """# Results
 
-Every measurement, made from `results/*.json` by `make results`. A study writes its rows itself (`python -m studies NAME
---record`); a missed goal stays. *Issue* is the number of the piece of work, in this project's history, that a study was made
-for; *measured by* points to the command, date, commit, seeds and machine below each table. A superseded row was measured with
-settings that were changed later, when its result was known, or on a lab that was replaced since, or is measured no more; it
-stays and is not claimed."""
+Every measurement that counts, made from `results/*.json` by `make results`. A study writes its rows itself (`python -m studies
+NAME --record`); a missed goal stays. *Issue* is the number of the piece of work, in this project's history, that a study was
+made for; *measured by* points to the command, date, commit, seeds and machine below each table. What was measured before with
+other settings is kept apart: [superseded](results/superseded.md)."""
+
+_PAST = """# Superseded
+
+Measurements that are kept and no longer claimed: with settings that were changed later, when the result was known, or on a lab
+that was replaced since, or of something that is measured no more. What counts: [results](../results.md)."""
+
+_GONE = "Measured no more: the study was deleted with what it measured."
 
 
-_GONE = "Measured no more: the study was deleted with what it measured, its superseded rows stay."
-
-
-def page(root: Path = Path()) -> str:
-    """All ledgers under ``root`` as Markdown, a section for each topic."""
-    parts, said = [_LEAD], titles()
+def pages(root: Path = Path()) -> dict[Path, str]:
+    """All ledgers under ``root`` as Markdown, a section for each topic: the rows that count, and the superseded ones."""
+    now, past, said = [_LEAD], [_PAST], titles()
     for file in sorted((root / RESULTS).glob("*.json")):
-        topic, issue = file.stem, json.loads(file.read_text(encoding="utf-8"))["issue"]
-        more = (
-            f" Tables, figures and limits: [{topic}](results/{topic}.md)."
-            if (root / f"docs/results/{topic}.md").is_file()
-            else ""
-        )
-        parts += [f"## {topic}", f"{said.get(topic, _GONE)} (Issue {issue}.){more}", *table(read(file))]
-    return "\n\n".join(parts) + "\n"
+        topic, issue, rows = file.stem, json.loads(file.read_text(encoding="utf-8"))["issue"], read(file)
+        head = f"{said.get(topic, _GONE)} (Issue {issue}.)"
+        written = (root / f"docs/results/{topic}.md").is_file()
+        more = f" Tables, figures and limits: [{topic}](results/{topic}.md)." if written else ""
+        for parts, shown, about in (
+            (now, [row for row in rows if not row.superseded], head + more),
+            (past, [row for row in rows if row.superseded], head),
+        ):
+            if shown:
+                parts += [f"## {topic}", about, *table(shown)]
+    return {PAGE: "\n\n".join(now) + "\n", PAST: "\n\n".join(past) + "\n"}
 
 
 def table(rows: list[Row]) -> tuple[str, str]:
@@ -222,12 +228,13 @@ def table(rows: list[Row]) -> tuple[str, str]:
     return "\n".join(lines), "\n".join(f"{number}. {source}" for source, number in sources.items())
 
 
-def write_page(root: Path = Path()) -> Path:
-    (root / PAGE).parent.mkdir(parents=True, exist_ok=True)
-    (root / PAGE).write_text(page(root), encoding="utf-8")
-    return root / PAGE
+def write_pages(root: Path = Path()) -> None:
+    for file, text in pages(root).items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":  # with names of topics: their rows are superseded first
     supersede(sys.argv[1:])
-    print(f"wrote {write_page()}")
+    write_pages()
+    print(f"wrote {PAGE} and {PAST}")

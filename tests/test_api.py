@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import rsim
-from rsim.api import importing
 from rsim.cli.main import main
 from rsim.errors import UserError
 from rsim.rewards.custom import load_custom
@@ -172,21 +170,3 @@ def test_strategies_are_made_and_saved_in_python(tmp_path):
     with pytest.raises(UserError, match="termination"):
         rsim.StrategySet(own.strategies[:2]).save(tmp_path / "short.toml")
     assert not (tmp_path / "short.toml").exists()
-
-
-@pytest.mark.parametrize("collected", [True, False])
-def test_garbage_is_collected_again_after_imports_also_after_those_that_fail(collected):
-    (gc.enable if collected else gc.disable)()
-    seen = []
-
-    def fail():
-        with importing():
-            seen.append(gc.isenabled())
-            importlib.import_module("rsim.none")
-
-    try:
-        with pytest.raises(ImportError):
-            fail()
-        assert [*seen, gc.isenabled()] == [False, collected]
-    finally:
-        gc.enable()

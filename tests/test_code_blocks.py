@@ -119,7 +119,7 @@ def said_by(mode, asked, tells, program=PROGRAM, counted=True):
         async with httpx.AsyncClient(base_url="http://x/v1", transport=httpx.MockTransport(answer)) as client:
             conversation = await HttpUpstream(client, mode, tells=tells).open(asked)
             pieces = [piece async for piece in conversation.step(500, Until("\n\n"))]
-        return "".join(p for p in pieces if isinstance(p, str)), pieces[-1]
+        return "".join(p.text for p in pieces[:-1]), pieces[-1]
 
     text, end = asyncio.run(run())
     assert isinstance(end, StepEnd)

@@ -416,6 +416,13 @@ def test_the_command_prints_the_tables_of_a_log(wanted, tmp_path):
             run(wrong)
 
 
+def test_a_damaged_line_of_a_log_is_named(tmp_path):
+    (tmp_path / "log.json").write_text('{"arms": {}}')
+    (tmp_path / "piece-0000.jsonl").write_text('{"id": "q0"}\n{"id": \n{"cut')
+    with pytest.raises(UserError, match=r"piece-0000.jsonl, line 2 is damaged"):
+        Log(tmp_path).records()
+
+
 def test_an_upstream_of_text_gives_the_same_answers(tmp_path):
     lines = [json.dumps({"question": q, "answer": "106", "id": q}) for q in QUESTIONS]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
@@ -425,6 +432,9 @@ def test_an_upstream_of_text_gives_the_same_answers(tmp_path):
     strategies = load_strategies("lab")
     with serving(create_app(ServeConfig(slots=4), random_planner(strategies), load_reasoner("nano-s"), name="nano-s")) as url:
         there = collect(replace(wanted, served=ServedModel(url, "nano-s", at_once=2)), tmp_path / "there")
+        other = replace(wanted, served=ServedModel(url, "nano-s", mode="turn", at_once=2))
+        with pytest.raises(UserError, match=r"other settings \(mode\)"):  # its answers would be others
+            collect(other, tmp_path / "there")
     assert there.header["settings"]["engine"] == url
     keys = ("id", "arm", "answer", "right", "flags", "steps")
     assert [[r[k] for k in keys] for r in there.records()] == [[r[k] for k in keys] for r in here.records()]

@@ -88,6 +88,10 @@ def test_every_key_says_what_it_means_and_explaining_changes_nothing(tmp_path):
     ("rollout.gate=1.5", "is a probability: from 0 (off) to 1"), ("objective.clip_low=1", "must lie between 0 and 1"),
     ("train.grad_clip=0", "must be above 0; inf turns clipping off"), ("models.planner_lora=-1", "is a rank: 0 (no adapter) or more"),
     ("stages.stage2.steps=-1", "must be at least 0"), ("train.planner_lr=nan", "must be a finite number"),
+    # What was ignored in silence: KL and entropy below 0; what ended in a traceback: nothing kept to learn from.
+    ("objective.beta=-0.1", "must be at least 0"), ("objective.planner_entropy=-1", "must be at least 0"),
+    ("objective.gae_lambda=7", "must lie between 0 and 1"), ("cold_start.minimum=0", "must be at least 1"),
+    ("rewards.penalty_cap=-0.2", "must be at least 0"),  # a bonus for everyone
 ])  # fmt: skip
 def test_a_value_out_of_its_bounds_is_told_them(override, remedy):
     with pytest.raises(UserError) as refused:

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rsim.cli.main import app
-from rsim.collecting.fit import _check_disjoint, choices_of, fit_planner, flat, played
+from rsim.collecting.fit import _check_disjoint, choices_of, fit_planner, flat, null_arm, played
 from rsim.collecting.fit import tested as on_tests
 from rsim.collecting.log import Log
 from rsim.collecting.regression import Choices, Head, cross_fitted, fit, fold_of, lower_bounds
@@ -291,6 +291,12 @@ def test_the_study_of_what_pays_sets_the_planner_beside_its_rivals(log, tmp_path
     assert rows["economy: planner minus chain of thought"].met
 
 
+def test_who_loses_on_one_data_set_is_inferior():
+    gains, data = np.array([0.0] * 950 + [0.0] * 45 + [-1.0] * 5), ["a"] * 950 + ["b"] * 50
+    assert pays._harmless("x", gains, ["a"] * 1000).met
+    assert not pays._harmless("x", gains, data).met, "b is 10 points below"
+
+
 def test_a_log_without_texts_is_enough_where_outputs_end_their_steps(log, tmp_path):
     bare = write_log(tmp_path / "bare", depends, texts=False)
     whole = {t.id: [n.steps for n in t.root.walk()] for t in trees(log)}
@@ -314,6 +320,29 @@ def test_logs_of_different_games_are_not_fitted_together(log, tmp_path, change, 
     other = write_log(tmp_path / "second", depends, **change)
     with pytest.raises(UserError, match=said):
         fit_planner([log, other], "nano-s")
+
+
+def test_logs_behind_different_system_prompts_are_not_fitted_together(log, tmp_path):
+    other = write_log(tmp_path / "second", depends, seed=1)
+    header = json.loads((other.folder / "log.json").read_text())
+    for name in ARMS:
+        header["arms"][name]["system_prompt"] = "Be brief."
+    (other.folder / "log.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match="differ in system prompt"):
+        fit_planner([log, Log(other.folder)], "nano-s")
+
+
+def test_a_question_that_is_in_two_logs_is_refused(log):
+    """It would count twice, and make every interval too narrow."""
+    with pytest.raises(UserError, match=r"150 questions are in two logs \(q0"):
+        fit_planner([log, log], "nano-s")
+
+
+def test_the_arm_that_leaves_the_model_alone_need_not_be_the_first(log):
+    choices = made([(0, 1)], np.ones((1, 1)))
+    (tree,) = choices.trees
+    choices.trees[0] = replace(tree, outcomes=dict(reversed(tree.outcomes.items())))
+    assert next(iter(choices.trees[0].outcomes)) != null_arm(choices) == "cot"
 
 
 def test_too_few_questions_and_a_folder_that_is_there(tmp_path):

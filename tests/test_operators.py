@@ -93,7 +93,7 @@ def test_scores_that_are_no_numbers_choose_a_token_all_the_same():
 async def said(upstream: LocalUpstream, text: str, until: Until) -> str:
     conversation = await upstream.open(Asked("m", None, text, {"temperature": 0}))
     try:
-        return "".join([piece async for piece in conversation.step(12, until) if not isinstance(piece, StepEnd)])
+        return "".join([p.text async for p in conversation.step(12, until) if not isinstance(p, StepEnd)])
     finally:
         await conversation.close()
 

@@ -57,7 +57,7 @@ def test_a_grader_that_is_not_installed_is_named_with_its_remedy(monkeypatch, mi
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_its_remedy(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match=r"tensorboard.*rsim-rl\[train\]"):
         Trackers(("tensorboard",), tmp_path, config=None)
 
@@ -97,3 +97,16 @@ def test_the_dockerfile_copies_what_is_there_and_starts_a_server_that_the_comman
     typer.main.get_command(app).resolve_command(typer.Context(typer.main.get_command(app)), ["serve"])[1].make_context(
         "serve", [*entry[2:], *shlex.split(usage[3])]
     )
+
+
+def test_the_index_s_page_has_absolute_links_alone_and_commands_that_the_entry_point_knows():
+    page = (ROOT / PROJECT["readme"]).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((.*?)\)", page)
+    assert links
+    assert all(link.startswith("https://") for link in links), links
+    known = typer.main.get_command(app)
+    commands = re.findall(r"^rsim ([^#\n]*)", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        known.resolve_command(typer.Context(known), [name])[1].make_context(name, arguments)

@@ -180,3 +180,36 @@ def test_what_is_to_be_tokenised_is_a_text_that_a_context_may_hold(local):
     for body in ({"messages": [USER]}, {"prompt": None}, {"prompt": ["7=?"]}, {"prompt": "1+1=? " * 300_000}):
         reply = httpx.post(f"{url}/tokenize", json=body)
         assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [
+    ("POST", "messages/count_tokens", 404), ("POST", "embeddings", 404), ("GET", "chat/completions", 405), ("OPTIONS", "models", 405),
+])  # fmt: skip
+def test_what_is_not_served_is_an_error_object(local, method, path, status):
+    """Clients showed a number and no words."""
+    reply = httpx.request(method, f"{local}/{path}")
+    assert (reply.status_code, reply.json()["error"]["type"]) == (status, "invalid_request_error")
+    assert f"{method} /v1/{path}" in reply.json()["error"]["message"]
+    assert ("allow" in reply.headers) == (status == 405)
+
+
+@pytest.mark.parametrize("stream", ["false", 0.5, [True]])
+def test_what_is_no_yes_or_no_asks_for_no_stream(local, stream):
+    for model in ("nano-s", f"nano-s{SUFFIX}"):
+        body = {"model": model, "messages": [USER], "stream": stream}
+        reply = httpx.post(f"{local}/chat/completions", json=body)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "stream")
+
+
+def test_pages_of_other_sites_may_ask_who_have_the_key(nano):
+    """A browser asks first whether it may send a key; without an answer to that, the key was of no use to a page."""
+    asked = {"Origin": "https://site.example", "Access-Control-Request-Method": "POST",
+             "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
+    body = {"model": "nano-s", "messages": [USER], "max_tokens": 2}
+    for key, status in (("k", 200), ("", 403)):
+        with serving(create_app(ServeConfig(rules=RULES, slots=1, api_key=key), PLANNER, nano)) as url:
+            first = httpx.options(f"{url}/chat/completions", headers=asked)
+            headers = {"Origin": asked["Origin"], "Authorization": "Bearer k"}
+            reply = httpx.post(f"{url}/chat/completions", json=body | {"model": "local"}, headers=headers)
+        assert (first.status_code == 200) == bool(key)
+        assert (reply.status_code, reply.headers.get("access-control-allow-origin")) == (status, "*" if key else None)

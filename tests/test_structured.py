@@ -116,14 +116,37 @@ def test_log_probs_are_the_models_own(client, model):
     assert len(shown) == reply.usage.completion_tokens
     assert all(entry.top_logprobs[0].token == entry.token and len(entry.top_logprobs) == 2 for entry in shown), "greedy"
     assert all(-20 < entry.logprob <= 0 for entry in shown)
-    last = list(client.chat.completions.create(**asked, stream=True))[-1]
-    assert [e.token for e in last.choices[0].logprobs.content] == [e.token for e in shown]
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)]
+    told = [(choice.delta.content, [e.token for e in choice.logprobs.content]) for choice in chunks if choice.logprobs]
+    assert [token for _, tokens in told for token in tokens] == [e.token for e in shown]
+    assert all(text in ("".join(tokens), "") for text, tokens in told), "those of a chunk's own text"
     old = (
         client.completions.create(model=model, prompt="<q>7+8=?<a>", temperature=0, max_tokens=30, logprobs=1)
         .choices[0]
         .logprobs
     )
     assert old.token_logprobs == [best[token] for token, best in zip(old.tokens, old.top_logprobs, strict=True)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_log_probs_are_told_up_to_a_stop_string(client, model):
+    """There were none at all in a planned answer that met one."""
+    asked = {"model": model, "messages": SAID, "temperature": 0, "max_tokens": 30, "logprobs": True}
+    tokens = [e.token for e in client.chat.completions.create(**asked).choices[0].logprobs.content]
+    stop = "".join(tokens[2:5]).strip()
+    reply = client.chat.completions.create(**asked, stop=stop).choices[0]
+    told = [e.token for e in reply.logprobs.content]
+    assert reply.finish_reason == "stop"
+    assert 3 <= len(told) <= 5
+    assert told == tokens[: len(told)]
+    (old,) = client.completions.create(
+        model=model, prompt="<q>7+8=?<a>", max_tokens=30, temperature=0, logprobs=1, stop=stop
+    ).choices
+    chunks = client.completions.create(
+        model=model, prompt="<q>7+8=?<a>", max_tokens=30, temperature=0, logprobs=1, stop=stop, stream=True
+    )
+    parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    assert [offset for part in parts for offset in part.text_offset] == old.logprobs.text_offset
 
 
 def test_small_fields(client):

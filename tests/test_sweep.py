@@ -241,3 +241,23 @@ seeds = [1]
     assert len(record["trials"]) == 2
     assert 0 <= record["best"]["scores"]["0"][0] <= 1
     assert Path(tmp_path / "out/trial-001/seed-1/config.toml").is_file()
+
+
+def test_a_sweep_that_was_stopped_while_it_drew_draws_the_rest(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    sweep, ask, asked = load_sweep(written(tmp_path)), optuna.Study.ask, []
+
+    def stopped(self, *args):
+        asked.append(self)
+        if len(asked) == 4:
+            ask(self)  # a trial that has no values yet
+            raise KeyboardInterrupt
+        return ask(self, *args)
+
+    monkeypatch.setattr(optuna.Study, "ask", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sweeping._study(sweep, tmp_path / "out")
+    monkeypatch.undo()
+    drawn = sweeping._study(sweep, tmp_path / "out")
+    assert len(drawn) == 8
+    assert drawn == sweeping._study(sweep, tmp_path / "out") == sweeping._study(sweep, tmp_path / "other")

@@ -144,6 +144,7 @@ def test_outputs_never_take_more_than_they_may(printed, tokens, chars):
     tools = Tools(lambda program, seconds: printed, PlayRules(tool_chars=chars, tool_tokens=tokens), len)
     assert len(tools.start("", "```").result()) <= tokens
     assert len(tools.recalculate("1+1 = 3 and " * 20 + printed)) <= tokens
+    assert len(tools.recalculate("no sums" + "." * tokens)) <= tokens, "the budget keeps no more than this for it"
 
 
 # --- the calculator ---

@@ -22,7 +22,7 @@ from rsim.serving.http_upstream import HttpUpstream
 from rsim.serving.play import Asked, StepEnd, Until
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
-from rsim.serving.upstream_client import KEY
+from rsim.serving.upstream_client import KEY, list_models, upstream_client
 from serving import serving
 from studies.streams import behind_the_server
 from test_upstreams import COUNTED, QUESTION, SCRIPTED, STOP, ask, bodies, chunk, events, stream
@@ -67,6 +67,23 @@ def test_a_header_that_cannot_be_sent_is_not_shown():
         assert "secret" not in reply.text
 
 
+def test_an_upstreams_cookie_for_one_client_is_not_sent_for_the_next():
+    sent = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers.get("cookie"))
+        return httpx.Response(200, json={"data": []}, headers={"Set-Cookie": "session=1; Path=/"})
+
+    async def twice() -> None:
+        async with upstream_client("http://upstream.example/v1", "", httpx.Timeout(5)) as client:
+            client._transport = httpx.MockTransport(answer)
+            for _ in range(2):
+                await list_models(client)
+
+    asyncio.run(twice())
+    assert sent == [None, None]
+
+
 # --- its errors ---
 
 
@@ -90,6 +107,37 @@ def test_an_error_whose_body_breaks_off_keeps_its_status_and_is_tried_again():
 def test_half_a_character_in_an_error_leaves_it_its_status(error):
     reply, _ = ask(lambda request: httpx.Response(402, content=f'{{"error": {error}}}'.encode()))
     assert (reply.status_code, reply.json()["error"]["message"]) == (402, "no \ufffd")
+
+
+class Ends(httpx.AsyncByteStream):
+    """An answer whose response breaks off, or is left open."""
+
+    def __init__(self, said: bytes, *, breaks: bool) -> None:
+        self.said, self.breaks = said, breaks
+
+    async def __aiter__(self):
+        yield self.said
+        if self.breaks:
+            raise httpx.RemoteProtocolError("peer closed connection")
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("said", "breaks"), [
+    ([chunk("12"), STOP], True),
+    ([chunk("12"), STOP, COUNTED, "data: [DONE]\n\n"], False),
+    ([chunk("12"), STOP, COUNTED, "data: [DONE]\n\n", chunk(" and more")], True),
+])  # fmt: skip
+def test_what_follows_when_all_was_said_changes_no_answer(monkeypatch, said, breaks, streamed):
+    """It was a 502, or a 504 two minutes later; OpenAI's clients read to [DONE]."""
+    monkeypatch.setattr("rsim.serving.said._LAST_SECONDS", 0.1)
+    raw = "".join(part if isinstance(part, str) else f"data: {json.dumps(part)}\n\n" for part in said).encode()
+    reply, _ = ask(lambda request: httpx.Response(200, stream=Ends(raw, breaks=breaks)), stream=streamed)
+    assert reply.status_code == 200
+    told = events(reply) if streamed else [reply.json()]
+    assert "error" not in told[-1]
+    said_all = "".join((c.get("delta") or c.get("message") or {}).get("content") or "" for e in told for c in e["choices"])
+    assert said_all.endswith("12")
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -237,9 +285,8 @@ def test_a_stream_that_is_passed_on_and_breaks_off_ends_in_its_own_form(path, wh
     *_, last = reply.text.strip().split("\n\n")
     assert last.startswith("event: error\n") == (path != "chat/completions")
     told = json.loads(last.partition("data: ")[2])
-    assert (told[where] if where else told)["message"] == (
-        "the connection to the upstream broke" if breaks else "the request took too long"
-    )
+    cause = "the connection to the upstream broke (ReadError: gone)" if breaks else "the request took too long"
+    assert (told[where] if where else told)["message"] == cause
 
 
 def test_the_query_of_what_is_passed_on_goes_with_it_but_for_keys():

@@ -570,7 +570,7 @@ def test_a_call_that_is_hung_up_is_closed_and_its_tokens_are_estimated():
         return pieces
 
     text, end = asyncio.run(go())
-    assert (text, end.reason, end.usage, closed) == ("on and\n\n", "delimiter", Usage(1, 1, 0, estimated=True), [True])
+    assert (text.text, end.reason, end.usage, closed) == ("on and\n\n", "delimiter", Usage(1, 1, 0, estimated=True), [True])
     assert TO_END.stops == ()
 
 

@@ -117,6 +117,14 @@ def test_messages_say_what_chats_say(url, model):
     assert (cut["stop_reason"], cut["stop_sequence"]) in [("stop_sequence", stop), (reason, None)]
 
 
+def test_a_last_message_by_the_assistant_is_the_beginning_of_the_answer(url):
+    begun = [{"role": "user", "content": Q}, {"role": "assistant", "content": "Next: 7+8"}]
+    expected = post(url, "chat/completions", model=MODELS[1], messages=begun, continue_final_message=True, max_tokens=60)
+    reply = post(url, "messages", model=MODELS[1], messages=begun, max_tokens=60)
+    assert reply["content"][0]["text"] == expected["choices"][0]["message"]["content"]
+    assert reply["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
+
+
 def test_anthropics_clients_have_their_own_key_and_errors(local):
     with serving(create_app(ServeConfig(upstream=local, mode="prefill", rules=RULES, api_key="k"), PLANNER)) as url:
         said = {"model": MODELS[1], "max_tokens": 9, "messages": [{"role": "user", "content": Q}]}

@@ -3,11 +3,9 @@ here, and raises `rsim.UserError` where the command would end with one line and 
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -19,19 +17,6 @@ from rsim.game.episode import Episode
 from rsim.game.problem import Kind, Problem
 from rsim.rewards import grade
 from rsim.rewards.custom import Reward, RewardFunction
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """No garbage is collected meanwhile: torch and transformers make half a million objects that all live on, and looking
-    through them again and again takes a sixth of the time of importing them."""
-    collected = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collected:
-            gc.enable()
 
 
 def train(
@@ -72,8 +57,7 @@ def train(
     Raises:
         UserError: of config, data, models and folders; a reward that is no finite number; numbers that are none.
     """
-    with importing():
-        from rsim.training import run
+    from rsim.training import run
 
     def say(line: str) -> None:
         if not quiet:
@@ -158,12 +142,11 @@ def evaluate(
             raise UserError(f"{option} {given}", "it is of a server: --upstream URL")
     if upstream and reasoner:
         raise UserError(f"--reasoner {reasoner}", "with --upstream the reasoner is what the server has: --model names it")
-    with importing():
-        from rsim.evaluation.loading import EvalSettings
-        from rsim.evaluation.saved import evaluate_into
-        from rsim.evaluation.upstream import ServedModel
-        from rsim.policies.loading import quiet_models
-        from rsim.runs.locate import evaluation_folder
+    from rsim.evaluation.loading import EvalSettings
+    from rsim.evaluation.saved import evaluate_into
+    from rsim.evaluation.upstream import ServedModel
+    from rsim.policies.loading import quiet_models
+    from rsim.runs.locate import evaluation_folder
 
     quiet_models()
     settings = EvalSettings(
@@ -220,13 +203,12 @@ def solve(
     """
     if not question.strip():
         raise UserError("the question is empty", 'e.g. rsim solve "12+71-26=?"')
-    with importing():
-        from rsim.evaluation.evaluate import episode_record
-        from rsim.evaluation.evaluate import evaluate as played
-        from rsim.evaluation.loading import load_game
-        from rsim.game.record import episode_json
-        from rsim.policies.loading import quiet_models
-        from rsim.runs.locate import locate
+    from rsim.evaluation.evaluate import episode_record
+    from rsim.evaluation.evaluate import evaluate as played
+    from rsim.evaluation.loading import load_game
+    from rsim.game.record import episode_json
+    from rsim.policies.loading import quiet_models
+    from rsim.runs.locate import locate
 
     quiet_models()
     settings = as_overrides(overrides)
@@ -281,12 +263,11 @@ def collect(
     Raises:
         UserError: wrong arms, settings or questions; the log was begun with others; a server fails (what was written stays).
     """
-    with importing():
-        from rsim.collecting.headroom import of_logs
-        from rsim.collecting.play import Collection
-        from rsim.collecting.play import collect as played
-        from rsim.evaluation.upstream import ServedModel
-        from rsim.policies.loading import quiet_models
+    from rsim.collecting.headroom import of_logs
+    from rsim.collecting.play import Collection
+    from rsim.collecting.play import collect as played
+    from rsim.evaluation.upstream import ServedModel
+    from rsim.policies.loading import quiet_models
 
     quiet_models()
     wanted = Collection(
@@ -333,12 +314,11 @@ def fit(
     """
     if Path(out).exists():
         raise UserError(f"--out {out} exists already", "name a new folder")
-    with importing():
-        from rsim.collecting.fit import fit_planner
-        from rsim.collecting.log import Log
-        from rsim.collecting.planner_folder import write
-        from rsim.config import DataConfig
-        from rsim.policies.loading import quiet_models
+    from rsim.collecting.fit import fit_planner
+    from rsim.collecting.log import Log
+    from rsim.collecting.planner_folder import write
+    from rsim.config import DataConfig
+    from rsim.policies.loading import quiet_models
 
     quiet_models()
     opened, others = ([Log(Path(folder)) for folder in folders] for folders in (logs, tests))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,9 +98,9 @@ class RewardsConfig:
     format: float = setting(0.1, "reasoner: every step says something, one box closes the last one")
     follow: float = setting(0.1, "reasoner: the share of steps that show evidence of their strategy")
     terminal: float = setting(0.1, "planner: it ended the episode itself, with an answer")
-    penalty: float = setting(0.05, "planner: taken for each use of a strategy beyond repeat_allowance")
-    penalty_cap: float = setting(0.2, "planner: at most this is taken")
-    repeat_allowance: int = setting(2, "uses of a strategy in an episode that cost nothing")
+    penalty: float = setting(0.05, "planner: taken for each use of a strategy beyond repeat_allowance", at_least=0)
+    penalty_cap: float = setting(0.2, "planner: at most this is taken", at_least=0)
+    repeat_allowance: int = setting(2, "uses of a strategy in an episode that cost nothing", at_least=0)
     checker: Literal["auto", "numeric", "latex", "choice", "text", "code"] = setting("auto", "auto: as each problem says")
     unsafe_code: bool = setting(False, "run code and judge gym answers without a sandbox where none can be built")
     custom: tuple[str, ...] = setting((), 'functions of your own: "file.py:function", or "file.py:function@planner*0.5"')
@@ -125,14 +124,14 @@ class ObjectiveConfig:
         0.0, "and above 1 plus this; 0: the loss's own (0.28 for dapo, 4e-4 for gspo, else clip_low)", at_least=0
     )
     scale_by_std: bool = setting(False, "divide advantages by their group's deviation")
-    beta: float = setting(0.0, "weight of the reasoner's KL to its starting model")
+    beta: float = setting(0.0, "weight of the reasoner's KL to its starting model", at_least=0)
     kl: Literal["k1", "k2", "k3"] = setting("k3", "the estimate of that KL; k1 has k2's gradient")
-    planner_entropy: float = setting(0.0, "weight of the planner's entropy bonus")
+    planner_entropy: float = setting(0.0, "weight of the planner's entropy bonus", at_least=0)
     importance_cap: float = setting(0.0, "truncated correction of the sampler's to the trainer's numerics; 0: off", at_least=0)
     importance_level: Literal["token", "sequence"] = setting("token", "of that correction: of each action or of all together")
     mask_truncated: bool = setting(False, "leave truncated episodes out of the update")
-    gae_lambda: float = setting(0.95, "ppo: bias (0) against variance (1)")
-    value_coefficient: float = setting(0.5, "ppo: weight of the value loss")
+    gae_lambda: float = setting(0.95, "ppo: bias (0) against variance (1)", at_least=0, at_most=1)
+    value_coefficient: float = setting(0.5, "ppo: weight of the value loss", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class ColdStartConfig:
     teach: Literal["format", "prompts", "strategies"] = setting("format", "wrong episodes, these with prompts, right ones")
     episodes: int = setting(0, "sampled; 0 skips the cold start", at_least=0)
     keep: int = setting(1000, "at most, learned from", at_least=1)
-    minimum: int = setting(16, "fewer than this is an error")
+    minimum: int = setting(16, "fewer than this is an error", at_least=1)
     epochs: int = setting(1, "passes over the kept episodes", at_least=1)
     learning_rate: float = setting(1e-5, "of the fine-tuning", at_least=0)
     few_shot: str = setting("", "worked examples put before the question while sampling, and removed before fine-tuning")
@@ -186,7 +185,7 @@ class TrainConfig:
     micro_tokens: int = setting(16384, "tokens per forward pass; gradients are accumulated", at_least=1)
     gradient_checkpointing: bool = setting(False, "less memory for a third more time")
     eval_every: int = setting(10, "steps between held-out evaluations; 0: at the end alone", at_least=0)
-    samples_every: int = setting(5, "steps between logged episodes; 0: none are logged")
+    samples_every: int = setting(5, "steps between logged episodes; 0: none are logged", at_least=0)
     trackers: tuple[str, ...] = setting(("tensorboard",), "tensorboard, wandb, trackio")
     project: str = setting("rsim", "wandb's and trackio's project")
 
@@ -375,8 +374,6 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         if not isinstance(value, list | tuple):
             raise UserError(f"{path} must be a list", f"got {value!r}")
         return tuple(_coerce(args[0], item, f"{path}.{i}") for i, item in enumerate(value))
-    if origin in (types.UnionType, typing.Union):
-        return value
     if hint is float and type(value) in (int, float):
         return float(value)
     if type(value) is not hint:

@@ -33,10 +33,8 @@ def command(
 ) -> None:
     """Play every arm on every question, keep the log, and say what there is to gain."""
     from rsim import api
-
-    with api.importing():
-        from rsim.collecting.headroom import as_text, of_logs
-        from rsim.collecting.log import Log
+    from rsim.collecting.headroom import as_text, of_logs
+    from rsim.collecting.log import Log
 
     if report and arms:
         raise UserError("--report", "prints what logs hold: leave the arms out")

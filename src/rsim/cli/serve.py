@@ -7,8 +7,9 @@ import logging
 import math
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -28,38 +29,6 @@ from rsim.serving.upstream_client import KEY, check_address
 
 _RULES = ("random", "fixed", "sequence", "wait")
 _IDLE_SECONDS = 75  # that a connection may lie unused between two requests: longer than clients keep theirs
-
-
-@dataclass(frozen=True)
-class RuleOptions:
-    """Rules that are not the planner's own; None: as it was trained."""
-
-    gate: float | None
-    delimiter: str | None
-    max_steps: int | None
-    step_tokens: int | None
-    max_tokens: int | None
-    answer_tokens: int | None
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    planner: str
-    upstream: str
-    model: str
-    mode: str
-    host: str
-    port: int
-    rules: RuleOptions
-    tools: tuple[str, ...]
-    slots: int
-    waiting: int
-    request_seconds: float
-    first_token_seconds: float
-    log_format: str
-    guard_metrics: bool
-    show: str
-    strategies: str
 
 
 class _JsonLines(logging.Formatter):
@@ -84,52 +53,56 @@ def _log_as(form: str) -> None:
         logging.getLogger("rsim.serve").setLevel(logging.INFO)
 
 
-def run_server(options: ServeOptions) -> None:
-    """Serves until interrupted; answers that have begun are finished first."""
+def run_server(
+    config: ServeConfig,
+    planner_name: str,
+    strategies: str,
+    rules: dict[str, Any],
+    *,
+    model: str,
+    host: str,
+    port: int,
+    log_format: str,
+) -> None:
+    """Serves until interrupted; answers that have begun are finished first.
+
+    Args:
+        config: without keys and rules.
+        planner_name: as ``--planner`` has it.
+        rules: that are not the planner's own; None: as it was trained.
+        model: to be run in this process; "": ``config.upstream`` is asked.
+    """
     quiet_models()
-    check_address(options.upstream, options.mode)
-    _log_as(options.log_format)
+    check_address(config.upstream, config.mode or "")
+    _log_as(log_format)
     tracing.export()
-    if options.show not in ("auto", "content", "reasoning", "none"):
-        raise UserError(f"--show {options.show}", "use auto, content, reasoning or none")
-    if not (math.isfinite(options.request_seconds) and math.isfinite(options.first_token_seconds)):
+    if config.show not in ("auto", "content", "reasoning", "none"):
+        raise UserError(f"--show {config.show}", "use auto, content, reasoning or none")
+    if not (math.isfinite(config.request_seconds) and math.isfinite(config.first_token_seconds)):
         raise UserError("--request-seconds and --first-token-seconds are numbers of seconds", "give a large one for no limit")
-    if not (options.upstream or options.model):
+    if not (config.upstream or model):
         raise UserError("no model to serve", "give --upstream URL or --model PATH")
-    listening = _listen(options.host, options.port)
-    planner = _planner(options)
-    if isinstance(planner, Planner) and options.model:
-        planner.check_model(options.model)
-    config = ServeConfig(
-        upstream=options.upstream,
-        upstream_key=key_from(KEY),
-        api_key=key_from("RSIM_API_KEY"),
-        guard_metrics=options.guard_metrics,
-        model=options.model if options.upstream else "",
-        mode=options.mode or None,  # type: ignore[arg-type]
-        rules=overridden(planner.rules or PlayRules(), **vars(options.rules)),
-        tools=options.tools,
-        slots=options.slots,
-        waiting=options.waiting,
-        request_seconds=options.request_seconds,
-        first_token_seconds=options.first_token_seconds,
-        show=options.show,  # type: ignore[arg-type]
-    )
-    reasoner = None if options.upstream else load_reasoner(options.model)
-    name = Path(options.model).name or "local"
+    listening = _listen(host, port)
+    planner = _planner(planner_name, strategies)
+    if isinstance(planner, Planner) and (model or config.model):
+        planner.check_model(model or config.model)
+    own = overridden(planner.rules or PlayRules(), **rules)
+    config = replace(config, upstream_key=key_from(KEY), api_key=key_from("RSIM_API_KEY"), rules=own)
+    reasoner = load_reasoner(model) if model else None
+    name = Path(model).name or "local"
     app = create_app(config, planner, reasoner, name=name)
-    if options.host not in ("127.0.0.1", "localhost", "::1") and not config.api_key:
-        print(f"warning: {options.host} is open to others and $RSIM_API_KEY is not set", flush=True)
-    shown = f"the upstream's models with {SUFFIX!r} behind their name" if options.upstream else f"{name}{SUFFIX}"
-    print(f"http://{options.host}:{listening.getsockname()[1]}   planned answers: {shown}", flush=True)
+    if host not in ("127.0.0.1", "localhost", "::1") and not config.api_key:
+        print(f"warning: {host} is open to others and $RSIM_API_KEY is not set", flush=True)
+    shown = f"the upstream's models with {SUFFIX!r} behind their name" if config.upstream else f"{name}{SUFFIX}"
+    print(f"http://{host}:{listening.getsockname()[1]}   planned answers: {shown}", flush=True)
     settings = uvicorn.Config(
         app,
         http=PatientProtocol,
         log_level="warning",
-        log_config=None if options.log_format == "json" else uvicorn.config.LOGGING_CONFIG,
+        log_config=None if log_format == "json" else uvicorn.config.LOGGING_CONFIG,
         access_log=False,
         timeout_keep_alive=_IDLE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(options.request_seconds),
+        timeout_graceful_shutdown=math.ceil(config.request_seconds),
     )
     with suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run(sockets=[listening])
@@ -148,11 +121,10 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _planner(options: ServeOptions) -> AnyPlanner:
-    kind = options.planner.partition(":")[0]
-    strategies = load_strategies(options.strategies) if options.strategies else None
-    if kind in _RULES:
-        chosen = planner_from(options.planner, strategies or load_strategies("default"), [])
+def _planner(name: str, strategies: str) -> AnyPlanner:
+    own = load_strategies(strategies) if strategies else None
+    if name.partition(":")[0] in _RULES:
+        chosen = planner_from(name, own or load_strategies("default"), [])
         assert chosen is not None
         return chosen
-    return Planner.from_pretrained(options.planner, strategies)
+    return Planner.from_pretrained(name, own)

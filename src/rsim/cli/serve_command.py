@@ -40,34 +40,22 @@ def command(
 
     The planner plays by the rules that it was trained under, where no others are given.
     """
-    from rsim.api import importing
+    from rsim.cli.serve import run_server
+    from rsim.serving.state import ServeConfig
 
-    with importing():
-        from rsim.cli.serve import RuleOptions, ServeOptions, run_server
-
-    options = ServeOptions(
-        planner=planner,
+    config = ServeConfig(
         upstream=upstream,
-        model=model,
-        mode=mode,
-        host=host,
-        port=port,
-        rules=RuleOptions(
-            gate=gate,
-            delimiter=None if delimiter is None else delimiter.replace("\\n", "\n"),
-            max_steps=max_steps,
-            step_tokens=step_tokens,
-            max_tokens=max_tokens,
-            answer_tokens=answer_tokens,
-        ),
+        model=model if upstream else "",
+        mode=mode or None,  # type: ignore[arg-type]
+        guard_metrics=guard_metrics,
         tools=tuple(tools or ()),
         slots=slots,
         waiting=waiting,
         request_seconds=request_seconds,
         first_token_seconds=first_token_seconds,
-        log_format=log_format,
-        guard_metrics=guard_metrics,
-        show=show,
-        strategies=strategies,
+        show=show,  # type: ignore[arg-type]
     )
-    run_server(options)
+    delimiter = delimiter and delimiter.replace("\\n", "\n")
+    limits = {"max_steps": max_steps, "step_tokens": step_tokens, "max_tokens": max_tokens, "answer_tokens": answer_tokens}
+    rules = {"gate": gate, "delimiter": delimiter} | limits
+    run_server(config, planner, strategies, rules, model="" if upstream else model, host=host, port=port, log_format=log_format)

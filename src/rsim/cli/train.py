@@ -66,11 +66,8 @@ def command(
 
         result = train_with_ray(train_quietly, config, parse_workers(workers), resume=resume, force=force)
     else:
-        from rsim.api import importing
         from rsim.cli.progress import train_with_progress
-
-        with importing():
-            from rsim.training.run import first_process
+        from rsim.training.run import first_process
 
         result = train_with_progress(config, resume=resume, resume_from=resume_from, force=force, quiet=quiet or as_json)
         if not first_process():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -89,9 +90,8 @@ def fit_planner(
     head = fit(choices, _all_of(choices))
     with torch.no_grad():
         planner.model.score.weight.copy_(torch.tensor(head.weights))
-    prompt = next(iter(first.header["arms"].values()))["system_prompt"]
     settings = first.header["settings"]
-    planner.fitted_for = FittedFor(**{key: settings[key] for key in _SAME}, system_prompt=prompt)
+    planner.fitted_for = FittedFor(**{key: settings[key] for key in _SAME}, system_prompt=first.system_prompt)
     standings, strays = standings_of(choices)
     rows, stray = tested(choices, head, asked) if asked else ([], 0.0)
     return Fitted(planner, head, standings, strays, rows, stray)
@@ -113,6 +113,7 @@ def _same(logs: list[Log]) -> Log:
         ours, theirs = (one.header["settings"] for one in (first, log))
         other = [key for key in theirs if (key in _SAME or key.startswith(_RULE)) and ours.get(key) != theirs[key]]
         other += ["strategies"] * (ours["strategies"] != theirs["strategies"])
+        other += ["system prompt"] * (first.system_prompt != log.system_prompt)
         other += ["arms"] * (game_arms(first) != game_arms(log))
         if other:
             raise UserError(f"{first.folder} and {log.folder} differ in {', '.join(other)}", "fit logs of one model and game")
@@ -127,7 +128,11 @@ def read(
     on_state: Callable[[int, int], None] = lambda done, of: None,
 ) -> Choices:
     """The questions of ``logs`` as the planner sees them; raises as `fit_planner`."""
-    return choices_of(planner, [tree for log in logs for tree in trees(log)], _texts(logs, data), price, on_state)
+    known = [tree for log in logs for tree in trees(log)]
+    twice = [key for key, count in Counter((tree.data, tree.id) for tree in known).items() if count > 1]
+    if twice:
+        raise UserError(f"{len(twice)} questions are in two logs ({twice[0][1]}, ...)", "give each question once")
+    return choices_of(planner, known, _texts(logs, data), price, on_state)
 
 
 def _texts(logs: list[Log], data: DataConfig | None) -> dict[tuple[str, str], str]:
@@ -247,7 +252,7 @@ def _sets(choices: Choices) -> list[str]:
 
 def _standings(choices: Choices, ends: dict[str, list[Outcome]]) -> list[Standing]:
     arms = {name: [tree.outcomes[name] for tree in choices.trees] for name in choices.trees[0].outcomes}
-    null = arms[_null_arm(choices)]
+    null = arms[null_arm(choices)]
     any_right = [min(t.outcomes.values(), key=lambda o: (not o.right, o.tokens)) for t in choices.trees]
     sets = _sets(choices)[1:]
     found = []
@@ -258,7 +263,8 @@ def _standings(choices: Choices, ends: dict[str, list[Outcome]]) -> list[Standin
     return found
 
 
-def _null_arm(choices: Choices) -> str:
+def null_arm(choices: Choices) -> str:
+    """The arm that leaves the model alone, wherever it stands in the log."""
     end = choices.trees[0].root.branches[choices.names[choices.null]]
     assert isinstance(end, Outcome)
     return end.arm
@@ -302,6 +308,6 @@ def flat(choices: Choices) -> Choices:
     roots = roots[np.argsort(choices.question[roots])]
     names = tuple(sorted(choices.trees[0].outcomes))
     nodes = [Node((), dict(tree.outcomes)) for tree in choices.trees]
-    null = names.index(_null_arm(choices))
+    null = names.index(null_arm(choices))
     question = np.arange(len(nodes))
     return replace(choices, names=names, null=null, nodes=nodes, question=question, features=choices.features[roots])

@@ -31,7 +31,7 @@ from rsim.evaluation.evaluate import Record
 from rsim.game.tools import SILENT
 from rsim.policies.strategies import to_toml
 from rsim.rules import FENCE
-from rsim.runs.folder import git_commit, versions
+from rsim.runs.folder import git_commit, json_lines, versions, write_whole
 
 _ERROR = r"^\w*(?:Error|Exception|Interrupt|Exit)\b.*|^the program was ended.*"
 _FAILED = re.compile(rf"(?:{_ERROR}|{re.escape(SILENT)})\n```\s*\Z", re.MULTILINE)  # a program's output, in its frame
@@ -79,9 +79,14 @@ class Log:
             "runs": [*self.header.get("runs", []), run]
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "strategies.toml", to_toml(arms.strategies))
+        write_whole(self.folder / "strategies.toml", to_toml(arms.strategies))
         _write_lines(self.folder / _UNFINISHED, self.unfinished)
-        _write(self.folder / "log.json", json.dumps(self.header, indent=1, ensure_ascii=False) + "\n")
+        write_whole(self.folder / "log.json", json.dumps(self.header, indent=1, ensure_ascii=False) + "\n")
+
+    @property
+    def system_prompt(self) -> str:
+        """The first arm's: one planner acts behind one system prompt."""
+        return str(next(iter(self.header["arms"].values()))["system_prompt"])
 
     def records(self) -> list[Record]:
         """Every line of every piece.
@@ -140,8 +145,7 @@ def texts(record: Record) -> Record:
 
 
 def _lines(path: Path) -> list[Record]:
-    """The lines of a file that were written to their ends; none where there is no file."""
-    return [json.loads(text) for text in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.is_file() else []
+    return json_lines(path) if path.is_file() else []
 
 
 def _as_text(records: list[Record]) -> str:
@@ -149,10 +153,4 @@ def _as_text(records: list[Record]) -> str:
 
 
 def _write_lines(path: Path, records: list[Record]) -> None:
-    _write(path, _as_text(records))
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, _as_text(records))

@@ -202,7 +202,7 @@ def _settings(wanted: Collection, config: Config, arms: Arms, player: Game | Ser
     """What the answers depend on, beside an arm's own sequence and system prompt."""
     if isinstance(player, ServedGame):
         model = {"model": player.model, "weights": {}, "quantisation": "unknown", "template": "unknown"}
-        engine = player.served.url
+        model["mode"], engine = player.served.mode, player.served.url
     else:
         template = hashlib.sha256(str(player.reasoner.tokenizer.chat_template).encode()).hexdigest()
         engine = config.rollout.engine

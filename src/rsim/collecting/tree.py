@@ -78,9 +78,8 @@ def trees(log: Log) -> list[Tree]:
 
 def game_arms(log: Log) -> dict[str, list[str]]:
     """The sequences of the greedy arms that are played behind the first arm's system prompt."""
-    arms = log.header["arms"]
-    first = next(iter(arms.values()))["system_prompt"]
-    return {name: a["sequence"] for name, a in arms.items() if a["system_prompt"] == first and not a.get("temperature")}
+    arms, own = log.header["arms"], log.system_prompt
+    return {name: a["sequence"] for name, a in arms.items() if a["system_prompt"] == own and not a.get("temperature")}
 
 
 def _tree(data: str, name: str, played: list[tuple[Record, list[str]]], texts: dict[tuple[str, str], list[str]]) -> Tree:

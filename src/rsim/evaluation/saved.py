@@ -21,7 +21,7 @@ from rsim.game.rollout import Game
 from rsim.policies.strategies import load_strategies, to_toml
 from rsim.rules import PlayRules
 from rsim.runs.checkpoints import MANIFEST, identity
-from rsim.runs.folder import write_whole
+from rsim.runs.folder import json_lines, write_whole
 from rsim.runs.locate import locate
 from rsim.runs.lock import locked
 from rsim.settings import to_table
@@ -178,11 +178,10 @@ def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwri
     if any((folder / name).is_file() for name in held):
         raise UserError(f"{folder} holds a run or a checkpoint", "give --out another folder")
     if known.is_file() and not overwrite and json.loads(known.read_text()) == wanted:
-        lines = episodes.read_text(encoding="utf-8").splitlines(keepends=True) if episodes.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
+        whole = json_lines(episodes) if episodes.is_file() else []
         whole = whole[: len(whole) // samples * samples]
-        write_whole(episodes, "".join(whole))
-        return [json.loads(line) for line in whole]
+        write_whole(episodes, "".join(json.dumps(record) + "\n" for record in whole))
+        return whole
     if known.is_file() and not overwrite:
         raise UserError(
             f"{folder} holds an evaluation with other settings or weights", "give --out another folder, or --overwrite"

@@ -286,8 +286,8 @@ async def _alone(episode: ServedEpisode, upstream: HttpUpstream, asked: Asked, l
                 episode.usage.add(piece.usage)
                 episode.truncated = piece.reason == "cap" or piece.told == "length"
                 episode.reason = piece.told or "stop"
-            elif isinstance(piece, str):
-                episode.steps[-1].text += piece
+            elif isinstance(piece, TextDelta):
+                episode.steps[-1].text += piece.text
     await conversation.close()
 
 

@@ -55,9 +55,8 @@ class Tools:
     def recalculate(self, text: str) -> str:
         """The calculator's report on a step's text: one line."""
         found = corrections(text)
-        if found is None:
-            return f" {NOTHING_TO_CHECK}\n"
-        return self._cut(" ", " ".join(found) or ALL_RIGHT, "\n")
+        said = NOTHING_TO_CHECK if found is None else " ".join(found) or ALL_RIGHT
+        return self._cut(" ", said, "\n")
 
     def _cut(self, opening: str, text: str, closing: str) -> str:
         """``text`` in its frame, as much of it as may be shown; nothing where not even the frame has room."""

@@ -212,24 +212,17 @@ class Trackers:
         """
         self.writer: Any = None
         self.loggers: dict[str, Any] = {}
+        check_trackers(names)
         for name in names:
             if name == "tensorboard":
-                try:
-                    from torch.utils.tensorboard import SummaryWriter
-                except ImportError as error:
-                    remedy = "pip install 'rsim-rl[train]', or --set 'train.trackers=[]'"
-                    raise UserError("tracker 'tensorboard' is not installed", remedy) from error
+                from torch.utils.tensorboard import SummaryWriter
+
                 self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-            elif name in ("wandb", "trackio"):
-                try:
-                    tracker = importlib.import_module(name)
-                except ImportError as error:
-                    raise UserError(f"tracker {name!r} is not installed", f"pip install {name}") from error
-                with _naming(name):
-                    tracker.init(project=config.train.project, name=config.name, config=to_table(config))
-                self.loggers[name] = tracker
-            else:
-                raise UserError(f"unknown tracker {name!r}", "use tensorboard, wandb or trackio")
+                continue
+            tracker = importlib.import_module(name)
+            with _naming(name):
+                tracker.init(project=config.train.project, name=config.name, config=to_table(config))
+            self.loggers[name] = tracker
 
     def log(self, record: dict[str, Any]) -> None:
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}

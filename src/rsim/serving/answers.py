@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from rsim.errors import UserError
 from rsim.serving import openai_api as api
 from rsim.serving import tracing
 from rsim.serving.grammar import CALL, read_call
@@ -30,66 +29,45 @@ from rsim.serving.play import (
     Usage,
     play,
 )
-from rsim.serving.said import UpstreamError
-from rsim.serving.state import Refusal, State, finished, from_upstream, leave, log, upstream_of
-from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
+from rsim.serving.state import Account, State, refusal_of, upstream_of
+from rsim.serving.streams import WatchedStream
 from rsim.serving.wire import Body, Wire, events, whole
 
 _HOP = {b"host", b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"accept-encoding", b"te", b"upgrade"}
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
-async def answer(state: State, request: Request, wire: Wire, body: Body, model: str, *, planned: bool, asked: Body) -> Response:
-    """A response whose answers are played. A stream leaves, and tells the metrics, when it is over; for all else the caller
-    does. ``body``: in the inner form; ``asked``: as it came."""
-    deadline = asyncio.get_running_loop().time() + state.config.request_seconds
-    with _refusing():
-        limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
-        wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit)
-        headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
-        headers = headers if state.config.wrapped else tracing.received(headers)
-        wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
-        upstream, texts = await unless_gone(request.receive, _opened(state, model, wanted, deadline))
-        wanted.asked = [replace(one, prompt=texts.get(tuple(one.prompt_ids or ()), one.prompt)) for one in wanted.asked]
+async def answer(state: State, request: Request, wire: Wire, body: Body, asked: Body, model: str) -> Response:
+    """A response whose answers are played. ``body``: in the inner form; ``asked``: as it came."""
+    account: Account = request.state.account
+    planned = account.planned
+    limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
+    wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit)
+    headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
+    headers = headers if state.config.wrapped else tracing.received(headers)
+    wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
+    upstream = await upstream_of(state, model, headers)
+    by_ids = {tuple(one.prompt_ids): one for one in wanted.asked if one.prompt_ids}
+    texts = {ids: await upstream.text(one) for ids, one in by_ids.items()}
+    wanted.asked = [replace(one, prompt=texts.get(tuple(one.prompt_ids or ()), one.prompt)) for one in wanted.asked]
     mode = upstream.mode if planned else None
     shown: dict[str, str] = {"X-Rsim-Mode": mode} if mode else {}
-    plays = [_play(state, upstream, one, wanted, planned=planned) for one in wanted.asked]
-    merged = _merge(plays, deadline)
-    with _refusing():  # what the upstream says first decides between a stream and an error object
-        first = await unless_gone(request.receive, _until_said(merged, state.config.first_token_seconds))
+    merged = _merge([_play(state, upstream, one, wanted, planned=planned) for one in wanted.asked], account.deadline)
+    # What the upstream says first decides between a stream and an error object.
+    first = await _until_said(merged, state.config.first_token_seconds)
     if wanted.stream:
-        outcome = _Outcome()
-
-        def done() -> None:
-            leave(state)
-            finished(state, request, outcome.status)
-
-        return WatchedStream(events(wire, asked, _chunks(wanted, merged, first, outcome)), 200, shown | _EVENTS, done)
+        chunks = _chunks(wanted, merged, first, account)
+        return WatchedStream(events(wire, asked, chunks), 200, shown | _EVENTS)
     choices = [api.Choice() for _ in wanted.asked]
     for index, event in first:
         choices[index].add(event)
-
-    async def collect() -> None:
-        async with aclosing(merged):
-            async for index, event in merged:
-                choices[index].add(event)
-
-    with _refusing():
-        await unless_gone(request.receive, collect())
+    async with aclosing(merged):
+        async for index, event in merged:
+            choices[index].add(event)
     used = [step["strategy"] for step in choices[0].steps]
     if planned:
         shown["X-Rsim-Strategies"] = quote(",".join(used), safe=",")  # a header is ASCII, a name is anything
     return JSONResponse(whole(wire, asked, api.whole(wanted, choices, mode)), headers=shown)
-
-
-async def _opened(
-    state: State, model: str, wanted: api.Request, deadline: float
-) -> tuple[Upstream, dict[tuple[int, ...], str]]:
-    """The upstream, and the texts of prompts of token ids."""
-    async with asyncio.timeout_at(deadline):
-        upstream = await upstream_of(state, model, wanted.asked[0].headers)
-        by_ids = {tuple(one.prompt_ids): one for one in wanted.asked if one.prompt_ids}
-        return upstream, {ids: await upstream.text(one) for ids, one in by_ids.items()}
 
 
 def own_headers(request: Request) -> list[tuple[bytes, bytes]]:
@@ -97,46 +75,8 @@ def own_headers(request: Request) -> list[tuple[bytes, bytes]]:
     return [(k, v) for k, v in request.headers.raw if k not in _HOP and k != b"origin"]
 
 
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """Turns what can go wrong before anything was answered into error objects."""
-    try:
-        yield
-    except (api.BadRequest, UserError, UpstreamError, TimeoutError, ClientGone) as error:
-        raise _refusal(error) from error
-
-
-def _refusal(error: Exception) -> Refusal:
-    """What an error is to the client. One that is not expected here is a fault of ours: it is logged, not told."""
-    refusal = _meaning(error)
-    error.__traceback__ = None  # its frames hold the request, and it: a ring that stays until Python looks for rings
-    return refusal
-
-
-def _meaning(error: Exception) -> Refusal:
-    if isinstance(error, api.BadRequest):
-        return Refusal(400, str(error), "invalid_request_error", param=error.param)
-    if isinstance(error, UserError):
-        return Refusal(400, str(error), "invalid_request_error")
-    if isinstance(error, UpstreamError):
-        return from_upstream(error)
-    if isinstance(error, TimeoutError):
-        return Refusal(504, str(error) or "the request took too long", "timeout")
-    if isinstance(error, ClientGone):
-        return Refusal(499, "the client went away", "client_disconnected")
-    log.error("an answer failed", exc_info=error)
-    return Refusal(500, "the answer failed in this server", "server_error")
-
-
-@dataclass
-class _Outcome:
-    """How a streamed answer ended; for the metrics."""
-
-    status: int = 200
-
-
 async def _chunks(
-    wanted: api.Request, events: AsyncGenerator[tuple[int, Event]], first: list[tuple[int, Event]], outcome: _Outcome
+    wanted: api.Request, events: AsyncGenerator[tuple[int, Event]], first: list[tuple[int, Event]], account: Account
 ) -> AsyncGenerator[Body]:
     """A stream's chunks. An error after the first event ends it with an error object, which OpenAI's clients raise."""
     choices: dict[int, api.Choice] = {}
@@ -149,12 +89,12 @@ async def _chunks(
                 choice.add(what)
                 yield api.chunk(wanted, index, what, choice, first=new)
         except Exception as error:  # the status was sent: whatever went wrong can only be told within the stream
-            refusal = _refusal(error)
-            outcome.status = refusal.status
-            yield refusal.body | {"status": refusal.status}
+            refusal = refusal_of(error)
+            account.status = refusal.status
+            yield {"error": refusal.error, "status": refusal.status}
             return
     if wanted.include_usage:
-        yield api.usage_chunk(wanted, [c.finished.usage for c in choices.values() if c.finished])
+        yield api.usage_chunk(wanted, choices.values())
 
 
 async def _until_said(events: AsyncGenerator[tuple[int, Event]], seconds: float) -> list[tuple[int, Event]]:
@@ -207,8 +147,8 @@ async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Ev
             else:
                 held.append(event)
             continue
-        if not known and isinstance(event, Thought) and event.field != "content":
-            place = event.field
+        if not known and isinstance(event, Thought) and event.place != "content":
+            place = event.place
         for one in held:
             yield one if place is None else replace(one, place=place)
         known, held = True, []
@@ -223,9 +163,9 @@ async def _plain(upstream: Upstream, asked: Asked, limit: int, stops: tuple[str,
         async with aclosing(conversation.step(limit, until)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, StepEnd):
-                    yield Finished("length" if piece.reason == "cap" else "stop", piece.usage, logprobs=piece.logprobs)
-                elif isinstance(piece, str):
-                    yield TextDelta(piece)
+                    yield Finished("length" if piece.reason == "cap" else "stop", piece.usage)
+                else:
+                    yield piece
     finally:
         await conversation.close()
 
@@ -237,6 +177,8 @@ async def _called(events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
         if held is not None and isinstance(event, TextDelta) and event.sampled and event.place == "content":
             held += event.text
             if CALL.startswith(held) or held.startswith(CALL):
+                if event.logprobs:
+                    yield replace(event, text="")
                 continue
             event, held = replace(event, text=held), None
         elif held and isinstance(event, Finished):

@@ -27,7 +27,7 @@ from rsim.errors import UserError
 from rsim.rules import End, in_block, step_end
 from rsim.serving import tracing
 from rsim.serving.planner_batcher import estimated_tokens
-from rsim.serving.play import Asked, Conversation, Headers, Mode, StepEnd, Thought, Until, Usage, text_of
+from rsim.serving.play import Asked, Conversation, Headers, Mode, StepEnd, TextDelta, Thought, Until, Usage, text_of
 from rsim.serving.said import UNSAID, Said, UpstreamError, broken, read, refusal
 from rsim.serving.upstream_client import refused, unanswered
 
@@ -239,7 +239,7 @@ class _HttpConversation:
     def count(self, text: str) -> int:
         return self.upstream.count(text)
 
-    async def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | Thought | StepEnd]:
+    async def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[TextDelta | Thought | StepEnd]:
         """Of the call that goes on, where nothing is injected and it may write so much; else of a new one."""
         call, injected = self.call, self.pending if self.continues else self.pending.strip()
         if call is None or injected or until.strict or call.limit - call.accounted.completion_tokens < max_new_tokens:
@@ -259,7 +259,7 @@ class _HttpConversation:
                 call = await self._ask(max_new_tokens, until)
             elif isinstance(said, Thought):
                 thoughts += 1
-                if said.field == "content" and self.continues:
+                if said.place == "content" and self.continues:
                     self._wrote(said.text)
                 yield said
             elif isinstance(said, str):
@@ -269,7 +269,7 @@ class _HttpConversation:
                     said, call.ahead = said[:at], said[at:] or None
                 text += said
                 self._wrote(said)
-                yield said
+                yield TextDelta(said)
                 end = "delimiter" if at >= 0 else "cap" if max_new_tokens <= pieces < call.limit else None
                 if end:
                     spent.add(call.estimate(pieces + thoughts))
@@ -284,7 +284,7 @@ class _HttpConversation:
                 if end == "delimiter":  # an upstream leaves out the string that it stopped at
                     text += call.stops[0]
                     self._wrote(call.stops[0])
-                    yield call.stops[0]
+                    yield TextDelta(call.stops[0])
                     left = max_new_tokens - spent.completion_tokens
                     if until.delimiter and in_block(until.answer_prefix + text) and usage.completion_tokens and left > 0:
                         pieces, end = 0, None

@@ -28,7 +28,7 @@ from rsim.models.shape import context
 from rsim.policies.reasoner import Reasoner
 from rsim.rules import PlayRules
 from rsim.serving.grammar import CALL, CALLED, Grammars, Shape, text_form
-from rsim.serving.play import Asked, Conversation, Mode, StepEnd, Until, Usage
+from rsim.serving.play import Asked, Conversation, Mode, StepEnd, TextDelta, Thought, Until, Usage
 
 log = logging.getLogger("rsim.serve")
 
@@ -43,17 +43,14 @@ _SHOWN = f'To use a tool, answer {CALL}{{"name": ..., "arguments": {{...}}}}{CAL
 _LOWEST = -9999.0  # as OpenAI tells the log-prob of what cannot be
 _CHUNK = 512  # tokens of prompts in a forward pass: what the other answers wait for
 T = TypeVar("T")
-_Piece = str | StepEnd | Exception
+_Piece = TextDelta | StepEnd | Exception
 Emit = Callable[[_Piece], object]
 
 
 def _told(message: dict[str, Any]) -> dict[str, Any]:
     """A call of a tool, or its result, as a text: for templates that know neither."""
-    calls = message.get("tool_calls") or []
-    if calls:
-        calls = [c.get("function") if isinstance(c, dict) else None for c in calls] if isinstance(calls, list) else [None]
-        if not all(isinstance(c, dict) and isinstance(c.get("name"), str) and c.get("arguments") is not None for c in calls):
-            raise UserError("tool_calls must be a list of functions with a name and arguments")
+    if message.get("tool_calls"):
+        calls = [call["function"] for call in message["tool_calls"]]
         said = "".join(f'{CALL}{{"name": {json.dumps(c["name"])}, "arguments": {c["arguments"]}}}{CALLED}' for c in calls)
         return {"role": "assistant", "content": said}
     return message | {"role": "user"} if message.get("role") == "tool" else message
@@ -67,6 +64,7 @@ class _Step:
     emit: Emit
     text: Detokenizer
     shape: Shape | None
+    told: int = 0  # log-probs
 
 
 @dataclass
@@ -194,9 +192,8 @@ class LocalUpstream:
             for sampled in finished:
                 self._finish(sampled, self.steps.pop(sampled.slot))
             for slot, step in self.steps.items():
-                delta = step.text.add(self.engine.sampled(slot))
-                if delta:
-                    step.emit(delta)
+                tokens = self.engine.sampled(slot)
+                self._tell(step, step.text.add(tokens), tokens)
 
     def _one_by_one(self) -> list[SampledStep]:
         """Finds the answers that a forward pass fails on: they get the error, the others go on."""
@@ -212,20 +209,24 @@ class LocalUpstream:
 
     def _finish(self, sampled: SampledStep, step: _Step) -> None:
         delta, text = step.text.finish(sampled.tokens)
-        if delta:
-            step.emit(delta)
-        logprobs = self._logprobs(step.shape, sampled.tokens) if step.shape else []
-        step.emit(StepEnd(sampled.end, Usage(0, len(sampled.tokens)), text, logprobs=logprobs))
+        self._tell(step, delta, sampled.tokens)
+        step.emit(StepEnd(sampled.end, Usage(0, len(sampled.tokens)), text))
 
-    def _logprobs(self, shape: Shape, tokens: list[int]) -> list[dict[str, Any]]:
-        """As OpenAI tells them, under the model's own distribution."""
+    def _tell(self, step: _Step, text: str, tokens: list[int]) -> None:
+        logprobs = self._logprobs(step, step.shape, tokens) if step.shape else []
+        if text or logprobs:
+            step.emit(TextDelta(text, logprobs=logprobs))
+
+    def _logprobs(self, step: _Step, shape: Shape, tokens: list[int]) -> list[dict[str, Any]]:
+        """Those that were not told yet, as OpenAI tells them, under the model's own distribution."""
         shape.keep(tokens)
+        new, step.told = shape.kept[step.told :], len(shape.kept)
 
         def shown(token: int, logprob: float) -> dict[str, Any]:
             text = str(self.reasoner.tokenizer.decode([token]))
             return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode())}
 
-        return [shown(token, own) | {"top_logprobs": [shown(*other) for other in best]} for token, own, best in shape.kept]
+        return [shown(token, own) | {"top_logprobs": [shown(*other) for other in best]} for token, own, best in new]
 
     def begin(self, answer: _Answer, ids: list[int], max_new_tokens: int, until: Until, emit: Emit) -> None:
         """Lets an answer sample its next step, behind ``ids``."""
@@ -269,7 +270,7 @@ class _LocalConversation:
     def count(self, text: str) -> int:
         return len(self.upstream.ids_of(text))
 
-    async def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | StepEnd]:
+    async def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[TextDelta | Thought | StepEnd]:
         upstream, answer = self.upstream, self.answer
         pieces: asyncio.Queue[_Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()

@@ -29,6 +29,9 @@ def _read(body: Body) -> Body:
     system = [{"role": "system", "content": _parts(body["system"])}] if body.get("system") else []
     said = [m for message in dicts(body, "messages") for m in _messages(message)]
     chat |= {"messages": system + said, "stop": body.get("stop_sequences")}
+    last = said[-1] if said else {}
+    if last.get("role") == "assistant" and last.get("content") and not last.get("tool_calls"):
+        chat["continue_final_message"] = True  # it is the beginning of the answer
     if body.get("tools"):
         chat["tools"] = [{"type": "function", "function": _function(tool)} for tool in dicts(body, "tools")]
         choice = object_in(body, "tool_choice")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 from rsim.rules import PlayRules
-from rsim.serving.play import Asked, Called, Event, Finished, Injected, TextDelta, Thought, Usage
+from rsim.serving.play import Asked, Called, Event, Finished, Injected, TextDelta, Usage
 
 Kind = Literal["chat", "completion"]
 _CHOICES = 1024  # of one request
 _HOTTEST = 1000  # temperature
 _TOP = 20  # log-probs beside a token's own
+_LIMITS = ("max_tokens", "max_completion_tokens")
 
 # Requests with any of these pass through as they are.
 _NOT_PLANNED = (
@@ -26,7 +28,7 @@ _PLAIN = {"response_format": {"type": "text"}, "best_of": 1}  # values of these 
 # The part of the steps that the rules allow; "none" is a gate of 1.
 _EFFORTS = {"minimal": 0, "low": 0.25, "medium": 0.5, "high": 1, "xhigh": 1, "max": 1}
 # What planning itself decides or obeys; all other fields are passed on to the upstream as they are.
-_READ = {"model", "messages", "prompt", "stream", "stream_options", "n", "stop", "max_tokens", "max_completion_tokens", "rsim"}
+_READ = {"model", "messages", "prompt", "stream", "stream_options", "n", "stop", "rsim", *_LIMITS}
 _READ |= {"continue_final_message", "add_generation_prompt", "logprobs", "top_logprobs", "tool_choice", *_NOT_PLANNED}
 
 
@@ -69,13 +71,7 @@ def passes_through(body: dict[str, Any], *, local: bool = False) -> bool:
     return asked or (not local and (tools or logprobs))
 
 
-def read_request(
-    kind: Kind,
-    body: dict[str, Any],
-    model: str,
-    rules: PlayRules,
-    default_limit: int,
-) -> Request:
+def read_request(kind: Kind, body: dict[str, Any], model: str, rules: PlayRules, default_limit: int) -> Request:
     """Checks what planning depends on; the rest is the upstream's to judge.
 
     Args:
@@ -86,40 +82,43 @@ def read_request(
         BadRequest: a field of the wrong form.
     """
     sampling = {key: value for key, value in body.items() if key not in _READ and value is not None}
-    for key, kinds in (("temperature", (int, float)), ("seed", (int,))):
-        value = sampling.get(key, 0)
-        if not isinstance(value, kinds) or isinstance(value, bool) or (key == "temperature" and not 0 <= value <= _HOTTEST):
-            raise BadRequest(
-                f"{key} must be a {f'number from 0 to {_HOTTEST}' if key == 'temperature' else 'whole number'}", key
-            )
-    unlimited = {key: None for key in ("max_tokens", "max_completion_tokens") if body.get(key) == -1}
-    body = body | unlimited  # as llama.cpp's clients say it
-    limit = _whole(body, "max_completion_tokens", _whole(body, "max_tokens", default_limit, 1), 1)
-    count = _whole(body, "n", 1, 1)
-    given = body.get("stop") or []
-    listed = [given] if isinstance(given, str) else given
-    if not isinstance(listed, list) or not all(isinstance(s, str) and s for s in listed):
+    temperature = sampling.get("temperature", 0)
+    if type(temperature) not in (int, float) or not 0 <= temperature <= _HOTTEST:
+        raise BadRequest(f"temperature must be a number from 0 to {_HOTTEST}", "temperature")
+    if type(sampling.get("seed", 0)) is not int:
+        raise BadRequest("seed must be a whole number", "seed")
+    if not isinstance(body.get("stream") or False, bool):
+        raise BadRequest("stream must be true or false", "stream")
+    body = body | {key: None for key in _LIMITS if body.get(key) == -1}  # as llama.cpp's clients say that there is none
+    limits = {key: _whole(body, key, 0, 1) for key in _LIMITS if body.get(key) is not None}
+    field = "max_completion_tokens" if "max_completion_tokens" in limits else "max_tokens"
+    stops = body.get("stop") or []
+    stops = [stops] if isinstance(stops, str) else stops
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
         raise BadRequest("stop must be a text or a list of texts", "stop")
-    stops = tuple(listed)
+    final = {"limit_field": field, **_final_step(kind, body)}
     if kind == "chat":
-        messages = _messages(body)
-        continues = bool(body.get("continue_final_message"))  # vLLM's field
+        messages, continues = _messages(body), bool(body.get("continue_final_message"))  # vLLM's field
         if continues and messages[-1]["role"] != "assistant":
             raise BadRequest("continue_final_message needs a last message by the assistant", "continue_final_message")
-        contexts = [Asked(model, messages, None, continues=continues)]
+        contexts = [Asked(model, messages, None, continues=continues, **final)]
     else:
-        contexts = [
-            Asked(model, None, p) if isinstance(p, str) else Asked(model, None, "", prompt_ids=p) for p in _prompts(body)
-        ]
+        texts = [("", p) if isinstance(p, list) else (p, None) for p in _prompts(body)]
+        contexts = [Asked(model, None, text, prompt_ids=ids, **final) for text, ids in texts]
+    count = _whole(body, "n", 1, 1)
     if count * len(contexts) > _CHOICES:
         raise BadRequest(f"{count * len(contexts)} answers are asked for: {_CHOICES} at most", "n")
-    field = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
-    asked = [replace(context, sampling=_seeded(sampling, i), limit_field=field) for context in contexts for i in range(count)]
-    asked = [replace(one, **_final_step(kind, body)) for one in asked]
+    asked = [replace(context, sampling=_seeded(sampling, i)) for context in contexts for i in range(count)]
     options = body.get("stream_options")
-    usage = isinstance(options, dict) and bool(options.get("include_usage"))
     return Request(
-        kind, str(body.get("model", model)), asked, limit, stops, bool(body.get("stream")), usage, asked_rules(body, rules)
+        kind,
+        str(body.get("model", model)),
+        asked,
+        limits.get(field, default_limit),
+        tuple(stops),
+        stream=bool(body.get("stream")),
+        include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
+        rules=asked_rules(body, rules),
     )
 
 
@@ -128,17 +127,21 @@ def _final_step(kind: Kind, body: dict[str, Any]) -> dict[str, Any]:
     form, tools, choice, logprobs = (body.get(key) for key in ("response_format", "tools", "tool_choice", "logprobs"))
     if form is not None and (not isinstance(form, dict) or not isinstance(form.get("type"), str)):
         raise BadRequest("response_format must be an object with a type", "response_format")
-    functions = [t.get("function") if isinstance(t, dict) else None for t in tools] if isinstance(tools, list) else [tools]
-    if tools and not all(isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions):
+    if tools and not _are_functions(tools, "name"):
         raise BadRequest("tools must be a list of functions with a name", "tools")
-    if kind == "chat":
-        logprobs = _whole(body, "top_logprobs", 0, 0) if logprobs else None
-    elif logprobs is not None:
-        logprobs = _whole(body, "logprobs", 0, 0)
-    if logprobs is not None and logprobs > _TOP:
-        raise BadRequest(f"{_TOP} log-probs at most", "top_logprobs" if kind == "chat" else "logprobs")
+    field = "top_logprobs" if kind == "chat" else "logprobs"
+    asked = bool(logprobs) if kind == "chat" else logprobs is not None
+    top = _whole(body, field, 0, 0) if asked else None
+    if top is not None and top > _TOP:
+        raise BadRequest(f"{_TOP} log-probs at most", field)
     form = form if form and form["type"] != "text" else None
-    return {"form": form, "tools": tools if tools and choice != "none" else [], "tool_choice": choice, "logprobs": logprobs}
+    return {"form": form, "tools": tools if tools and choice != "none" else [], "tool_choice": choice, "logprobs": top}
+
+
+def _are_functions(given: Any, *texts: str) -> bool:
+    """Whether it is a list of tools, or of calls: each one's function has these ``texts``."""
+    functions = [one.get("function") if isinstance(one, dict) else None for one in given] if isinstance(given, list) else [None]
+    return all(isinstance(f, dict) and all(isinstance(f.get(text), str) for text in texts) for f in functions)
 
 
 def asked_rules(body: dict[str, Any], rules: PlayRules) -> PlayRules:
@@ -184,11 +187,7 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(role, str) or not role:
             raise BadRequest(f"messages[{number}].role must be a text", "messages")
         parts = [{"text": content}] if isinstance(content, str) else content
-        calls = message.get("tool_calls") or []
-        functions = [c.get("function") if isinstance(c, dict) else None for c in calls] if isinstance(calls, list) else [None]
-        if not all(
-            isinstance(f, dict) and isinstance(f.get("name"), str) and isinstance(f.get("arguments"), str) for f in functions
-        ):
+        if not _are_functions(message.get("tool_calls") or [], "name", "arguments"):
             raise BadRequest(f"messages[{number}].tool_calls must be calls of functions, their arguments a text", "messages")
         if content is None and role == "assistant":  # it called a tool
             continue
@@ -214,52 +213,52 @@ def _are_ids(prompt: Any) -> bool:
 class Choice:
     """One answer as it grows."""
 
-    text: str = ""
+    message: dict[str, Any] = field(default_factory=lambda: {"role": "assistant", "content": ""})
     steps: list[dict[str, Any]] = field(default_factory=list)
     finished: Finished | None = None
-    thinking: dict[str, str] = field(default_factory=dict)  # in fields of its own
     calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     at: float = field(default_factory=time.perf_counter)  # when the last step ended
 
     def add(self, event: Event) -> None:
         if self.steps and isinstance(event, Injected | Finished):
             self.at, began = time.perf_counter(), self.at
             self.steps[-1]["seconds"] = round(self.at - began, 4)
+        if isinstance(event, Called):
+            function = {"name": event.name, "arguments": event.arguments}
+            self.calls.append({"index": len(self.calls), "id": event.id, "type": "function", "function": function})
+        elif isinstance(event, Finished):
+            self.finished = event
+        elif event.place:
+            self.message[event.place] = self.message.get(event.place, "") + event.text
         if isinstance(event, Injected):
             self.steps.append(_step(event) | {"text": ""})
-            self._show(event.text, event.place)
         elif isinstance(event, TextDelta):
-            self._show(event.text, event.place)
-            if self.steps and event.sampled:
-                self.steps[-1]["text"] += event.text
+            self.logprobs += event.logprobs
+            if self.steps:
+                self.steps[-1]["text"] += event.text if event.sampled else ""
             if event.output:
                 self.steps[-1]["output"] = event.text
-        elif isinstance(event, Thought):
-            self._show(event.text, event.field)
-        elif isinstance(event, Called):
-            self.calls.append(_call(event, len(self.calls)))
-        else:
-            self.finished = event
 
-    def _show(self, text: str, place: str) -> None:
-        if place == "content":
-            self.text += text
-        elif place:
-            self.thinking[place] = self.thinking.get(place, "") + text
+    def end(self) -> dict[str, Any]:
+        """Why it ended and, as vLLM tells it, at which of the client's stop strings."""
+        if self.finished is None:
+            return {"finish_reason": None}
+        return {"finish_reason": self.finished.reason, "stop_reason": self.finished.stop}
 
 
-def _call(event: Called, number: int) -> dict[str, Any]:
-    return {"index": number, "id": event.id, "type": "function", "function": {"name": event.name, "arguments": event.arguments}}
-
-
-def _logprobs(kind: Kind, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The log-probs of what was sampled; what was injected has none."""
-    if kind == "chat" or not entries:
-        return {"content": entries, "refusal": None} if entries else None
-    tokens = [entry["token"] for entry in entries]
-    offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
-    best = [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries]
-    return {"tokens": tokens, "token_logprobs": [e["logprob"] for e in entries], "top_logprobs": best, "text_offset": offsets}
+def _logprobs(kind: Kind, entries: list[dict[str, Any]], begin: int = 0) -> dict[str, Any] | None:
+    """The log-probs of what was sampled, from the token ``begin`` on; what was injected has none."""
+    shown = entries[begin:]
+    if kind == "chat" or not shown:
+        return {"content": shown, "refusal": None} if shown else None
+    offsets = [*accumulate((len(entry["token"]) for entry in entries[:-1]), initial=0)]
+    return {
+        "tokens": [entry["token"] for entry in shown],
+        "token_logprobs": [entry["logprob"] for entry in shown],
+        "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in shown],
+        "text_offset": offsets[begin:],
+    }
 
 
 def _step(event: Injected) -> dict[str, Any]:
@@ -270,26 +269,23 @@ def whole(request: Request, choices: list[Choice], mode: str | None) -> dict[str
     """The response to a request without streaming."""
     shown = []
     for index, choice in enumerate(choices):
-        reason = choice.finished.reason if choice.finished else None
-        message: dict[str, Any] = {"role": "assistant", "content": choice.text} | choice.thinking
+        message = choice.message
         if choice.calls:
-            message |= {"content": choice.text or None, "tool_calls": choice.calls}
-        said: dict[str, Any] = {"message": message} if request.kind == "chat" else {"text": choice.text}
-        stop = choice.finished.stop if choice.finished else None
-        logprobs = _logprobs(request.kind, choice.finished.logprobs if choice.finished else [])
-        shown.append({"index": index, **said, "logprobs": logprobs, "finish_reason": reason, "stop_reason": stop})
+            message = message | {"content": message["content"] or None, "tool_calls": choice.calls}
+        said = {"message": message} if request.kind == "chat" else {"text": message["content"]}
+        shown.append({"index": index, **said, "logprobs": _logprobs(request.kind, choice.logprobs), **choice.end()})
     kind = "chat.completion" if request.kind == "chat" else "text_completion"
-    usage = usage_of([c.finished.usage for c in choices if c.finished])
-    response = _envelope(request, kind) | {"choices": shown, "usage": usage}
+    response = _envelope(request, kind) | {"choices": shown, "usage": usage_of(choices)}
     if mode is not None:
         response["rsim"] = {"mode": mode, "approximate": mode != "exact", "choices": [{"steps": c.steps} for c in choices]}
     return response
 
 
-def usage_of(parts: list[Usage]) -> dict[str, Any]:
+def usage_of(choices: Iterable[Choice]) -> dict[str, Any]:
     total = Usage()
-    for part in parts:
-        total.add(part)
+    for choice in choices:
+        if choice.finished:
+            total.add(choice.finished.usage)
     usage: dict[str, Any] = {
         "prompt_tokens": total.prompt_tokens,
         "completion_tokens": total.completion_tokens,
@@ -301,35 +297,30 @@ def usage_of(parts: list[Usage]) -> dict[str, Any]:
 
 
 def chunk(request: Request, index: int, event: Event, said: Choice, *, first: bool) -> dict[str, Any]:
-    """One event of one choice as a stream's chunk. What was injected carries a field ``rsim`` that says so, the last chunk one
-    that says how long each step took."""
-    place = event.field if isinstance(event, Thought) else event.place if isinstance(event, Injected | TextDelta) else ""
-    text = event.text if isinstance(event, Injected | TextDelta | Thought) else ""
-    reason = event.reason if isinstance(event, Finished) else None
-    logprobs = _logprobs(request.kind, event.logprobs) if isinstance(event, Finished) else None
+    """The last event of what one choice has ``said`` as a stream's chunk. What was injected carries a field ``rsim`` that says
+    so, the last chunk one that says how long each step took."""
+    text, place = ("", "") if isinstance(event, Called | Finished) else (event.text, event.place)
     if request.kind == "chat":
         delta: dict[str, Any] = ({"role": "assistant"} if first else {}) | ({place: text} if place else {})
         if isinstance(event, Called):
             delta["tool_calls"] = said.calls[-1:]
-        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
+        shown: dict[str, Any] = {"delta": delta}
     else:
-        shown_text = text if place == "content" else ""
-        choice = {"index": index, "text": shown_text, "finish_reason": reason}
-    choice["logprobs"] = logprobs
-    if isinstance(event, Finished):
-        choice["stop_reason"] = event.stop  # the stop string that was met, as vLLM tells it
-    shown = _chunk_envelope(request) | {"choices": [choice]}
+        shown = {"text": text if place == "content" else ""}
+    begin = len(said.logprobs) - (len(event.logprobs) if isinstance(event, TextDelta) else 0)
+    logprobs = _logprobs(request.kind, said.logprobs, begin)
+    made = _chunk_envelope(request) | {"choices": [{"index": index, **shown, "logprobs": logprobs, **said.end()}]}
     if isinstance(event, Injected):
-        shown["rsim"] = {"injected": True} | _step(event)
+        made["rsim"] = {"injected": True} | _step(event)
     elif isinstance(event, TextDelta) and event.output:
-        shown["rsim"] = {"injected": True, "output": event.text}
+        made["rsim"] = {"injected": True, "output": event.text}
     elif isinstance(event, Finished) and said.steps:
-        shown["rsim"] = {"seconds": [step["seconds"] for step in said.steps]}
-    return shown
+        made["rsim"] = {"seconds": [step["seconds"] for step in said.steps]}
+    return made
 
 
-def usage_chunk(request: Request, parts: list[Usage]) -> dict[str, Any]:
-    return _chunk_envelope(request) | {"choices": [], "usage": usage_of(parts)}
+def usage_chunk(request: Request, choices: Iterable[Choice]) -> dict[str, Any]:
+    return _chunk_envelope(request) | {"choices": [], "usage": usage_of(choices)}
 
 
 def _chunk_envelope(request: Request) -> dict[str, Any]:
@@ -338,10 +329,6 @@ def _chunk_envelope(request: Request) -> dict[str, Any]:
 
 def _envelope(request: Request, kind: str) -> dict[str, Any]:
     return {"id": request.id, "object": kind, "created": request.created, "model": request.model}
-
-
-def error_object(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class Stops:
@@ -379,7 +366,7 @@ class Stops:
             async for event in events:
                 if isinstance(event, TextDelta) and not event.output:
                     text, met = self.feed(event.text)
-                    if text:
+                    if text or event.logprobs:
                         yield replace(event, text=text)
                     if met is not None:
                         yield await self._met(met, events, spent)

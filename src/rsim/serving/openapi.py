@@ -18,6 +18,10 @@ def _object(required: str = "", **fields: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": required.split(), "properties": fields}
 
 
+def _texts(names: str) -> dict[str, Any]:
+    return dict.fromkeys(names.split(), _TEXT)
+
+
 def _named(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
@@ -42,14 +46,7 @@ _OPENAI: dict[str, Any] = _SHARED | {
     "stream_options": _or_null(_object(include_usage=_FLAG)),
 }
 _TOOL = _object("type function", type={"const": "function"}, function=_object("name", name=_TEXT, parameters=_ANY))
-_ANSWER: dict[str, Any] = {
-    "id": _TEXT,
-    "object": _TEXT,
-    "created": _WHOLE,
-    "model": _TEXT,
-    "usage": _named("Usage"),
-    "rsim": _named("Planned"),
-}
+_ANSWER = _texts("id object model") | {"created": _WHOLE, "usage": _named("Usage"), "rsim": _named("Planned")}
 _CHOICE: dict[str, Any] = {
     "index": _WHOLE,
     "finish_reason": _or_null(_TEXT),
@@ -104,9 +101,7 @@ _SCHEMAS: dict[str, Any] = {
     ),
     "Step": _object(
         "strategy prompt text",
-        strategy=_TEXT,
-        prompt=_TEXT,
-        text=_TEXT,
+        **_texts("strategy prompt text"),
         probabilities=_ANY,
         forced=_FLAG,
         seconds={"type": "number"},

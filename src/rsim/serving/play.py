@@ -69,10 +69,22 @@ TO_END = Until()
 
 @dataclass(frozen=True)
 class Thought:
-    """Thinking of the model's own before it answers: no part of a step. ``field``: of the upstream's message."""
+    """Thinking of the model's own before it answers: no part of a step. ``place``: the field of the upstream's message."""
 
     text: str
-    field: str
+    place: str
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """Text that the upstream sampled, or (``sampled`` false) a delimiter that closes a step or a tool's ``output``; with its
+    tokens' ``logprobs``, where they are asked for."""
+
+    text: str
+    sampled: bool = True
+    output: bool = False
+    place: str = "content"
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,6 @@ class StepEnd:
     text: str = ""
     thought: int = 0
     told: str = ""
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -152,7 +163,7 @@ class Conversation(Protocol):
     def inject(self, text: str) -> None:
         """Appends ``text`` to the answer; it is sent with the next step."""
 
-    def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[str | Thought | StepEnd]:
+    def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[TextDelta | Thought | StepEnd]:
         """Yields text as it is sampled, then one `StepEnd`."""
 
     def cut(self, pieces: int) -> Usage:
@@ -192,16 +203,6 @@ class Injected:
 
 
 @dataclass(frozen=True)
-class TextDelta:
-    """Text that the upstream sampled, or (``sampled`` false) a delimiter that closes a step or a tool's ``output``."""
-
-    text: str
-    sampled: bool = True
-    output: bool = False
-    place: str = "content"
-
-
-@dataclass(frozen=True)
 class Finished:
     """The end of an answer. ``reason``: stop, length, or the upstream's own; ``stop``: the client's stop string that ended it;
     ``injected_tokens`` as the budget counts them; ``planner_ids``: what the planner has read at its last decision."""
@@ -212,7 +213,6 @@ class Finished:
     injected_tokens: int = 0
     stop: str | None = None
     planner_ids: list[int] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -253,9 +253,10 @@ async def play(
                 allowed = replace(allowed, answer_tokens=max(allowed.answer_tokens, _kept_for_form(allowed.max_tokens)))
             book = rulebook_of(batcher.planner, allowed, conversation.count)
             turns = upstream.mode == "turn" and asked.messages is not None
-            tools = Tools(runner, book.rules, conversation.count)
-            players = _Players(asked, batcher, planner, conversation, tools, turns)
-            async with aclosing(_steps(players, book, usage)) as events:
+            game = _Game(
+                asked, batcher, planner, conversation, book, Tools(runner, book.rules, conversation.count), turns, usage
+            )
+            async with aclosing(game.steps()) as events:
                 async for event in events:
                     yield event
         finally:
@@ -270,18 +271,6 @@ def _kept_for_form(limit: int) -> int:
     return min(max(limit // 2, 128), 2 * limit // 3)
 
 
-@dataclass(frozen=True)
-class _Players:
-    """Who plays one answer. ``turns``: every strategy is a message of its own."""
-
-    asked: Asked
-    batcher: PlannerBatcher
-    planner: PlannedAnswer
-    conversation: Conversation
-    tools: Tools
-    turns: bool
-
-
 @dataclass
 class _Step:
     """A step as it grows; ``read`` is what the planner will read of it."""
@@ -291,145 +280,148 @@ class _Step:
     until: Until
     injected: int  # tokens
     sampled: int = 0
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
     read: str = ""
     before: str = ""  # the answer up to what is sampled and read, the step's prompt included
     end: End = "cap"
     told: str = ""
 
 
-async def _steps(players: _Players, book: Rulebook, usage: Usage) -> AsyncGenerator[Event]:
-    strategies, conversation = players.batcher.strategies, players.conversation
-    progress, injected_tokens, ending = Progress(), 0, Ending()
-    last = said = ""  # the last step, as it was sampled; all of the answer
-    logprobs: list[dict[str, Any]] = []
-    strict = players.asked.strict
-    aside, due = "reasoning_content" if strict else "content", False
-    while not ending.over:
-        with tracing.span("rsim.decision", {}) as note:
-            move, decision = (book.move(None), None) if due else await _choose(players.planner, book, progress)
-            name = strategies[move.strategy if move != ALONE else strategies.neutral].name
-            note({"rsim.strategy": name, "rsim.forced": move.forced})
-        prompt = _prompt(players, book, move)
-        yield Injected(name, prompt, _shown(strategies.names, decision), move.forced, decision, aside)
-        step, report = _opened(players, book, move, progress, prompt, last, said)
-        if report:
-            yield TextDelta(report, sampled=False, output=True, place=aside)
-        last = ""
-        if strict and move.final:
-            step.until, step.limit = Until(strict=True), max(step.limit, book.left(progress) - step.injected)
-        called = {"gen_ai.operation.name": "chat", "gen_ai.request.model": players.asked.model, "rsim.strategy": name}
-        with tracing.span(f"chat {players.asked.model}", called) as note:
-            async with aclosing(_sampled(players, book, step, usage)) as events:
-                async for event in events:
-                    if isinstance(event, TextDelta):
-                        last += event.text if event.sampled else ""
-                        event = event if move.final else replace(event, place=aside)
-                    yield event
-            note({"gen_ai.usage.output_tokens": step.sampled, "gen_ai.response.finish_reasons": [step.told or step.end]})
-        logprobs += step.logprobs
-        ending = book.ending(step.move, step.end)
-        if strict and ending.over and not move.final and not step.told:  # it ended its turn without the answer
-            due, ending = True, Ending()
-        if ending.closes:
-            conversation.inject(book.rules.delimiter)
-            step.injected += book.lengths.delimiter
-            yield TextDelta(book.rules.delimiter, sampled=False, place=aside)
-        said = step.before + step.read + (book.rules.delimiter if ending.closes else "")
-        injected_tokens += step.injected
-        progress = Progress(progress.steps + 1, progress.tokens + step.injected + step.sampled)
-        players.planner.observe(name, step.read)
-    reason = "length" if ending.truncated else step.told or "stop"
-    yield Finished(reason, usage, ending, injected_tokens, planner_ids=players.planner.ids(), logprobs=logprobs)
+@dataclass
+class _Game:
+    """One answer that is played. ``turns``: every strategy is a message of its own."""
 
+    asked: Asked
+    batcher: PlannerBatcher
+    planner: PlannedAnswer
+    conversation: Conversation
+    book: Rulebook
+    tools: Tools
+    turns: bool
+    usage: Usage
+    progress: Progress = field(default_factory=Progress)
+    last: str = ""  # the last step, as it was sampled
+    said: str = ""  # all of the answer
 
-def _opened(
-    players: _Players, book: Rulebook, move: Move, progress: Progress, prompt: str, last: str, said: str
-) -> tuple[_Step, str]:
-    """A step whose prompt is injected behind what was ``said``; and a calculator's report on the ``last`` step."""
-    conversation = players.conversation
-    report = players.tools.recalculate(last) if move.tool == "calculator" else ""
-    injected = sum(conversation.count(text) for text in (prompt, report) if text)
-    conversation.inject(prompt)
-    conversation.inject(report)
-    beyond = book.left(progress) - injected if book.rules.gate and not move.final else 0
-    before = said + prompt
-    until = _until(players, book, before + report, beyond) if book.stops(move) else TO_END
-    if move.tool == "python":  # a message of its own opens no block: the program comes back inside of one
-        until = TO_END if players.turns else Until(strings=(FENCE,))
-    return _Step(move, book.max_new_tokens(move, progress, injected), until, injected, read=report, before=before), report
+    async def steps(self) -> AsyncGenerator[Event]:
+        book, strategies, strict = self.book, self.batcher.strategies, self.asked.strict
+        injected_tokens, ending = 0, Ending()
+        aside, due = "reasoning_content" if strict else "content", False
+        while not ending.over:
+            with tracing.span("rsim.decision", {}) as note:
+                move, decision = (book.move(None), None) if due else await self._choose()
+                name = strategies[move.strategy if move != ALONE else strategies.neutral].name
+                note({"rsim.strategy": name, "rsim.forced": move.forced})
+            prompt = self._prompt(move)
+            yield Injected(name, prompt, _shown(strategies.names, decision), move.forced, decision, aside)
+            step = self._opened(move, prompt)
+            if step.read:
+                yield TextDelta(step.read, sampled=False, output=True, place=aside)
+            self.last = ""
+            if strict and move.final:
+                step.until, step.limit = Until(strict=True), max(step.limit, book.left(self.progress) - step.injected)
+            called = {"gen_ai.operation.name": "chat", "gen_ai.request.model": self.asked.model, "rsim.strategy": name}
+            with tracing.span(f"chat {self.asked.model}", called) as note:
+                async with aclosing(self._sampled(step)) as events:
+                    async for event in events:
+                        if isinstance(event, TextDelta):
+                            self.last += event.text if event.sampled else ""
+                            event = event if move.final else replace(event, place=aside)
+                        yield event
+                note({"gen_ai.usage.output_tokens": step.sampled, "gen_ai.response.finish_reasons": [step.told or step.end]})
+            ending = book.ending(step.move, step.end)
+            if strict and ending.over and not move.final and not step.told:  # it ended its turn without the answer
+                due, ending = True, Ending()
+            if ending.closes:
+                self.conversation.inject(book.rules.delimiter)
+                step.injected += book.lengths.delimiter
+                yield TextDelta(book.rules.delimiter, sampled=False, place=aside)
+            self.said = step.before + step.read + (book.rules.delimiter if ending.closes else "")
+            injected_tokens += step.injected
+            self.progress = Progress(self.progress.steps + 1, self.progress.tokens + step.injected + step.sampled)
+            self.planner.observe(name, step.read)
+        reason = "length" if ending.truncated else step.told or "stop"
+        yield Finished(reason, self.usage, ending, injected_tokens, planner_ids=self.planner.ids())
 
+    async def _choose(self) -> tuple[Move, Decision | None]:
+        """The next step, and the planner's decision if it was asked.
 
-def _until(players: _Players, book: Rulebook, said: str, beyond: int = 0) -> Until:
-    """A delimiter outside of code blocks; a message of its own goes on with none."""
-    return Until(book.rules.delimiter, "" if players.turns else open_block(said), beyond=beyond)
+        A question that it cannot read is answered without it, in one step; once its context is full, the answer is due.
+        """
+        reads = self.planner.reads()
+        if self.progress.steps == 0 and not reads:
+            return ALONE, None
+        if self.book.must_end(self.progress) or not reads:
+            return self.book.move(None), None
+        decision = await self.planner.decide()
+        return self.book.move(decision.action, max(decision.probabilities)), decision
 
+    def _prompt(self, move: Move) -> str:
+        """The wording that is injected: the first of its strategy or, where answers are sampled, any."""
+        if not move.injects:
+            return ""
+        prompts = self.batcher.strategies[move.strategy].prompts
+        drawn = self.book.rules.paraphrase == "random" and not self.asked.greedy
+        prompt = self.planner.draws.choice(prompts) if drawn else prompts[0]
+        return as_message(prompt) if self.turns else prompt
 
-async def _sampled(players: _Players, book: Rulebook, step: _Step, usage: Usage) -> AsyncGenerator[Thought | TextDelta]:
-    """What is sampled in a step and, where its program is run, the output and what follows it."""
-    piece: str | Thought | StepEnd
-    while step.sampled < step.limit:
-        end, read = StepEnd("cap", Usage()), 0
-        try:
-            async with aclosing(players.conversation.step(step.limit - step.sampled, step.until)) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, StepEnd):
-                        end = piece
-                    else:
-                        read += 1
-                        yield TextDelta(piece) if isinstance(piece, str) else piece
-        except GeneratorExit:  # a string of the client's was met
-            usage.add(players.conversation.cut(read))
-            raise
-        usage.add(replace(end.usage, reasoning_tokens=min(end.thought, end.usage.completion_tokens)))
-        text, step.end, step.told = end.text, end.reason, end.told
-        step.logprobs += end.logprobs
-        step.sampled, step.read = step.sampled + end.tokens, step.read + text
-        message = players.turns and step.move.tool == "python"
-        program = _written(text, step.end) if message else book.program(step.move, step.end, text)
-        if program is None:
-            return
-        output = await asyncio.wrap_future(players.tools.start(program, text))
-        players.conversation.inject(output)
-        step.injected += players.conversation.count(output) if output else 0
-        step.read, step.end = step.read + output, "cap"
-        step.move, step.until = replace(step.move, tool=None), _until(players, book, step.before + step.read)
-        if output:
-            yield TextDelta(output, sampled=False, output=True)
-        if players.turns:  # the next message has the output: the turn of this one is over
-            step.end = "delimiter"
-        if players.turns or book.rules.tool_ends_step:
-            return
+    def _opened(self, move: Move, prompt: str) -> _Step:
+        """A step whose prompt is injected, and behind it a calculator's report on the last step."""
+        book, conversation = self.book, self.conversation
+        report = self.tools.recalculate(self.last) if move.tool == "calculator" else ""
+        injected = sum(conversation.count(text) for text in (prompt, report) if text)
+        conversation.inject(prompt)
+        conversation.inject(report)
+        beyond = book.left(self.progress) - injected if book.rules.gate and not move.final else 0
+        before = self.said + prompt
+        until = self._until(before + report, beyond) if book.stops(move) else TO_END
+        if move.tool == "python":  # a message of its own opens no block: the program comes back inside of one
+            until = TO_END if self.turns else Until(strings=(FENCE,))
+        return _Step(move, book.max_new_tokens(move, self.progress, injected), until, injected, read=report, before=before)
+
+    def _until(self, said: str, beyond: int = 0) -> Until:
+        """A delimiter outside of code blocks; a message of its own goes on with none."""
+        return Until(self.book.rules.delimiter, "" if self.turns else open_block(said), beyond=beyond)
+
+    async def _sampled(self, step: _Step) -> AsyncGenerator[Thought | TextDelta]:
+        """What is sampled in a step and, where its program is run, the output and what follows it."""
+        book, conversation = self.book, self.conversation
+        while step.sampled < step.limit:
+            end, read = StepEnd("cap", Usage()), 0
+            try:
+                async with aclosing(conversation.step(step.limit - step.sampled, step.until)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, StepEnd):
+                            end = piece
+                        else:
+                            read += 1
+                            yield piece
+            except GeneratorExit:  # a string of the client's was met
+                self.usage.add(conversation.cut(read))
+                raise
+            self.usage.add(replace(end.usage, reasoning_tokens=min(end.thought, end.usage.completion_tokens)))
+            text, step.end, step.told = end.text, end.reason, end.told
+            step.sampled, step.read = step.sampled + end.tokens, step.read + text
+            message = self.turns and step.move.tool == "python"
+            program = _written(text, step.end) if message else book.program(step.move, step.end, text)
+            if program is None:
+                return
+            output = await asyncio.wrap_future(self.tools.start(program, text))
+            conversation.inject(output)
+            step.injected += conversation.count(output) if output else 0
+            step.read, step.end = step.read + output, "cap"
+            step.move, step.until = replace(step.move, tool=None), self._until(step.before + step.read)
+            if output:
+                yield TextDelta(output, sampled=False, output=True)
+            if self.turns:  # the next message has the output: the turn of this one is over
+                step.end = "delimiter"
+            if self.turns or book.rules.tool_ends_step:
+                return
 
 
 def _written(message: str, end: End) -> str | None:
     """The program in a message that was not cut: the last code block."""
     blocks = message.split(FENCE)[1::2]
     return blocks[-1].partition("\n")[2] if end != "cap" and blocks else None
-
-
-async def _choose(planner: PlannedAnswer, book: Rulebook, progress: Progress) -> tuple[Move, Decision | None]:
-    """The next step, and the planner's decision if it was asked.
-
-    A question that it cannot read is answered without it, in one step; once its context is full, the answer is due.
-    """
-    reads = planner.reads()
-    if progress.steps == 0 and not reads:
-        return ALONE, None
-    if book.must_end(progress) or not reads:
-        return book.move(None), None
-    decision = await planner.decide()
-    return book.move(decision.action, max(decision.probabilities)), decision
-
-
-def _prompt(players: _Players, book: Rulebook, move: Move) -> str:
-    """The wording that is injected: the first of its strategy or, where answers are sampled, any."""
-    if not move.injects:
-        return ""
-    prompts = players.batcher.strategies[move.strategy].prompts
-    drawn = book.rules.paraphrase == "random" and not players.asked.greedy
-    prompt = players.planner.draws.choice(prompts) if drawn else prompts[0]
-    return as_message(prompt) if players.turns else prompt
 
 
 def _shown(names: tuple[str, ...], decision: Decision | None) -> dict[str, float]:

@@ -6,10 +6,11 @@ an error that shows it: an answer that breaks off, or is not one, must not pass 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ _THOUGHTS = ("thinking", "reasoning")
 _OPEN, _CLOSE = "<think>", "</think>"
 _HALF = re.compile("[\ud800-\udfff]")
 _SHOWN = 300  # characters of what cannot be read
+_LAST_SECONDS = 1.0  # that a response may take to end behind its [DONE]
 
 
 class UpstreamError(Exception):
@@ -75,6 +77,9 @@ async def read(response: httpx.Response) -> AsyncGenerator[str | Thought | Said]
                 usage = _usage(counted) or usage
                 details = counted.get("completion_tokens_details") if isinstance(counted, dict) else None
                 thought = _count(details, "reasoning_tokens") or thought
+    except httpx.RequestError as error:
+        if not reason:  # else all was said
+            raise lost(error) from error
     finally:
         await response.aclose()
     for piece in content.rest():
@@ -87,24 +92,21 @@ async def read(response: httpx.Response) -> AsyncGenerator[str | Thought | Said]
 async def _chunks(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
     """The events of a stream or, if it is none, the whole answer as the only one."""
     data, other, chunks = "", "", 0
-    try:
-        async for line in _lines(response):
-            if line.startswith("data:"):
-                data += line[5:].removeprefix(" ")
-                if data.strip() in ("", "[DONE]"):  # read on: a connection that is not read to its end is lost
-                    data = ""
-                chunk = _parsed(data)
-                if chunk is not None:
-                    chunks, data = chunks + 1, ""
-                    yield chunk
-            elif not line.strip() and data:
-                raise broken("the upstream sent no JSON", data)
-            elif line.strip() and not line.startswith(_FIELDS):
-                other += line + "\n"
-    except httpx.TimeoutException as error:
-        raise unreached("the upstream stopped answering", error) from error
-    except httpx.RequestError as error:
-        raise unreached("the connection to the upstream broke", error) from error
+    lines = _lines(response)
+    async for line in lines:
+        if line.startswith("data:"):
+            data += line[5:].strip()
+            if data == "[DONE]":
+                await _read_on(lines)
+                return
+            chunk = _parsed(data)
+            if chunk is not None:
+                chunks, data = chunks + 1, ""
+                yield chunk
+        elif not line.strip() and data:
+            raise broken("the upstream sent no JSON", data)
+        elif line.strip() and not line.startswith(_FIELDS):
+            other += line + "\n"
     if data or other:
         whole = None if chunks or data else _parsed(other)
         if whole is None:
@@ -112,7 +114,15 @@ async def _chunks(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
         yield whole
 
 
-async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+async def _read_on(lines: AsyncGenerator[str]) -> None:
+    """A connection that is not read to its end is lost; but some are left open, or break, when all was said."""
+    with suppress(TimeoutError, httpx.RequestError, UpstreamError):
+        async with asyncio.timeout(_LAST_SECONDS):
+            async for _ in lines:
+                pass
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[str]:
     """Only the protocol's own line breaks end a line: U+2028, U+2029 and U+0085 are text."""
     rest: list[bytes] = []  # a long line may come in very many parts
     first = True
@@ -292,6 +302,12 @@ def refusal(status: int, answered: Any, raw: str, retry_after: str | None = None
 def broken(message: str, shown: str = "") -> UpstreamError:
     """An answer that is none."""
     return UpstreamError(502, {"message": f"{message}: {shown[:_SHOWN]}" if shown else message, "type": "upstream_error"})
+
+
+def lost(cause: httpx.RequestError) -> UpstreamError:
+    """An answer that had begun and broke off."""
+    late = isinstance(cause, httpx.TimeoutException)
+    return unreached("the upstream stopped answering" if late else "the connection to the upstream broke", cause)
 
 
 def unreached(message: str, cause: httpx.RequestError) -> UpstreamError:

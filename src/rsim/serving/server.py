@@ -21,6 +21,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from rsim.errors import UserError
@@ -37,10 +39,10 @@ from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Asked
 from rsim.serving.responses_api import RESPONSES
-from rsim.serving.said import UpstreamError
-from rsim.serving.state import Refusal, ServeConfig, State, begun, enter, finished, from_upstream, leave, log, upstream_of
-from rsim.serving.streams import ClientGone, WatchedStream, unless_gone
-from rsim.serving.upstream_client import list_models, own_name, unanswered, upstream_client
+from rsim.serving.said import UpstreamError, lost
+from rsim.serving.state import Account, Refusal, ServeConfig, State, enter, finished, log, refusal_of, upstream_of
+from rsim.serving.streams import WatchedStream, unless_gone
+from rsim.serving.upstream_client import list_models, own_name, upstream_client
 from rsim.serving.wire import CHAT, COMPLETION, failure
 
 SUFFIX = "-rsim"
@@ -52,6 +54,7 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_INVALID = "invalid_request_error"
 _ANSWERED = ("content-type", "retry-after", "x-request-id")
 
 
@@ -65,15 +68,13 @@ def create_app(config: ServeConfig, planner: AnyPlanner, reasoner: Reasoner | No
     if (reasoner is None) == (not config.upstream):
         raise UserError("give an upstream or a model", "one of --upstream and --model")
     runner = allowed(planner, config.tools)
-    app = FastAPI(
-        title="rsim",
-        lifespan=_lifespan(config, planner, reasoner, name, runner),
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-    )
-    app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(Exception, _broken)
+    lifespan = _lifespan(config, planner, reasoner, name, runner)
+    app = FastAPI(title="rsim", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    for kind in (Refusal, api.BadRequest, UserError, UpstreamError, Exception):
+        app.add_exception_handler(kind, _refused)
+    app.add_exception_handler(HTTPException, _nothing_there)
+    if config.api_key:  # who has it may ask from any page; without one, see `_authorise`
+        app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
     routes: dict[str, tuple[str, Callable[..., Any]]] = {
         **{f"/v1/{path}": ("POST", partial(_complete, path=path)) for path in WIRES},
         **{f"/{path}": ("POST", partial(_tokens, path=path)) for path in ("tokenize", "detokenize")},
@@ -132,51 +133,46 @@ def _client(config: ServeConfig) -> httpx.AsyncClient:
 async def _complete(request: Request, path: str) -> Response:
     """Whatever becomes of a request, it is told to the metrics and the log."""
     state: State = request.app.state.rsim
-    begun(request, WIRES[path].kind)
-    streams, status = False, 500
+    deadline = asyncio.get_running_loop().time() + state.config.request_seconds
+    request.state.account = account = Account(WIRES[path].kind, deadline)
+    reply: Response | None = None
     try:
-        reply = await _reply(state, request, path)
-        streams, status = isinstance(reply, WatchedStream), reply.status_code
-        return reply
-    except Refusal as refusal:
-        status = refusal.status
-        raise
+        _authorise(request, state.config.api_key)
+        raw = await _read_body(request, state.config)
+        asked = _parsed(raw)
+        kind, named = WIRES[path].kind, asked.get("model") or ""
+        told = {"gen_ai.operation.name": kind, "gen_ai.provider.name": "rsim", "gen_ai.request.model": named}
+        account.end = tracing.begin(f"{kind} {named}", request.headers, told)
+        async with asyncio.timeout_at(deadline):
+            reply = await unless_gone(request.receive, _reply(state, request, path, raw, asked, named))
+    except Exception as error:
+        reply = _refused(request, error)
     finally:
-        if not streams:  # a stream tells when it is over
-            finished(state, request, status)
+        account.status = reply.status_code if reply else 500
+        if isinstance(reply, WatchedStream):  # it tells when it is over
+            reply.done = partial(finished, state, request)
+        else:
+            finished(state, request)
+    return reply
 
 
-async def _reply(state: State, request: Request, path: str) -> Response:
-    _authorise(request, state.config.api_key)
-    raw = await _read_body(request, state.config)
-    asked, wire = _parsed(raw), WIRES[path]
-    named = asked.get("model") or ""
-    told = {"gen_ai.operation.name": wire.kind, "gen_ai.provider.name": "rsim", "gen_ai.request.model": named}
-    request.state.end = tracing.begin(f"{wire.kind} {named}", request.headers, told)
+async def _reply(state: State, request: Request, path: str, raw: bytes, asked: dict[str, Any], named: str) -> Response:
+    account: Account = request.state.account
+    wire = WIRES[path]
     planned = (named.endswith(SUFFIX) or state.config.wrapped) and asked.get("rsim", True) is not False
-    try:
-        body = wire.read(asked) if planned or state.client is None else asked
-    except api.BadRequest as error:
-        raise Refusal(400, str(error), "invalid_request_error", param=error.param) from error
     local = state.client is None
-    request.state.planned = planned = planned and not api.passes_through(body, local=local)
+    body = wire.read(asked) if planned or local else asked
+    account.planned = planned = planned and not api.passes_through(body, local=local)
     if not planned and state.client is not None:
-        return await _pass_through(state, request, path, raw, asked, named)
+        return await _pass_through(state, state.client, request, path, raw, asked, named)
     if state.client is None and named.removesuffix(SUFFIX) not in ("", state.local_model):
         known = f"{state.local_model}{SUFFIX} and {state.local_model}"
-        raise Refusal(404, f"there is no model {named!r} here: {known} are served", "invalid_request_error", param="model")
+        raise Refusal(404, f"there is no model {named!r} here: {known} are served", _INVALID, "model")
     if api.passes_through(body, local=local):
         lacks = "echoes, suffixes, stored prompts and responses, nor log-probs in /v1/responses"
-        raise Refusal(400, f"a model in this process has no {lacks}", "invalid_request_error")
-    enter(state)
-    streams = False
-    try:
-        reply = await answer(state, request, wire, body, named.removesuffix(SUFFIX), planned=planned, asked=asked)
-        streams = isinstance(reply, WatchedStream)
-    finally:
-        if not streams:  # a stream leaves when it is over
-            leave(state)
-    return reply
+        raise Refusal(400, f"a model in this process has no {lacks}", _INVALID)
+    enter(state, account)
+    return await answer(state, request, wire, body, asked, named.removesuffix(SUFFIX))
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -185,71 +181,57 @@ def _parsed(raw: bytes) -> dict[str, Any]:
         body = json.loads(raw)
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "the body is not valid JSON", "invalid_request_error") from error
+        raise Refusal(400, "the body is not valid JSON", _INVALID) from error
     if not isinstance(body, dict):
-        raise Refusal(400, "the body must be a JSON object", "invalid_request_error")
+        raise Refusal(400, "the body must be a JSON object", _INVALID)
     if not isinstance(body.get("model") or "", str):
-        raise Refusal(400, "model must be a text", "invalid_request_error", param="model")
+        raise Refusal(400, "model must be a text", _INVALID, "model")
     return body
 
 
 # --- without a planner ---
 
 
-async def _pass_through(state: State, request: Request, path: str, raw: bytes, body: dict[str, Any], named: str) -> Response:
+async def _pass_through(
+    state: State, client: httpx.AsyncClient, request: Request, path: str, raw: bytes, body: dict[str, Any], named: str
+) -> Response:
     """Sends the request on and the answer back, byte for byte; only a suffix and the field ``rsim`` are taken off."""
-    deadline = asyncio.get_running_loop().time() + state.config.request_seconds
-    assert state.client is not None
+    account: Account = request.state.account
     if named.endswith(SUFFIX) or "rsim" in body:
         body = {k: v for k, v in body.items() if k != "rsim"} | {"model": named.removesuffix(SUFFIX)}
         raw = json.dumps(body).encode()
     withheld = () if state.config.wrapped else _PRIVATE
     headers = [(k, v) for k, v in own_headers(request) if not any(part in k for part in withheld)]
-    given = [(k, v) for k, v in request.query_params.multi_items() if k not in state.client.params]
+    given = [(k, v) for k, v in request.query_params.multi_items() if k not in client.params]
     query: list[tuple[str, Any]] = [(k, v) for k, v in given if not any(p in k.lower().encode() for p in withheld)]
     # What is no stream may say nothing for as long as the request may take.
     silence = state.config.upstream_seconds if body.get("stream") else state.config.request_seconds
     limit, passed = httpx.Timeout(silence, connect=10.0), tracing.passed_on(headers)
-    sent = state.client.build_request("POST", path, content=raw, params=query or None, headers=passed, timeout=limit)
-    try:
-        async with asyncio.timeout_at(deadline):
-            response, content = await unless_gone(request.receive, _sent_on(state.client, sent))
-    except (httpx.RequestError, TimeoutError, ClientGone) as error:
-        raise _not_sent_on(error) from error
+    sent = client.build_request("POST", path, content=raw, params=query or None, headers=passed, timeout=limit)
+    response, content = await _sent_on(client, sent)
     response.headers.encoding = "latin-1"  # as they came
     kept = {k: response.headers[k] for k in _ANSWERED if k in response.headers}
     if content is not None:
         return Response(content, response.status_code, kept)
-    status = response.status_code
 
     async def stream() -> AsyncGenerator[bytes]:
-        nonlocal status
         parts = response.aiter_bytes()  # decompressed: the header that says how is not handed on
         try:
             while True:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(account.deadline):
                     part = await anext(parts, None)
                 if part is None:
                     return
                 yield part
-        except (httpx.HTTPError, TimeoutError) as error:
-            broke = Refusal(502, "the connection to the upstream broke", "connection_error")
-            refusal = _not_sent_on(error) if isinstance(error, TimeoutError) else broke
-            status, grow = refusal.status, WIRES[path].grow
-            for line in failure(grow(body) if grow else None, status, refusal.body["error"]):
+        except (httpx.RequestError, TimeoutError) as error:
+            refusal = refusal_of(lost(error) if isinstance(error, httpx.RequestError) else error)
+            account.status, grow = refusal.status, WIRES[path].grow
+            for line in failure(grow(body) if grow else None, refusal.status, refusal.error):
                 yield line
         finally:
             await response.aclose()
 
-    return WatchedStream(stream(), response.status_code, kept, lambda: finished(state, request, status))
-
-
-def _not_sent_on(error: httpx.RequestError | TimeoutError | ClientGone) -> Refusal:
-    if isinstance(error, ClientGone):
-        return Refusal(499, "the client went away", "client_disconnected")
-    if isinstance(error, TimeoutError):
-        return Refusal(504, "the request took too long", "timeout")
-    return from_upstream(unanswered(error))
+    return WatchedStream(stream(), response.status_code, kept)
 
 
 async def _sent_on(client: httpx.AsyncClient, sent: httpx.Request) -> tuple[httpx.Response, bytes | None]:
@@ -275,7 +257,7 @@ async def _model(request: Request) -> Response:
     for model in await _listed(request):
         if model["id"] == name:
             return JSONResponse(model)
-    raise Refusal(404, f"there is no model {name!r} here", "invalid_request_error", param="model")
+    raise Refusal(404, f"there is no model {name!r} here", _INVALID, "model")
 
 
 async def _listed(request: Request) -> list[dict[str, Any]]:
@@ -285,10 +267,7 @@ async def _listed(request: Request) -> list[dict[str, Any]]:
     if state.client is None:
         listed = [{"id": state.local_model, "object": "model", "created": 0, "owned_by": "rsim"}]
     else:
-        try:
-            listed = await list_models(state.client)
-        except UpstreamError as error:
-            raise from_upstream(error) from error
+        listed = await list_models(state.client)
     return [m | {"id": f"{m['id']}{SUFFIX}", "owned_by": "rsim"} for m in listed] + listed
 
 
@@ -298,17 +277,13 @@ async def _tokens(request: Request, path: str) -> Response:
     _authorise(request, state.config.api_key)
     body = _parsed(await _read_body(request, state.config))
     if not isinstance(state.upstream, LocalUpstream):
-        raise Refusal(404, "the tokens are the upstream's: ask it", "invalid_request_error")
-    try:
-        if path == "tokenize":
-            begins = body.get("add_special_tokens", True) is not False
-            if not isinstance(body.get("prompt"), str):
-                raise Refusal(400, "prompt must be a text", "invalid_request_error", param="prompt")
-            ids = await state.upstream.ids(body["prompt"], begins=begins)
-            return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": state.upstream.context})
+        raise Refusal(404, "the tokens are the upstream's: ask it", _INVALID)
+    if path == "detokenize":
         return JSONResponse({"prompt": await state.upstream.text(Asked("", None, "", prompt_ids=body.get("tokens")))})
-    except UserError as error:
-        raise Refusal(400, str(error), "invalid_request_error") from error
+    if not isinstance(body.get("prompt"), str):
+        raise Refusal(400, "prompt must be a text", _INVALID, "prompt")
+    ids = await state.upstream.ids(body["prompt"], begins=body.get("add_special_tokens", True) is not False)
+    return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": state.upstream.context})
 
 
 async def _health(request: Request) -> Response:
@@ -341,15 +316,19 @@ async def _playground(request: Request) -> Response:
     return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
 
 
-def _broken(request: Request, error: Exception) -> Response:
-    """A fault of ours; what happened is in the log."""
-    return _refused(request, Refusal(500, "the request failed in this server", "server_error"))
-
-
-def _refused(request: Request, error: Any) -> Response:
-    """A `Refusal` in the form of what was asked."""
+def _refused(request: Request, error: Exception) -> Response:
+    """An error in the form of what was asked."""
+    refusal = refusal_of(error)
     wire = WIRES.get(request.scope["path"].removeprefix("/v1/"), CHAT)  # a host that is none leaves no URL
-    return JSONResponse(wire.error(error.status, error.body), error.status, error.headers)
+    headers = {"Retry-After": refusal.retry_after} if refusal.retry_after else {}
+    return JSONResponse(wire.error(refusal.status, {"error": refusal.error}), refusal.status, headers)
+
+
+def _nothing_there(request: Request, error: Any) -> Response:
+    """A path or a method that is not served."""
+    reply = _refused(request, Refusal(error.status_code, f"{request.method} {request.scope['path']}: {error.detail}", _INVALID))
+    reply.headers.update(error.headers or {})
+    return reply
 
 
 def _authorise(request: Request, key: str) -> None:
@@ -377,7 +356,7 @@ async def _read_body(request: Request, config: ServeConfig) -> bytes:
             async for part in request.stream():
                 size += len(part)
                 if size > config.body_bytes:
-                    raise Refusal(413, f"the body exceeds {config.body_bytes} bytes", "invalid_request_error")
+                    raise Refusal(413, f"the body exceeds {config.body_bytes} bytes", _INVALID)
                 parts.append(part)
     except ClientDisconnect as error:
         raise Refusal(499, "the client went away", "client_disconnected") from error

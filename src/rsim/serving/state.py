@@ -11,6 +11,7 @@ from typing import Literal
 import httpx
 from fastapi import Request
 
+from rsim.errors import UserError
 from rsim.game.tools import Runner
 from rsim.rules import PlayRules
 from rsim.serving import openai_api as api
@@ -19,7 +20,9 @@ from rsim.serving.metrics import Metrics
 from rsim.serving.planner_batcher import PlannerBatcher
 from rsim.serving.play import Headers, Mode, Upstream
 from rsim.serving.said import UpstreamError
-from rsim.serving.upstream_client import first_model
+from rsim.serving.streams import ClientGone
+from rsim.serving.tracing import Note
+from rsim.serving.upstream_client import first_model, unanswered
 
 log = logging.getLogger("rsim.serve")
 
@@ -68,67 +71,93 @@ class State:
 
 
 class Refusal(Exception):
-    """A request that is answered with an error object."""
+    """A request that is answered with an ``error`` object."""
 
-    def __init__(
-        self, status: int, message: str, kind: str, *, param: str | None = None, retry_after: str | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, kind: str, param: str | None = None, retry_after: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.body = status, api.error_object(message, kind, param)
-        self.headers = {"Retry-After": retry_after} if retry_after else {}
+        self.status, self.retry_after = status, retry_after
+        self.error = {"message": message, "type": kind, "param": param, "code": None}
 
 
-def from_upstream(error: UpstreamError) -> Refusal:
-    refusal = Refusal(error.status, error.error.get("message", ""), "upstream_error", retry_after=error.retry_after)
-    refusal.body = {"error": {"param": None, "code": None} | error.error}
-    return refusal
+def refusal_of(error: Exception) -> Refusal:
+    """What an error is to the client. One that is not expected here is a fault of ours: it is logged, not told."""
+    if not isinstance(error, Refusal):
+        refusal = _meaning(error)
+        error.__traceback__ = None  # its frames hold the request, and it: a ring that stays until Python looks for rings
+        return refusal
+    return error
 
 
-def enter(state: State) -> None:
+def _meaning(error: Exception) -> Refusal:
+    if isinstance(error, httpx.RequestError):
+        error = unanswered(error)
+    if isinstance(error, UpstreamError):
+        refusal = Refusal(error.status, "", "upstream_error", retry_after=error.retry_after)
+        refusal.error |= error.error
+        return refusal
+    if isinstance(error, api.BadRequest):
+        return Refusal(400, str(error), "invalid_request_error", error.param)
+    if isinstance(error, UserError):
+        return Refusal(400, str(error), "invalid_request_error")
+    if isinstance(error, TimeoutError):
+        return Refusal(504, str(error) or "the request took too long", "timeout")
+    if isinstance(error, ClientGone):
+        return Refusal(499, "the client went away", "client_disconnected")
+    log.error("a request failed", exc_info=error)
+    return Refusal(500, "the request failed in this server", "server_error")
+
+
+@dataclass
+class Account:
+    """What is told of a request when it is over; ``end`` ends its span."""
+
+    kind: str
+    deadline: float  # by the event loop's clock
+    began: float = field(default_factory=time.perf_counter)
+    planned: bool = False
+    status: int = 500
+    entered: bool = False  # it is one of those in hand
+    end: Note = lambda more: None
+
+
+def enter(state: State, account: Account) -> None:
+    """Raises `Refusal` where too many are in hand."""
     if state.active >= state.config.slots + state.config.waiting:
         state.metrics.refused.inc()
         raise Refusal(429, "too many requests at once", "rate_limit_error", retry_after="1")
+    account.entered = True
     state.active += 1
     state.metrics.active.set(state.active)
 
 
-def leave(state: State) -> None:
-    state.active -= 1
-    state.metrics.active.set(state.active)
-
-
-def begun(request: Request, kind: str) -> None:
-    """Notes when, for `finished`. ``planned`` and ``end``, which ends its span, are told when they are known."""
-    own = request.state
-    own.kind, own.planned, own.began, own.end = kind, False, time.perf_counter(), lambda more: None
-
-
-def finished(state: State, request: Request, status: int) -> None:
+def finished(state: State, request: Request) -> None:
     """Tells the metrics, the log and the request's span how it ended."""
-    own = request.state
+    own: Account = request.state.account
+    if own.entered:
+        state.active -= 1
+        state.metrics.active.set(state.active)
     seconds = time.perf_counter() - own.began
-    state.metrics.done(own.kind, planned=own.planned, status=status, seconds=seconds)
-    own.end({"http.response.status_code": status})
-    told = {"kind": own.kind, "planned": own.planned, "status": status, "seconds": round(seconds, 4)}
+    state.metrics.done(own.kind, planned=own.planned, status=own.status, seconds=seconds)
+    own.end({"http.response.status_code": own.status})
+    told = {"kind": own.kind, "planned": own.planned, "status": own.status, "seconds": round(seconds, 4)}
     log.info("a request ended", extra={"told": told | {"traceparent": request.headers.get("traceparent")}})
 
 
 async def upstream_of(state: State, model: str, headers: Headers = ()) -> Upstream:
     """The upstream with its mode: as configured, or probed by the first request that finds it alive."""
-    if state.upstream is None:
-        async with state.probing:
-            if state.upstream is None:
-                assert state.client is not None
-                mode, tells = state.config.mode, False
-                if mode is None:
-                    try:
-                        async with asyncio.timeout(_PROBE_SECONDS):
-                            named = model or state.config.model or await first_model(state.client)
-                            mode, tells = await probe(state.client, named, headers)
-                    except TimeoutError as error:
-                        problem = f"the upstream did not answer in {_PROBE_SECONDS:g} seconds: state --mode"
-                        raise UpstreamError(504, {"message": problem, "type": "timeout"}) from error
-                log.info("injection mode: %s", mode)
-                count, retries = state.planning.count, state.config.retries
-                state.upstream = HttpUpstream(state.client, mode, count=count, tells=tells, retries=retries)
-    return state.upstream
+    async with state.probing:
+        if state.upstream is None:
+            assert state.client is not None
+            mode, tells = state.config.mode, False
+            if mode is None:
+                try:
+                    async with asyncio.timeout(_PROBE_SECONDS):
+                        named = model or state.config.model or await first_model(state.client)
+                        mode, tells = await probe(state.client, named, headers)
+                except TimeoutError as error:
+                    problem = f"the upstream did not answer in {_PROBE_SECONDS:g} seconds: state --mode"
+                    raise UpstreamError(504, {"message": problem, "type": "timeout"}) from error
+            log.info("injection mode: %s", mode)
+            count, retries = state.planning.count, state.config.retries
+            state.upstream = HttpUpstream(state.client, mode, count=count, tells=tells, retries=retries)
+        return state.upstream

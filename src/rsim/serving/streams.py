@@ -18,11 +18,11 @@ class WatchedStream(StreamingResponse):
     (Starlette's own response finds out when it next has something to send.)
     """
 
-    def __init__(
-        self, chunks: AsyncGenerator[bytes], status: int, headers: dict[str, str], done: Callable[[], None] = lambda: None
-    ) -> None:
+    done: Callable[[], None]
+
+    def __init__(self, chunks: AsyncGenerator[bytes], status: int, headers: dict[str, str]) -> None:
         super().__init__(chunks, status, headers)
-        self.chunks, self.done = chunks, done
+        self.chunks = chunks
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         work = asyncio.ensure_future(self.stream_response(send))

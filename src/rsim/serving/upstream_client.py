@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -65,6 +66,7 @@ def upstream_client(
         params=query,
         headers=(headers or {}) | own,
         timeout=timeout,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none is kept: it would go on with others' requests
         transport=transport(httpx.AsyncHTTPTransport, url, limits),
     )
 
@@ -125,6 +127,6 @@ async def refused(response: httpx.Response) -> UpstreamError:
             failed.error["message"] += f" (${KEY} is the key that was sent)"
         elif not key and "authorization" not in sent:
             failed.error["message"] += f" (${KEY} is not set)"
-    if response.is_redirect:
+    if response.has_redirect_location:
         failed.error["message"] = f"the upstream is elsewhere: {response.headers.get('location')}"
     return failed

@@ -157,17 +157,12 @@ class PlannedModel:
     def generate(self, questions: Question | Sequence[Question], *, temperature: float = 0.0, max_tokens: int = 0,
                  seed: int | None = None) -> Any:  # fmt: skip
         """An `Answer` for a question or a chat's messages, or a list of them for a list of either (played together)."""
-        alone = _alone(questions)
-        answers = self.inner.wait(self._all([questions] if alone else questions, temperature, max_tokens, seed))  # type: ignore
-        return answers[0] if alone else answers
+        return self.inner.wait(self._answers(questions, temperature, max_tokens, seed))
 
     async def agenerate(self, questions: Question | Sequence[Question], *, temperature: float = 0.0, max_tokens: int = 0,
                         seed: int | None = None) -> Any:  # fmt: skip
         """`generate`, to be awaited."""
-        alone = _alone(questions)
-        work = self._all([questions] if alone else questions, temperature, max_tokens, seed)  # type: ignore
-        answers = await self.inner.elsewhere(work)
-        return answers[0] if alone else answers
+        return await self.inner.elsewhere(self._answers(questions, temperature, max_tokens, seed))
 
     def stream(self, question: Question, *, temperature: float = 0.0, max_tokens: int = 0, seed: int | None = None
                ) -> Iterator[Event]:  # fmt: skip
@@ -185,15 +180,17 @@ class PlannedModel:
         most = limit or self.rules.max_tokens
         return play(asked, self.inner.planning, self.upstream, self.rules, most, None, self.runner)
 
-    async def _all(self, questions: Sequence[Question], temperature: float, limit: int, seed: int | None) -> list[Answer]:
+    async def _answers(self, questions: Any, temperature: float, limit: int, seed: int | None) -> Answer | list[Answer]:
         async def one(question: Question, own_seed: int | None) -> Answer:
             choice = api.Choice()
             async with aclosing(self._play(question, temperature, limit, own_seed)) as events:
                 async for event in events:
                     choice.add(event)
             assert choice.finished is not None
-            return Answer(choice.text, choice.steps, choice.finished.reason, choice.finished.usage)
+            return Answer(choice.message["content"], choice.steps, choice.finished.reason, choice.finished.usage)
 
+        if isinstance(questions, str) or (questions and isinstance(questions[0], dict)):  # one question, or one chat
+            return await one(questions, seed)
         seeds = [None if seed is None else seed + i for i in range(len(questions))]
         return list(await asyncio.gather(*(one(q, s) for q, s in zip(questions, seeds, strict=True))))
 
@@ -206,11 +203,6 @@ class PlannedModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _alone(questions: Question | Sequence[Question]) -> bool:
-    """Whether it is one question or one chat, and no list of them."""
-    return isinstance(questions, str) or bool(questions and isinstance(questions[0], dict))
 
 
 class _Server:

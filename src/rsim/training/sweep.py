@@ -200,10 +200,11 @@ def _study(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
         else optuna.distributions.FloatDistribution(r.low, r.high, log=r.log)
         for r in sweep.ranges
     }
-    if not study.trials:  # all are drawn at once: a sweep that was stopped draws nothing anew
-        for _ in range(sweep.settings.trials):
-            study.ask(spaces)
-    return [trial.params for trial in study.trials]
+    known = [trial.params for trial in study.trials if trial.params.keys() == spaces.keys()]
+    # What is known, of a sweep that was stopped, is drawn aside once more; what follows is what would have.
+    aside, count = optuna.create_study(sampler=sampler), sweep.settings.trials
+    drawn = [(study if n >= len(known) else aside).ask(spaces).params for n in range(count)]
+    return known + drawn[len(known) :]
 
 
 def _played(
