@@ -21,19 +21,28 @@ def lab_strategies() -> StrategySet:
     return load_strategies("lab")
 
 
-@pytest.fixture
-def reasoner() -> Reasoner:
+def tiny_reasoner() -> Reasoner:
     model = tiny_model("qwen2")
     prepare(model)  # as a loaded one is
     return Reasoner(model, build_tokenizer())
 
 
 @pytest.fixture
-def base_folder(tmp_path, reasoner):
-    folder = tmp_path / "base"
+def reasoner() -> Reasoner:
+    return tiny_reasoner()
+
+
+@pytest.fixture(scope="session")
+def written_base(tmp_path_factory):
+    folder, reasoner = tmp_path_factory.mktemp("written") / "base", tiny_reasoner()
     reasoner.model.save_pretrained(folder)
     reasoner.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def base_folder(tmp_path, written_base):
+    return shutil.copytree(written_base, tmp_path / "base")
 
 
 @pytest.fixture

@@ -67,25 +67,26 @@ def lose_the_manifest(checkpoint: Path) -> None:
     (checkpoint / MANIFEST).unlink()
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [(truncate, "bytes in place of"), (flip_a_bit, "state.pt differs from its checksum"),
-     (lose_a_file, "planner/config.json is missing"), (lose_the_manifest, "no manifest")],
-)  # fmt: skip
-def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_used_when_asked(small, damage, said, capsys):
-    whole, parts = small("whole"), small("parts")
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_used_when_asked(small, tmp_path, capsys):
+    """One run for all kinds of damage: what is refused changes nothing."""
+    whole, parts = small("whole", "train.steps=3"), small("parts", "train.steps=3")
     rsim.train(whole)
     stopped_after(parts, 2)
-    damage(parts.folder / "checkpoints" / "step-000002")
-    with pytest.raises(UserError, match=said) as refusal:
-        Trainer(parts, resume=True)
-    assert "step-000002 is damaged" in str(refusal.value)
-    assert refusal.value.remedy.endswith("--resume-from step-000001")
-    before = metrics_of(parts)
-    with pytest.raises(SystemExit, match="2"):
-        main(["train", str(parts.folder / "config.toml"), "--resume", "--json"])
-    assert "step-000002 is damaged" in capsys.readouterr().err
-    assert metrics_of(parts) == before, "a refusal changes nothing"
+    before, newest = metrics_of(parts), parts.folder / "checkpoints" / "step-000002"
+    shutil.copytree(newest, tmp_path / "sound")
+    for damage, said in ((truncate, "bytes in place of"), (flip_a_bit, "state.pt differs from its checksum"),
+                         (lose_a_file, "planner/config.json is missing"), (lose_the_manifest, "no manifest")):  # fmt: skip
+        shutil.rmtree(newest)
+        shutil.copytree(tmp_path / "sound", newest)
+        damage(newest)
+        with pytest.raises(UserError, match=said) as refusal:
+            Trainer(parts, resume=True)
+        assert "step-000002 is damaged" in str(refusal.value)
+        assert refusal.value.remedy.endswith("--resume-from step-000001")
+        with pytest.raises(SystemExit, match="2"):
+            main(["train", str(parts.folder / "config.toml"), "--resume", "--json"])
+        assert "step-000002 is damaged" in capsys.readouterr().err
+        assert metrics_of(parts) == before, "a refusal changes nothing"
     with pytest.raises(SystemExit, match="0"):
         main(["train", str(parts.folder / "config.toml"), "--resume-from", "step-000001", "--json"])
     assert metrics_of(parts) == metrics_of(whole)

@@ -45,8 +45,8 @@ cascade = [["at-once", "split"]]
 
 [rules]
 max_steps = 3
-step_tokens = 10
-max_tokens = 64
+step_tokens = 8
+max_tokens = 36
 answer_tokens = 6
 delimiter = "\\n"
 

@@ -25,11 +25,17 @@ PROBLEMS = [Problem(q, "1") for q in ("4*17+38=?", "7=?", "x-38=4*17, x=?")]
 RATE = 0.5  # of the plain gradient step between the two iterations: large, so that clipping acts
 
 
+_PLAYED: list[
+    list[Episode]
+] = []  # by the fixtures' agents, which are the same in each test: played once, it takes a third of a second
+
+
 @pytest.fixture
 def played(reasoner, planner):
-    episodes = Game(reasoner, planner, replace(RULES, temperature=0.9, planner_temperature=1.2)).play(
-        PROBLEMS, seed=0, group_size=4
-    )
+    if not _PLAYED:
+        game = Game(reasoner, planner, replace(RULES, temperature=0.9, planner_temperature=1.2))
+        _PLAYED.append(game.play(PROBLEMS, seed=0, group_size=4))
+    episodes = copy.deepcopy(_PLAYED[0])
     returns = [math.sin(7.0 * i) for i in range(len(episodes))]
     returns[4:8] = [0.5] * 4  # one group without variance
     scores = [Score(None, False, planner=r, reasoner=r if i < 8 else -2 * r, parts={}) for i, r in enumerate(returns)]
