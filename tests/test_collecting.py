@@ -416,6 +416,14 @@ def test_the_command_prints_the_tables_of_a_log(wanted, tmp_path):
             run(wrong)
 
 
+def test_nothing_to_collect_is_said_before_anything_is_loaded(tmp_path):
+    """A split that a set cut by ids does not have, or everything excluded: the log would be empty."""
+    (tmp_path / "data.jsonl").write_text('{"question": "1+1?", "answer": "2", "id": "q"}\n')
+    (tmp_path / "used.txt").write_text("q\n")
+    with pytest.raises(UserError, match="no questions of split 'train'"):
+        questions(str(tmp_path / "data.jsonl"), "train", exclude=str(tmp_path / "used.txt"), config=Config())
+
+
 def test_a_damaged_line_of_a_log_is_named(tmp_path):
     (tmp_path / "log.json").write_text('{"arms": {}}')
     (tmp_path / "piece-0000.jsonl").write_text('{"id": "q0"}\n{"id": \n{"cut')

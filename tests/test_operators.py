@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 import torch
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from typer.testing import CliRunner
@@ -439,3 +440,17 @@ def test_what_the_server_says_is_sent_at_once():
 
     asyncio.run(called())
     assert delays == [1]
+
+
+def test_who_reads_the_address_can_ask_at_once(monkeypatch):
+    """The address was shown before anybody listened there."""
+    reached = []
+
+    def run(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        with socket.create_connection(sockets[0].getsockname(), timeout=5):
+            reached.append(True)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    asked = ["serve", "--planner", "random", "--upstream", "http://127.0.0.1:9/v1", "--port", "0"]
+    result = CliRunner().invoke(commands, asked)
+    assert (result.exit_code, reached) == (0, [True]), result.output

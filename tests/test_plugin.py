@@ -399,7 +399,7 @@ def test_only_text_that_goes_on_can_leave_a_box_open(mode, chat, said):
             return len(text)
 
         async def step(self, max_new_tokens, until):
-            yield "5}"
+            yield TextDelta("5}")
             yield StepEnd("end_of_turn", Usage(), "5}")
 
         def room(self):

@@ -310,7 +310,7 @@ class Conversation:
         self.engine.submit(0, [], max_new_tokens, stop)
         (step,) = self.engine.advance()
         text = Characters().decode(step.tokens, skip_special_tokens=True)
-        yield text
+        yield TextDelta(text)
         yield StepEnd(step.end, Usage(0, len(step.tokens)), text)
 
     async def close(self) -> None: ...

@@ -94,6 +94,7 @@ def run_server(
     if host not in ("127.0.0.1", "localhost", "::1") and not config.api_key:
         print(f"warning: {host} is open to others and $RSIM_API_KEY is not set", flush=True)
     shown = f"the upstream's models with {SUFFIX!r} behind their name" if config.upstream else f"{name}{SUFFIX}"
+    listening.listen()  # who reads the next line may ask at once
     print(f"http://{host}:{listening.getsockname()[1]}   planned answers: {shown}", flush=True)
     settings = uvicorn.Config(
         app,

@@ -34,5 +34,7 @@ def questions(data: str, split: str, *, limit: int = 0, exclude: str = "", confi
     if len({problem.id for problem in problems}) < len(problems):
         raise UserError(f"{data}: two questions have one id", "give each its own")
     problems = [problem for problem in problems if problem.id not in used]
+    if not problems:
+        raise UserError(f"{data}: no questions of split {split!r}", "give train, dev or test, or exclude fewer")
     problems.sort(key=lambda problem: hashlib.sha256(problem.id.encode()).hexdigest())
     return problems[:limit] if limit else problems

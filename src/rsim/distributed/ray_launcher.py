@@ -34,13 +34,7 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 def train_with_ray(
-    train: Train,
-    config: Config,
-    workers: tuple[int, int],
-    *,
-    resume: bool = False,
-    force: bool = False,
-    restarts: int = 3,
+    train: Train, config: Config, workers: tuple[int, int], *, resume: bool = False, force: bool = False, restarts: int = 3
 ) -> dict[str, Any]:
     """Runs ``train`` in every worker, on the cluster that ``RAY_ADDRESS`` names, or on this machine alone.
 

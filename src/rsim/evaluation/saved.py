@@ -125,12 +125,7 @@ def _prepared(settings: EvalSettings, served: ServedModel | None, match_tokens: 
     config, checkpoint = locate(settings.run, list(settings.overrides))
     data, rules = settings.data or config.data.eval, config.data
     problems = load_problems(
-        data,
-        settings.split,
-        data_dir=rules.data_dir,
-        limit=settings.limit,
-        seed=settings.seed,
-        columns=rules.columns,
+        data, settings.split, data_dir=rules.data_dir, limit=settings.limit, seed=settings.seed, columns=rules.columns
     )
     game: Game | ServedGame
     if served:

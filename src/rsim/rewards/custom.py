@@ -82,12 +82,9 @@ def load_custom(specs: Sequence[str], given: Sequence[Reward] = ()) -> dict[str,
 def _from_file(spec: str) -> Reward:
     found = _SPEC.fullmatch(spec)
     if found is None or not Path(found["file"]).is_file():
-        given = (
-            "it was given in Python: go on from there, with the same rewards"
-            if spec.startswith("python:")
-            else ""
-        )
-        raise UserError(f"reward {spec!r}", given or f"{_WRITE}, with a file that exists")
+        given = "it was given in Python: go on from there, with the same rewards"
+        remedy = given if spec.startswith("python:") else f"{_WRITE}, with a file that exists"
+        raise UserError(f"reward {spec!r}", remedy)
     try:
         weight = float(found["weight"] or 1)
     except ValueError as error:

@@ -16,15 +16,7 @@ from typing import Any
 
 from rsim.answers import forms, reading, units
 from rsim.answers.algebra import NoValueError, TooHardError
-from rsim.answers.extract import (
-    Mode,
-    boxed,
-    extract,
-    parse_number,
-    plain_latex,
-    plain_text,
-    same_amount,
-)
+from rsim.answers.extract import Mode, boxed, extract, parse_number, plain_latex, plain_text, same_amount
 from rsim.answers.notation import UnreadableError
 from rsim.errors import UserError
 from rsim.game.problem import Kind, Problem
@@ -53,8 +45,7 @@ _PROSE = re.compile(
 _LETTER = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z'])(?!(?<=[AI]) [a-z])")
 _NAMED_LETTER = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?:?\s*\(?([A-J])\b")
 _CHOSEN = re.compile(
-    r"(?:(?:the )?(?:answer|option|choice)(?: is)?:? ?)?(\(?)([a-j])(\)?)(?:([.:,]?) ?(.+))?",
-    re.IGNORECASE,
+    r"(?:(?:the )?(?:answer|option|choice)(?: is)?:? ?)?(\(?)([a-j])(\)?)(?:([.:,]?) ?(.+))?", re.IGNORECASE
 )
 
 

@@ -140,12 +140,7 @@ def _with_prompts_learned(episode: Episode, reasoner: Reasoner) -> Episode:
         elif step.output:  # behind the prompt
             length = len(reasoner.injected_ids(step.output))
             mask[step.body - length : step.body] = [0] * length
-    return replace(
-        episode,
-        token_ids=ids,
-        reasoner_mask=mask,
-        logprobs=[0.0] * len(ids),
-    )
+    return replace(episode, token_ids=ids, reasoner_mask=mask, logprobs=[0.0] * len(ids))
 
 
 def _fine_tune(config: Config, agent: Agent, episodes: list[Episode]) -> list[float]:

@@ -174,12 +174,8 @@ class _Job:
 
     def sampling(self) -> float:
         """Seconds in which the reasoner samples all episodes of a process (or of a server)."""
-        model, load, rollout, hardware = (
-            self.shapes["reasoner"],
-            self.load,
-            self.config.rollout,
-            self.hardware,
-        )
+        model, load = self.shapes["reasoner"], self.load
+        rollout, hardware = self.config.rollout, self.hardware
         rows = min(rollout.batch, load.episodes)
         weights = _counted(model)[0]
         # All rows are busy but at the end, when the longest episode is waited for.
@@ -454,8 +450,5 @@ def heads_of(config: Any) -> tuple[int, int, int]:
     """Query heads, key/value heads and head size of a model's config."""
     text = config.get_text_config()
     heads = text.num_attention_heads
-    return (
-        heads,
-        getattr(text, "num_key_value_heads", None) or heads,
-        getattr(text, "head_dim", None) or text.hidden_size // heads,
-    )
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return heads, getattr(text, "num_key_value_heads", None) or heads, size

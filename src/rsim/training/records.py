@@ -61,11 +61,8 @@ class Records:
         """What was logged of the last evaluation; nothing before the first."""
         written = (self.folder.path / "metrics.jsonl").is_file()
         found = [r for r in records(self.folder.path) if "eval/accuracy" in r] if written else []
-        return (
-            {name.removeprefix("eval/").removeprefix("accuracy_"): value for name, value in found[-1].items()}
-            if found
-            else {}
-        )
+        last = found[-1] if found else {}
+        return {name.removeprefix("eval/").removeprefix("accuracy_"): value for name, value in last.items()}
 
     def _write(
         self, step: int, played: list[tuple[Episode, Score]], table: str, more: dict[str, Any]

@@ -11,7 +11,6 @@ import math
 import signal
 import subprocess
 import sys
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rsim.engine.llama_process import ending_with_parent
 from rsim.errors import UserError
 from rsim.runs.folder import records
 from rsim.runs.lock import locked
-from rsim.settings import check_setting, literal, setting
+from rsim.settings import check_setting, literal, read_toml, setting
 
 _EDGE = 0.05  # of a range, at either end
 _BEYOND = 1.02  # of a budget: what a run that ends at it may have sampled
@@ -90,19 +89,16 @@ def load_sweep(path: Path) -> Sweep:
     Raises:
         UserError: a missing or malformed file, an unknown or doubtful key, a range that is none.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"cannot read {path}", str(error)) from error
+    if not path.is_file():
+        raise UserError(f"cannot read {path}", "no such file")
+    table = read_toml(path)
     search = table.pop("search", None)
     if not isinstance(search, dict) or not search:
         remedy = 'e.g. "train.planner_lr" = {low = 1e-5, high = 1e-2, log = true}'
         raise UserError(f"{path} has no table [search]", remedy)
     if own := {"seed", "out"} & search.keys():
-        raise UserError(
-            f"{path}: search.{min(own)}",
-            "a sweep gives each run its own: seeds = [...] are tried for the best",
-        )
+        remedy = "a sweep gives each run its own: seeds = [...] are tried for the best"
+        raise UserError(f"{path}: search.{min(own)}", remedy)
     known = table.pop("known", [])
     settings: Settings = from_table(Settings, table, str(path))
     for field in fields(settings):
@@ -135,9 +131,8 @@ def _range(key: str, value: Any) -> Range:
     if not numbers or low >= high or (log and low <= 0):
         remedy = "low and high are numbers, low below high (and above 0 where log = true)"
         raise UserError(f"search.{key} = {value!r}", remedy)
-    return Range(
-        key, low=float(low), high=float(high), log=bool(log)
-    )  # a key that takes whole numbers is refused
+    # A key that takes whole numbers is refused.
+    return Range(key, low=float(low), high=float(high), log=bool(log))
 
 
 def _overrides(settings: Settings, chosen: dict[str, Any]) -> list[str]:
@@ -227,12 +222,8 @@ def _played(
         for budget in settings.budgets or (0,):
             score = _score(folder, budget)
             if score is None:
-                error = (
-                    f"no evaluation within {budget} tokens: lower train.eval_every"
-                    if budget
-                    else "no evaluation"
-                )
-                return Trial(number, chosen, {}, error)
+                within = f" within {budget} tokens: lower train.eval_every" if budget else ""
+                return Trial(number, chosen, {}, f"no evaluation{within}")
             scores.setdefault(budget, []).append(score)
     return Trial(number, chosen, scores, confirmed=confirm)
 
@@ -278,12 +269,8 @@ def write_table(sweep: Sweep, trials: list[Trial], out: Path) -> Path:
     from matplotlib import pyplot
 
     keys, budgets = [r.key for r in sweep.ranges], sweep.settings.budgets or (0,)
-    head = [
-        "trial",
-        *keys,
-        *(f"at {budget:,} tokens" if budget else "at the end" for budget in budgets),
-        "seeds",
-    ]
+    at = [f"at {budget:,} tokens" if budget else "at the end" for budget in budgets]
+    head = ["trial", *keys, *at, "seeds"]
     rows = [
         [
             str(t.number),
