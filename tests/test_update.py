@@ -25,7 +25,9 @@ PROBLEMS = [Problem(q, "1") for q in ("4*17+38=?", "7=?", "x-38=4*17, x=?")]
 RATE = 0.5  # of the plain gradient step between the two iterations: large, so that clipping acts
 
 
-_PLAYED: list[list[Episode]] = []  # by the fixtures' agents, which are the same in each test: played once, it takes a third of a second
+_PLAYED: list[
+    list[Episode]
+] = []  # by the fixtures' agents, which are the same in each test: played once, it takes a third of a second
 
 
 @pytest.fixture
