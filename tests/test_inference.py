@@ -8,18 +8,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rsim.config import load_config
 from rsim.engine import packed
-from rsim.engine.layers import Linear, eight_bits, pack, product
-from rsim.engine.prepare import prepare
-from rsim.errors import UserError
+from rsim.engine.layers import Linear, pack, product
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.lab.tokenizer import build_tokenizer
-from rsim.policies.loading import load_reasoner
 from rsim.policies.reasoner import Reasoner
-from rsim.training.setup import check_inputs
-from rsim.training.trainer import Trainer
 from tiny import RULES, tiny_model
 
 
@@ -128,50 +122,3 @@ def test_a_prepared_model_is_the_stock_one_to_everybody_else(tmp_path):
     assert "rsim_packed" not in (tmp_path / "saved" / "config.json").read_text()
     again = type(stock).from_pretrained(tmp_path / "saved")
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), stock.state_dict().values(), strict=True))
-
-
-X86 = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="int8 is for x86")
-
-
-def large_model():
-    model = tiny_model("qwen2", hidden_size=256, intermediate_size=512, num_attention_heads=4)
-    prepare(model)
-    return model
-
-
-@X86
-def test_products_in_int8_are_nearly_those_in_float32_and_each_token_is_alone():
-    """Also beside rows a thousand times as large; with gradients, and in small layers, nothing changes."""
-    model = large_model()
-    ids = torch.arange(12)[None]
-    with torch.no_grad():
-        own = torch.log_softmax(model(ids).logits, -1)
-    exact = model(ids).logits
-    eight_bits(model)
-    with torch.no_grad():
-        found = torch.log_softmax(model(ids).logits, -1)
-    assert 0 < (found - own).abs().mean() < 0.1 * own.std()
-    assert torch.equal(model(ids).logits, exact)
-    layer = next(m for m in model.modules() if type(m) is Linear and m.eight is not None and m.bias is not None)
-    rows = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0))
-    rows[3] *= 1000
-    rows[4] = 0
-    with torch.no_grad():
-        together, plain = layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias)
-        assert all(torch.equal(layer(row[None])[0], one) for row, one in zip(rows, together, strict=True))
-    assert torch.equal(together[4], layer.bias)
-    assert ((together - plain).norm(dim=1) <= 0.05 * plain.norm(dim=1)).all()
-    pack(model)
-    assert all(m.packed is None for m in model.modules() if type(m) is Linear), "they are not read"
-
-
-def test_int8_is_refused_where_it_is_not_for(base_folder, tmp_path):
-    with pytest.raises(UserError, match=r"models\.int8"):
-        eight_bits(large_model().double())
-    with pytest.raises(UserError, match=r"models\.int8"):
-        load_reasoner(str(base_folder), device="cpu", int8=True)  # all its layers are small
-    with pytest.raises(UserError, match=r"models\.int8"):
-        load_reasoner(str(base_folder), int8=True, weights=False)
-    for check in (check_inputs, Trainer):
-        with pytest.raises(UserError, match="is for a reasoner of this process that is not trained"):
-            check(load_config("nano", ["models.int8=true", f'out="{tmp_path}/run"']))

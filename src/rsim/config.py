@@ -43,7 +43,6 @@ class ModelsConfig:
     planner_lora: int = setting(0, "as reasoner_lora", at_least=0, remedy=_RANK)
     shared_base: bool = setting(False, "both agents read one copy of the same frozen weights")
     quantised: bool = setting(False, "frozen weights in 4 bits (QLoRA)")
-    int8: bool = setting(False, "a frozen reasoner on a CPU is sampled by products in int8")
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,6 @@ def _settings(wanted: Collection, config: Config, arms: Arms, player: Game | Ser
         template = hashlib.sha256(str(player.reasoner.tokenizer.chat_template).encode()).hexdigest()
         engine = config.rollout.engine
         precision = "4 bits" if config.models.quantised else str(player.reasoner.model.dtype).removeprefix("torch.")
-        precision = "int8" if config.models.int8 else precision
         at_server = player.servers.quantisation if isinstance(player.servers, LlamaServers) else "unknown"
         model = {
             "model": _shown(config.models.reasoner),

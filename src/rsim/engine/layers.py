@@ -8,15 +8,12 @@ nearly half of that of two.
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn.functional import linear, rms_norm, silu
 from transformers import PreTrainedModel
-
-from rsim.errors import UserError
 
 _MKLDNN: Any = torch.backends.mkldnn  # torch does not type it
 _LARGE = 1 << 16  # elements; below, oneDNN's fixed cost of some 20 microseconds outweighs what it saves
@@ -37,8 +34,6 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
 def gated(rows: torch.Tensor, gate: torch.nn.Linear, up: torch.nn.Linear, down: torch.nn.Linear) -> torch.Tensor:
     """``down(silu(gate(rows)) * up(rows))``, without gradient; the two elementwise steps ride on the products."""
-    if gate.__dict__.get("eight") is not None:
-        return cast(torch.Tensor, down(silu(gate(rows)).mul_(up(rows))))
     if not _worth_it(rows, gate.weight):
         inner = silu(linear(rows, gate.weight, gate.bias)) * linear(rows, up.weight, up.bias)
         return product(inner, down.weight, down.bias)
@@ -61,11 +56,8 @@ class Linear(torch.nn.Linear):
 
     packed: torch.Tensor | None = None  # the weight, between `pack` and `unpack`
     version = 0  # of the weight that was packed
-    eight: Any = None  # the weight in int8, after `eight_bits`
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.eight is not None and not torch.is_grad_enabled():
-            return _in_eight_bits(input, self.eight, self.bias)
         return super().forward(input) if torch.is_grad_enabled() else product(input, _fast(self), self.bias)
 
 
@@ -79,7 +71,7 @@ def _fast(layer: Any) -> torch.Tensor:
 def pack(model: PreTrainedModel) -> None:
     """Copies the large weights of a prepared ``model`` on a CPU into oneDNN's layout, for passes without gradient until
     `unpack`; one that is changed meanwhile is read itself again. Those of models above 2 GiB stay as they are."""
-    layers = [m for m in _large(model) if m.eight is None]
+    layers = [m for m in model.modules() if type(m) is Linear and _worth_it(m.weight, m.weight)]
     if sum(layer.weight.nbytes for layer in layers) <= PACKED_BYTES:
         for layer in layers:
             layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
@@ -91,40 +83,6 @@ def unpack(model: PreTrainedModel) -> None:
     for layer in model.modules():
         if type(layer) is Linear:
             layer.packed = None
-
-
-def _large(model: PreTrainedModel) -> list[Linear]:
-    return [m for m in model.modules() if type(m) is Linear and _worth_it(m.weight, m.weight)]
-
-
-def eight_bits(model: PreTrainedModel) -> None:
-    """Lets the large linear layers of a prepared ``model`` whose weights never change multiply in int8 where no gradient is
-    asked for: a weight's rows in 8 bits, each token's inputs in 7 (more would overflow on AVX2), by scales of their own. So
-    a token's result does not depend on what is computed beside it. The float32 weights stay.
-
-    Raises:
-        UserError: it is not on an x86 CPU in float32, or has no such layers.
-    """
-    layers = _large(model)
-    if not layers or "fbgemm" not in torch.backends.quantized.supported_engines:
-        raise UserError("models.int8", "is for large linear layers in float32, in this process, on an x86 CPU: leave it out")
-    before, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"
-    for layer in layers:
-        weight = layer.weight.detach()
-        scales = weight.abs().amax(1).clamp_(min=1e-12) / 127
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # quantised tensors are deprecated; torch has no other way to these kernels
-            whole = torch.quantize_per_channel(weight, scales, torch.zeros(len(scales), dtype=torch.long), 0, torch.qint8)
-        layer.eight = torch.ops.quantized.linear_prepack(whole, None)
-    torch.backends.quantized.engine = before
-
-
-def _in_eight_bits(rows: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
-    largest = rows.abs().amax(-1, keepdim=True).clamp_(min=1e-12)
-    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-    found: torch.Tensor = multiply(rows / largest, 1 / 63, 64, weight).mul_(largest)
-    return found if bias is None else found.add_(bias)
 
 
 @cache

@@ -72,7 +72,6 @@ def load_game(
         system_prompt=models.system_prompt,
         weights=not served or handed_over,
         quantised=models.quantised,
-        int8=models.int8,
     )
     own = part_of(checkpoint, "planner")
     chosen: AnyPlanner | None = None

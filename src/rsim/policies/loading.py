@@ -17,7 +17,6 @@ from transformers import (
 from transformers.utils import logging
 
 from rsim.engine import packed
-from rsim.engine.layers import eight_bits
 from rsim.engine.prepare import prepare
 from rsim.errors import UserError, first_line
 from rsim.models import adapters
@@ -47,7 +46,6 @@ def load_reasoner(
     weights: bool = True,
     lora: int = 0,
     quantised: bool = False,
-    int8: bool = False,
     seed: int = 0,
 ) -> Reasoner:
     """A causal LM and its tokenizer.
@@ -56,7 +54,6 @@ def load_reasoner(
         weights: False: its shape alone, for a reasoner that a server runs.
         lora: the rank of an adapter to train; training of a saved adapter goes on. 0: a saved adapter is merged into its base.
         quantised: the frozen weights in 4 bits; nothing is merged into those.
-        int8: products in int8 where no gradient is asked for, on a CPU, for one that is never trained.
         seed: of a new adapter.
 
     Raises:
@@ -71,8 +68,6 @@ def load_reasoner(
     except Exception as error:  # a package that is not there, a file that is none, a model that its own code cannot make
         raise UserError(f"cannot load a reasoner from {source!r}", near(source) + first_line(error)) from error
     if not weights:
-        if int8:
-            raise UserError("models.int8", "a server has the reasoner's weights: leave it out")
         return Reasoner(model, tokenizer, system_prompt)
     if quantised:
         adapters.keep_unpacked(model)
@@ -82,8 +77,6 @@ def load_reasoner(
     prepare(model)
     if lora:
         adapters.train_precisely(model)
-    if int8:
-        eight_bits(model)
     return Reasoner(model.eval(), tokenizer, system_prompt)
 
 

@@ -164,7 +164,7 @@ def sampled_tokens(run: Path) -> int:
 
 # What the weights and optimisers of a checkpoint are made for.
 _FIXED = (
-    *("models.reasoner", "models.planner", "models.shared_base", "models.quantised", "models.int8", "models.strategies"),
+    *("models.reasoner", "models.planner", "models.shared_base", "models.quantised", "models.strategies"),
     *("objective.loss", "objective.beta: 0.0"),
 )
 

@@ -57,7 +57,6 @@ def check_inputs(config: Config, *, resume: bool = False, force: bool = False) -
     Raises:
         UserError: of rewards, strategies, data, trackers, the run's folder, or a planner of other strategies.
     """
-    _check_int8(config)
     load_custom(config.rewards.custom)
     strategies = load_strategies(config.models.strategies)
     load_questions(config)
@@ -69,11 +68,6 @@ def check_inputs(config: Config, *, resume: bool = False, force: bool = False) -
             check_labels(saved, strategies, config.models.planner)
 
 
-def _check_int8(config: Config) -> None:
-    if config.models.int8 and (config.trains_reasoner or config.upstream.url):
-        raise UserError("models.int8", "is for a reasoner of this process that is not trained: leave it out")
-
-
 def load_policies(
     config: Config, device: Device, checkpoint: Path | None
 ) -> tuple[Reasoner | None, Planner | None]:
@@ -82,7 +76,6 @@ def load_policies(
     Raises:
         UserError: a model cannot be loaded.
     """
-    _check_int8(config)
     models = config.models
     how: dict[str, Any] = {"seed": config.seed, "device": device.name, "dtype": device.dtype}
     how["quantised"] = models.quantised
@@ -94,7 +87,6 @@ def load_policies(
             system_prompt=models.system_prompt,
             weights=config.holds_reasoner,
             lora=models.reasoner_lora,
-            int8=models.int8,
             **how,
         )
     if models.planner == "none":
