@@ -20,6 +20,12 @@ ISSUE = 16
 
 def run(rounds: int = 5, tests: bool = False) -> Iterator[Row]:
     """``tests``: also those of ``make test``, which must pass."""
+    if tests:  # before a row of this command is kept, which the pages do not show yet
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal"]  # as the Makefile has it
+        subprocess.run(command, cwd=Path(__file__).parents[1], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+        minutes = (time.perf_counter() - began) / 60
+        yield Row("make test, its environment made", round(minutes, 1), "min", "under 8 min on 2 cores", minutes < 8)
     with tempfile.TemporaryDirectory() as planner:
         quiet_models()
         load_planner("nano-s", load_strategies("lab"), seed=0).save_pretrained(planner)
@@ -27,12 +33,6 @@ def run(rounds: int = 5, tests: bool = False) -> Iterator[Row]:
         helps, firsts = (_median(rounds, *words) for words in (("--help",), solve))
     yield Row("rsim --help", round(helps, 2), "s", "under 0.3 s", helps < 0.3)
     yield Row("rsim solve, first step, nano pair", round(firsts, 2), "s", "under 4 s", firsts < 4)
-    if tests:
-        began = time.perf_counter()
-        command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal"]  # as the Makefile has it
-        subprocess.run(command, cwd=Path(__file__).parents[1], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
-        minutes = (time.perf_counter() - began) / 60
-        yield Row("make test, its environment made", round(minutes, 1), "min", "under 8 min on 2 cores", minutes < 8)
 
 
 def _median(rounds: int, *words: str) -> float:
