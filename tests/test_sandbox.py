@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -30,6 +32,13 @@ def test_right_and_wrong_programs():
     assert not run_tests("", TESTS).passed
     assert not run_tests("def add(a, b", TESTS).passed
     assert not run_tests(SUM + "\0", TESTS).passed
+
+
+@needs_sandbox
+def test_programs_run_where_the_environments_python_is_a_copy(tmp_path, monkeypatch):
+    """As ``python -m venv --copies`` makes it: nothing of it is in the sandbox."""
+    monkeypatch.setattr(sys, "executable", shutil.copy(os.path.realpath(sys.executable), tmp_path / "python"))
+    assert run_tests(SUM, TESTS).passed
 
 
 @needs_sandbox

@@ -168,7 +168,7 @@ def start(
     sizes = f"--as={limits.memory_mb << 20}", f"--fsize={limits.file_mb << 20}", "--core=0", "--nofile=64"
     # With --unsafe it would count all of the user's processes.
     counts = [] if unsafe else [f"--nproc={processes(limits)}"]
-    python = os.path.realpath(sys.executable), "-I"
+    python = interpreter(), "-I"
     command = ["prlimit", f"--cpu={int(limits.seconds) + 1}", *sizes, *counts, *python, *arguments]
     if not unsafe:
         root = os.path.join(folder, name)
@@ -191,6 +191,11 @@ def stop(guest: subprocess.Popen[bytes]) -> int:
     """Kills everything in a sandbox; returns what its first process ended with."""
     os.killpg(guest.pid, signal.SIGKILL)  # not waited for yet: there is a group, even if all in it have ended
     return guest.wait()
+
+
+def interpreter() -> str:
+    """Python as it was installed: an environment's own may be a copy, which a sandbox does not see."""
+    return os.path.realpath(sys._base_executable)  # type: ignore[attr-defined, no-any-return]  # as venv has it
 
 
 def sandboxed(

@@ -164,7 +164,7 @@ class _Worker:
         folders = [*_package_folders(library), str(Path(__file__).parents[2])]
         jobs, replies = os.pipe(), os.pipe()
         arguments = [":".join(folders), library, jobs[0], replies[1], memory_mb, seconds]
-        command = [os.path.realpath(sys.executable), "-I", "-c", _MAIN, *map(str, arguments)]
+        command = [sandbox.interpreter(), "-I", "-c", _MAIN, *map(str, arguments)]
         guest = str(Path(__file__).parent / "guest")
         with tempfile.TemporaryDirectory(prefix="rsim-") as root, tempfile.TemporaryFile() as errors:
             if sandbox.sandbox_works():
