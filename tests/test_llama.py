@@ -193,6 +193,28 @@ def test_arms_of_a_question_return_to_the_slot_that_holds_it(reasoner, standin):
     assert server.read == []
 
 
+def test_what_greedy_arms_begin_with_is_sampled_once(reasoner, lab_strategies, standin):
+    """Else a log pays twice for it, and rounding could make two arms differ before they part."""
+    server = standin(slots=1)
+    servers = llama.LlamaServers("http://a", 10)
+
+    def play(*names, temperature=0.0):
+        rules = replace(ON_SERVER, batch=1, paraphrase="first", temperature=temperature or 1.0)
+        game = Game(reasoner, sequence_planner(lab_strategies, [*names, "termination"]), rules)
+        game.servers = servers
+        return game.play(PROBLEMS[:1], seed=0, greedy=not temperature)[0]
+
+    first = play("decomposition")
+    asked = len(server.asked)
+    assert asked == len(first.steps)
+    second = play("decomposition", "validation")
+    shared = first.steps[0].end
+    assert second.token_ids[:shared] == first.token_ids[:shared]
+    assert len(server.asked) == asked + len(second.steps) - 1
+    play("decomposition", temperature=1.0)
+    assert len(server.asked) > asked + len(second.steps) - 1  # a sample is drawn each time
+
+
 def test_several_servers_share_the_episodes(reasoner, lab_strategies, standin, monkeypatch):
     """What is sampled does not depend on their number."""
     random = random_planner(lab_strategies)

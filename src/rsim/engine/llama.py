@@ -15,6 +15,7 @@ that is read, which may decide a near-tie.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from rsim.errors import UserError
 
 _NONE = float("nan")  # a log-prob that the server does not give
 _SEEDS = 2**32 - 1  # the last one means: a random seed
+_KEPT = 16  # greedy requests of a slot: the steps of one question's arms
 _TEXTS = (
     "The answer is \\boxed{1234.5}.\n\n",
     "```python\ndef f(x):\n    return x**2  # ²\n```\n",
@@ -44,6 +46,7 @@ class Seat:
     index: int
     held: list[int] = field(default_factory=list)
     taken: bool = False
+    greedy: dict[str, dict[str, Any]] = field(default_factory=dict)  # the last greedy requests, and their answers
 
     def shares(self, prompt: list[int]) -> int:
         """How many tokens of ``prompt`` need not be read again."""
@@ -216,7 +219,7 @@ class LlamaEngine(ServedEngine):
         if self.begun[tuple(prompt)] > 1 and seat.server.copies:
             seat.server.begin(prompt, seat)
         asked = self.settings | {"n_predict": max_new_tokens, "seed": seed % _SEEDS, "stop": stops}
-        reply = seat.server.complete(ids, seat.index, **asked)
+        reply = self._reply(seat, ids, asked)
         tokens: list[int] = reply["tokens"]
         if reply["stop_type"] == "limit" and len(tokens) < max_new_tokens:
             raise UserError(
@@ -224,6 +227,15 @@ class LlamaEngine(ServedEngine):
                 "raise --ctx-size (it is shared by the slots)",
             )
         return tokens, aligned(tokens, reply.get("completion_probabilities", [])), False
+
+    def _reply(self, seat: Seat, ids: list[int], asked: dict[str, Any]) -> dict[str, Any]:
+        """The server's. A greedy step that this slot has just taken, as arms that begin alike do, is not sampled again."""
+        if asked["top_k"] != 1:
+            return seat.server.complete(ids, seat.index, **asked)
+        key = json.dumps([ids, asked["n_predict"], asked["stop"], asked["n_probs"]])
+        reply = seat.greedy.get(key) or seat.server.complete(ids, seat.index, **asked)
+        seat.greedy = dict([*seat.greedy.items(), (key, reply)][-_KEPT:])
+        return reply
 
     def release(self, slot: int) -> None:
         seat = self.seats.pop(slot)
