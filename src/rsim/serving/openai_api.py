@@ -332,7 +332,8 @@ def _envelope(request: Request, kind: str) -> dict[str, Any]:
 
 
 class Stops:
-    """Finds the client's stop strings in sampled text, across pieces; the beginning of one is held back until it is decided."""
+    """Finds the client's stop strings in sampled text, across pieces; the beginning of one is held back until it is decided.
+    Steps that are told as thinking have none."""
 
     def __init__(self, stops: tuple[str, ...], *, ends_there: bool = False) -> None:
         """``ends_there``: the source ends by itself at a stop string, and says what was spent."""
@@ -364,7 +365,7 @@ class Stops:
         """The events up to the first stop string in sampled text; `play` counts up what is ``spent``."""
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, TextDelta) and not event.output:
+                if isinstance(event, TextDelta) and not event.output and event.place == "content":
                     text, met = self.feed(event.text)
                     if text or event.logprobs:
                         yield replace(event, text=text)

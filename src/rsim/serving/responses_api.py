@@ -129,7 +129,7 @@ class _Response:
     def stop(self) -> Iterator[bytes]:
         if self.open:
             item = self.whole["output"][-1]
-            item["status"] = "completed"
+            item["status"] = "incomplete" if self.whole["incomplete_details"] else "completed"
             if self.open == "tool":
                 yield self.event("function_call_arguments.done", **self._at(), name=item["name"], arguments=item["arguments"])
             else:
