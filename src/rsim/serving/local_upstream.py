@@ -36,7 +36,7 @@ log = logging.getLogger("rsim.serve")
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,), "presence_penalty": (0,),
     "frequency_penalty": (0,), "logit_bias": ({},), "stop_token_ids": ([],), "min_tokens": (0,), "ignore_eos": (False,),
-    "chat_template_kwargs": ({},), "audio": (), "structured_outputs": (), "guided_json": (), "guided_regex": (),
+    "chat_template_kwargs": ({},), "structured_outputs": (), "guided_json": (), "guided_regex": (),
     "guided_choice": (), "guided_grammar": (), "grammar": ("",), "json_schema": (),
 }  # fmt: skip
 
@@ -321,8 +321,8 @@ class _LocalConversation:
         finally:
             upstream.commands.put(lambda: upstream.stop(answer))
 
-    def cut(self, pieces: int) -> Usage:
-        return replace(self._usage(pieces), estimated=True)
+    def cut(self, tokens: int) -> Usage:
+        return replace(self._usage(tokens), estimated=True)
 
     def _usage(self, sampled: int) -> Usage:
         """Of a step; the prompt counts once."""

@@ -22,7 +22,7 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 # Requests with any of these pass through as they are.
 _NOT_PLANNED = (
     "tools", "functions", "echo", "response_format", "best_of", "suffix", "previous_response_id", "conversation", "background",
-    "beyond",
+    "audio", "beyond",
 )  # fmt: skip
 _PLAIN = {"response_format": {"type": "text"}, "best_of": 1}  # values of these that ask for nothing
 # The part of the steps that the rules allow; "none" is a gate of 1.
