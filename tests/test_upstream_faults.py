@@ -344,6 +344,18 @@ def test_responses_count_what_was_thought():
     assert (usage["output_tokens"], usage["output_tokens_details"]) == (1 + 3, {"reasoning_tokens": 2})
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+def test_prompts_that_are_shown_as_thinking_stand_in_the_models_own_field(path):
+    """In two fields their order was lost: all prompts, then all thoughts."""
+    said = stream(chunk(None, reasoning="Hm."), chunk("12\n\nmore"), STOP, COUNTED)
+    reply = passed(lambda request: httpx.Response(200, content=said), path, model=f"m{SUFFIX}", show="reasoning",
+                   more={"max_tokens": 400}).json()  # fmt: skip
+    prompts = [step["prompt"] for step in reply["rsim"]["choices"][0]["steps"]]
+    assert len(prompts) > 1
+    thought = reply["content"][0]["thinking"] if path == "messages" else reply["choices"][0]["message"]["reasoning"]
+    assert thought == "".join(f"{prompt}Hm." for prompt in prompts)
+
+
 def test_what_only_one_format_has_is_not_sent_to_chats():
     """OpenAI's chats refuse a cache_control; Claude Code sends it with every request. What asks for sound is not planned."""
     requests: list[httpx.Request] = []

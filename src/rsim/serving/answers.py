@@ -138,10 +138,10 @@ _PLACES = {"content": None, "reasoning": "reasoning_content", "none": ""}  # Non
 
 
 async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Event]:
-    """Prompts and outputs in their place. "auto": where the model thinks, if it does so in a field of its own; they wait until
-    the model has said something."""
+    """Prompts and outputs in their place. "auto" and "reasoning": where the model thinks, if it does so in a field of its own; they
+    wait until the model has said something."""
     held: list[Injected | TextDelta] = []
-    known, place = show != "auto", _PLACES.get(show)
+    known, place = show in ("content", "none"), _PLACES.get(show)
     async for event in events:
         if isinstance(event, Injected) or (isinstance(event, TextDelta) and event.output):
             if known:
