@@ -57,6 +57,14 @@ def test_a_planner_of_another_strategy_set_is_refused_by_both_names(base_folder,
     assert load_planner(str(tmp_path / "p"), load_strategies("default"), seed=1).strategies.names == lab_strategies.names
 
 
+def test_a_trained_planner_keeps_to_what_it_sees(base_folder, lab_strategies, tmp_path):
+    load_planner(str(base_folder), lab_strategies, seed=0, sees="question").save_pretrained(tmp_path / "p")
+    for sees in ("everything", "question"):
+        assert load_planner(str(tmp_path / "p"), lab_strategies, seed=0, sees=sees).sees == "question"
+    with pytest.raises(UserError, match="was trained to see question"):
+        load_planner(str(tmp_path / "p"), lab_strategies, seed=0, sees="number")
+
+
 def test_a_planner_of_another_template_is_refused(base_folder, lab_strategies, tmp_path):
     planner = load_planner(str(base_folder), lab_strategies, seed=0)
     planner.model.config.rsim_template = "rsim-planner-0"

@@ -137,9 +137,7 @@ def evaluate(
     Raises:
         UserError: no such run, planner, data or split; the folder holds another evaluation; a server fails.
     """
-    for option, given in (("--model", model), ("--mode", mode)):
-        if given and not upstream:
-            raise UserError(f"{option} {given}", "it is of a server: --upstream URL")
+    _of_a_server(upstream, model=model, mode=mode)
     if upstream and reasoner:
         raise UserError(f"--reasoner {reasoner}", "with --upstream the reasoner is what the server has: --model names it")
     from rsim.evaluation.loading import EvalSettings
@@ -174,6 +172,12 @@ def evaluate(
     source = {key: summary[key] for key in ("checkpoint", "weights") if key in summary}
     (folder / "table.json").write_text(json.dumps({"title": title, **source, "rows": [result.to_json()]}) + "\n")
     return summary | {"folder": str(folder), "report": str(report(folder))}
+
+
+def _of_a_server(upstream: str, **options: str) -> None:
+    for option, given in options.items():
+        if given and not upstream:
+            raise UserError(f"--{option} {given}", "it is of a server: --upstream URL")
 
 
 def solve(
@@ -263,6 +267,7 @@ def collect(
     Raises:
         UserError: wrong arms, settings or questions; the log was begun with others; a server fails (what was written stays).
     """
+    _of_a_server(upstream, mode=mode)
     from rsim.collecting.headroom import of_logs
     from rsim.collecting.play import Collection
     from rsim.collecting.play import collect as played
@@ -358,8 +363,10 @@ def push(run: str | Path, repo: str, *, to: str | Path = "", licence: str = "apa
     Raises:
         UserError: ``run`` has no trained planner, the folder exists, or the hub refuses.
     """
+    from rsim.policies.loading import quiet_models
     from rsim.serving import card
 
+    quiet_models()
     if to:
         return str(card.hub_folder(str(run), Path(to), repo=repo, licence=licence))
     with tempfile.TemporaryDirectory() as folder:

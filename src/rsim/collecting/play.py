@@ -25,6 +25,7 @@ from rsim.collecting.questions import questions
 from rsim.config import Config, load_config
 from rsim.engine.llama import LlamaServers
 from rsim.engine.vllm import VllmServers
+from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record
 from rsim.evaluation.loading import EvalSettings, load_game, play_part
 from rsim.evaluation.upstream import ServedGame, ServedModel
@@ -65,6 +66,8 @@ def collect(wanted: Collection, folder: Path, on_progress: OnProgress = lambda d
     """
     arms = load_arms(wanted.arms)
     own = ["stages=[]"] + [f'models.reasoner="{wanted.model}"'] * bool(wanted.model)  # nothing is trained: any engine will do
+    if not (wanted.model or wanted.served or any(o.partition("=")[0].strip() == "models.reasoner" for o in wanted.overrides)):
+        raise UserError("no reasoner", "give --model, or --upstream URL")
     config = load_config(None, [*own, *arms.overrides, *wanted.overrides])
     problems = questions(wanted.data, wanted.split, limit=wanted.limit, exclude=wanted.exclude, config=config)
     with locked(folder):

@@ -366,7 +366,11 @@ class Stops:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, TextDelta) and not event.output and event.place == "content":
+                    held = len(self.held)
                     text, met = self.feed(event.text)
+                    if not event.sampled and text[:held]:  # a delimiter of ours, behind what was sampled
+                        yield TextDelta(text[:held])
+                        text = text[held:]
                     if text or event.logprobs:
                         yield replace(event, text=text)
                     if met is not None:

@@ -321,9 +321,11 @@ def wrap(
         return PlannedModel(planner, target, tokenizer, rules, slots, runner)
     if not (hasattr(target, "with_options") and hasattr(target, "chat")):
         raise UserError(f"cannot wrap a {type(target).__name__}", "give a transformers model or an OpenAI client")
+    if getattr(target, "_azure_deployment", "") is None:
+        raise UserError("an AzureOpenAI asks each model at an address of its own", "give it an azure_deployment")
     check_address("", mode or "")
     config = ServeConfig(
-        upstream=str(target.base_url),
+        upstream=str(target.base_url.copy_merge_params(target.default_query)),
         wrapped=True,
         mode=mode,
         rules=rules,
