@@ -138,6 +138,7 @@ def evaluate(
         UserError: no such run, planner, data or split; the folder holds another evaluation; a server fails.
     """
     _of_a_server(upstream, model=model, mode=mode)
+    _at_least(1, limit=limit, samples=samples, at_once=at_once)
     if upstream and reasoner:
         raise UserError(f"--reasoner {reasoner}", "with --upstream the reasoner is what the server has: --model names it")
     from rsim.evaluation.loading import EvalSettings
@@ -172,6 +173,12 @@ def evaluate(
     source = {key: summary[key] for key in ("checkpoint", "weights") if key in summary}
     (folder / "table.json").write_text(json.dumps({"title": title, **source, "rows": [result.to_json()]}) + "\n")
     return summary | {"folder": str(folder), "report": str(report(folder))}
+
+
+def _at_least(least: int, **options: float) -> None:
+    for option, given in options.items():
+        if given < least:
+            raise UserError(f"{option} = {given}", f"must be at least {least}")
 
 
 def _of_a_server(upstream: str, **options: str) -> None:
@@ -268,6 +275,8 @@ def collect(
         UserError: wrong arms, settings or questions; the log was begun with others; a server fails (what was written stays).
     """
     _of_a_server(upstream, mode=mode)
+    _at_least(0, limit=limit)
+    _at_least(1, piece=piece, at_once=at_once)
     from rsim.collecting.headroom import of_logs
     from rsim.collecting.play import Collection
     from rsim.collecting.play import collect as played
@@ -317,6 +326,8 @@ def fit(
     Raises:
         UserError: the folder exists; logs that do not belong together; too few questions.
     """
+    _at_least(0, price=price)
+    _at_least(1, logs=len(logs))
     if Path(out).exists():
         raise UserError(f"--out {out} exists already", "name a new folder")
     from rsim.collecting.fit import fit_planner
@@ -344,6 +355,7 @@ def report(run: str | Path | Sequence[str | Path], out: str | Path = "") -> Path
     target = Path(out) if out else None
     if isinstance(run, str | Path):
         return build_report(Path(run), target)
+    _at_least(1, runs=len(run))
     return build_comparison([Path(one) for one in run], target)
 
 
@@ -394,6 +406,7 @@ def check(answer: str, gold: str, *, kind: str = "latex", tolerance: float = 0.0
         >>> check(r"so \boxed{0.5}", r"\frac12")["strict"]["right"]
         True
     """
+    _at_least(0, tolerance=tolerance)
     if kind not in get_args(Kind) or kind == "gym":
         raise UserError(f"--kind {kind}", "use numeric, latex, choice, text or code")
     problem = Problem("", gold, kind=cast(Kind, kind), meta={"tolerance": tolerance})
