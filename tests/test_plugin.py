@@ -355,6 +355,20 @@ def test_a_stop_string_is_found_across_pieces():
     assert stops.feed("D more") == ("", "END")
 
 
+def test_what_was_held_back_stays_sampled_where_a_delimiter_of_ours_follows():
+    """A step lost its last characters in the list of steps."""
+
+    async def events():
+        yield TextDelta("so")
+        yield TextDelta("\n", sampled=False)
+        yield Finished("stop", Usage())
+
+    async def shown():
+        return [(e.text, e.sampled) async for e in Stops(("o 7",)).cut(events(), Usage()) if isinstance(e, TextDelta)]
+
+    assert asyncio.run(shown()) == [("s", True), ("o", True), ("\n", False)]
+
+
 def test_slow_headers_are_cut_off_and_slow_answers_are_not(monkeypatch, nano, trained):
     monkeypatch.setattr("rsim.serving.connections._HEADER_SECONDS", 0.4)
     with serving(create_app(ServeConfig(rules=RULES, slots=2), trained, nano, name="nano-s")) as url:

@@ -3,7 +3,9 @@ final one."""
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 
 import httpx
 import openai
@@ -11,11 +13,15 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from rsim.errors import UserError
 from rsim.policies.loading import load_reasoner
+from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import sequence_planner
 from rsim.policies.strategies import load_strategies
 from rsim.rules import PlayRules
 from rsim.serving.grammar import Shape
+from rsim.serving.local_upstream import LocalUpstream
+from rsim.serving.play import Asked
 from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from serving import serving
@@ -76,6 +82,7 @@ def test_tools_are_called(client, local, model):
     assert set(json.loads(call.function.arguments)) == {"a", "b"}
     named = {"type": "function", "function": {"name": "add"}}
     pieces = list(client.chat.completions.create(**asked, tool_choice=named, stream=True))
+    assert re.fullmatch("[a-zA-Z0-9]{9}", call.id), "Mistral's templates refuse any other"
     (streamed,) = [c.choices[0].delta.tool_calls for c in pieces if c.choices[0].delta.tool_calls]
     assert streamed[0].function.arguments == call.function.arguments
     assert pieces[-1].choices[0].finish_reason == "tool_calls"
@@ -92,6 +99,75 @@ def test_tools_are_called(client, local, model):
         {"name": "add", "input_schema": ADD["function"]["parameters"]}]}, timeout=600).json()  # fmt: skip
     assert (block["stop_reason"], block["content"][-1]["type"]) == ("tool_use", "tool_use")
     assert block["content"][-1]["input"] == json.loads(call.function.arguments)
+
+
+def test_a_tool_beside_a_format_leaves_the_answer_its_form(client):
+    """The format was ignored, as soon as there was a tool."""
+    pytest.importorskip("llguidance")
+    form = {"type": "json_object"}
+    for model in MODELS:
+        done = client.chat.completions.create(
+            model=model, messages=SAID, temperature=0, max_tokens=110, tools=[ADD], response_format=form
+        ).choices[0]
+        assert done.message.tool_calls or isinstance(json.loads(done.message.content), dict)
+
+
+CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": '{"a": 7}'}}
+CHAT = [
+    {"role": "user", "content": "7+8=?"},
+    {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL, CALL]},
+    {"role": "tool", "tool_call_id": "x", "content": 'it is\n"15"'},
+    {"role": "tool", "tool_call_id": "x", "content": "15"},
+    {"role": "user", "content": "Sure?"},
+]
+
+
+def prompt_of(template, messages):
+    nano = load_reasoner("nano-s", device="cpu")
+    tokenizer = copy.deepcopy(nano.tokenizer)
+    tokenizer.chat_template = template
+    texts = []
+    reasoner = Reasoner(nano.model, tokenizer)
+    reasoner.injected_ids = lambda text: texts.append(text) or [1]
+    local = LocalUpstream(reasoner, 1)
+    local._prompt(Asked("", messages, None))
+    local.close()
+    return texts[-1]
+
+
+def test_a_template_that_knows_tools_gets_arguments_as_objects():
+    """Qwen's wrote a JSON in a JSON; Llama's writes results as JSON, and was taken for one that leaves them out (400)."""
+    template = (
+        "{# tools #}{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}"
+        "{% if m.role == 'tool' %}{{ m.content | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    assert prompt_of(template, CHAT) == '7+8=?{"a": 7}{"a": 7}Let me see."it is\\n\\"15\\"""15"Sure?'
+    cut = CALL | {"function": {"name": "add", "arguments": '{"a": '}}
+    with pytest.raises(UserError, match="must be JSON"):
+        prompt_of(template, [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [cut]}])
+
+
+def test_a_template_without_tools_gets_all_of_a_turn_and_turns_that_alternate():
+    """What stood beside a call was lost; two results, or one with a question, were two user messages in a row (400)."""
+    said = prompt_of("{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}", CHAT)
+    called = '<tool_call>{"name": "add", "arguments": {"a": 7}}</tool_call>'
+    assert said == f'[user: 7+8=?][assistant: Let me see.{called}{called}][user: it is\n"15"\n\n15\n\nSure?]'
+
+
+def test_stop_strings_leave_the_thinking_before_an_answer_in_a_form_alone(client):
+    """What might begin one was moved from the thinking into the answer."""
+    pytest.importorskip("llguidance")
+    asked = {
+        "model": MODELS[1],
+        "messages": SAID,
+        "temperature": 0,
+        "max_tokens": 110,
+        "response_format": {"type": "json_object"},
+    }
+    expected = client.chat.completions.create(**asked).choices[0].message
+    assert "\n" in expected.reasoning_content
+    for stop in ("\n", "\nx"):
+        assert client.chat.completions.create(**asked, stop=stop).choices[0].message == expected
 
 
 def test_steps_leave_room_for_an_answer_in_a_form():
@@ -163,7 +239,7 @@ def test_small_fields(client):
         assert model.endswith(SUFFIX) or sharp.choices[0].message == greedy
         assert client.models.retrieve(model).id == model
     for wrong in ({"top_p": 0}, {"top_p": "x"}, {"top_logprobs": 99, "logprobs": True}, {"tools": [7]}, {"max_tokens": -2},
-                  {"response_format": {"type": "json_schema"}}, {"response_format": 7},
+                  {"response_format": {"type": "json_schema"}}, {"response_format": 7}, {"extra_body": {"guided_json": {}}},
                   {"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "no"}}}):  # fmt: skip
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model=MODELS[1], **asked, **wrong)

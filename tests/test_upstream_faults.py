@@ -93,6 +93,26 @@ class BreaksOff(httpx.AsyncByteStream):
         raise httpx.RemoteProtocolError("peer closed connection")
 
 
+def test_a_retry_after_of_any_bytes_is_handed_on():
+    """One outside Latin-1 was a fault of the server."""
+    answer = httpx.Response(429, json={"error": "late"}, headers=[(b"retry-after", "明日".encode())])
+    reply, _ = ask(lambda request: answer)
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "明日")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_upstream_that_sends_many_tokens_at_once_is_held_to_the_budget(streamed):
+    """Each piece was taken for a token: 550 were written where 100 were asked for, and 5 told."""
+    said, counted = "word " * 100 + "\n\nmore", {"prompt_tokens": 9, "completion_tokens": 101}
+    message = {"choices": [{"index": 0, "message": {"content": said}, "finish_reason": "stop"}], "usage": counted}
+    body = stream(chunk(said), STOP, COUNTED) if streamed else json.dumps(message).encode()
+    reply, requests = ask(body, max_tokens=100)
+    assert len(requests) == 2, "the first takes all of the budget: the answer is due"
+    assert 200 <= reply.json()["usage"]["completion_tokens"] <= 300
+    reply, _ = ask(body, max_tokens=400, stop="word word")
+    assert 100 <= reply.json()["usage"]["completion_tokens"] <= 150
+
+
 def test_an_error_whose_body_breaks_off_keeps_its_status_and_is_tried_again():
     replies = iter([httpx.Response(503, stream=BreaksOff()), httpx.Response(200, content=stream(chunk("12"), STOP, COUNTED))])
     reply, _ = ask(lambda request: next(replies))
@@ -322,3 +342,36 @@ def test_responses_count_what_was_thought():
                    more={"include": ["reasoning.encrypted_content"]})  # fmt: skip
     usage = reply.json()["usage"]
     assert (usage["output_tokens"], usage["output_tokens_details"]) == (1 + 3, {"reasoning_tokens": 2})
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+def test_prompts_that_are_shown_as_thinking_stand_in_the_models_own_field(path):
+    """In two fields their order was lost: all prompts, then all thoughts."""
+    said = stream(chunk(None, reasoning="Hm."), chunk("12\n\nmore"), STOP, COUNTED)
+    reply = passed(lambda request: httpx.Response(200, content=said), path, model=f"m{SUFFIX}", show="reasoning",
+                   more={"max_tokens": 400}).json()  # fmt: skip
+    prompts = [step["prompt"] for step in reply["rsim"]["choices"][0]["steps"]]
+    assert len(prompts) > 1
+    thought = reply["content"][0]["thinking"] if path == "messages" else reply["choices"][0]["message"]["reasoning"]
+    assert thought == "".join(f"{prompt}Hm." for prompt in prompts)
+
+
+def test_what_only_one_format_has_is_not_sent_to_chats():
+    """OpenAI's chats refuse a cache_control; Claude Code sends it with every request. What asks for sound is not planned."""
+    requests: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(200, content=stream(chunk("12"), STOP, COUNTED))
+
+    text = {"type": "text", "text": "5+7?", "cache_control": {"type": "ephemeral"}, "citations": None}
+    more = {"system": [text], "messages": [{"role": "user", "content": [text]}], "cache_control": {"type": "ephemeral"}}
+    assert passed(answer, "messages", model=f"m{SUFFIX}", more=more).status_code == 200
+    assert passed(answer, "responses", model=f"m{SUFFIX}", more={"max_tool_calls": 3}).status_code == 200
+    assert not any(
+        b"cache_control" in r.content or b"citations" in r.content or b"max_tool_calls" in r.content for r in requests
+    )
+    sound = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}}
+    assert passed(answer, "chat/completions", model=f"m{SUFFIX}", more=sound).status_code == 200
+    assert bodies(requests)[-1].items() >= sound.items()
+    assert bodies(requests)[-1]["messages"] == QUESTION

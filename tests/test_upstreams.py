@@ -487,6 +487,7 @@ def no_proxies(monkeypatch):
     ("http://h:1", "http://h:1/v1/models"), ("http://h:1/", "http://h:1/v1/models"), ("http://h:1/v1/", "http://h:1/v1/models"),
     ("https://h/api/v1", "https://h/api/v1/models"), ("https://h/v1/chat/completions", "https://h/v1/models"),
     ("https://h/chat/completions", "https://h/models"), ("https://h/v1/models", "https://h/v1/models"),
+    ("https://h/v1/responses", "https://h/v1/models"), ("https://h/v1/messages/", "https://h/v1/models"),
     ("https://h/openai/deployments/m?api-version=2024-10-21", "https://h/openai/deployments/m/models?api-version=2024-10-21"),
 ])  # fmt: skip
 def test_addresses_are_put_right(given, asked, no_proxies):

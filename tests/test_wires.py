@@ -188,3 +188,20 @@ def test_each_step_says_how_long_it_took(url):
                                                            "messages": [{"role": "user", "content": Q}]}, timeout=600).text  # fmt: skip
     last = [json.loads(line[6:]) for line in streamed.split("\n") if line.startswith("data: {")][-1]
     assert len(last["rsim"]["seconds"]) == len(steps)
+
+
+@pytest.mark.parametrize("path", ["responses", "messages"])
+def test_several_answers_have_no_place_in_these_formats(url, path):
+    """A stream mixed them into one text; whole, all were billed and one was shown."""
+    asked = {"input": Q} if path == "responses" else {"messages": [{"role": "user", "content": Q}]}
+    for model in MODELS:
+        assert "n: there is one answer" in post(url, path, 400, model=model, n=2, **asked)["error"]["message"]
+
+
+def test_an_item_of_a_response_that_was_cut_is_incomplete(url):
+    (item,) = post(url, "responses", model=MODELS[1], input=Q, max_output_tokens=3)["output"]
+    assert item["status"] == "incomplete"
+    shown = events(url, "responses", model=MODELS[1], input=Q, max_output_tokens=3)
+    assert [e["item"]["status"] for e in shown if e["type"] == "response.output_item.done"] == ["incomplete"]
+    (item,) = post(url, "responses", model=MODELS[1], input=Q, max_output_tokens=100)["output"]
+    assert item["status"] == "completed"

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -98,6 +98,25 @@ def test_a_wrapped_model_takes_lists_of_chats_and_is_closed_twice(nano, planner,
     assert [a.text for a in planned.generate([chats[0], QUESTIONS[1]])] == expected[:2]
     planned.close()
     planned.close()
+
+
+def test_nobody_waits_for_an_answer_that_will_not_come(nano):
+    """Of a list in which one failed the others were played to their end; when the model was closed, who waited did so for ever."""
+    rules = PlayRules(delimiter="\0", step_tokens=400, max_tokens=900, answer_tokens=8)
+    planned = wrap(sequence_planner(load_strategies("lab"), ["continuation"]), nano.model, nano.tokenizer, rules=rules, slots=1)
+    with pytest.raises(UserError, match="exceeds the model's context"):
+        planned.generate([QUESTIONS[0], "x" * 9000])
+    assert planned.inner.planning.free.qsize() == 1
+
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(planned.generate, QUESTIONS[0]), threads.submit(list, planned.stream(QUESTIONS[1]))]
+        while planned.inner.planning.free.qsize():
+            time.sleep(0.01)
+        planned.close()
+        for future in waiting:
+            assert isinstance(future.exception(timeout=5), (CancelledError, RuntimeError))
+    with pytest.raises(RuntimeError, match="the wrapped model is closed"):
+        planned.generate(QUESTIONS[0])
 
 
 def test_what_cannot_be_wrapped_is_said(nano, planner):

@@ -197,3 +197,22 @@ def test_clients_of_the_older_library_are_wrapped_and_closed_twice(url):
 def test_a_bad_mode_is_said(url):
     with pytest.raises(UserError, match="mode"):
         wrap(PLANNER, openai.OpenAI(base_url=url, api_key="k"), mode="sideways")
+
+
+def test_what_a_client_has_in_every_query_goes_on():
+    """Azure refuses requests without an api-version."""
+    asked: list[str] = []
+    azure = FastAPI()
+
+    @azure.post("/openai/deployments/m/chat/completions")
+    async def complete(request: Request):
+        asked.append(str(request.query_params))
+        return JSONResponse({"choices": [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}]})
+
+    with serving(azure) as url:
+        options = {"azure_endpoint": url.removesuffix("/v1"), "api_version": "1", "api_key": "k"}
+        with wrap(PLANNER, openai.AzureOpenAI(azure_deployment="m", **options), mode="turn") as planned:
+            assert planned.chat.completions.create(**ASKED).rsim
+        assert set(asked) == {"api-version=1"}
+        with pytest.raises(UserError, match="azure_deployment"):
+            wrap(PLANNER, openai.AzureOpenAI(**options), mode="turn")

@@ -249,7 +249,7 @@ def collect(
     mode: str = "",
     at_once: int = 8,
     overrides: Overrides = (),
-    on_piece: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Any]:
     """Plays every arm on every question and keeps the log in the folder ``out``; a log that is there goes on.
 
@@ -266,7 +266,7 @@ def collect(
         mode: as `evaluate` has it.
         at_once: questions asked for together there.
         overrides: as `load_config` has them.
-        on_piece: called with ``(questions, of)`` as pieces are complete.
+        on_progress: called with ``(done, of)``, both in episodes, at the start and whenever the log has more.
 
     Returns:
         `rsim.collecting.headroom.Headroom` tables, one a data set and split: ``arms``, ``rules`` and ``pairs``.
@@ -295,7 +295,7 @@ def collect(
         overrides=tuple(as_overrides(overrides)),
         served=ServedModel(upstream, model, mode, at_once) if upstream else None,
     )
-    return of_logs([played(wanted, Path(out), on_piece)])
+    return of_logs([played(wanted, Path(out), on_progress)])
 
 
 def fit(

@@ -65,7 +65,8 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
         raise UserError(f"the model's chat template refuses the messages ({first_line(error)})", _REMEDY) from error
     for message, mark in zip(messages, marked, strict=True):  # (of earlier turns of the assistant some leave the thinking out)
         said = message["content"].strip()
-        if message["role"] != "assistant" and said and (said not in text or mark["content"] not in shown):
+        lost = mark["content"] not in shown or (message["role"] != "tool" and said not in text)  # some write results as JSON
+        if message["role"] != "assistant" and said and lost:
             raise UserError(f"the model's chat template leaves the {message['role']} text out", _REMEDY)
     return text
 

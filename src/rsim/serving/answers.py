@@ -43,6 +43,8 @@ async def answer(state: State, request: Request, wire: Wire, body: Body, asked: 
     planned = account.planned
     limit = state.config.rules.max_tokens if planned else state.config.plain_tokens
     wanted = api.read_request(wire.kind, body, state.local_model or model, state.config.rules, limit)
+    if wire.grow and len(wanted.asked) > 1:
+        raise api.BadRequest("n: there is one answer in this format", "n")
     headers = [(k, v) for k, v in own_headers(request) if k not in (b"content-type", b"accept")]
     headers = headers if state.config.wrapped else tracing.received(headers)
     wanted.asked = [replace(one, headers=headers) for one in wanted.asked]
@@ -136,10 +138,10 @@ _PLACES = {"content": None, "reasoning": "reasoning_content", "none": ""}  # Non
 
 
 async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Event]:
-    """Prompts and outputs in their place. "auto": where the model thinks, if it does so in a field of its own; they wait until
-    the model has said something."""
+    """Prompts and outputs in their place. "auto" and "reasoning": where the model thinks, if it does so in a field of its own;
+    they wait until the model has said something."""
     held: list[Injected | TextDelta] = []
-    known, place = show != "auto", _PLACES.get(show)
+    known, place = show in ("content", "none"), _PLACES.get(show)
     async for event in events:
         if isinstance(event, Injected) or (isinstance(event, TextDelta) and event.output):
             if known:
@@ -183,7 +185,7 @@ async def _called(events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
             event, held = replace(event, text=held), None
         elif held and isinstance(event, Finished):
             call = read_call(held)
-            yield Called(f"call_{uuid.uuid4().hex[:24]}", *call) if call else TextDelta(held)
+            yield Called(uuid.uuid4().hex[:9], *call) if call else TextDelta(held)
             event = replace(event, reason="tool_calls") if call else event
         yield event
 

@@ -27,18 +27,19 @@ def text_form(asked: Asked) -> str:
     Raises:
         UserError: a ``response_format`` or ``tool_choice`` of another form.
     """
-    if asked.tools:
-        return _calls(asked.tools, asked.tool_choice)
     form = asked.form or {}
-    if form.get("type") == "json_object":
-        return json.dumps({"grammars": [{"json_schema": {"type": "object", "x-guidance": _COMPACT}}]})
     schema = form["json_schema"].get("schema") if isinstance(form.get("json_schema"), dict) else None
+    schema = {"type": "object"} if form.get("type") == "json_object" else schema
     if form and not isinstance(schema, dict):
         raise UserError("response_format must be a json_object, or a json_schema with its schema")
-    return json.dumps({"grammars": [{"json_schema": schema | {"x-guidance": _COMPACT}}]}) if schema is not None else ""
+    answer = "TEXT" if schema is None else f"%json {json.dumps(schema | {'x-guidance': _COMPACT})}"
+    if asked.tools:
+        return _calls(asked.tools, asked.tool_choice, answer)
+    return "" if schema is None else f"start: {answer}\n"
 
 
-def _calls(tools: list[dict[str, Any]], choice: Any) -> str:
+def _calls(tools: list[dict[str, Any]], choice: Any, answer: str) -> str:
+    """``answer``: what may stand in the place of a call."""
     functions = [tool["function"] for tool in tools]
     if isinstance(choice, dict):
         named = choice.get("function")
@@ -49,8 +50,9 @@ def _calls(tools: list[dict[str, Any]], choice: Any) -> str:
     closed = {"type": "object", "required": ["name", "arguments"], "additionalProperties": False}
     calls = [closed | {"properties": properties} for properties in parts]
     call = f'"{CALL}" json "{CALLED}"'
-    start = f"{call} | TEXT" if choice in (None, "auto") else call
-    return f"start: {start}\nTEXT: /[^<](.|\\n)*/\njson: %json {json.dumps({'anyOf': calls, 'x-guidance': _COMPACT})}\n"
+    start = f"{call} | answer" if choice in (None, "auto") else call
+    called = json.dumps({"anyOf": calls, "x-guidance": _COMPACT})
+    return f"start: {start}\nanswer: {answer}\nTEXT: /[^<](.|\\n)*/\njson: %json {called}\n"
 
 
 def read_call(text: str) -> tuple[str, str] | None:

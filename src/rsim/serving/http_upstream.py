@@ -27,7 +27,7 @@ from rsim.errors import UserError
 from rsim.rules import End, in_block, step_end
 from rsim.serving import tracing
 from rsim.serving.planner_batcher import estimated_tokens
-from rsim.serving.play import Asked, Conversation, Headers, Mode, StepEnd, TextDelta, Thought, Until, Usage, text_of
+from rsim.serving.play import Asked, Conversation, Headers, Mode, StepEnd, TextDelta, Thought, Until, Usage, text_of, tokens_in
 from rsim.serving.said import UNSAID, Said, UpstreamError, broken, read, refusal
 from rsim.serving.upstream_client import refused, unanswered
 
@@ -248,7 +248,7 @@ class _HttpConversation:
             call = await self._ask(max_new_tokens, until)
         self.pending = ""
         self.spent = spent = Usage()
-        text, pieces, thoughts, wasted, told = "", 0, 0, 0, ""
+        text, wrote, thoughts, wasted, told = "", 0, 0, 0, ""
         end: End | None = None
         while end is None:
             said = await call.next()
@@ -258,24 +258,24 @@ class _HttpConversation:
                 wasted = spent.completion_tokens
                 call = await self._ask(max_new_tokens, until)
             elif isinstance(said, Thought):
-                thoughts += 1
+                thoughts += tokens_in(said.text)
                 if said.place == "content" and self.continues:
                     self._wrote(said.text)
                 yield said
             elif isinstance(said, str):
-                pieces += 1
                 at = _cut(text, said, until)
                 if at >= 0:
                     said, call.ahead = said[:at], said[at:] or None
+                wrote += tokens_in(said)
                 text += said
                 self._wrote(said)
                 yield TextDelta(said)
-                end = "delimiter" if at >= 0 else "cap" if max_new_tokens <= pieces < call.limit else None
+                end = "delimiter" if at >= 0 else "cap" if max_new_tokens <= wrote < call.limit else None
                 if end:
-                    spent.add(call.estimate(pieces + thoughts))
+                    spent.add(call.estimate(wrote + thoughts))
             else:
                 await self.close()
-                usage = call.counted(said.usage) if said.usage else call.estimate(pieces + thoughts)
+                usage = call.counted(said.usage) if said.usage else call.estimate(wrote + thoughts)
                 spent.add(usage)
                 thoughts = max(thoughts, said.thought)
                 end = self._why(said, call, text)
@@ -287,16 +287,16 @@ class _HttpConversation:
                     yield TextDelta(call.stops[0])
                     left = max_new_tokens - spent.completion_tokens
                     if until.delimiter and in_block(until.answer_prefix + text) and usage.completion_tokens and left > 0:
-                        pieces, end = 0, None
+                        wrote, end = 0, None
                         call = await self._ask(left, until)
                 if end == "end_of_turn" and not told and not any(written for _, written in self.steps):
                     self._check_silence(thoughts, usage)
         yield StepEnd("end_of_turn" if told else end, spent, text, thoughts + wasted, told)
 
-    def cut(self, pieces: int) -> Usage:
+    def cut(self, tokens: int) -> Usage:
         usage = replace(self.spent)
         if self.call:
-            usage.add(self.call.estimate(pieces))
+            usage.add(self.call.estimate(tokens))
         return usage
 
     def _check_silence(self, thoughts: int, usage: Usage) -> None:

@@ -36,7 +36,8 @@ log = logging.getLogger("rsim.serve")
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,), "presence_penalty": (0,),
     "frequency_penalty": (0,), "logit_bias": ({},), "stop_token_ids": ([],), "min_tokens": (0,), "ignore_eos": (False,),
-    "chat_template_kwargs": ({},),
+    "chat_template_kwargs": ({},), "structured_outputs": (), "guided_json": (), "guided_regex": (),
+    "guided_choice": (), "guided_grammar": (), "grammar": ("",), "json_schema": (),
 }  # fmt: skip
 
 _SHOWN = f'To use a tool, answer {CALL}{{"name": ..., "arguments": {{...}}}}{CALLED} alone. Tools: '
@@ -47,13 +48,35 @@ _Piece = TextDelta | StepEnd | Exception
 Emit = Callable[[_Piece], object]
 
 
-def _told(message: dict[str, Any]) -> dict[str, Any]:
-    """A call of a tool, or its result, as a text: for templates that know neither."""
-    if message.get("tool_calls"):
-        calls = [call["function"] for call in message["tool_calls"]]
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of calls as objects: templates that know tools write them as JSON, and a text would be quoted once more."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    try:
+        return message | {
+            "tool_calls": [
+                c | {"function": c["function"] | {"arguments": json.loads(c["function"]["arguments"])}} for c in calls
+            ]
+        }
+    except ValueError as error:
+        raise UserError("the arguments of a call must be JSON") from error
+
+
+def _told(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls of tools and their results as texts, for templates that know neither. A result joins the user's message beside it:
+    many of these templates want the turns to alternate."""
+    told: list[dict[str, Any]] = []
+    for before, message in zip([{}, *messages], messages, strict=False):
+        calls = [call["function"] for call in message.get("tool_calls") or []]
         said = "".join(f'{CALL}{{"name": {json.dumps(c["name"])}, "arguments": {c["arguments"]}}}{CALLED}' for c in calls)
-        return {"role": "assistant", "content": said}
-    return message | {"role": "user"} if message.get("role") == "tool" else message
+        role, content = message["role"], message["content"] + said
+        if before.get("role") in ("tool", "user") and role in ("tool", "user") and "tool" in (before["role"], role):
+            told[-1] = {"role": "user", "content": f"{told[-1]['content']}\n\n{content}"}
+        else:
+            own = {key: value for key, value in message.items() if key != "tool_calls"}
+            told.append(own | {"role": "user" if role == "tool" else role, "content": content})
+    return told
 
 
 @dataclass
@@ -166,9 +189,9 @@ class LocalUpstream:
             check_length(self.reasoner.tokenizer, asked.prompt or "", self.context)
             return begin_ids(self.reasoner.tokenizer, asked.prompt or "")
         knows = "tools" in str(self.reasoner.tokenizer.chat_template)
-        messages = [m if knows else _told(m) for m in asked.messages]
-        messages = [m | {"content": ""} if m.get("tool_calls") and m.get("content") is None else m for m in messages]
+        messages = [m | {"content": ""} if m.get("tool_calls") and m.get("content") is None else m for m in asked.messages]
         messages = [m | {"content": plain_text(m.get("content"), f"messages[{i}]")} for i, m in enumerate(messages)]
+        messages = [_with_objects(m) for m in messages] if knows else _told(messages)
         if asked.tools and not knows:
             messages[-1] = messages[-1] | {"content": f"{messages[-1]['content']}\n\n{_SHOWN}{json.dumps(asked.tools)}"}
         tools = asked.tools if knows and asked.tools else None
@@ -298,8 +321,8 @@ class _LocalConversation:
         finally:
             upstream.commands.put(lambda: upstream.stop(answer))
 
-    def cut(self, pieces: int) -> Usage:
-        return replace(self._usage(pieces), estimated=True)
+    def cut(self, tokens: int) -> Usage:
+        return replace(self._usage(tokens), estimated=True)
 
     def _usage(self, sampled: int) -> Usage:
         """Of a step; the prompt counts once."""

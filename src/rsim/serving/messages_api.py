@@ -21,7 +21,8 @@ _DELTAS = {
     "reasoning": ("thinking_delta", "thinking"),
     "tool": ("input_json_delta", "partial_json"),
 }
-_OWN = {"system", "messages", "stop_sequences", "tools", "tool_choice", "thinking", "output_config", "metadata", "service_tier"}
+_OWN = {"system", "messages", "stop_sequences", "tools", "tool_choice", "thinking", "output_config", "metadata", "service_tier",
+        "cache_control", "context_management"}  # fmt: skip
 
 
 def _read(body: Body) -> Body:
@@ -73,15 +74,15 @@ def _messages(message: Body) -> Iterator[Body]:
 
 
 def _parts(content: Any) -> Any:
-    """Text and images as a chat's parts; what else there is, as it came."""
-    return (
-        [_image(b) if isinstance(b, dict) and b.get("type") == "image" else b for b in content]
-        if isinstance(content, list)
-        else content
-    )
+    """Text and images as a chat's parts, which have no ``cache_control``; what else there is, as it came."""
+    return [_part(b) if isinstance(b, dict) else b for b in content] if isinstance(content, list) else content
 
 
-def _image(block: Body) -> Body:
+def _part(block: Body) -> Body:
+    if block.get("type") == "text":
+        return {"type": "text", "text": block.get("text")}
+    if block.get("type") != "image":
+        return block
     source = object_in(block, "source")
     url = source.get("url") or f"data:{source.get('media_type')};base64,{source.get('data')}"
     return {"type": "image_url", "image_url": {"url": url}}

@@ -22,7 +22,7 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 # Requests with any of these pass through as they are.
 _NOT_PLANNED = (
     "tools", "functions", "echo", "response_format", "best_of", "suffix", "previous_response_id", "conversation", "background",
-    "beyond",
+    "audio", "beyond",
 )  # fmt: skip
 _PLAIN = {"response_format": {"type": "text"}, "best_of": 1}  # values of these that ask for nothing
 # The part of the steps that the rules allow; "none" is a gate of 1.
@@ -332,7 +332,8 @@ def _envelope(request: Request, kind: str) -> dict[str, Any]:
 
 
 class Stops:
-    """Finds the client's stop strings in sampled text, across pieces; the beginning of one is held back until it is decided."""
+    """Finds the client's stop strings in sampled text, across pieces; the beginning of one is held back until it is decided.
+    Steps that are told as thinking have none."""
 
     def __init__(self, stops: tuple[str, ...], *, ends_there: bool = False) -> None:
         """``ends_there``: the source ends by itself at a stop string, and says what was spent."""
@@ -364,8 +365,12 @@ class Stops:
         """The events up to the first stop string in sampled text; `play` counts up what is ``spent``."""
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, TextDelta) and not event.output:
+                if isinstance(event, TextDelta) and not event.output and event.place == "content":
+                    held = len(self.held)
                     text, met = self.feed(event.text)
+                    if not event.sampled and text[:held]:  # a delimiter of ours, behind what was sampled
+                        yield TextDelta(text[:held])
+                        text = text[held:]
                     if text or event.logprobs:
                         yield replace(event, text=text)
                     if met is not None:

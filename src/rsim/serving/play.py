@@ -19,10 +19,11 @@ from rsim.game.tools import Runner, Tools
 from rsim.policies.protocol import Decision
 from rsim.rules import ALONE, FENCE, End, Ending, Move, PlayRules, Progress, Rulebook, open_block
 from rsim.serving import tracing
-from rsim.serving.planner_batcher import PlannedAnswer, PlannerBatcher
+from rsim.serving.planner_batcher import PlannedAnswer, PlannerBatcher, estimated_tokens
 
 Mode = Literal["prefill", "turn", "exact"]
 Headers = tracing.Headers
+_LONG_TOKEN = 16  # characters
 
 
 @dataclass
@@ -42,6 +43,11 @@ class Usage:
         self.cached_tokens += other.cached_tokens
         self.estimated |= other.estimated
         self.reasoning_tokens += other.reasoning_tokens
+
+
+def tokens_in(piece: str) -> int:
+    """What a piece of a stream is taken for: a token; by its length, where an upstream sends many at once."""
+    return 1 if len(piece) <= _LONG_TOKEN else estimated_tokens(piece)
 
 
 @dataclass(frozen=True)
@@ -166,8 +172,8 @@ class Conversation(Protocol):
     def step(self, max_new_tokens: int, until: Until) -> AsyncGenerator[TextDelta | Thought | StepEnd]:
         """Yields text as it is sampled, then one `StepEnd`."""
 
-    def cut(self, pieces: int) -> Usage:
-        """What a step has spent that is given up after so many pieces: an estimate."""
+    def cut(self, tokens: int) -> Usage:
+        """What a step has spent that is given up after about so many tokens: an estimate."""
 
     def count(self, text: str) -> int:
         """How many tokens ``text`` takes where it is injected."""
@@ -393,7 +399,7 @@ class _Game:
                         if isinstance(piece, StepEnd):
                             end = piece
                         else:
-                            read += 1
+                            read += tokens_in(piece.text)
                             yield piece
             except GeneratorExit:  # a string of the client's was met
                 self.usage.add(conversation.cut(read))

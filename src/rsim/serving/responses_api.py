@@ -11,6 +11,7 @@ from rsim.serving.wire import Body, Wire, dicts, event, object_in
 _OWN = {
     "input", "instructions", "max_output_tokens", "text", "tools", "tool_choice", "reasoning", "include", "store", "metadata",
     "truncation", "prompt", "top_logprobs", "prompt_cache_key", "safety_identifier", "service_tier", "parallel_tool_calls",
+    "max_tool_calls", "context_management",
 }  # fmt: skip
 _LOGPROBS = "message.output_text.logprobs"
 _TEXTS = ("input_text", "output_text", "text", "reasoning_text")
@@ -129,7 +130,7 @@ class _Response:
     def stop(self) -> Iterator[bytes]:
         if self.open:
             item = self.whole["output"][-1]
-            item["status"] = "completed"
+            item["status"] = "incomplete" if self.whole["incomplete_details"] else "completed"
             if self.open == "tool":
                 yield self.event("function_call_arguments.done", **self._at(), name=item["name"], arguments=item["arguments"])
             else:

@@ -169,7 +169,7 @@ async def _reply(state: State, request: Request, path: str, raw: bytes, asked: d
         known = f"{state.local_model}{SUFFIX} and {state.local_model}"
         raise Refusal(404, f"there is no model {named!r} here: {known} are served", _INVALID, "model")
     if api.passes_through(body, local=local):
-        lacks = "echoes, suffixes, stored prompts and responses, nor log-probs in /v1/responses"
+        lacks = "echoes, suffixes, audio, stored prompts and responses, nor log-probs in /v1/responses"
         raise Refusal(400, f"a model in this process has no {lacks}", _INVALID)
     enter(state, account)
     return await answer(state, request, wire, body, asked, named.removesuffix(SUFFIX))

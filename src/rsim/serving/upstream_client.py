@@ -14,7 +14,7 @@ from rsim.errors import UserError, check_url
 from rsim.proxies import proxy_of, transport
 from rsim.serving.said import UpstreamError, broken, refusal, unreached
 
-_ENDPOINTS = ("/chat/completions", "/completions", "/models")
+_ENDPOINTS = ("/chat/completions", "/completions", "/models", "/responses", "/messages")
 KEY = "RSIM_UPSTREAM_API_KEY"
 
 
@@ -112,6 +112,7 @@ def unanswered(cause: httpx.RequestError) -> UpstreamError:
 
 async def refused(response: httpx.Response) -> UpstreamError:
     """The error of a response whose status is not 200."""
+    response.headers.encoding = "latin-1"  # as they came
     try:
         raw = await response.aread()
         answered = response.json()

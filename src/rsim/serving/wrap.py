@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -73,11 +74,16 @@ class _Loop:
         return planning
 
     async def _stop(self) -> None:
-        self.worker.cancel()
-        await asyncio.gather(self.worker, return_exceptions=True)
+        await cancel(*(asyncio.all_tasks() - {asyncio.current_task()}))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        if self.loop.is_closed():
+            work.close()
+            raise RuntimeError("the wrapped model is closed")
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        future = self.start(work)
         try:
             return future.result()
         except BaseException:  # Ctrl-C: nobody waits for it any more
@@ -86,7 +92,7 @@ class _Loop:
 
     async def elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
         """Awaits in the caller's loop what runs in this one."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+        return await asyncio.wrap_future(self.start(work))
 
     def iterate(self, events: AsyncGenerator[T]) -> Iterator[T]:
         tasks: list[asyncio.Task[None]] = []
@@ -111,9 +117,9 @@ class _Loop:
     def close(self) -> None:
         if self.loop.is_closed():
             return
-        self.wait(self._stop())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
+        self.loop.run_until_complete(self._stop())  # who waits for an answer gets a CancelledError
         self.loop.close()
 
 
@@ -192,7 +198,11 @@ class PlannedModel:
         if isinstance(questions, str) or (questions and isinstance(questions[0], dict)):  # one question, or one chat
             return await one(questions, seed)
         seeds = [None if seed is None else seed + i for i in range(len(questions))]
-        return list(await asyncio.gather(*(one(q, s) for q, s in zip(questions, seeds, strict=True))))
+        tasks = [asyncio.create_task(one(q, s)) for q, s in zip(questions, seeds, strict=True)]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:  # where one failed, nobody waits for the others
+            await cancel(*tasks)
 
     def close(self) -> None:
         self.upstream.close()
@@ -321,9 +331,11 @@ def wrap(
         return PlannedModel(planner, target, tokenizer, rules, slots, runner)
     if not (hasattr(target, "with_options") and hasattr(target, "chat")):
         raise UserError(f"cannot wrap a {type(target).__name__}", "give a transformers model or an OpenAI client")
+    if getattr(target, "_azure_deployment", "") is None:
+        raise UserError("an AzureOpenAI asks each model at an address of its own", "give it an azure_deployment")
     check_address("", mode or "")
     config = ServeConfig(
-        upstream=str(target.base_url),
+        upstream=str(target.base_url.copy_merge_params(target.default_query)),
         wrapped=True,
         mode=mode,
         rules=rules,
