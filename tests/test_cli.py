@@ -210,7 +210,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, base_folder, tmp_path):
         (["eval", "nowhere"], "no run, checkpoint or preset"),
         (["eval", "r", "--planner", "fixed:guessing"], "guessing"),
         (["eval", "r", "--planner", "gone"], "no planner"),
-        (["eval", "r", "--planner", "r"], "cannot load a planner from 'r'"),
+        (["eval", "r", "--planner", "r"], "r is a run or a checkpoint"),
         (["eval", "r", "--set", "models.planner=none"], "--planner names another"),
         (["eval", "r", "--set", "models.reasoner=nano-s"], "--reasoner names another"),
         (["collect", "default", "--data", "q.jsonl", "--out", "log"], "give --model"),
