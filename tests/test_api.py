@@ -25,7 +25,7 @@ def test_everything_that_is_promised_is_there():
 
 
 def test_configs_from_dicts_are_those_from_options(tmp_path):
-    stages = [{"name": "one", "steps": 3, "lambda": 0.5, "train_reasoner": False}]
+    stages = [{"name": "one", "steps": 3, "lambda": 0.5, "train_planner": False}]
     given = {
         "models": {"planner": "none", "strategies": tmp_path / "s.toml"},
         "train.trackers": (),
