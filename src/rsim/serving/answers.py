@@ -138,8 +138,8 @@ _PLACES = {"content": None, "reasoning": "reasoning_content", "none": ""}  # Non
 
 
 async def _placed(events: AsyncGenerator[Event], show: str) -> AsyncGenerator[Event]:
-    """Prompts and outputs in their place. "auto" and "reasoning": where the model thinks, if it does so in a field of its own; they
-    wait until the model has said something."""
+    """Prompts and outputs in their place. "auto" and "reasoning": where the model thinks, if it does so in a field of its own;
+    they wait until the model has said something."""
     held: list[Injected | TextDelta] = []
     known, place = show in ("content", "none"), _PLACES.get(show)
     async for event in events:
