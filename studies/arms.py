@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from rsim.runs.folder import sampled_tokens
 from studies.page import Page, gain
 from studies.stats import difference, estimate
 from studies.workbench import SEARCHED, Measured, Measurement, Training, Workbench, checkpoint
@@ -17,18 +14,6 @@ CONTROLS = ("random", "fixed", "sequence", "shuffled", "prompted", "prompted:bar
 Arms = dict[str, list[Measured]]
 
 
-def rsim_runs(bench: Workbench, *changes: str) -> list[Path]:
-    """The preset nano, one run a seed."""
-    return bench.train([Training("nano", changes, seed) for seed in bench.seeds])
-
-
-def grpo_runs(bench: Workbench, like: list[Path], *changes: str, preset: str = "nano-grpo") -> list[Path]:
-    """GRPO alone, each run with the sampled tokens of its partner in ``like``."""
-    budgets = [f"train.token_budget={sampled_tokens(run)}" for run in like]
-    trainings = [Training(preset, (budget, *changes), s) for s, budget in zip(bench.seeds, budgets, strict=True)]
-    return bench.train(trainings)
-
-
 def measure_arms(bench: Workbench, arms: dict[str, list[Measurement]]) -> Arms:
     """All evaluations of all arms at once; an arm has one evaluation, or one for each seed.
 
@@ -37,26 +22,6 @@ def measure_arms(bench: Workbench, arms: dict[str, list[Measurement]]) -> Arms:
     flat = {f"{arm}/{i}": m for arm, measurements in arms.items() for i, m in enumerate(measurements)}
     done = bench.measure(flat)
     return {arm: [done[f"{arm}/{i}"] for i in range(len(measurements))] for arm, measurements in arms.items()}
-
-
-def planned(run: Path) -> Measurement:
-    """A run's planner with its own reasoner."""
-    return Measurement(checkpoint(run))
-
-
-def plugged(run: Path, reasoner: str = "nano-s", data: str = "lab") -> Measurement:
-    """A run's planner with a reasoner that it was not trained with."""
-    return Measurement("nano", checkpoint(run, "planner"), reasoner, data)
-
-
-def alone(reasoner: str = "nano-s", data: str = "lab") -> Measurement:
-    """Chain of thought."""
-    return Measurement("nano", "none", reasoner, data)
-
-
-def used(arm: list[Measured], strategy: str) -> float:
-    """The strategy's share of all steps, mean over seeds."""
-    return float(np.mean([m.summary["usage"].get(strategy, 0.0) for m in arm]))
 
 
 def controls_of(

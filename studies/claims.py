@@ -26,7 +26,7 @@ MAIN = 200_000  # of the tables of controls, to which the settings were tuned
 CONTROL_SEEDS = 5  # of the planners that see less, far behind in every pass; compared with ours of the same seeds
 _JOINT = ("stages.stage1.steps=12", "stages.stage2.steps=1000")
 _FROZEN = ("stages.stage1.steps=1000", "stages.stage1.train_reasoner=false", "stages.stage2.train_reasoner=false")
-_ALONE = (*_FROZEN, "stages.stage2.steps=0", "cold_start.episodes=0", *tuned("planner"))
+ALONE = (*_FROZEN, "stages.stage2.steps=0", "cold_start.episodes=0", *tuned("planner"))
 BLIND, QUESTION = "blind planner, trained jointly", "question-only planner, trained jointly"
 BLIND_ALONE, QUESTION_ALONE = "blind planner alone", "question-only planner alone"
 LESS = (BLIND, QUESTION, BLIND_ALONE, QUESTION_ALONE)  # see less than ours does
@@ -34,21 +34,18 @@ FOUND = "sequence found for its reasoner"
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rSIM": ("nano", (*_JOINT, *tuned("rsim"))),
     "GRPO alone": ("nano-grpo", tuned("grpo")),
-    "planner alone": ("nano", _ALONE),
+    "planner alone": ("nano", ALONE),
     QUESTION: ("nano", (*_JOINT, *tuned("rsim"), 'models.planner_sees="question"')),
     BLIND: ("nano", (*_JOINT, *tuned("rsim"), 'models.planner_sees="number"')),
-    QUESTION_ALONE: ("nano", (*_ALONE, 'models.planner_sees="question"')),
-    BLIND_ALONE: ("nano", (*_ALONE, 'models.planner_sees="number"')),
+    QUESTION_ALONE: ("nano", (*ALONE, 'models.planner_sees="question"')),
+    BLIND_ALONE: ("nano", (*ALONE, 'models.planner_sees="number"')),
 }
 
 Runs = dict[str, dict[int, list[Path]]]  # of each method at each budget, one a seed
 
 
 def run(bench: Workbench, page: Page) -> None:
-    runs = {}
-    for name, how in METHODS.items():
-        seeds, last = (bench.seeds[:CONTROL_SEEDS], MAIN) if name in LESS else (bench.seeds, BUDGETS[-1])
-        runs[name] = _trained(bench, *how, seeds, last)
+    runs = {name: trained(bench, name) for name in METHODS}
     _budgets(bench, page, runs)
     ours, blind, question = ([checkpoint(r, which="final") for r in runs[name][MAIN]] for name in ("rSIM", BLIND, QUESTION))
     own_reasoners = [f"{run}/reasoner" for run in ours]
@@ -78,16 +75,16 @@ def run(bench: Workbench, page: Page) -> None:
     _above(page, "co-trained", done["trained planner"], questions, "at least 5 points, interval above 0", 0.05, 0.0)
     for name in ("shuffled", "prompted"):
         _above(page, "co-trained", done["trained planner"], {name: done[name]}, "interval above 0", 0.0, 0.0)
-    _plugged(bench, page, runs)
+    plugged_into(bench, page, runs, "nano-s")
 
 
-def _trained(
-    bench: Workbench, preset: str, changes: tuple[str, ...], seeds: tuple[int, ...], last: int
-) -> dict[int, list[Path]]:
-    """One run a seed, read at each budget up to ``last``: the next one's goes on from it."""
+def trained(bench: Workbench, name: str, budgets: tuple[int, ...] = ()) -> dict[int, list[Path]]:
+    """A method's runs, one a seed, read at each of ``budgets`` (default: those of the claims); each goes on from the last."""
+    preset, changes = METHODS[name]
+    seeds, budgets = (bench.seeds[:CONTROL_SEEDS], BUDGETS[:2]) if name in LESS else (bench.seeds, budgets or BUDGETS)
     at: dict[int, list[Path]] = {}
     before: list[Path | None] = [None] * len(seeds)
-    for budget in [b for b in BUDGETS if b <= last]:
+    for budget in budgets:
         these = (*changes, f"train.token_budget={budget}")
         at[budget] = bench.train([Training(preset, these, s, b) for s, b in zip(seeds, before, strict=True)])
         before = list(at[budget])
@@ -121,27 +118,27 @@ def _budgets(bench: Workbench, page: Page, runs: Runs) -> None:
     page.table(["", "accuracy", "95% interval", "each seed", "tokens sampled", "rSIM minus it, points"], rows)
 
 
-def _plugged(bench: Workbench, page: Page, runs: Runs) -> None:
-    """Trained planners before the untrained reasoner, which neither was trained to serve but the planner alone."""
+def plugged_into(bench: Workbench, page: Page, runs: Runs, reasoner: str) -> None:
+    """Trained planners before an untrained reasoner, which none was trained to serve but (nano-s) the planner alone."""
     arms = {
-        FOUND: [Measurement("nano", spec) for spec in bench.search("climb", ["nano-s"])],
-        "CoT": [Measurement("nano", "none")],
-        "oracle": [Measurement("nano", "oracle")],
-        "random": [Measurement("nano", "random")],
-        "sequence by hand": [Measurement("nano", _by_hand())],
+        FOUND: [Measurement("nano", spec, reasoner) for spec in bench.search("climb", [reasoner])],
+        "CoT": [Measurement("nano", "none", reasoner)],
+        "oracle": [Measurement("nano", "oracle", reasoner)],
+        "random": [Measurement("nano", "random", reasoner)],
+        "sequence by hand": [Measurement("nano", _by_hand(), reasoner)],
     }
     for name in ("rSIM", "planner alone", *LESS):
         planners = [checkpoint(r, "planner", which="final") for r in runs[name][MAIN]]
-        arms[f"planner of: {name}"] = [Measurement("nano", planner, "nano-s") for planner in planners]
+        arms[f"planner of: {name}"] = [Measurement("nano", planner, reasoner) for planner in planners]
     done = measure_arms(bench, arms)
-    page.text(f"## Plugged into the untrained nano-s (planners of {MAIN:,} tokens)")
+    page.text(f"## Plugged into the untrained {reasoner} (planners of {MAIN:,} tokens)")
     page.arms(done)
     for name, arm in done.items():
-        page.measured(f"plug-in, nano-s: {name}", estimate(arm))
+        page.measured(f"plug-in, {reasoner}: {name}", estimate(arm))
     blinds = {k: done[k] for k in ("sequence by hand", FOUND, f"planner of: {BLIND}", f"planner of: {BLIND_ALONE}")}
     questions = {k: done[k] for k in (f"planner of: {QUESTION}", f"planner of: {QUESTION_ALONE}")}
     for name in ("rSIM", "planner alone"):
-        use, ours = f"plug-in, nano-s, planner of {name}", done[f"planner of: {name}"]
+        use, ours = f"plug-in, {reasoner}, planner of {name}", done[f"planner of: {name}"]
         _above(page, use, ours, blinds, "at least 10 points, interval above 5", 0.1, 0.05)
         _above(page, use, ours, questions, "at least 5 points, interval above 0", 0.05, 0.0)
 

@@ -131,13 +131,13 @@ class Workbench:
             m.run, m.planner, m.reasoner, m.data, "test", self.questions, self.test_seed, greedy, m.samples, m.changes
         )
 
-    def search(self, kind: str, reasoners: list[str], preset: str = "nano", problems: int = 0) -> list[str]:
+    def search(self, kind: str, reasoners: list[str], preset: str = "nano", problems: int = 0, data: str = "") -> list[str]:
         """The best control of a kind (``fixed``, ``sequence``, ``climb``: by single changes from the sequences that are known,
-        ``wait``) for each reasoner, on the preset's dev problems."""
+        ``wait``) for each reasoner, on dev problems of ``data`` (default: the preset's)."""
         asked = problems or SEARCHED[kind]
-        settings = [[preset, reasoner, asked] for reasoner in reasoners]
+        settings = [[preset, reasoner, asked, *filter(None, [data])] for reasoner in reasoners]
         files = [self.out / "searches" / f"{kind}-{_digest(s)}.json" for s in settings]
-        self._all(_search, [(f, kind, r, preset, asked) for f, r in zip(files, reasoners, strict=True)], files)
+        self._all(_search, [(f, kind, r, preset, asked, data) for f, r in zip(files, reasoners, strict=True)], files)
         return [json.loads(f.read_text())["best"] for f in files]
 
     def base(self, name: str) -> str:
@@ -232,11 +232,11 @@ def _measure(folder: Path, settings: EvalSettings, match_tokens: str) -> None:
     evaluate_into(folder, settings, match_tokens=match_tokens)
 
 
-def _search(file: Path, kind: str, source: str, preset: str, asked: int) -> None:
+def _search(file: Path, kind: str, source: str, preset: str, asked: int, data: str) -> None:
     config = load_config(preset)
     rules, rewards, strategies = config.rollout, config.rewards, load_strategies(config.models.strategies)
     reasoner = load_reasoner(source, system_prompt=config.models.system_prompt)
-    problems = load_problems(config.data.eval, "dev", data_dir=config.data.data_dir, limit=asked, seed=_DEV_SEED)
+    problems = load_problems(data or config.data.eval, "dev", data_dir=config.data.data_dir, limit=asked, seed=_DEV_SEED)
     tried: dict[str, float] = {}
 
     def accuracy(spec: str, count: int = asked) -> float:

@@ -170,3 +170,20 @@ def test_strategies_are_made_and_saved_in_python(tmp_path):
     with pytest.raises(UserError, match="termination"):
         rsim.StrategySet(own.strategies[:2]).save(tmp_path / "short.toml")
     assert not (tmp_path / "short.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: rsim.evaluate("nano", limit=0), "limit = 0"),
+        (lambda: rsim.evaluate("nano", samples=0), "samples = 0"),
+        (lambda: rsim.collect("default", "q.jsonl", "log", limit=-1), "limit = -1"),
+        (lambda: rsim.collect("default", "q.jsonl", "log", piece=0), "piece = 0"),
+        (lambda: rsim.fit([], "planner"), "logs = 0"),
+        (lambda: rsim.report([]), "runs = 0"),
+        (lambda: rsim.check("1", "1", tolerance=-1), "tolerance = -1"),
+    ],
+)
+def test_numbers_have_the_bounds_that_the_commands_give_them(call, said):
+    with pytest.raises(rsim.UserError, match=f"{said}: must be at least"):
+        call()

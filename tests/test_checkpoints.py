@@ -17,6 +17,7 @@ import rsim
 from rsim.cli.main import main
 from rsim.errors import UserError
 from rsim.lab.tokenizer import build_tokenizer
+from rsim.policies.strategies import load_strategies
 from rsim.runs.checkpoints import MANIFEST, Checkpoints, step_of, verify
 from rsim.runs.locate import locate
 from rsim.training.trainer import Trainer
@@ -131,6 +132,20 @@ def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_behind(small):
     assert max(r["step"] for r in metrics_of(config)) == 1
     forced.run()
     assert sorted(p.name for p in (config.folder / "checkpoints").glob("step-*"))[-1] == "step-000004"
+
+
+def test_a_runs_strategies_are_those_that_its_planner_keeps(small, tmp_path, monkeypatch):
+    """Whatever has become of the file that they came from: evaluated without it, and not gone on with by others."""
+    Path("own.toml").write_text('extends = "lab"\n[[strategy]]\nname = "analogy"\nprompts = ["Alike:"]\n')
+    config = small("run", "train.steps=2", "models.strategies=own.toml", "train.eval_every=0")
+    stopped_after(config, 1)
+    Path("own.toml").write_text(Path("own.toml").read_text().replace("Alike", "Like"))
+    with pytest.raises(UserError, match=r"the strategies of own\.toml have changed since .*step-000001"):
+        Trainer(config, resume=True)
+    Path("own.toml").unlink()
+    found, _ = locate(str(config.folder), [])
+    assert load_strategies(found.models.strategies).strategies[-1].prompts == ("Alike:",)
+    assert locate(str(config.folder), ["models.strategies=lab"])[0].models.strategies == "lab"
 
 
 def test_a_checkpoint_that_lacks_an_agent_is_not_evaluated_as_one_without(small):

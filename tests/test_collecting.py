@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 from typer.testing import CliRunner
 
+from rsim.cli.collect import Pace
 from rsim.cli.main import app
 from rsim.collecting import play
 from rsim.collecting.arms import load_arms
@@ -122,6 +123,29 @@ def test_an_arm_plays_as_the_same_sequence_in_an_evaluation(wanted, tmp_path):
             assert {k: mine[k] for k in names} == {k: record[name] for k, name in names.items()}
             assert written[key] == [{"strategy": s["strategy"], "text": s["text"]} for s in record["steps"]]
     assert not collected
+
+
+def test_progress_counts_the_episodes_of_all_runs(wanted, at_llama, tmp_path, monkeypatch, capsys):
+    """Over threads too; it once said the size of each piece, twice the same."""
+    for name, how in (("native", wanted), ("llama", at_llama[0])):
+        begun: list[tuple[int, int]] = []
+        collect(replace(how, limit=2), tmp_path / name, lambda *now, told=begun: told.append(now))
+        assert (begun[0], begun[-1]) == ((0, 8), (8, 8))
+        gone_on: list[tuple[int, int]] = []
+        collect(how, tmp_path / name, lambda *now, told=gone_on: told.append(now))
+        assert (gone_on[0], gone_on[-1]) == ((8, 20), (20, 20))
+        assert gone_on == sorted(gone_on)
+    capsys.readouterr()
+    seconds = iter([0.0, 0.0, 30.0, 60.0, 100.0])
+    monkeypatch.setattr("rsim.cli.collect.time.monotonic", lambda: next(seconds))
+    pace = Pace()
+    for done in (8, 10, 11, 20):
+        pace(done, 20)
+    assert capsys.readouterr().err.splitlines() == [
+        "8 of 20 episodes",
+        "11 of 20 episodes, 0:03:00 left",
+        "20 of 20 episodes, 0:00:00 left",
+    ]
 
 
 def test_no_line_of_a_piece_holds_the_question(wanted, tmp_path):

@@ -112,6 +112,26 @@ def test_bad_sources(tmp_path):
         load_config(str(file))
 
 
+@pytest.mark.parametrize(("overrides", "said"), [
+    (["models.planner=none", "stages.stage1.train_reasoner=false"], "stages.stage1 trains nothing"),
+    (["train.steps=5", "stages.stage1.steps=0", "stages.stage2.steps=0"], "train.steps = 5: stages share them"),
+    (["objective.loss=ppo", "objective.scale_by_std=true"], "objective.scale_by_std: ppo's advantages"),
+    (["objective.beta=0.1", "cold_start.episodes=0", *(f"stages.{i}.train_reasoner=false" for i in (0, 1))], "objective.beta = 0.1"),
+    (["data.replay_share=0.5"], "data.replay_share = 0.5: name earlier tasks"),
+    (["seed=99999999999999999999"], "seed = 99999999999999999999: must lie between"),
+])  # fmt: skip
+def test_what_would_have_no_effect_is_refused(overrides, said):
+    with pytest.raises(UserError, match=said):
+        load_config("nano", overrides)
+
+
+def test_the_usual_stages_can_be_overridden_where_a_file_names_none():
+    config = load_config({"stages.stage1.steps": 5, "stages.1.lambda": 0.4})
+    assert [(s.steps, s.lambda_) for s in config.stages] == [(5, 0.7), (100, 0.4)]
+    with pytest.raises(UserError, match="no entry 'stage3'"):
+        load_config({"stages.stage3.steps": 5})
+
+
 def test_a_stage_that_trains_nothing_is_refused(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text('[[stages]]\nname = "s"\nsteps = 1\ntrain_planner = false\ntrain_reasoner = false\n')

@@ -22,7 +22,7 @@ from rsim.errors import UserError
 from rsim.models.weights import resolve
 from rsim.policies import template
 from rsim.policies.loading import load_planner, load_reasoner
-from rsim.policies.planner import name_tokens
+from rsim.policies.planner import Planner, name_tokens
 from rsim.policies.strategies import StrategySet, load_strategies
 
 
@@ -55,6 +55,23 @@ def test_a_planner_of_another_strategy_set_is_refused_by_both_names(base_folder,
     with pytest.raises(UserError, match=r"self-reflection.*but the strategy set is \[decomposition"):
         load_planner(str(tmp_path / "p"), fewer, seed=0)
     assert load_planner(str(tmp_path / "p"), load_strategies("default"), seed=1).strategies.names == lab_strategies.names
+
+
+def test_a_trained_planner_keeps_to_what_it_sees(base_folder, lab_strategies, tmp_path):
+    load_planner(str(base_folder), lab_strategies, seed=0, sees="question").save_pretrained(tmp_path / "p")
+    for sees in ("everything", "question"):
+        assert load_planner(str(tmp_path / "p"), lab_strategies, seed=0, sees=sees).sees == "question"
+    with pytest.raises(UserError, match="was trained to see question"):
+        load_planner(str(tmp_path / "p"), lab_strategies, seed=0, sees="number")
+
+
+def test_the_folder_of_a_run_is_no_model(tmp_path, lab_strategies):
+    best = tmp_path / "run" / "checkpoints" / "final"
+    (best / "planner").mkdir(parents=True)
+    for source in (tmp_path / "run", best):
+        for load in (load_reasoner, Planner.from_pretrained, lambda s: load_planner(s, lab_strategies, seed=0)):
+            with pytest.raises(UserError, match=f"is a run or a checkpoint, and no model: there is {best}/planner"):
+                load(str(source))
 
 
 def test_a_planner_of_another_template_is_refused(base_folder, lab_strategies, tmp_path):

@@ -79,3 +79,11 @@ def test_it_is_short_and_its_links_lead_somewhere():
     root = Path(__file__).parents[1]
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (root / target).exists(), target
+
+
+def test_the_config_in_the_readme_has_rates_for_whole_llms(tmp_path):
+    """The defaults are the nano models'."""
+    (toml,) = blocks("toml")
+    (tmp_path / "mine.toml").write_text(toml)
+    train, preset = load_config(str(tmp_path / "mine.toml")).train, load_config("qwen2.5-0.5b-math").train
+    assert (train.reasoner_lr, train.planner_lr) == (preset.reasoner_lr, preset.planner_lr)

@@ -18,11 +18,12 @@ import rsim
 from rsim.config import Config, load_config
 from rsim.errors import UserError
 from rsim.game.episode import Episode
+from rsim.game.problem import Problem
 from rsim.policies.loading import load_reasoner
 from rsim.reporting.report import build_report
 from rsim.rewards.rewards import Score
 from rsim.training.cold_start import cold_start
-from rsim.training.questions import affordable
+from rsim.training.questions import affordable, leaked
 from rsim.training.trainer import Trainer, questions_of_step
 from tiny import metrics_of
 
@@ -292,6 +293,19 @@ def test_strategy_labelled_fine_tuning_learns_the_prompts(small, lab_strategies,
     else:
         assert gain < 1
         assert any(not all(e.reasoner_mask[e.prompt_length :]) for e in kept)
+
+
+def test_a_cold_start_that_takes_the_whole_budget_is_told(small):
+    config = small("run", "cold_start.episodes=4", "cold_start.minimum=1", "train.token_budget=3", 'models.reasoner="nano-s"')
+    with pytest.raises(UserError, match=r"train\.token_budget = 3: the cold start sampled \d+"):
+        Trainer(config).run()
+
+
+def test_held_out_questions_that_are_trained_on_are_told(small):
+    ours, theirs = [Problem("1+1 = ?", "2"), Problem("2+2=?", "4")], [Problem("1+1=?", "2"), Problem("3+3=?", "6")]
+    (line,) = leaked(small("run", "data.train=q.jsonl"), ours, theirs)
+    assert line.startswith("1 of the 2 held-out questions are trained on too")
+    assert leaked(small("run", "data.train=q.jsonl"), ours, theirs[1:]) == []
 
 
 def test_cold_start_teaches_the_format_without_the_answers(small):

@@ -137,9 +137,8 @@ def evaluate(
     Raises:
         UserError: no such run, planner, data or split; the folder holds another evaluation; a server fails.
     """
-    for option, given in (("--model", model), ("--mode", mode)):
-        if given and not upstream:
-            raise UserError(f"{option} {given}", "it is of a server: --upstream URL")
+    _of_a_server(upstream, model=model, mode=mode)
+    _at_least(1, limit=limit, samples=samples, at_once=at_once)
     if upstream and reasoner:
         raise UserError(f"--reasoner {reasoner}", "with --upstream the reasoner is what the server has: --model names it")
     from rsim.evaluation.loading import EvalSettings
@@ -174,6 +173,18 @@ def evaluate(
     source = {key: summary[key] for key in ("checkpoint", "weights") if key in summary}
     (folder / "table.json").write_text(json.dumps({"title": title, **source, "rows": [result.to_json()]}) + "\n")
     return summary | {"folder": str(folder), "report": str(report(folder))}
+
+
+def _at_least(least: int, **options: float) -> None:
+    for option, given in options.items():
+        if given < least:
+            raise UserError(f"{option} = {given}", f"must be at least {least}")
+
+
+def _of_a_server(upstream: str, **options: str) -> None:
+    for option, given in options.items():
+        if given and not upstream:
+            raise UserError(f"--{option} {given}", "it is of a server: --upstream URL")
 
 
 def solve(
@@ -238,7 +249,7 @@ def collect(
     mode: str = "",
     at_once: int = 8,
     overrides: Overrides = (),
-    on_piece: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Any]:
     """Plays every arm on every question and keeps the log in the folder ``out``; a log that is there goes on.
 
@@ -255,7 +266,7 @@ def collect(
         mode: as `evaluate` has it.
         at_once: questions asked for together there.
         overrides: as `load_config` has them.
-        on_piece: called with ``(questions, of)`` as pieces are complete.
+        on_progress: called with ``(done, of)``, both in episodes, at the start and whenever the log has more.
 
     Returns:
         `rsim.collecting.headroom.Headroom` tables, one a data set and split: ``arms``, ``rules`` and ``pairs``.
@@ -263,6 +274,9 @@ def collect(
     Raises:
         UserError: wrong arms, settings or questions; the log was begun with others; a server fails (what was written stays).
     """
+    _of_a_server(upstream, mode=mode)
+    _at_least(0, limit=limit)
+    _at_least(1, piece=piece, at_once=at_once)
     from rsim.collecting.headroom import of_logs
     from rsim.collecting.play import Collection
     from rsim.collecting.play import collect as played
@@ -281,7 +295,7 @@ def collect(
         overrides=tuple(as_overrides(overrides)),
         served=ServedModel(upstream, model, mode, at_once) if upstream else None,
     )
-    return of_logs([played(wanted, Path(out), on_piece)])
+    return of_logs([played(wanted, Path(out), on_progress)])
 
 
 def fit(
@@ -312,6 +326,8 @@ def fit(
     Raises:
         UserError: the folder exists; logs that do not belong together; too few questions.
     """
+    _at_least(0, price=price)
+    _at_least(1, logs=len(logs))
     if Path(out).exists():
         raise UserError(f"--out {out} exists already", "name a new folder")
     from rsim.collecting.fit import fit_planner
@@ -339,6 +355,7 @@ def report(run: str | Path | Sequence[str | Path], out: str | Path = "") -> Path
     target = Path(out) if out else None
     if isinstance(run, str | Path):
         return build_report(Path(run), target)
+    _at_least(1, runs=len(run))
     return build_comparison([Path(one) for one in run], target)
 
 
@@ -358,8 +375,10 @@ def push(run: str | Path, repo: str, *, to: str | Path = "", licence: str = "apa
     Raises:
         UserError: ``run`` has no trained planner, the folder exists, or the hub refuses.
     """
+    from rsim.policies.loading import quiet_models
     from rsim.serving import card
 
+    quiet_models()
     if to:
         return str(card.hub_folder(str(run), Path(to), repo=repo, licence=licence))
     with tempfile.TemporaryDirectory() as folder:
@@ -387,6 +406,7 @@ def check(answer: str, gold: str, *, kind: str = "latex", tolerance: float = 0.0
         >>> check(r"so \boxed{0.5}", r"\frac12")["strict"]["right"]
         True
     """
+    _at_least(0, tolerance=tolerance)
     if kind not in get_args(Kind) or kind == "gym":
         raise UserError(f"--kind {kind}", "use numeric, latex, choice, text or code")
     problem = Problem("", gold, kind=cast(Kind, kind), meta={"tolerance": tolerance})

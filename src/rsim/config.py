@@ -170,8 +170,8 @@ class TrainConfig:
     token_budget: int = setting(0, "sampled reasoner tokens, with the cold start, that the steps share; 0: any", at_least=0)
     questions: int = setting(32, "per step", at_least=1)
     group: int = setting(8, "episodes per question", at_least=2)
-    planner_lr: float = setting(1e-3, "the planner's learning rate", at_least=0)
-    reasoner_lr: float = setting(3e-4, "the reasoner's learning rate", at_least=0)
+    planner_lr: float = setting(1e-3, "the planner's learning rate; this one is for nano models", at_least=0)
+    reasoner_lr: float = setting(3e-4, "the reasoner's; this one is for nano models: whole LLMs take 1e-6", at_least=0)
     value_lr: float = setting(0.0, "ppo: a value head's; 0: its agent's; lambda acts on it too", at_least=0)
     warmup: int = setting(0, "steps in which learning rates rise to their own", at_least=0)
     schedule: Literal["constant", "linear", "cosine"] = setting("constant", "of learning rates after that, down to 0")
@@ -210,7 +210,7 @@ class Config:
     """A whole run."""
 
     name: str = setting("run", "its name in trackers")
-    seed: int = setting(0, "of everything that is drawn")
+    seed: int = setting(0, "of everything that is drawn", at_least=0, at_most=2**32 - 1)
     out: str = setting("", "its folder; default: runs/NAME")
     models: ModelsConfig = field(default_factory=ModelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -328,6 +328,8 @@ def _apply(table: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is a string
     *parents, last = key.strip().split(".")
+    if parents[:1] == ["stages"]:
+        table.setdefault("stages", [to_table(stage) for stage in Config.stages])
     node: Any = table
     for depth, name in enumerate(parents):
         node = _list_item(node, name, key) if isinstance(node, list) else node.setdefault(name, {})
@@ -387,28 +389,37 @@ def validate(config: Config) -> None:
         UserError: a value out of its range; values that do not go together.
     """
     _check_bounds(config, "")
-    train, rollout, objective = config.train, config.rollout, config.objective
-    if train.minibatches > train.questions:
-        raise UserError(f"train.minibatches = {train.minibatches}", f"cannot exceed train.questions = {train.questions}")
-    if rollout.max_tokens <= rollout.answer_tokens:
-        raise UserError(
-            f"rollout.max_tokens = {rollout.max_tokens}", f"must exceed rollout.answer_tokens = {rollout.answer_tokens}"
-        )
-    if objective.importance_level == "sequence" and not objective.importance_cap:
-        raise UserError("objective.importance_level", "there is no correction: set objective.importance_cap too, e.g. to 2")
-    if train.value_lr and objective.loss != "ppo":
-        raise UserError("train.value_lr", f"objective.loss = {objective.loss} has no value head: leave it out, or take ppo")
-    if not rollout.delimiter:
-        raise UserError("rollout.delimiter is empty", 'use e.g. "\\n\\n"')
+    train, rollout, it, data = config.train, config.rollout, config.objective, config.data
+    names, ppo, kept = [stage.name for stage in config.stages], it.loss == "ppo", rollout.answer_tokens
+    limit = f"rollout.max_tokens = {rollout.max_tokens}"
+    many = f"train.minibatches = {train.minibatches}"
+    _need(train.minibatches <= train.questions, many, f"cannot exceed train.questions = {train.questions}")
+    _need(rollout.max_tokens > kept, limit, f"must exceed rollout.answer_tokens = {kept}")
+    _need(rollout.delimiter, "rollout.delimiter is empty", 'use e.g. "\\n\\n"')
     check_day(rollout.day, "rollout.day")
     _check_adapters(config)
     _check_upstream(config)
+    # What would have no effect is refused too.
+    capped = it.importance_cap or it.importance_level != "sequence"
+    _need(capped, "objective.importance_level", "there is no correction: set objective.importance_cap too, e.g. to 2")
+    headless = f"objective.loss = {it.loss} has no value head: leave it out, or take ppo"
+    _need(ppo or not train.value_lr, "train.value_lr", headless)
+    _need(not (ppo and it.scale_by_std), "objective.scale_by_std", "ppo's advantages are its value head's: leave it out")
+    if names:  # else no run is meant
+        _need(config.trains_reasoner or not it.beta, f"objective.beta = {it.beta}", "the reasoner is not trained: set 0")
+        shared = not train.steps or any(stage.steps for stage in config.stages)
+        _need(shared, f"train.steps = {train.steps}", "stages share them in proportion to their own steps: give them some")
+    mixed = data.replay or data.replay_share == DataConfig.replay_share
+    _need(mixed, f"data.replay_share = {data.replay_share}", "name earlier tasks too: data.replay")
     for stage in config.stages:
-        if not (stage.train_planner or stage.train_reasoner):
-            raise UserError(f"stages.{stage.name} trains nothing", "set train_planner or train_reasoner")
-    names = [s.name for s in config.stages]
-    if len(set(names)) < len(names):
-        raise UserError("stages share a name", "give each stage its own")
+        learns = stage.train_reasoner or (stage.train_planner and config.models.planner != "none")
+        _need(learns, f"stages.{stage.name} trains nothing", "set train_planner (with a planner) or train_reasoner")
+    _need(len(set(names)) == len(names), "stages share a name", "give each stage its own")
+
+
+def _need(holds: object, where: str, remedy: str) -> None:
+    if not holds:
+        raise UserError(where, remedy)
 
 
 def _check_bounds(table: Any, where: str) -> None:
@@ -454,23 +465,16 @@ def _check_adapters(config: Config) -> None:
     if models.shared_base and config.rollout.engine != "native" and not config.trains_reasoner:
         raise UserError("models.shared_base", "a frozen reasoner's weights are on the server alone: there is nothing to share")
     if config.rollout.engine == "llama" and config.trains_reasoner:
-        raise UserError(
-            "rollout.engine = llama",
-            "its server takes no new weights: train the planner alone (stages.*.train_reasoner = false, "
-            "cold_start.episodes = 0), or use another engine",
-        )
+        remedy = "train the planner alone (stages.*.train_reasoner = false, cold_start.episodes = 0), or use another engine"
+        raise UserError("rollout.engine = llama", f"its server takes no new weights: {remedy}")
     if models.shared_base and (models.planner != models.reasoner or whole or not models.planner_lora):
-        raise UserError(
-            "models.shared_base",
-            "needs the same base for both agents, and an adapter for each that is trained "
-            "(models.planner_lora, models.reasoner_lora)",
-        )
+        remedy = "and an adapter for each that is trained (models.planner_lora, models.reasoner_lora)"
+        raise UserError("models.shared_base", f"needs the same base for both agents, {remedy}")
     if config.parallel.shard and config.parallel.deepspeed:
         raise UserError("parallel.deepspeed", "either DeepSpeed shards or parallel.shard does")
     if config.parallel.shard and (models.quantised or models.shared_base or vllm):
-        raise UserError(
-            "parallel.shard", "layers are not sharded with models.quantised, models.shared_base or rollout.engine = vllm"
-        )
+        remedy = "layers are not sharded with models.quantised, models.shared_base or rollout.engine = vllm"
+        raise UserError("parallel.shard", remedy)
 
 
 def to_toml(config: Config, *, explain: bool = False) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,27 @@ import typer
 
 from rsim.cli.options import DataDir, Json, Quiet, Set, merged, tell
 from rsim.errors import UserError
+
+_EVERY = 60.0  # seconds between two lines
+
+
+class Pace:
+    """Says now and then how many episodes are there, and how long the rest will take at this run's pace."""
+
+    def __init__(self) -> None:
+        self.began = self.said = time.monotonic()
+        self.first: int | None = None
+
+    def __call__(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first, rest = done, ""
+        elif now - self.said < _EVERY and done < of:
+            return
+        else:
+            rest = f", {timedelta(seconds=round((now - self.began) / (done - self.first) * (of - done)))} left"
+        self.said = now
+        print(f"{done} of {of} episodes{rest}", file=sys.stderr, flush=True)
 
 
 def command(
@@ -56,6 +79,6 @@ def command(
             mode=mode,
             at_once=at_once,
             overrides=merged(overrides, data_dir=data_dir),
-            on_piece=lambda some, of: None if quiet else print(f"{some} of {of} questions are there", file=sys.stderr),
+            on_progress=(lambda done, of: None) if quiet else Pace(),
         )
     tell([asdict(one) for one in found], as_text(found), as_json)

@@ -17,7 +17,7 @@ command = typer.Typer(no_args_is_help=True)
 def pretrain(
     size: Annotated[str, typer.Option(help="nano-xs, nano-s, nano-m, nano-l or nano-llama")] = "nano-s",
     out: Annotated[str, typer.Option(help="Default: where the size's name finds it, in the cache.")] = "",
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     steps: Annotated[int, typer.Option(help="0: the size's own number.", min=0)] = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -25,7 +25,9 @@ def pretrain(
     """Pre-train a nano base from nothing on written lab solutions."""
     from rsim.lab.pretrain import SIZES, PretrainConfig, pretrain
     from rsim.models.weights import cache_folder
+    from rsim.policies.loading import quiet_models
 
+    quiet_models()
     if size not in SIZES:
         raise UserError(f"--size {size}", f"use one of {', '.join(SIZES)}")
     folder = Path(out) if out else cache_folder() / size

@@ -37,7 +37,7 @@ def command(
     price_in: Annotated[float, typer.Option(help="Dollars for a million tokens that it reads.", min=0)] = 0.0,
     price_out: Annotated[float, typer.Option(help="Dollars for a million tokens that it writes.", min=0)] = 0.0,
     launcher: Annotated[str, typer.Option(help="ray: train on a Ray cluster (docs/scaling.md).")] = "",
-    workers: Annotated[str, typer.Option(metavar="N|MIN:MAX", help="Processes there.")] = "1",
+    workers: Annotated[str, typer.Option(metavar="N|MIN:MAX", help="Processes there (default: 1).")] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check what it needs, and estimate memory and time, or an upstream's cost.")
     ] = False,
@@ -51,20 +51,22 @@ def command(
     there |= {"price_in": price_in, "price_out": price_out}
     options = merged(overrides, out=out, seed=seed, strategies=strategies, rewards=reward, data_dir=data_dir, upstream=there)
     config = load_config(source, options)
-    if dry_run:
-        _estimate(config, as_json, resume=resume or bool(resume_from), force=force)
-        return
     if launcher and config.upstream.url:
         raise UserError("--launcher with --upstream", "one process asks the server: leave the launcher out")
     if launcher and resume_from:
         raise UserError("--resume-from with --launcher", "the cluster goes on from the newest checkpoint: use --resume")
     if launcher not in ("", "ray"):
         raise UserError(f"--launcher {launcher}", "use ray, or start the command by torchrun or accelerate launch")
+    if workers and not launcher:
+        raise UserError(f"--workers {workers}", "they are --launcher ray's; other processes are started by torchrun")
+    if dry_run:
+        _estimate(config, as_json, resume=resume or bool(resume_from), force=force)
+        return
     if launcher:
         from rsim.distributed.ray_launcher import parse_workers, train_with_ray
         from rsim.training.run import train_quietly
 
-        result = train_with_ray(train_quietly, config, parse_workers(workers), resume=resume, force=force)
+        result = train_with_ray(train_quietly, config, parse_workers(workers or "1"), resume=resume, force=force)
     else:
         from rsim.cli.progress import train_with_progress
         from rsim.training.run import first_process

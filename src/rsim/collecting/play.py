@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from rsim.collecting.arms import Arms, load_arms
@@ -25,6 +25,7 @@ from rsim.collecting.questions import questions
 from rsim.config import Config, load_config
 from rsim.engine.llama import LlamaServers
 from rsim.engine.vllm import VllmServers
+from rsim.errors import UserError
 from rsim.evaluation.evaluate import Record
 from rsim.evaluation.loading import EvalSettings, load_game, play_part
 from rsim.evaluation.upstream import ServedGame, ServedModel
@@ -38,7 +39,7 @@ from rsim.runs.lock import locked
 
 _GREEDY = EvalSettings(run="")  # what `play_part` reads of it: greedy or not, one sample, a seed
 Servers = LlamaServers | VllmServers | None
-OnPiece = Callable[[int, int], None]  # questions of the piece, of how many in all
+OnProgress = Callable[[int, int], None]  # episodes that the log has, of how many in all
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Collection:
     served: ServedModel | None = None
 
 
-def collect(wanted: Collection, folder: Path, on_piece: OnPiece = lambda done, of: None) -> Log:
+def collect(wanted: Collection, folder: Path, on_progress: OnProgress = lambda done, of: None) -> Log:
     """Plays what the log in ``folder`` lacks.
 
     Raises:
@@ -65,17 +66,18 @@ def collect(wanted: Collection, folder: Path, on_piece: OnPiece = lambda done, o
     """
     arms = load_arms(wanted.arms)
     own = ["stages=[]"] + [f'models.reasoner="{wanted.model}"'] * bool(wanted.model)  # nothing is trained: any engine will do
+    if not (wanted.model or wanted.served or any(o.partition("=")[0].strip() == "models.reasoner" for o in wanted.overrides)):
+        raise UserError("no reasoner", "give --model, or --upstream URL")
     config = load_config(None, [*own, *arms.overrides, *wanted.overrides])
     problems = questions(wanted.data, wanted.split, limit=wanted.limit, exclude=wanted.exclude, config=config)
     with locked(folder):
         log, players = Log(folder), _players(arms, config, wanted.served)
         first = players[arms.arms[0].name]
         log.begin(_settings(wanted, config, arms, first), arms)
-        lanes = _Lanes(_views(first, wanted, config), players, arms, config, wanted, log)
+        lanes = _Lanes(_views(first, wanted, config), players, arms, config, wanted, log, on_progress)
         pieces = [problems[i : i + wanted.piece] for i in range(0, len(problems), wanted.piece)]
         for number in lanes.play(pieces):
             log.finish(number, [problem.id for problem in pieces[number]])
-            on_piece(len(pieces[number]), len(problems))
         return log
 
 
@@ -90,7 +92,9 @@ class _Lanes:
         config: Config,
         wanted: Collection,
         log: Log,
+        on_progress: OnProgress,
     ) -> None:
+        self.on_progress, self.of, self.left, self.lock = on_progress, 0, 0, Lock()
         self.players, self.config, self.wanted, self.log = players, config, wanted, log
         self.how = {a.name: replace(_GREEDY, greedy=not a.temperature, seed=a.seed) for a in arms.arms}
         self.done = {(record["id"], record["arm"]) for record in [*log.records(), *log.unfinished]}
@@ -102,6 +106,9 @@ class _Lanes:
 
     def play(self, pieces: list[list[Problem]]) -> Iterator[int]:
         """The numbers of the pieces, as they are complete."""
+        asked = {(problem.id, arm) for piece in pieces for problem in piece for arm in self.players}
+        self.of, self.left = len(asked), len(asked - self.done)
+        self._progress(0)
         with ThreadPoolExecutor(self.count) as threads:
             left: dict[int, list[Future[None]]] = {number: [] for number in range(len(pieces))}
             for unit in self._units(pieces):
@@ -148,6 +155,12 @@ class _Lanes:
                 records = _play(player, view, missing, self.how[arm], self.config)
                 about = {"data": self.wanted.data, "split": self.wanted.split, "arm": arm}
                 self.log.keep([r | about | {"id": p.id} for p, r in zip(missing, records, strict=True)])
+                self._progress(len(missing))
+
+    def _progress(self, played: int) -> None:
+        with self.lock:
+            self.left -= played
+            self.on_progress(self.of - self.left, self.of)
 
 
 def _players(arms: Arms, config: Config, served: ServedModel | None) -> dict[str, Game | ServedGame]:

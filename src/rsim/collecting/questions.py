@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from rsim.config import Config
-from rsim.data.load import load_problems
+from rsim.data.load import endless, load_problems
 from rsim.data.sources import SOURCES
 from rsim.errors import UserError
 from rsim.game.problem import Problem, generated_split
@@ -23,6 +23,8 @@ def questions(data: str, split: str, *, limit: int = 0, exclude: str = "", confi
     Raises:
         UserError: no such data, split or file; two questions have one id.
     """
+    if endless(data):
+        raise UserError(f"--data {data}", "is made on the spot: a log goes on, so give a known set or a file")
     whole = data in SOURCES and SOURCES[data].splits == ("test",)
     rules = config.data
     problems = load_problems(data, "test" if whole else split, data_dir=rules.data_dir, columns=rules.columns)

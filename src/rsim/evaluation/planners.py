@@ -15,8 +15,7 @@ from rsim.evaluation.obeyed import rules_for
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
 from rsim.lab.oracle import oracle_planner
-from rsim.policies.loading import load_planner
-from rsim.policies.planner import planner_config
+from rsim.policies.loading import found_planner, load_planner
 from rsim.policies.protocol import AnyPlanner
 from rsim.policies.reasoner import Reasoner
 from rsim.policies.scripted import random_planner, sequence_planner
@@ -94,6 +93,6 @@ def planner_from(
         return replace(shuffled_planner(strategies, game.play(problems, seed=seed, greedy=True), seed), rules=own.rules)
     if not Path(spec).exists():
         raise UserError(f"no planner {spec!r}", f"use {CHOICES}")
-    if getattr(planner_config(spec), "rsim_template", None) is None:
+    if getattr(found_planner(spec)[1], "rsim_template", None) is None:
         raise UserError(f"--planner {spec}", "this folder holds no trained planner")
     return load_planner(spec, strategies, seed=0, **place)

@@ -48,7 +48,7 @@ class Size:
 
 
 SIZES = {
-    "nano-xs": Size(hidden=40, layers=3, heads=4, intermediate=96, steps=3000, learning_rate=6e-3),
+    "nano-xs": Size(hidden=40, layers=3, heads=4, intermediate=96, steps=2000, learning_rate=6e-3),
     "nano-s": Size(hidden=96, layers=3, heads=4, intermediate=256, steps=4000, learning_rate=5e-3),
     "nano-m": Size(hidden=192, layers=4, heads=6, intermediate=448, steps=2000, learning_rate=2e-3),
     "nano-l": Size(hidden=384, layers=5, heads=6, intermediate=896, steps=2000, learning_rate=1e-3),

@@ -67,8 +67,18 @@ def near(source: str) -> str:
     return f"did you mean {found[0]!r}? " if found else ""
 
 
+def check_model(source: str | Path) -> None:
+    """Raises `UserError`, naming the models in it, where ``source`` is the folder of a run or of a checkpoint."""
+    folder = Path(source).expanduser()
+    for place in (folder / "checkpoints" / "final", folder):
+        models = [str(place / agent) for agent in ("planner", "reasoner") if (place / agent).is_dir()]
+        if models:
+            raise UserError(f"{source} is a run or a checkpoint, and no model", f"there is {' and '.join(models)}")
+
+
 def resolve(source: str, *, weights: bool = True) -> str:
     """The folder or hub id to load; GGUF sources are converted on first use, with their ``weights`` or without."""
+    check_model(source)
     if source in _PACKAGED:
         return str(_PACKAGED[source])
     if source in _PRETRAINED:

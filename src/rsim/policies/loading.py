@@ -128,12 +128,16 @@ def load_planner(
         lora, quantised: as `load_reasoner` has them; the head is always trained whole.
 
     Raises:
-        UserError: nothing is found under ``source``, or it was trained on another strategy set or template.
+        UserError: nothing is found under ``source``, or it was trained on another strategy set or template, or to see
+            something else.
     """
     path, config = found_planner(source)
     how = _how(device, dtype, quantised)
     if getattr(config, "rsim_template", None) is not None:
         planner = Planner.from_pretrained(path, strategies, merge=not lora and not quantised, **how)
+        if sees not in ("everything", planner.sees):
+            remedy = f"{source} was trained to see {planner.sees}, and keeps to it: leave it out, or begin with a base"
+            raise UserError(f"models.planner_sees = {sees}", remedy)
     else:
         planner = new_planner(path, strategies, seed, sees, **how)
     if quantised:

@@ -21,7 +21,7 @@ from rsim.errors import UserError, first_line
 from rsim.models import adapters, shape
 from rsim.models.device import precise
 from rsim.models.prompts import begin_ids
-from rsim.models.weights import resolve
+from rsim.models.weights import check_model, resolve
 from rsim.policies import fitted, template
 from rsim.policies.fitted import FittedFor
 from rsim.policies.protocol import Decision
@@ -64,6 +64,7 @@ class Planner:
         Raises:
             UserError: the folder is no planner, or was trained on another strategy set or template.
         """
+        check_model(source)
         base = adapters.base_of(source)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)

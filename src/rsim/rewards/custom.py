@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,8 @@ class Reward:
     The part is logged under the function's name, as ``reward/NAME``. Several threads may call it at once.
 
     Raises:
-        UserError: the weight is not finite; when called, the function returns anything but a finite number.
+        UserError: it cannot be called with an episode, or the weight is not finite; when called, the function
+            fails or returns anything but a finite number.
     """
 
     function: RewardFunction
@@ -43,6 +46,13 @@ class Reward:
                 f"reward {self.spec!r}", "its weight is a finite number, its agent both, planner or reasoner"
             )
 
+        try:
+            inspect.signature(self.function).bind(None)
+        except TypeError as error:
+            raise UserError(f"reward {self.spec!r}", "must be a function of one rsim.Episode") from error
+        except ValueError:
+            return  # one of C's says nothing of its arguments
+
     @property
     def name(self) -> str:
         return self.named or str(getattr(self.function, "__name__", type(self.function).__name__))
@@ -54,7 +64,12 @@ class Reward:
         return f"{self.file}:{self.name}{'' if self.agent == 'both' else f'@{self.agent}'}{weight}"
 
     def __call__(self, episode: Episode) -> float:
-        reward = self.function(episode)  # one that is no finite number would make every weight NaN
+        try:
+            reward = self.function(episode)  # one that is no finite number would make every weight NaN
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            problem = f"reward {self.spec!r} failed: {type(error).__name__}: {error}"
+            raise UserError(problem, f"{last.filename}, line {last.lineno}") from error
         if not isinstance(reward, SupportsFloat) or not math.isfinite(reward):
             raise UserError(
                 f"reward {self.spec!r} returned {reward!r}",

@@ -48,7 +48,7 @@ def cold_start(
         how many tokens were sampled.
 
     Raises:
-        UserError: fewer than ``cold_start.minimum`` episodes could be kept.
+        UserError: fewer than ``cold_start.minimum`` episodes could be kept, or the token budget is used up.
     """
     settings = config.cold_start
     strategies = load_strategies(config.models.strategies)
@@ -84,6 +84,10 @@ def cold_start(
             f"cold start: only {len(kept)} of {len(episodes)} episodes were {wanted} well formatted",
             f"cold_start.minimum = {settings.minimum} are needed: raise cold_start.episodes or give few_shot",
         )
+    budget, tokens = config.train.token_budget, sum(e.sampled_tokens for e in episodes)
+    if 0 < budget <= tokens:
+        remedy = "no step is left: raise it, or lower cold_start.episodes"
+        raise UserError(f"train.token_budget = {budget}: the cold start sampled {tokens}", remedy)
     kept = kept[: settings.keep]
     if settings.few_shot:
         plain = {e.problem.question: p for e, p in zip(episodes, asked, strict=True)}
@@ -101,7 +105,7 @@ def cold_start(
         "cold_start/loss_before": losses[0],
         "cold_start/loss_after": losses[-1],
     }
-    return report, sum(e.sampled_tokens for e in episodes)
+    return report, tokens
 
 
 def _formatted(config: Config, episodes: list[Episode]) -> list[bool]:

@@ -7,7 +7,8 @@ import random
 from functools import lru_cache
 
 from rsim.config import Config, TrainConfig
-from rsim.data.load import load_problems, with_replay
+from rsim.data.leaks import shared_questions
+from rsim.data.load import endless, load_problems, with_replay
 from rsim.errors import UserError
 from rsim.game.problem import Problem
 from rsim.policies.planner import Planner
@@ -32,6 +33,16 @@ def load_questions(config: Config) -> tuple[list[Problem], list[Problem]]:
     training = with_replay(training, earlier, data.replay_share, seed) if earlier else training
     check_enough(config, training)
     return training, load(data.eval, data.eval_split, data.eval_size, 0)
+
+
+def leaked(config: Config, training: list[Problem], held_out: list[Problem]) -> list[str]:
+    """A line that says so where held-out questions are trained on. What is made on the spot is not looked at:
+    its splits have none in common."""
+    if all(map(endless, (config.data.train, config.data.eval, *config.data.replay))):
+        return []
+    count = len(shared_questions(training, held_out))
+    whole = f"{count} of the {len(held_out)} held-out questions are trained on too"
+    return [f"{whole}: held-out accuracy is not that of unseen questions"] if count else []
 
 
 def check_enough(config: Config, problems: list[Problem]) -> None:

@@ -16,6 +16,7 @@ from rsim.policies.loading import quiet_models
 from rsim.rewards.custom import Reward
 from rsim.runs.folder import check_trackers
 from rsim.training import hosted
+from rsim.training.questions import leaked
 from rsim.training.trainer import Stopped, Trainer
 
 OnRecord = Callable[[dict[str, Any]], object]  # returns True to stop the run
@@ -63,7 +64,7 @@ def train(
             trainer.config, trainer.strategies, trainer.train_set, trainer.eval_set, trainer.step
         )
         say(hosted.describe(trainer.config, cost))
-    introduction = [trainer.device.reason]
+    introduction = [*leaked(config, trainer.train_set, trainer.eval_set), trainer.device.reason]
     enough = False
 
     def stop_if(answer: object) -> None:
@@ -72,7 +73,7 @@ def train(
         trainer.stop_requested = trainer.stop_requested or enough
 
     def watch(record: dict[str, Any]) -> None:
-        if introduction:
+        while introduction:
             say(introduction.pop())
         stop_if(on_record(record))
 

@@ -74,7 +74,7 @@ def load_policies(
     """Both policies, as ``checkpoint`` has them or as they begin; no reasoner where it is behind an upstream.
 
     Raises:
-        UserError: a model cannot be loaded.
+        UserError: a model cannot be loaded; the strategies are not those of the checkpoint.
     """
     models = config.models
     how: dict[str, Any] = {"seed": config.seed, "device": device.name, "dtype": device.dtype}
@@ -91,9 +91,13 @@ def load_policies(
         )
     if models.planner == "none":
         return reasoner, None
+    strategies = load_strategies(models.strategies)
+    if checkpoint and load_strategies(str(checkpoint / "planner" / "strategies.toml")) != strategies:
+        remedy = "put them back as the planner's strategies.toml has them, or begin another run"
+        raise UserError(f"the strategies of {models.strategies} have changed since {checkpoint}", remedy)
     planner = load_planner(
         str(checkpoint / "planner") if checkpoint else models.planner,
-        load_strategies(models.strategies),
+        strategies,
         sees=models.planner_sees,
         lora=models.planner_lora,
         **how,
