@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -223,6 +224,31 @@ def test_log_probs_are_told_up_to_a_stop_string(client, model):
     )
     parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
     assert [offset for part in parts for offset in part.text_offset] == old.logprobs.text_offset
+
+
+def test_log_probs_are_of_the_answers_own_text(client):
+    """Those of the steps that are told as thinking stood among them, and offsets left out what was injected."""
+    asked = {"model": MODELS[1], "temperature": 0, "max_tokens": 60, "prompt": "<q>7+8=?<a>", "logprobs": 0}
+    choice = client.completions.create(**asked).choices[0]
+    shown = choice.logprobs
+    for token, offset in zip(shown.tokens, shown.text_offset, strict=True):
+        assert choice.text[offset : offset + len(token)] in (token, ""), "the end of the turn is none"
+    assert shown.text_offset[0] > 0, "behind the prompt"
+    pytest.importorskip("llguidance")
+    form = {"type": "json_object"}
+    (done,) = client.chat.completions.create(
+        model=MODELS[1], messages=SAID, temperature=0, max_tokens=110, response_format=form, logprobs=True
+    ).choices
+    assert done.message.reasoning_content
+    assert "".join(entry.token for entry in done.logprobs.content).startswith(done.message.content)
+
+
+def test_a_part_of_a_character_has_no_bytes_of_its_own():
+    tokenizer = SimpleNamespace(decode=lambda ids: "\ufffd" if ids == [1] else "é")
+    shape = SimpleNamespace(keep=lambda tokens: None, kept=[(1, -0.5, []), (2, -0.5, [])])
+    step = SimpleNamespace(told=0)
+    local = SimpleNamespace(reasoner=SimpleNamespace(tokenizer=tokenizer))
+    assert [entry["bytes"] for entry in LocalUpstream._logprobs(local, step, shape, [1, 2])] == [None, [0xC3, 0xA9]]
 
 
 def test_small_fields(client):

@@ -247,7 +247,8 @@ class LocalUpstream:
 
         def shown(token: int, logprob: float) -> dict[str, Any]:
             text = str(self.reasoner.tokenizer.decode([token]))
-            return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode())}
+            whole = "\ufffd" not in text  # a part of a character has no text, and its bytes are not told
+            return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode()) if whole else None}
 
         return [shown(token, own) | {"top_logprobs": [shown(*other) for other in best]} for token, own, best in new]
 

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any, Literal
 
 from rsim.rules import PlayRules
@@ -218,12 +217,17 @@ class Choice:
     finished: Finished | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)  # of their tokens in the content
     at: float = field(default_factory=time.perf_counter)  # when the last step ended
 
     def add(self, event: Event) -> None:
         if self.steps and isinstance(event, Injected | Finished):
             self.at, began = time.perf_counter(), self.at
             self.steps[-1]["seconds"] = round(self.at - began, 4)
+        for entry in event.logprobs if isinstance(event, TextDelta) else []:  # its text may come later, see `Stops`
+            upto = self.offsets[-1] + len(self.logprobs[-1]["token"]) if self.offsets else 0
+            self.offsets.append(max(upto, len(self.message["content"])))
+            self.logprobs.append(entry)
         if isinstance(event, Called):
             function = {"name": event.name, "arguments": event.arguments}
             self.calls.append({"index": len(self.calls), "id": event.id, "type": "function", "function": function})
@@ -234,7 +238,6 @@ class Choice:
         if isinstance(event, Injected):
             self.steps.append(_step(event) | {"text": ""})
         elif isinstance(event, TextDelta):
-            self.logprobs += event.logprobs
             if self.steps:
                 self.steps[-1]["text"] += event.text if event.sampled else ""
             if event.output:
@@ -247,17 +250,16 @@ class Choice:
         return {"finish_reason": self.finished.reason, "stop_reason": self.finished.stop}
 
 
-def _logprobs(kind: Kind, entries: list[dict[str, Any]], begin: int = 0) -> dict[str, Any] | None:
+def _logprobs(kind: Kind, said: Choice, begin: int = 0) -> dict[str, Any] | None:
     """The log-probs of what was sampled, from the token ``begin`` on; what was injected has none."""
-    shown = entries[begin:]
+    shown = said.logprobs[begin:]
     if kind == "chat" or not shown:
         return {"content": shown, "refusal": None} if shown else None
-    offsets = [*accumulate((len(entry["token"]) for entry in entries[:-1]), initial=0)]
     return {
         "tokens": [entry["token"] for entry in shown],
         "token_logprobs": [entry["logprob"] for entry in shown],
         "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in shown],
-        "text_offset": offsets[begin:],
+        "text_offset": said.offsets[begin:],
     }
 
 
@@ -273,7 +275,7 @@ def whole(request: Request, choices: list[Choice], mode: str | None) -> dict[str
         if choice.calls:
             message = message | {"content": message["content"] or None, "tool_calls": choice.calls}
         said = {"message": message} if request.kind == "chat" else {"text": message["content"]}
-        shown.append({"index": index, **said, "logprobs": _logprobs(request.kind, choice.logprobs), **choice.end()})
+        shown.append({"index": index, **said, "logprobs": _logprobs(request.kind, choice), **choice.end()})
     kind = "chat.completion" if request.kind == "chat" else "text_completion"
     response = _envelope(request, kind) | {"choices": shown, "usage": usage_of(choices)}
     if mode is not None:
@@ -308,7 +310,7 @@ def chunk(request: Request, index: int, event: Event, said: Choice, *, first: bo
     else:
         shown = {"text": text if place == "content" else ""}
     begin = len(said.logprobs) - (len(event.logprobs) if isinstance(event, TextDelta) else 0)
-    logprobs = _logprobs(request.kind, said.logprobs, begin)
+    logprobs = _logprobs(request.kind, said, begin)
     made = _chunk_envelope(request) | {"choices": [{"index": index, **shown, "logprobs": logprobs, **said.end()}]}
     if isinstance(event, Injected):
         made["rsim"] = {"injected": True} | _step(event)

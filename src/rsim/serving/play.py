@@ -331,7 +331,8 @@ class _Game:
                     async for event in events:
                         if isinstance(event, TextDelta):
                             self.last += event.text if event.sampled else ""
-                            event = event if move.final else replace(event, place=aside)
+                            if strict and not move.final:  # thinking, which has no log-probs
+                                event = replace(event, place=aside, logprobs=[])
                         yield event
                 note({"gen_ai.usage.output_tokens": step.sampled, "gen_ai.response.finish_reasons": [step.told or step.end]})
             ending = book.ending(step.move, step.end)
