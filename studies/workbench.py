@@ -26,6 +26,7 @@ from rich.console import Console
 
 from rsim.config import Config, load_config
 from rsim.data.load import load_problems
+from rsim.errors import UserError
 from rsim.evaluation.evaluate import evaluate, vote
 from rsim.evaluation.loading import EvalSettings
 from rsim.evaluation.planners import planner_from
@@ -145,6 +146,10 @@ class Workbench:
         if name != "nano-s" and not (cache_folder() / name / "config.json").is_file():
             self.console.print(f"pre-training {name}: {SIZES[name].steps} steps")
             pretrain(PretrainConfig(size=name), cache_folder() / name, quiet=self.quiet)
+        if name != "nano-s":
+            made = json.loads((cache_folder() / name / "pretrain.json").read_text())["size"]
+            if made != asdict(SIZES[name]):
+                raise UserError(f"{cache_folder() / name} is of other settings: {made}", "remove it, and it is made anew")
         return name
 
     def _all(self, work: Callable[..., None], arguments: list[tuple[Any, ...]], targets: list[Path]) -> None:

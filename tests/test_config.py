@@ -125,6 +125,10 @@ def test_what_would_have_no_effect_is_refused(overrides, said):
         load_config("nano", overrides)
 
 
+def test_no_replay_may_be_said_outright():
+    assert load_config("nano", ["data.replay_share=0"]).data.replay_share == 0
+
+
 def test_the_usual_stages_can_be_overridden_where_a_file_names_none():
     config = load_config({"stages.stage1.steps": 5, "stages.1.lambda": 0.4})
     assert [(s.steps, s.lambda_) for s in config.stages] == [(5, 0.7), (100, 0.4)]

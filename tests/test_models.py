@@ -74,6 +74,12 @@ def test_the_folder_of_a_run_is_no_model(tmp_path, lab_strategies):
                 load(str(source))
 
 
+def test_a_packaged_name_is_that_model_beside_a_run_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "nano-s" / "checkpoints" / "final" / "planner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert (Path(resolve("nano-s")) / "model.safetensors").is_file()
+
+
 def test_a_planner_of_another_template_is_refused(base_folder, lab_strategies, tmp_path):
     planner = load_planner(str(base_folder), lab_strategies, seed=0)
     planner.model.config.rsim_template = "rsim-planner-0"

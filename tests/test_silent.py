@@ -41,12 +41,12 @@ def test_a_custom_reward_must_be_a_finite_number(tmp_path, returned):
 def test_a_custom_reward_that_fails_is_named_with_its_line(tmp_path):
     """One that cannot be called with an episode (as TRL's are) is found before anything is loaded."""
     file = tmp_path / "mine.py"
-    file.write_text("def trl(prompts, completions):\n    return [0.0]\n\n\ndef own(episode):\n    return 1 / 0\n")
+    file.write_text("import json\ndef trl(prompts, completions):\n    return [0.0]\n\n\ndef own(episode):\n    return json.loads('x')\n")
     with pytest.raises(UserError, match="must be a function of one"):
         load_custom((f"{file}:trl",))
     with pytest.raises(UserError, match="must be a function of one"):
         rsim.Reward(5)
-    with pytest.raises(UserError, match=r"own' failed: ZeroDivisionError: .*mine\.py, line 6"):
+    with pytest.raises(UserError, match=r"own' failed: JSONDecodeError: .*mine\.py, line 7"):
         load_custom((f"{file}:own",))["own"](None)
 
 

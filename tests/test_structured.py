@@ -143,6 +143,8 @@ def test_a_template_that_knows_tools_gets_arguments_as_objects():
         "{% if m.role == 'tool' %}{{ m.content | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
     )
     assert prompt_of(template, CHAT) == '7+8=?{"a": 7}{"a": 7}Let me see."it is\\n\\"15\\"""15"Sure?'
+    empty = CALL | {"function": {"name": "add", "arguments": ""}}  # as some servers write a call without any
+    assert prompt_of(template, [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [empty]}]) == "7+8=?{}"
     cut = CALL | {"function": {"name": "add", "arguments": '{"a": '}}
     with pytest.raises(UserError, match="must be JSON"):
         prompt_of(template, [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [cut]}])

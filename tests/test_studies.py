@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +25,10 @@ from hypothesis import strategies as st
 import studies
 import studies.workbench as workbench
 from forked import FORKS
+from rsim.errors import UserError
 from rsim.evaluation.evaluate import bootstrap_interval
 from rsim.evaluation.search import best_fixed
+from rsim.lab.pretrain import SIZES
 from rsim.runs.folder import sampled_tokens
 from studies.checking import hostile_texts
 from studies.ledger import read, titles
@@ -171,6 +174,21 @@ def test_every_study_says_what_it_is_for_and_those_with_a_page_what_they_do_not_
         assert module.ISSUE in range(1, 100), name
         if "page" in inspect.signature(module.run).parameters:
             assert len(module.LIMITS) > 80, name
+
+
+def test_a_base_of_other_settings_is_not_taken_for_todays(tmp_path, monkeypatch):
+    """nano-xs once read more documents, and lay on in the cache under its name."""
+    monkeypatch.setenv("RSIM_CACHE", str(tmp_path))
+    folder = tmp_path / "nano-xs"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    for steps in (2000, 3000):
+        (folder / "pretrain.json").write_text(json.dumps({"size": asdict(SIZES["nano-xs"]) | {"steps": steps}}))
+        if steps == SIZES["nano-xs"].steps:
+            assert Workbench(tmp_path, quiet=True).base("nano-xs") == "nano-xs"
+        else:
+            with pytest.raises(UserError, match="of other settings"):
+                Workbench(tmp_path, quiet=True).base("nano-xs")
 
 
 class Rehearsal(Workbench):

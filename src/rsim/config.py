@@ -409,7 +409,7 @@ def validate(config: Config) -> None:
         _need(config.trains_reasoner or not it.beta, f"objective.beta = {it.beta}", "the reasoner is not trained: set 0")
         shared = not train.steps or any(stage.steps for stage in config.stages)
         _need(shared, f"train.steps = {train.steps}", "stages share them in proportion to their own steps: give them some")
-    mixed = data.replay or data.replay_share == DataConfig.replay_share
+    mixed = data.replay or data.replay_share in (0, DataConfig.replay_share)
     _need(mixed, f"data.replay_share = {data.replay_share}", "name earlier tasks too: data.replay")
     for stage in config.stages:
         learns = stage.train_reasoner or (stage.train_planner and config.models.planner != "none")

@@ -21,13 +21,13 @@ class Pace:
     """Says now and then how many episodes are there, and how long the rest will take at this run's pace."""
 
     def __init__(self) -> None:
-        self.began = self.said = time.monotonic()
+        self.began = self.said = 0.0
         self.first: int | None = None
 
     def __call__(self, done: int, of: int) -> None:
         now = time.monotonic()
         if self.first is None:
-            self.first, rest = done, ""
+            self.began, self.first, rest = now, done, ""  # what was loaded before is no part of the pace
         elif now - self.said < _EVERY and done < of:
             return
         else:

@@ -78,7 +78,6 @@ def check_model(source: str | Path) -> None:
 
 def resolve(source: str, *, weights: bool = True) -> str:
     """The folder or hub id to load; GGUF sources are converted on first use, with their ``weights`` or without."""
-    check_model(source)
     if source in _PACKAGED:
         return str(_PACKAGED[source])
     if source in _PRETRAINED:
@@ -87,6 +86,7 @@ def resolve(source: str, *, weights: bool = True) -> str:
         return str(cache_folder() / source)
     if source in _GGUF_PACKAGES:
         return str(_converted(package_file(source), weights))
+    check_model(source)
     if source.endswith(".gguf"):
         if not Path(source).is_file():
             raise UserError(f"no GGUF file {source!r}", "check the path")

@@ -56,7 +56,7 @@ def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
     try:
         return message | {
             "tool_calls": [
-                c | {"function": c["function"] | {"arguments": json.loads(c["function"]["arguments"])}} for c in calls
+                c | {"function": c["function"] | {"arguments": json.loads(c["function"]["arguments"] or "{}")}} for c in calls
             ]
         }
     except ValueError as error:
