@@ -41,7 +41,9 @@ def test_a_custom_reward_must_be_a_finite_number(tmp_path, returned):
 def test_a_custom_reward_that_fails_is_named_with_its_line(tmp_path):
     """One that cannot be called with an episode (as TRL's are) is found before anything is loaded."""
     file = tmp_path / "mine.py"
-    file.write_text("import json\ndef trl(prompts, completions):\n    return [0.0]\n\n\ndef own(episode):\n    return json.loads('x')\n")
+    file.write_text(
+        "import json\ndef trl(prompts, completions):\n    return [0.0]\n\n\ndef own(episode):\n    return json.loads('x')\n"
+    )
     with pytest.raises(UserError, match="must be a function of one"):
         load_custom((f"{file}:trl",))
     with pytest.raises(UserError, match="must be a function of one"):

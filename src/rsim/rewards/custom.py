@@ -67,7 +67,7 @@ class Reward:
         try:
             reward = self.function(episode)  # one that is no finite number would make every weight NaN
         except Exception as error:
-            own = traceback.extract_tb(error.__traceback__)[:2][-1]  # the function's line, not that of a library it calls
+            own = traceback.extract_tb(error.__traceback__)[:2][-1]  # the function, not a library it calls
             problem = f"reward {self.spec!r} failed: {type(error).__name__}: {error}"
             raise UserError(problem, f"{own.filename}, line {own.lineno}") from error
         if not isinstance(reward, SupportsFloat) or not math.isfinite(reward):
