@@ -229,13 +229,13 @@ def test_the_readmes_table_is_the_demos_rows():
         assert (row.shown, row.between) == (value, interval), name
 
 
-def test_the_readmes_other_numbers_are_rows_of_claims():
+def test_the_readmes_other_numbers_are_rows_of_claims_and_plugins():
     """Each value with its interval, and each accuracy of that section."""
     root = Path(__file__).parents[1]
     section = (
         (root / "README.md").read_text(encoding="utf-8").partition("rSIM, GRPO and the planner alone")[2].partition("## ")[0]
     )
-    rows = [row for row in ledger.read(root / "results/claims.json") if not row.superseded]
+    rows = [row for t in ("claims", "plugins") for row in ledger.read(root / f"results/{t}.json") if not row.superseded]
     known = {tuple(f"{100 * x:.1f}" for x in (row.value, *row.interval)) for row in rows}
     said = re.findall(r"([-\d.]+)%? \[([-\d.]+), ([-\d.]+)\]", section)
     assert len(said) > 10
