@@ -297,7 +297,8 @@ def test_a_real_prefix_cache_is_stale_until_it_is_reset(real_folder, tmp_path):
     from rsim.policies.loading import load_reasoner
 
     with vllm_server(str(real_folder), "--max-model-len", "512") as client:
-        server = vllm.VllmServer(str(client.base_url), 60)
+        servers = vllm.VllmServers(str(client.base_url), 60)
+        server = servers.servers[0]
         reasoner = load_reasoner(str(real_folder))
         prompt = reasoner.prompt_ids(QUESTIONS[2] * 4)
 
@@ -314,7 +315,7 @@ def test_a_real_prefix_cache_is_stale_until_it_is_reset(real_folder, tmp_path):
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(tmp_path / "weights")}}
         client.post("/collective_rpc", json=reload).raise_for_status()
         assert gap() > 1e-2
-        server.update_weights(reasoner.model, tmp_path / "weights")
+        servers.update_weights(reasoner.model, tmp_path / "weights")
         assert gap() < 1e-3
 
 
