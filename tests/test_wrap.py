@@ -122,6 +122,21 @@ def test_nobody_waits_for_an_answer_that_will_not_come(nano):
         planned.generate(QUESTIONS[0])
 
 
+def test_nothing_starts_while_a_wrapped_model_is_being_closed(loop, monkeypatch):
+    """What started then was never run, and who waited for it did so for ever."""
+    stop, refused = loop._stop, []
+
+    async def stopping():
+        with pytest.raises(RuntimeError, match="the wrapped model is closed"):
+            loop.start(asyncio.sleep(0))
+        refused.append(True)
+        await stop()
+
+    monkeypatch.setattr(loop, "_stop", stopping)
+    loop.close()
+    assert refused
+
+
 def test_what_cannot_be_wrapped_is_said(nano, planner):
     with pytest.raises(UserError, match="cannot wrap a dict"):
         wrap(planner, {})

@@ -63,7 +63,8 @@ class _Loop:
     """An event loop in a thread: what sync callers wait for runs there."""
 
     def __init__(self, planner: AnyPlanner, slots: int) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop, self.closed = asyncio.new_event_loop(), False
+        self.lock = threading.RLock()  # of ``closed``: what starts before it is set is cancelled, nothing starts after it
         self.thread = threading.Thread(target=self.loop.run_forever, name="rsim-plugin", daemon=True)
         self.thread.start()
         self.planning = self.wait(self._planning(planner, slots))
@@ -77,10 +78,11 @@ class _Loop:
         await cancel(*(asyncio.all_tasks() - {asyncio.current_task()}))
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        if self.loop.is_closed():
-            work.close()
-            raise RuntimeError("the wrapped model is closed")
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        with self.lock:
+            if not self.closed:
+                return asyncio.run_coroutine_threadsafe(work, self.loop)
+        work.close()
+        raise RuntimeError("the wrapped model is closed")
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         future = self.start(work)
@@ -115,9 +117,11 @@ class _Loop:
             await self.elsewhere(_ended(tasks))
 
     def close(self) -> None:
-        if self.loop.is_closed():
-            return
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.run_until_complete(self._stop())  # who waits for an answer gets a CancelledError
         self.loop.close()
