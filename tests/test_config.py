@@ -117,6 +117,7 @@ def test_bad_sources(tmp_path):
     (["train.steps=5", "stages.stage1.steps=0", "stages.stage2.steps=0"], "train.steps = 5: stages share them"),
     (["objective.loss=ppo", "objective.scale_by_std=true"], "objective.scale_by_std: ppo's advantages"),
     (["objective.beta=0.1", "cold_start.episodes=0", *(f"stages.{i}.train_reasoner=false" for i in (0, 1))], "objective.beta = 0.1"),
+    (["models.reasoner_lora=8", "cold_start.episodes=0", *(f"stages.{i}.train_reasoner=false" for i in (0, 1))], "models.reasoner_lora = 8"),
     (["data.replay_share=0.5"], "data.replay_share = 0.5: name earlier tasks"),
     (["seed=99999999999999999999"], "seed = 99999999999999999999: must lie between"),
 ])  # fmt: skip

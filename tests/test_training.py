@@ -177,6 +177,21 @@ def test_run_folders_are_not_overwritten_and_not_resumed_blindly(small):
     assert Trainer(replace(config, out=str(moved)), resume=True).step == 1, "where a run lies is no setting of it"
 
 
+def test_other_questions_are_noticed_on_resume(small, tmp_path):
+    """A run draws its questions by their places: with others it would go on with what it was never meant to see."""
+    file = tmp_path / "q.jsonl"
+    lines = [json.dumps({"question": f"{i}+1=?", "answer": str(i + 1)}) for i in range(8)]
+    file.write_text("\n".join(lines))
+    config = small("run", "train.steps=1", f"data.train={file}")
+    rsim.train(config)
+    file.write_text("\n".join(lines[1:] + lines[:1]))
+    with pytest.raises(UserError, match="training questions are not those of the run"):
+        Trainer(config, resume=True)
+    assert Trainer(config, resume=True, force=True).step == 1
+    file.write_text("\n".join(lines))
+    assert Trainer(config, resume=True).step == 1
+
+
 def test_a_start_that_failed_leaves_the_folder_free(small):
     """The context limit is met only when the first question is asked, after the folder was made."""
     with pytest.raises(UserError, match="context"):

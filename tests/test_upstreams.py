@@ -127,6 +127,32 @@ def test_characters_come_as_they_are():
         assert said.endswith(text + "🙂\ufffd")
 
 
+@pytest.mark.parametrize("line_break", [b"\r", b"\r\n"])
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_every_line_break_of_event_streams_ends_a_line(line_break, size):
+    """However a body is cut into parts, between CR and LF too."""
+    raw = stream(b": ping\n\n", chunk("It is "), b'data: {"choices":\ndata: []}\n\n', chunk("12."), STOP).replace(
+        b"\n", line_break
+    )
+
+    async def parts() -> Any:
+        for i in range(0, len(raw), size):
+            yield raw[i : i + size]
+
+    reply, _ = ask(lambda request: httpx.Response(200, content=parts()))
+    assert reply.json()["choices"][0]["message"]["content"].endswith("It is 12.")
+
+
+def test_seeds_of_steps_and_choices_stay_whole_numbers_of_64_bits():
+    """Each step draws other numbers; -1 means any, as for llama.cpp's server, and stays so."""
+    for seed, other in ((5, 6), (2**63 - 1, 2**63 - 2), (-1, -1)):
+        said = stream(chunk("One.\n\n"), STOP), stream(chunk("It is 12."), STOP)
+        _, requests = ask(lambda request, said=said: httpx.Response(200, content=said["One." in request.content.decode()]), seed=seed, n=2, temperature=1)  # fmt: skip
+        sent = [json.loads(request.content)["seed"] for request in requests]
+        assert {seed, other} <= set(sent)
+        assert all(-(2**63) <= s < 2**63 for s in sent)
+
+
 def test_another_reason_to_end_is_told_and_ends_the_answer():
     said = stream(chunk("The sum "), {"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter"}]})
     reply, requests = ask(said)

@@ -51,6 +51,8 @@ def command(
     there |= {"price_in": price_in, "price_out": price_out}
     options = merged(overrides, out=out, seed=seed, strategies=strategies, rewards=reward, data_dir=data_dir, upstream=there)
     config = load_config(source, options)
+    if force and not (resume or resume_from):
+        raise UserError("--force", "it is for --resume, with a config that has changed: name both")
     if launcher and config.upstream.url:
         raise UserError("--launcher with --upstream", "one process asks the server: leave the launcher out")
     if launcher and resume_from:

@@ -27,7 +27,20 @@ from rsim.errors import UserError
 from rsim.rules import End, in_block, step_end
 from rsim.serving import tracing
 from rsim.serving.planner_batcher import estimated_tokens
-from rsim.serving.play import Asked, Conversation, Headers, Mode, StepEnd, TextDelta, Thought, Until, Usage, text_of, tokens_in
+from rsim.serving.play import (
+    Asked,
+    Conversation,
+    Headers,
+    Mode,
+    StepEnd,
+    TextDelta,
+    Thought,
+    Until,
+    Usage,
+    next_seed,
+    text_of,
+    tokens_in,
+)
 from rsim.serving.said import UNSAID, Said, UpstreamError, broken, read, refusal
 from rsim.serving.upstream_client import refused, unanswered
 
@@ -333,7 +346,7 @@ class _HttpConversation:
         limit = max(max_new_tokens, until.beyond) + (asked.thinking if thinks else 0)
         body = await self._body() | asked.sampling
         if "seed" in body:  # another one for each request: with the same, every step would draw the same numbers
-            body["seed"] += self.calls
+            body["seed"] = next_seed(body["seed"], self.calls)
         self.calls += 1
         body |= {"model": asked.model, "stream": True, "stream_options": {"include_usage": True}}
         if until.strict:

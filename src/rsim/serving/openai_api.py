@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rsim.rules import PlayRules
-from rsim.serving.play import Asked, Called, Event, Finished, Injected, TextDelta, Usage
+from rsim.serving.play import Asked, Called, Event, Finished, Injected, TextDelta, Usage, next_seed
 
 Kind = Literal["chat", "completion"]
 _CHOICES = 1024  # of one request
@@ -164,7 +164,7 @@ def asked_rules(body: dict[str, Any], rules: PlayRules) -> PlayRules:
 
 def _seeded(sampling: dict[str, Any], member: int) -> dict[str, Any]:
     """The choices of one request must not be the same sample."""
-    return sampling | {"seed": int(sampling["seed"]) + member} if "seed" in sampling else dict(sampling)
+    return sampling | {"seed": next_seed(int(sampling["seed"]), member)} if "seed" in sampling else dict(sampling)
 
 
 def _whole(body: dict[str, Any], key: str, default: int, low: int) -> int:

@@ -50,6 +50,11 @@ def tokens_in(piece: str) -> int:
     return 1 if len(piece) <= _LONG_TOKEN else estimated_tokens(piece)
 
 
+def next_seed(seed: int, by: int) -> int:
+    """That of another sample; within 64 bits, and -1 is anyone, as for llama.cpp."""
+    return seed if seed == -1 else seed + by if seed + by < 2**63 else seed - by
+
+
 @dataclass(frozen=True)
 class Until:
     """Where a step ends before the end of the turn: at ``delimiter`` outside code blocks (``answer_prefix``: one that the

@@ -28,6 +28,7 @@ _THINKING = ("reasoning_content", "reasoning")
 _TEXTS = ("text", "output_text", None)  # types of a content's parts
 _THOUGHTS = ("thinking", "reasoning")
 _OPEN, _CLOSE = "<think>", "</think>"
+_BREAK = re.compile(rb"\r\n|\r|\n")
 _HALF = re.compile("[\ud800-\udfff]")
 _SHOWN = 300  # characters of what cannot be read
 _LAST_SECONDS = 1.0  # that a response may take to end behind its [DONE]
@@ -123,11 +124,14 @@ async def _read_on(lines: AsyncGenerator[str]) -> None:
 
 
 async def _lines(response: httpx.Response) -> AsyncGenerator[str]:
-    """Only the protocol's own line breaks end a line: U+2028, U+2029 and U+0085 are text."""
+    """Only the protocol's own line breaks (CR LF, LF, CR) end a line: U+2028, U+2029 and U+0085 are text."""
     rest: list[bytes] = []  # a long line may come in very many parts
-    first = True
+    first, after_cr = True, False
     async for part in response.aiter_bytes():
-        *lines, last = part.split(b"\n")
+        if after_cr:  # the second half of a CR LF
+            part = part.removeprefix(b"\n")
+        after_cr = part.endswith(b"\r")
+        *lines, last = _BREAK.split(part)
         for line in lines:
             yield _text_line(b"".join([*rest, line]), first)
             rest, first = [], False
@@ -137,7 +141,7 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[str]:
 
 def _text_line(line: bytes, first: bool) -> str:
     try:
-        return line.removesuffix(b"\r").decode("utf-8-sig" if first else "utf-8")
+        return line.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
         raise broken("the upstream sent no UTF-8", line.decode(errors="replace")) from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 from functools import lru_cache
@@ -33,6 +35,20 @@ def load_questions(config: Config) -> tuple[list[Problem], list[Problem]]:
     training = with_replay(training, earlier, data.replay_share, seed) if earlier else training
     check_enough(config, training)
     return training, load(data.eval, data.eval_split, data.eval_size, 0)
+
+
+def fingerprint(problems: list[Problem]) -> str:
+    """Of questions and answers in their order: a run that goes on draws by their places."""
+    texts = json.dumps([(problem.id, problem.question, problem.answer) for problem in problems])
+    return hashlib.sha256(texts.encode()).hexdigest()
+
+
+def require_same(before: str | None, now: str, force: bool) -> None:
+    """Raises `UserError` where a run that goes on draws from others than ``before`` (None: not known)."""
+    if before not in (None, now) and not force:
+        raise UserError(
+            "--resume: the training questions are not those of the run", "bring them back, or pass --force"
+        )
 
 
 def leaked(config: Config, training: list[Problem], held_out: list[Problem]) -> list[str]:

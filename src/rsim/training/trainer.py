@@ -23,7 +23,14 @@ from rsim.runs.folder import RunFolder
 from rsim.runs.lock import unlock
 from rsim.training.cold_start import cold_start
 from rsim.training.memory import peak_on_gpu, release_freed
-from rsim.training.questions import affordable, load_questions, questions_of_step, without_long
+from rsim.training.questions import (
+    affordable,
+    fingerprint,
+    load_questions,
+    questions_of_step,
+    require_same,
+    without_long,
+)
 from rsim.training.records import Records, held_out_metrics, rollout_metrics
 from rsim.training.saving import Saver
 from rsim.training.setup import check_world, load_policies, make_agents, make_game, named
@@ -87,8 +94,9 @@ class Trainer:
         self.unevaluated = False  # the step is one that is evaluated, and an upstream failed meanwhile
         # What this process was told: by anyone, by SIGTERM.
         self.stop_requested, self.terminated = False, False
+        self.drawn_from = fingerprint(questions)
         if checkpoint:
-            self._restore(checkpoint)
+            self._restore(checkpoint, force)
         self.world.barrier()  # all have looked at the folder before it is written to
         if self.world.is_main:
             folder.begin(self.step, checkpoint)
@@ -98,8 +106,9 @@ class Trainer:
         names = self.strategies.names if self.strategies else ()
         self.records = Records(folder, self.world, names, self.step)
 
-    def _restore(self, checkpoint: Path) -> None:
+    def _restore(self, checkpoint: Path, force: bool) -> None:
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        require_same(state.get("questions"), self.drawn_from, force)
         self.step, self.sampled_tokens, self.best = state["step"], state["sampled_tokens"], state["best"]
         self.a_question = state["a_question"]
         self.cold_started = True
@@ -253,8 +262,9 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Writes a checkpoint to resume from."""
-        place = {"step": self.step, "sampled_tokens": self.sampled_tokens, "best": self.best}
+        place: dict[str, Any] = {"step": self.step, "sampled_tokens": self.sampled_tokens, "best": self.best}
         place |= {"a_question": self.a_question, "unevaluated": self.unevaluated}
+        place["questions"] = self.drawn_from
         self.saver.resumable(name, place)
 
     def _log(self, record: dict[str, Any]) -> None:
