@@ -1,4 +1,5 @@
-"""A planner that was fitted to logs of a frozen LLM, read off logs of test questions beside what else the same tokens buy.
+"""A planner that was fitted to logs of a frozen LLM, beside what else the same tokens buy: cross-fitted on these logs, at every
+price of tokens (none is picked); and, where there are logs of test questions, read off those.
 
 Greedy arms are deterministic, so what a planner, a cascade or a vote gets on a question is known once every arm has played
 it. Whatever has to be picked (the price, the best arm, that of each set) is picked on the logs that are fitted to.
@@ -9,17 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from rsim.collecting.fit import blind, flat, null_arm, played, read, standings_of, unfitted
+from rsim.collecting.fit import best_arm, blind, flat, null_arm, played, read, standings_of, unfitted
 from rsim.collecting.headroom import fall
 from rsim.collecting.log import Log
-from rsim.collecting.regression import Choices, Mask, fit
+from rsim.collecting.regression import Choices, Mask, cross_fitted, fit
+from rsim.collecting.tree import Outcome
 from rsim.evaluation.evaluate import Record, canonical
 from studies.ledger import Row
 from studies.stats import Estimate, crossed
@@ -31,6 +32,7 @@ _ROUTER = "router"  # an arm whose answer is the name of another
 _SIZES = (50, 100, 200, 350, 500)  # questions a set, of the learning curve
 Key = tuple[str, str]  # data set and question's id
 Folders = Annotated[list[str], typer.Option(metavar="LOG", help="repeatable")]
+More = Annotated[list[str] | None, typer.Option(metavar="LOG", help="repeatable")]
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,19 @@ class Played:
         return float(self.tokens.mean())
 
 
-def run(log: Folders, test: Folders, votes: Folders, planner: str = "smollm2-135m") -> Iterator[Row]:
+def run(log: Folders, test: More = None, votes: More = None, planner: str = "smollm2-135m") -> Iterator[Row]:
     """``votes``: logs of sampled arms of the null action on the test questions."""
-    fitted, tests = [Log(Path(one)) for one in log], [Log(Path(one)) for one in test]
+    fitted, tests = [Log(Path(one)) for one in log], [Log(Path(one)) for one in test or []]
     reader = unfitted(planner, fitted[0])
-    free, asked = read(reader, fitted), read(reader, tests)
+    free = read(reader, fitted)
+    yield from _cross_fitted(free, _by_question(fitted))
+    if not tests:
+        return
+    asked = read(reader, tests)
     keys = [(tree.data, tree.id) for tree in asked.trees]
     if set(keys) & {(tree.data, tree.id) for tree in free.trees}:
         raise ValueError("test questions are among those that are fitted to")
-    table, sampled = _by_question(tests), _by_question([Log(Path(one)) for one in votes])
+    table, sampled = _by_question(tests), _by_question([Log(Path(one)) for one in votes or []])
     alone = null_arm(asked)
     cot = _arm(asked, alone)
     others = _controls(free, asked, [table[key] for key in keys], alone)
@@ -86,6 +92,41 @@ def run(log: Folders, test: Folders, votes: Folders, planner: str = "smollm2-135
     yield from _curve(free, asked, cot)
 
 
+def _cross_fitted(free: Choices, table: dict[Key, dict[str, Record]]) -> Iterator[Row]:
+    """Each question's planner, and whatever a control picks, comes from the other folds' questions."""
+    sets = [tree.data for tree in free.trees]
+    arms = {name: _played([tree.outcomes[name] for tree in free.trees]) for name in free.trees[0].outcomes}
+    cot = arms[null_arm(free)]
+    for data, count in Counter(sets).items():
+        yield Row(f"cross-fitted: questions of {data}", count)
+        own = np.array(sets) == data
+        for name, arm in arms.items():
+            yield _share(f"{data}, {name}: accuracy", Played(arm.right[own], arm.tokens[own]))
+            yield Row(f"{data}, {name}: tokens a question", float(arm.tokens[own].mean()))
+    cascades = _cascades([table[tree.data, tree.id] for tree in free.trees], list(arms), null_arm(free))
+    for name, arm in (arms | cascades).items():
+        yield from _rows(f"cross-fitted, {name}", arm, cot)
+    for price in _PRICES:
+        at, where = replace(free, price=price), f"cross-fitted at {price:g} a thousand tokens"
+        ours = _played(cross_fitted(at)[0])
+        yield from _rows(f"{where}: planner", ours, cot)
+        rivals = {"chain of thought": cot, "best arm": _played(best_arm(at, by_set=False))}
+        rivals |= {"best arm of each set": _played(best_arm(at, by_set=True))}
+        rivals |= {
+            "question-only planner": _played(cross_fitted(flat(at))[0]),
+            "blind planner": _played(cross_fitted(blind(at))[0]),
+        }
+        for name, rival in (rivals | cascades).items():
+            yield _difference(f"{where}: planner minus {name}", _minus(ours, rival))
+            yield Row(f"{where}: tokens of the planner, in those of {name}", ours.cost / rival.cost, "x", seeds=[0])
+        within = float(np.mean(_of_sets(ours.right - cot.right, sets)))
+        yield Row(f"{where}: gain over chain of thought within sets (mean of the sets' gains)", within, "share")
+
+
+def _played(ends: list[Outcome]) -> Played:
+    return Played(np.array([float(end.right) for end in ends]), np.array([end.tokens for end in ends]))
+
+
 def _by_question(logs: list[Log]) -> dict[Key, dict[str, Record]]:
     found: dict[Key, dict[str, Record]] = {}
     for log in logs:
@@ -95,15 +136,13 @@ def _by_question(logs: list[Log]) -> dict[Key, dict[str, Record]]:
 
 
 def _arm(asked: Choices, name: str) -> Played:
-    ends = [tree.outcomes[name] for tree in asked.trees]
-    return Played(np.array([float(end.right) for end in ends]), np.array([end.tokens for end in ends]))
+    return _played([tree.outcomes[name] for tree in asked.trees])
 
 
 def _fitted(choices: Choices, asked: Choices, some: Mask | None = None) -> Played:
     """The planner that is fitted to ``choices`` (to ``some`` of its questions) on the questions of ``asked``."""
     every = np.ones(len(choices.trees), dtype=bool) if some is None else some
-    ends = played(asked, fit(choices, every))
-    return Played(np.array([float(end.right) for end in ends]), np.array([end.tokens for end in ends]))
+    return _played(played(asked, fit(choices, every)))
 
 
 def _of(records: list[Record]) -> Played:
@@ -126,11 +165,18 @@ def _controls(free: Choices, asked: Choices, table: list[dict[str, Record]], alo
         "best arm of each set": lambda i, arms: arms[of_set.get(asked.trees[i].data, best)],
         "random arm": lambda i, arms: arms[names[rng.integers(len(names))]],
     }
-    for first in [name for name in names if name != alone and "ran" in table[0][name]]:
-        rules[f"cascade ({first}, {alone} where it fails)"] = partial(_cascade, first, alone)
     if all(_ROUTER in arms for arms in table):
         rules["prompted router"] = lambda i, arms: _routed(arms, names, alone)
-    return {name: _of([rule(i, arms) for i, arms in enumerate(table)]) for name, rule in rules.items()}
+    found = {name: _of([rule(i, arms) for i, arms in enumerate(table)]) for name, rule in rules.items()}
+    return found | _cascades(table, names, alone)
+
+
+def _cascades(table: list[dict[str, Record]], names: list[str], alone: str) -> dict[str, Played]:
+    """Each program; the null action's arm where it fails."""
+    programs = [name for name in names if name != alone and "ran" in table[0][name]]
+    return {
+        f"cascade ({one}, {alone} where it fails)": _of([fall(arms[one], arms[alone]) for arms in table]) for one in programs
+    }
 
 
 def _routed(arms: dict[str, Record], names: list[str], alone: str) -> Record:
@@ -140,10 +186,6 @@ def _routed(arms: dict[str, Record], names: list[str], alone: str) -> Record:
     named = str(said["answer"] or "").strip().lower()
     picked = arms[named if named in names else alone]
     return picked | {key: picked[key] + said[key] for key in ("sampled", "injected")}
-
-
-def _cascade(first: str, second: str, number: int, arms: dict[str, Record]) -> Record:
-    return fall(arms[first], arms[second])
 
 
 def _votes(samples: list[list[Record]], table: list[dict[str, Record]], alone: str) -> dict[str, Played]:
@@ -251,9 +293,13 @@ def _minus(a: Played, b: Played) -> Estimate:
 
 
 def _rows(name: str, arm: Played, cot: Played) -> Iterator[Row]:
-    e = crossed(arm.right[None])
-    yield Row(f"{name}: accuracy", e.mean, "share", seeds=[0], interval=[e.low, e.high])
+    yield _share(f"{name}: accuracy", arm)
     yield Row(f"{name}: tokens a question, in those of chain of thought", arm.cost / cot.cost, "x", seeds=[0])
+
+
+def _share(what: str, arm: Played) -> Row:
+    e = crossed(arm.right[None])
+    return Row(what, e.mean, "share", seeds=[0], interval=[e.low, e.high])
 
 
 def _difference(what: str, e: Estimate, goal: str = "", met: bool | None = None) -> Row:

@@ -285,6 +285,10 @@ def test_the_study_of_what_pays_sets_the_planner_beside_its_rivals(log, tmp_path
     assert rows["prompted router: accuracy"].value == pytest.approx(sum(routed) / len(routed))
     assert rows["prompted router: tokens a question, in those of chain of thought"].value == pytest.approx((150 + 10) / 200)
     assert rows["accuracy: planner: accuracy"].value > 0.95
+    own = [record for record in log.records() if record["arm"] == "cot"]
+    assert rows["cross-fitted, cot: accuracy"].value == pytest.approx(sum(c["right"] for c in own) / len(own))
+    assert rows["cross-fitted at 0 a thousand tokens: planner minus chain of thought"].interval[0] > 0
+    assert rows["cross-fitted at 0 a thousand tokens: planner minus best arm of each set"].interval[0] > 0
     assert rows["accuracy: planner minus chain of thought"].met
     assert rows["accuracy: planner minus question-only planner"].interval[0] > 0
     assert rows["accuracy: fitted to 100 questions a set, minus chain of thought"].value > 0.2
