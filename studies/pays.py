@@ -1,5 +1,5 @@
-"""A planner that was fitted to logs of a frozen LLM, beside what else the same tokens buy: cross-fitted on these logs, at every
-price of tokens (none is picked); and, where there are logs of test questions, read off those.
+"""A planner that was fitted to logs of a frozen LLM, beside what else the same tokens buy: cross-fitted on these logs, at
+several prices of tokens (none is picked); and, where there are logs of test questions, read off those.
 
 Greedy arms are deterministic, so what a planner, a cascade or a vote gets on a question is known once every arm has played
 it. Whatever has to be picked (the price, the best arm, that of each set) is picked on the logs that are fitted to.
@@ -106,19 +106,17 @@ def _cross_fitted(free: Choices, table: dict[Key, dict[str, Record]]) -> Iterato
     cascades = _cascades([table[tree.data, tree.id] for tree in free.trees], list(arms), null_arm(free))
     for name, arm in (arms | cascades).items():
         yield from _rows(f"cross-fitted, {name}", arm, cot)
-    for price in _PRICES:
+    for price in _PRICES[::2]:
         at, where = replace(free, price=price), f"cross-fitted at {price:g} a thousand tokens"
         ours = _played(cross_fitted(at)[0])
-        yield from _rows(f"{where}: planner", ours, cot)
-        rivals = {"chain of thought": cot, "best arm": _played(best_arm(at, by_set=False))}
-        rivals |= {"best arm of each set": _played(best_arm(at, by_set=True))}
-        rivals |= {
+        rivals = {
+            "best arm of each set": _played(best_arm(at, by_set=True)),
             "question-only planner": _played(cross_fitted(flat(at))[0]),
-            "blind planner": _played(cross_fitted(blind(at))[0]),
         }
-        for name, rival in (rivals | cascades).items():
+        for name, policy in {"planner": ours, **rivals}.items():
+            yield from _rows(f"{where}: {name}", policy, cot)
+        for name, rival in {"chain of thought": cot, **rivals}.items():
             yield _difference(f"{where}: planner minus {name}", _minus(ours, rival))
-            yield Row(f"{where}: tokens of the planner, in those of {name}", ours.cost / rival.cost, "x", seeds=[0])
         within = float(np.mean(_of_sets(ours.right - cot.right, sets)))
         yield Row(f"{where}: gain over chain of thought within sets (mean of the sets' gains)", within, "share")
 
