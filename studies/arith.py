@@ -62,7 +62,10 @@ def run(bench: Workbench, page: Page) -> None:
     best = max(_CONTROLS, key=lambda kind: estimate(done[kind]).mean)
     base, other, control = (gain(done["rSIM"], done[name]) for name in ("base, CoT", "GRPO alone", best))
     page.text(f"The base boxes no answer; its last number is right for {percent(flexible)} of the questions.")
-    page.text(f"rSIM minus base: {base} points; minus GRPO alone: {other}; minus the best control ({best}): {control}.")
+    page.text(
+        f"rSIM minus base: {base} points; minus GRPO alone: {other}; "
+        f"minus the best control with rSIM's reasoner ({best}): {control}."
+    )
     for name, arm in done.items():
         page.measured(name, estimate(arm))
     page.value("base, CoT: right by its last number, boxed or not", round(100 * flexible, 1), unit="%")
