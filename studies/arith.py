@@ -15,7 +15,7 @@ from studies.workbench import Measurement, Training, Workbench, checkpoint
 ISSUE = 6
 LIMITS = """A dequantised 4-bit copy of a model of 135 million parameters, on sums: nothing here speaks of larger models or of
 reasoning in words. GRPO alone has the preset's learning rate, not one tuned for it. The base was told to box its answer
-and does not: most of what is gained over it is the habit of doing so. The reasoner prompted to choose for itself was not
+and does not: a part of what is gained over it is the habit of doing so. The reasoner prompted to choose for itself was not
 tried as a control."""
 
 _PRESET = "smollm2-arith"
