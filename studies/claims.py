@@ -1,4 +1,4 @@
-"""The lab's claims against their hardest controls (docs/protocol.md): joint training, GRPO, the planner alone, plug-ins."""
+"""The lab's claims against controls (docs/protocol.md): joint training, GRPO, the planner alone, plug-ins."""
 
 from __future__ import annotations
 
