@@ -139,6 +139,8 @@ def evaluate(
     """
     _of_a_server(upstream, model=model, mode=mode)
     _at_least(1, limit=limit, samples=samples, at_once=at_once)
+    if match_tokens and samples > 1:
+        raise UserError(f"--samples {samples} with --match-tokens", "which says how many samples are taken: leave one out")
     if upstream and reasoner:
         raise UserError(f"--reasoner {reasoner}", "with --upstream the reasoner is what the server has: --model names it")
     from rsim.evaluation.loading import EvalSettings
