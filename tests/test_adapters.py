@@ -74,6 +74,12 @@ def test_a_saved_adapter_is_stock_peft_and_merges_into_an_ordinary_model(small, 
         pushed = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hub")
         torch.testing.assert_close(pushed(IDS).logits, planner(IDS).logits)
     assert Planner.from_pretrained(saved(config, "planner")).strategies.names == load_strategies("lab").names
+    for model in (merged, ordinary):
+        assert all(p.requires_grad for p in model.parameters()), "one that is trained whole from there on"
+    with pytest.raises(UserError, match="an adapter of rank 5"):
+        load_reasoner(str(saved(config, "reasoner")), device="cpu", lora=5)
+    with pytest.raises(UserError, match="an adapter of rank 5"):
+        load_planner(str(saved(config, "planner")), load_strategies("lab"), device="cpu", seed=0, lora=5)
 
 
 @pytest.mark.parametrize("extra", [[], ["objective.beta=0.05"], ["models.shared_base=true", "cold_start.episodes=0"]])

@@ -6,6 +6,7 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rsim
@@ -35,6 +36,7 @@ def test_configs_from_dicts_are_those_from_options(tmp_path):
     assert (config.models.planner, config.models.strategies, config.train.trackers) == ("none", str(tmp_path / "s.toml"), ())
     assert (config.rollout.delimiter, config.stages[0].steps, config.data.train) == ('"\n', 4, "85% lab, 15% gym:gcd")
     assert stages[0]["steps"] == 3, "what was given is not changed"
+    assert rsim.load_config({"train.planner_lr": np.float64(0.001)}).train.planner_lr == 0.001
     assert rsim.load_config(to_table(config)) == config
     for wrong, said in (
         ({"train.stesp": 3}, "did you mean 'steps'"),
@@ -153,6 +155,9 @@ def test_the_functions_do_what_the_commands_do(small, capsys):
     assert {k: v for k, v in said.items() if k not in own} == {k: v for k, v in summary.items() if k not in own}
     assert Path(summary["report"]).is_file()
     assert rsim.compare("e", "c").difference == 0
+    Path("q.jsonl").write_text('{"question": "1+1=?", "answer": 2}\n')
+    own_planner = config.folder / "checkpoints/final/planner"
+    assert rsim.evaluate(config.folder, "paths", data=Path("q.jsonl"), planner=own_planner)["questions"] == 1
     steps = []
     answer = rsim.solve("1+1=?", config.folder, on_step=steps.append)
     assert steps == answer["steps"]

@@ -134,6 +134,23 @@ def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_behind(small):
     assert sorted(p.name for p in (config.folder / "checkpoints").glob("step-*"))[-1] == "step-000004"
 
 
+def test_a_run_that_goes_on_after_its_end_is_its_newest_checkpoint(small, capsys):
+    """The final one is of the shorter run until the longer one has ended. The last evaluation has one form, asked for again too."""
+    short = small("run", "train.steps=2", "stages.stage1.steps=1", "stages.stage2.steps=1")
+    told = rsim.train(short, quiet=True)
+    again = rsim.train(short, resume=True, quiet=True)
+    assert {key: told[key] for key in again.keys() - {"step"}} == {key: again[key] for key in again.keys() - {"step"}}
+    assert "tokens_per_question" in again
+    assert locate(str(short.folder), [])[1].name == "final"
+    longer = replace(short, train=replace(short.train, steps=4))
+    rsim.train(longer, resume=True, force=True, quiet=True, on_step_end=lambda record: True)
+    assert locate(str(short.folder), [])[1].name == "step-000003"
+    with pytest.raises(SystemExit) as done:
+        main(["train", str(short.folder / "config.toml"), "--dry-run", "--resume-from", "step-000099"])
+    assert done.value.code == 2
+    assert "no checkpoint 'step-000099'" in capsys.readouterr().err
+
+
 def test_a_runs_strategies_are_those_that_its_planner_keeps(small, tmp_path, monkeypatch):
     """Whatever has become of the file that they came from: evaluated without it, and not gone on with by others."""
     Path("own.toml").write_text('extends = "lab"\n[[strategy]]\nname = "analogy"\nprompts = ["Alike:"]\n')

@@ -111,6 +111,15 @@ def test_eval_goes_on_where_it_was_stopped(capsys, base_folder, tmp_path, monkey
     code, out, _ = run(capsys, *asked, "--out", "parts", "--seed", "1", "--overwrite")
     assert (code, json.loads(out)["seed"]) == (0, 1)
 
+    def broken(*_):
+        raise OSError("the cable was pulled")
+
+    monkeypatch.setattr("rsim.evaluation.saved.play_part", broken)
+    assert run(capsys, *asked, "--out", "parts", "--seed", "2", "--overwrite")[0] == 2
+    assert sorted(p.name for p in Path("parts").iterdir() if p.suffix) == ["settings.json"], (
+        "numbers of another evaluation stay"
+    )
+
 
 def test_samples_at_equal_tokens_and_compare(capsys, base_folder, tmp_path):
     run(capsys, "train", "nano", "--json", *arguments(base_folder, "train.steps=1", 'out="r"'))
@@ -123,6 +132,8 @@ def test_samples_at_equal_tokens_and_compare(capsys, base_folder, tmp_path):
     planned = json.loads((tmp_path / "planned" / "summary.json").read_text())
     one = summary["tokens_per_question"] / summary["samples"]
     assert (summary["samples"] - 1.5) * one <= planned["tokens_per_question"]
+    code, _, err = run(capsys, "eval", "r", "--match-tokens", "planned", "--samples", "3", "--out", "both")
+    assert (code, "--samples 3" in err) == (2, True)
     code, out, _ = run(capsys, "compare", "planned", "sc", "--json")
     assert (code, json.loads(out)["questions"]) == (0, 6)
     code, _, err = run(capsys, "compare", "planned", "nowhere")
@@ -182,6 +193,8 @@ def test_json_lines_and_presets(capsys):
     code, out, _ = run(capsys, "config", "show", "nano", "--set", "seed=3", "--json")
     assert code == 0
     assert json.loads(out)["seed"] == 3
+    assert "# the planner's learning rate" in run(capsys, "config", "show", "--explain")[1], "of no preset: the defaults"
+    assert json.loads(run(capsys, "config", "show", "--set", "seed=4", "--json")[1])["seed"] == 4
 
 
 def test_bad_input_is_one_line_and_exit_code_2(capsys, base_folder, tmp_path):

@@ -181,7 +181,9 @@ def test_all_right_is_not_sure():
     assert bootstrap_interval([0.0] * 20) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("spec", ["wait:0", "wait:x", "shuffled", "shuffled:nowhere", "nowhere", "fixed:nothing"])
+@pytest.mark.parametrize(
+    "spec", ["wait:0", "wait:x", "shuffled", "shuffled:nowhere", "nowhere", "fixed:nothing", "random:2", "none:x"]
+)
 def test_wrong_planners_are_one_error(reasoner, lab_strategies, spec):
     with pytest.raises(UserError):
         planner_from(spec, lab_strategies, PROBLEMS, reasoner=reasoner, rules=RULES)
@@ -219,6 +221,8 @@ def test_compare_pairs_questions(tmp_path):
     assert c.difference == pytest.approx(0.1)
     assert 0 < c.low < 0.1 < c.high
     assert c.p == pytest.approx(2 / 2**10)
+    same = compare(a, a)
+    assert (same.low, same.high) == (pytest.approx(-0.037, abs=1e-3), pytest.approx(0.037, abs=1e-3)), "alike is not sure"
     with pytest.raises(UserError, match="same questions"):
         compare(a, write_evaluation(tmp_path / "c", [True] * 100, ["other"] * 100))
     with pytest.raises(UserError, match="no finished evaluation"):

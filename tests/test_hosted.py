@@ -290,4 +290,5 @@ def test_estimates_count_what_is_left(settings):
     assert begun.sampled_tokens == (16 + 3 * 4) * 80
     assert half.sampled_tokens == (8 + 4) * 80
     assert done.sampled_tokens == 0
+    assert hosted.most(config, strategies, *trainer_has, step=2, unevaluated=True).sampled_tokens == 4 * 80
     assert Path(config.models.strategies).is_file()

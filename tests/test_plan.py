@@ -135,6 +135,13 @@ def test_where_nothing_fits_the_plan_says_so_and_fails(capsys):
     assert err.startswith("rsim: qwen2.5-0.5b-math on rtx4090: nothing that was tried fits: take smaller models")
 
 
+def test_a_proposal_of_fewer_processes_says_so(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "nano", "--workers", "100"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[said.index("it would fit with, by the same estimate:") + 1].split()[:2] == ["--workers", "1"]
+
+
 def test_a_run_that_fits_in_one_row_needs_no_proposal(capsys):
     with pytest.raises(SystemExit):
         main(["plan", "qwen2.5-0.5b-math", "--device", "h100"])

@@ -181,6 +181,17 @@ def test_several_runs_are_compared(tmp_path):
         build_comparison([tmp_path / "a", tmp_path / "a"])
 
 
+def test_of_several_samples_the_compared_one_is_the_vote(tmp_path):
+    """As in the table above it, and in `rsim compare`."""
+    for name, said in (("a", "556"), ("b", "556")):
+        write_run(tmp_path / name)
+        first = json.loads((tmp_path / name / "episodes.jsonl").read_text())
+        lines = [first | {"index": 0, "sample": i, "predicted": p, "correct": p == "5"} for i, p in enumerate(said)]
+        (tmp_path / name / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tags = parse(build_comparison([tmp_path / "a", tmp_path / "b"]).read_text())
+    assert [card["data-verdict"] for card in tags.of_class("episode")] == ["right → right"]
+
+
 def test_charts_have_labels_whole_steps_and_the_values_of_each_step():
     chart = line_chart("T", [Series("s", [(0, 0.25), (1, 0.5), (2, 0.75)], "#000")], [], "share of steps")
     tags = parse(chart)

@@ -143,6 +143,11 @@ def test_custom_rewards_are_loaded_and_added(lab_strategies, tmp_path):
     for spec in ("nothing.py:f", f"{file}:missing", str(file)):
         with pytest.raises(UserError):
             load_custom((spec,))
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Own:\n    weight: float = 0.5\n"
+        "def own(episode):\n    return Own().weight\n"
+    )
+    assert load_custom((f"{file}:own",))["own"](None) == 0.5
     file.write_text("def accuracy(episode):\n    return 1.0\ndef short(episode):\n    return 0.0\n")
     for specs in ((f"{file}:accuracy",), (f"{file}:short", f"{file}:short")):
         with pytest.raises(UserError, match="is taken"):

@@ -30,7 +30,7 @@ def test_settings_are_finite_numbers(value):
         load_config("nano", [f"train.planner_lr={value}"])
 
 
-@pytest.mark.parametrize("returned", ["float('nan')", "float('inf')", "None", "'1'"])
+@pytest.mark.parametrize("returned", ["float('nan')", "float('inf')", "None", "'1'", "10**400", "__import__('numpy').ones(2)"])
 def test_a_custom_reward_must_be_a_finite_number(tmp_path, returned):
     file = tmp_path / "mine.py"
     file.write_text(f"def own(episode):\n    return {returned}\n")

@@ -238,6 +238,7 @@ seeds = [1]
     out = capsys.readouterr()
     assert not stopped.value.code, out.err
     record = json.loads(out.out)
+    assert [line.split(":")[0] for line in out.err.splitlines()] == ["trial-000, of 2", "trial-001, of 2"]
     assert len(record["trials"]) == 2
     assert 0 <= record["best"]["scores"]["0"][0] <= 1
     assert Path(tmp_path / "out/trial-001/seed-1/config.toml").is_file()
@@ -261,3 +262,9 @@ def test_a_sweep_that_was_stopped_while_it_drew_draws_the_rest(tmp_path, monkeyp
     drawn = sweeping._study(sweep, tmp_path / "out")
     assert len(drawn) == 8
     assert drawn == sweeping._study(sweep, tmp_path / "out") == sweeping._study(sweep, tmp_path / "other")
+
+
+def test_a_run_that_never_came_to_a_budget_is_not_read_at_it(tmp_path, runs):
+    trials = run_sweep(load_sweep(written(tmp_path, FILE.replace("[100, 200]", "[100, 300]"))), tmp_path / "out")
+    assert not any(trial.scores for trial in trials)
+    assert "it ended at 260 tokens, not at the budget of 300" in trials[0].error

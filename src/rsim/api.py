@@ -89,9 +89,9 @@ def evaluate(
     run: str | Path,
     out: str | Path = "",
     *,
-    planner: str = "",
-    reasoner: str = "",
-    data: str = "",
+    planner: str | Path = "",
+    reasoner: str | Path = "",
+    data: str | Path = "",
     split: str = "test",
     limit: int = 200,
     seed: int = 0,
@@ -139,6 +139,8 @@ def evaluate(
     """
     _of_a_server(upstream, model=model, mode=mode)
     _at_least(1, limit=limit, samples=samples, at_once=at_once)
+    if match_tokens and samples > 1:
+        raise UserError(f"--samples {samples} with --match-tokens", "which says how many samples are taken: leave one out")
     if upstream and reasoner:
         raise UserError(f"--reasoner {reasoner}", "with --upstream the reasoner is what the server has: --model names it")
     from rsim.evaluation.loading import EvalSettings
@@ -150,9 +152,9 @@ def evaluate(
     quiet_models()
     settings = EvalSettings(
         run=str(run),
-        planner=planner,
-        reasoner=reasoner,
-        data=data,
+        planner=str(planner),
+        reasoner=str(reasoner),
+        data=str(data),
         split=split,
         limit=limit,
         seed=seed,
@@ -191,7 +193,7 @@ def solve(
     question: str,
     run: str | Path = "runs/nano",
     *,
-    planner: str = "",
+    planner: str | Path = "",
     overrides: Overrides = (),
     on_step: Callable[[dict[str, Any]], object] = lambda step: None,
 ) -> dict[str, Any]:
@@ -225,7 +227,7 @@ def solve(
     settings = as_overrides(overrides)
     config, checkpoint = locate(str(run), settings)
     problem = Problem(question, "")
-    game = load_game(config, checkpoint, planner, "", [problem], overrides=settings)
+    game = load_game(config, checkpoint, str(planner), "", [problem], overrides=settings)
 
     def watch(index: int, episode: Episode) -> None:
         on_step(episode_json(episode, game.names)["steps"][-1])

@@ -87,4 +87,4 @@ def literal(value: Any) -> str:
         return "[" + ", ".join(map(literal, value)) + "]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {literal(one)}" for key, one in value.items()) + "}"
-    return repr(value)
+    return repr(float(value)) if isinstance(value, float) else repr(value)  # NumPy's would say that it is NumPy's

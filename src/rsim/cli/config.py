@@ -18,12 +18,12 @@ def show(
     explain: Annotated[bool, typer.Option("--explain", help="What each key means, above it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print a config with every default filled in; without an argument, list the presets."""
+    """Print a config with every default filled in; without an argument and options, list the presets."""
     from rsim.config import load_config, presets, to_toml
     from rsim.settings import to_table
 
-    if not source:
+    if not (source or overrides or explain):
         tell(presets(), "\n".join(presets()), as_json)
         return
-    config = load_config(source, overrides or [])
+    config = load_config(source or None, overrides or [])
     tell(to_table(config), to_toml(config, explain=explain).removesuffix("\n"), as_json)

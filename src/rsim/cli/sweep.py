@@ -37,4 +37,4 @@ def command(
 
 def _told(trial: Trial, of: int) -> None:
     shown = trial.error or ", ".join(f"{sum(s) / len(s):.1%} ({len(s)} seeds)" for s in trial.scores.values())
-    print(f"trial {trial.number + 1} of {of}: {shown}", file=sys.stderr)
+    print(f"trial-{trial.number:03d}, of {of}: {shown}", file=sys.stderr)

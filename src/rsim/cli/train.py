@@ -62,7 +62,7 @@ def command(
     if workers and not launcher:
         raise UserError(f"--workers {workers}", "they are --launcher ray's; other processes are started by torchrun")
     if dry_run:
-        _estimate(config, as_json, resume=resume or bool(resume_from), force=force)
+        _estimate(config, as_json, resume=resume, resume_from=resume_from, force=force)
         return
     if launcher:
         from rsim.distributed.ray_launcher import parse_workers, train_with_ray
@@ -79,14 +79,14 @@ def command(
     tell(result, f"run folder: {config.folder}", as_json)
 
 
-def _estimate(config: Config, as_json: bool, *, resume: bool, force: bool) -> None:
+def _estimate(config: Config, as_json: bool, *, resume: bool, resume_from: str, force: bool) -> None:
     """Prints what a run will need. Raises `UserError` where it would not begin, or this machine cannot hold it."""
     from rsim.policies.loading import quiet_models
     from rsim.training import cost, fitting
     from rsim.training.setup import check_inputs
 
     quiet_models()
-    check_inputs(config, resume=resume, force=force)
+    check_inputs(config, resume=resume, resume_from=resume_from, force=force)
     if config.upstream.url:
         from rsim.training import hosted
 

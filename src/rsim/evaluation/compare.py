@@ -41,11 +41,23 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
             f"{first} and {second} are not about the same questions", "evaluate both with the same --data and --seed"
         )
     pairs = [(a[q], b[q]) for q in a]
-    low, high = bootstrap_interval([float(x) - float(y) for x, y in pairs])
+    low, high = _interval([float(x) - float(y) for x, y in pairs])
     only_a, only_b = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
     count = len(pairs)
     mean_a, mean_b = sum(x for x, _ in pairs) / count, sum(y for _, y in pairs) / count
     return Comparison(mean_a, mean_b, mean_a - mean_b, low, high, count, only_a, only_b, mcnemar(only_a, only_b))
+
+
+def _interval(differences: list[float]) -> tuple[float, float]:
+    """Where all are alike the bootstrap has no spread: as far as Wilson's interval goes beyond a share of 0 or 1.
+
+    >>> _interval([0.0] * 10), _interval([1.0] * 10)
+    ((-0.277..., 0.277...), (0.722..., 1.0))
+    """
+    if len(set(differences)) > 1:
+        return bootstrap_interval(differences)
+    beyond = bootstrap_interval([False] * len(differences))[1]
+    return max(-1.0, differences[0] - beyond), min(1.0, differences[0] + beyond)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

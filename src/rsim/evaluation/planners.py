@@ -53,6 +53,8 @@ def planner_from(
         UserError: an unknown strategy, the oracle asked about problems that are not the lab's, or no such planner.
     """
     kind, _, detail = spec.partition(":")
+    if detail and kind in ("none", "random", "oracle"):
+        raise UserError(f"--planner {spec}", f"write {kind} alone")
     if kind == "none":
         return None
     if kind == "random":

@@ -181,7 +181,7 @@ def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwri
         raise UserError(
             f"{folder} holds an evaluation with other settings or weights", "give --out another folder, or --overwrite"
         )
-    for name in ("summary.json", "episodes.jsonl"):
+    for name in ("summary.json", "episodes.jsonl", "table.json", "metrics.jsonl", "report.html"):
         (folder / name).unlink(missing_ok=True)
     write_whole(known, json.dumps(wanted, indent=2) + "\n")
     return []

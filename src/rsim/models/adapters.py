@@ -33,6 +33,13 @@ def base_of(folder: str | Path) -> str | None:
         raise UserError(f"{file} is damaged", first_line(error)) from error
 
 
+def check_rank(folder: str | Path, rank: int) -> None:
+    """Raises `UserError` where ``folder`` has an adapter of another rank, with which its training would go on."""
+    own = json.loads((Path(folder) / _FILE).read_text())["r"] if base_of(folder) else rank
+    if rank not in (0, own):
+        raise UserError(f"an adapter of rank {rank}", f"{folder} has one of rank {own}: give that, or 0 to merge it")
+
+
 def add(model: PreTrainedModel, rank: int, base: str, seed: int) -> None:
     """Freezes ``model``, loaded from ``base``, and gives it an adapter that changes nothing yet; in place."""
     from peft import LoraConfig, TaskType
@@ -69,7 +76,7 @@ def merged(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     from peft import PeftModel
 
     whole: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    return whole
+    return whole.requires_grad_(True)  # peft froze it
 
 
 def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -60,6 +60,7 @@ def load_reasoner(
         UserError: nothing is found under ``source``, or it is no causal LM.
     """
     path = resolve(source, weights=weights)
+    adapters.check_rank(path, lora)
     saved = adapters.base_of(path)
     base = resolve(saved, weights=weights) if saved else path
     try:
@@ -132,6 +133,7 @@ def load_planner(
             something else.
     """
     path, config = found_planner(source)
+    adapters.check_rank(path, lora)
     how = _how(device, dtype, quantised)
     if getattr(config, "rsim_template", None) is not None:
         planner = Planner.from_pretrained(path, strategies, merge=not lora and not quantised, **how)

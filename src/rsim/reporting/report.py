@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -61,7 +62,7 @@ def build_comparison(runs: list[Path], out: Path | None = None) -> Path:
     body = [
         *(_head(title, {}), _table({"title": "; ".join(titles), "rows": rows} if rows else {})),
         *(settings_section({run.name: run.settings for run in read}), charts_section({r.name: r.records for r in read})),
-        pairs_section("The same questions", {run.name: run.episodes for run in read}),
+        pairs_section("The same questions", {run.name: _counted(run.episodes) for run in read}),
     ]
     return _write(title, body, out or runs[0] / "comparison.html")
 
@@ -79,6 +80,16 @@ def _read(run: Path, name: str) -> _Run:
         _json(run / "table.json") or _before_and_after(records),
         settings_of(read_toml(config) if config.is_file() else {}, _json(run / "settings.json")),
     )
+
+
+def _counted(episodes: list[Episode]) -> list[Episode]:
+    """Of several samples of a question in an evaluation the one that counts."""
+    from rsim.evaluation.evaluate import vote  # loads torch, which a page about one run does without
+
+    samples: dict[tuple[int, str], list[Episode]] = defaultdict(list)
+    for number, episode in enumerate(episodes):
+        samples[episode.get("index", number), episode["question"]].append(episode)
+    return [vote(one) for one in samples.values()]
 
 
 def _write(title: str, body: list[str], target: Path) -> Path:

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import math
 import re
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,12 +71,21 @@ class Reward:
             own = traceback.extract_tb(error.__traceback__)[:2][-1]  # the function, not a library it calls
             problem = f"reward {self.spec!r} failed: {type(error).__name__}: {error}"
             raise UserError(problem, f"{own.filename}, line {own.lineno}") from error
-        if not isinstance(reward, SupportsFloat) or not math.isfinite(reward):
+        try:
+            number = float(reward) if isinstance(reward, SupportsFloat) else math.nan
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            OverflowError,
+        ):  # an array of several, a huge integer
+            number = math.nan
+        if not math.isfinite(number):
             raise UserError(
                 f"reward {self.spec!r} returned {reward!r}",
                 "it must return a finite number for every episode",
             )
-        return self.weight * float(reward)
+        return self.weight * number
 
 
 def load_custom(specs: Sequence[str], given: Sequence[Reward] = ()) -> dict[str, Reward]:
@@ -104,10 +114,13 @@ def _from_file(spec: str) -> Reward:
         weight = float(found["weight"] or 1)
     except ValueError as error:
         raise UserError(f"reward {spec!r}", _WRITE) from error
-    module_spec = importlib.util.spec_from_file_location("rsim_reward", found["file"])
+    module_spec = importlib.util.spec_from_file_location(
+        f"rsim_reward_{Path(found['file']).stem}", found["file"]
+    )
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"reward {spec!r}", _WRITE)
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # where a dataclass looks for its annotations
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:

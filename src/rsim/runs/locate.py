@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rsim.config import Config, load_config, presets
 from rsim.errors import UserError
-from rsim.runs.checkpoints import MANIFEST, verify
+from rsim.runs.checkpoints import MANIFEST, step_of, verify
 
 
 def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
@@ -26,7 +26,8 @@ def locate(run: str, overrides: list[str]) -> tuple[Config, Path | None]:
     if (path / "config.toml").is_file():
         final = path / "checkpoints" / "final"
         found = sorted((path / "checkpoints").glob("step-*"))
-        checkpoint = final if final.is_dir() else found[-1] if found else None
+        gone_on = found and final.is_dir() and step_of(found[-1]) > step_of(final)  # with more steps, since it was written
+        checkpoint = final if final.is_dir() and not gone_on else found[-1] if found else None
         if checkpoint is None:
             raise UserError(f"{run} has no checkpoint yet", "train it first")
         return _config_of(path, checkpoint, overrides, stated), checkpoint

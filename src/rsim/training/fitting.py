@@ -28,7 +28,7 @@ class Proposal:
     @property
     def line(self) -> str:
         """As people type it."""
-        workers = [f"--workers {self.cost.job.workers}"] * (self.cost.job.workers > 1)
+        workers = [f"--workers {self.cost.job.workers}"] * (self.cost.job.workers > 1 or not self.settings)
         return " ".join([*workers, *(f"--set {one}" for one in as_overrides(self.settings))])
 
     def to_json(self) -> dict[str, Any]:

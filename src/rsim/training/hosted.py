@@ -25,9 +25,16 @@ class Cost:
 
 
 def most(
-    config: Config, strategies: StrategySet, training: list[Problem], held_out: list[Problem], step: int = 0
+    config: Config,
+    strategies: StrategySet,
+    training: list[Problem],
+    held_out: list[Problem],
+    step: int = 0,
+    *,
+    unevaluated: bool = False,
 ) -> Cost:
-    """What is left to be paid after ``step``, if every episode is as long as the rules allow.
+    """What is left to be paid after ``step`` (``unevaluated``: with its evaluation), if every episode is as long
+    as the rules allow.
 
     Each step of an episode is a request (two, where a program is run), which reads the question and all that
     was written and injected so far. Lengths of questions are estimated from their letters.
@@ -38,7 +45,7 @@ def most(
     grown = sum(min(rules.max_tokens, call * (rules.step_tokens + prompt)) for call in range(calls))
     steps, every = config.total_steps, train.eval_every
     evaluations = sum(s == steps or (every > 0 and s % every == 0) for s in range(step + 1, steps + 1))
-    evaluations += every > 0 and step == 0  # the first one, before any step
+    evaluations += unevaluated or (every > 0 and step == 0)  # the first one, before any step
     plays = (
         ((steps - step) * train.questions * train.group, training),
         (evaluations * len(held_out), held_out),

@@ -62,7 +62,8 @@ class Records:
         written = (self.folder.path / "metrics.jsonl").is_file()
         found = [r for r in records(self.folder.path) if "eval/accuracy" in r] if written else []
         last = found[-1] if found else {}
-        return {name.removeprefix("eval/").removeprefix("accuracy_"): value for name, value in last.items()}
+        named = {name.removeprefix("eval/").removeprefix("accuracy_"): value for name, value in last.items()}
+        return {"tokens_per_question" if name == "tokens" else name: value for name, value in named.items()}
 
     def _write(
         self, step: int, played: list[tuple[Episode, Score]], table: str, more: dict[str, Any]

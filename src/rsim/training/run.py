@@ -60,9 +60,8 @@ def train(
     if not first_process():
         say = silent
     if config.upstream.url and trainer.strategies:
-        cost = hosted.most(
-            trainer.config, trainer.strategies, trainer.train_set, trainer.eval_set, trainer.step
-        )
+        asked, due = (trainer.train_set, trainer.eval_set), trainer.unevaluated
+        cost = hosted.most(trainer.config, trainer.strategies, *asked, trainer.step, unevaluated=due)
         say(hosted.describe(trainer.config, cost))
     introduction = [*leaked(config, trainer.train_set, trainer.eval_set), trainer.device.reason]
     enough = False

@@ -51,7 +51,7 @@ def check_world(config: Config, world: World, held_out: int) -> None:
             raise UserError(f"{name} = {size}", remedy)
 
 
-def check_inputs(config: Config, *, resume: bool = False, force: bool = False) -> None:
+def check_inputs(config: Config, *, resume: bool = False, resume_from: str = "", force: bool = False) -> None:
     """What a run would complain of before its first step, but for the models' weights; nothing is written.
 
     Raises:
@@ -60,7 +60,9 @@ def check_inputs(config: Config, *, resume: bool = False, force: bool = False) -
     load_custom(config.rewards.custom)
     strategies = load_strategies(config.models.strategies)
     load_questions(config)
-    RunFolder.open(config, resume=resume, force=force)
+    folder = RunFolder.open(config, resume=resume or bool(resume_from), force=force)
+    if resume or resume_from:
+        folder.checkpoints.intact(resume_from)
     check_trackers(config.train.trackers)
     if config.models.planner != "none":
         _, saved = found_planner(config.models.planner)

@@ -24,6 +24,7 @@ from rsim.settings import check_setting, literal, read_toml, setting
 
 _EDGE = 0.05  # of a range, at either end
 _BEYOND = 1.02  # of a budget: what a run that ends at it may have sampled
+_REACHED = 0.9  # of a budget: what it must have
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,10 @@ def _played(
             if score is None:
                 within = f" within {budget} tokens: lower train.eval_every" if budget else ""
                 return Trial(number, chosen, {}, f"no evaluation{within}")
+            ended = max((r.get("sampled_tokens", 0) for r in records(folder)), default=0)
+            if ended < _REACHED * budget:
+                why = f"it ended at {ended:,} tokens, not at the budget of {budget:,}: lower it, or train on"
+                return Trial(number, chosen, {}, why)
             scores.setdefault(budget, []).append(score)
     return Trial(number, chosen, scores, confirmed=confirm)
 
