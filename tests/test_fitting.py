@@ -355,3 +355,31 @@ def test_too_few_questions_and_a_folder_that_is_there(tmp_path):
         fit_planner([few], "nano-s")
     answer = CliRunner().invoke(app, ["fit", str(few.folder), "--out", str(tmp_path)])
     assert isinstance(answer.exception, UserError)
+
+
+def test_what_a_branch_is_worth_on_average_is_known_for_each_level():
+    """To end at once is always wrong, and behind an output three times of four right: however little the states tell beyond
+    that, neither may be taken for the mean of both."""
+    rng = np.random.default_rng(0)
+    nodes, found = [], []
+    for n in range(100):
+        ends = {"termination": Outcome("program", n % 4 < 3, 100), "alone": Outcome("program-then-alone", False, 150)}
+        node = Node((("computation", "1+1"),), dict(ends))
+        first = {"alone": Outcome("cot", n % 2 == 0, 200), "termination": Outcome("at-once", False, 10)}
+        nodes += [node, Node((), first | {"computation": node})]
+        found.append(Tree("d", f"q{n}", nodes[-1], {o.arm: o for o in [*ends.values(), *first.values()]}))
+    levels = np.eye(2)[np.arange(200) % 2]
+    features = np.hstack([levels, rng.standard_normal((200, 150))])
+    names = ("alone", "termination", "computation")
+    choices = Choices(names, 0, 0.0, found, nodes, np.arange(200) // 2, features)
+    scores = features @ fit(choices, np.ones(100, dtype=bool), gated=False).weights.T / 20
+    behind, at_once = (scores[row::2, 1] - scores[row::2, 0] for row in (0, 1))
+    assert at_once.mean() == pytest.approx(-0.5, abs=0.03)
+    assert behind.mean() == pytest.approx(0.75, abs=0.03)
+
+
+def test_a_gain_that_is_the_same_everywhere_opens_the_gate():
+    """A blind planner predicts one gain for all; a threshold that leaves some of them out would see too few."""
+    outcomes = [(0, 1)] * 8 + [(1, 0)] + [(1, 1)] * 31
+    head = fit(made(outcomes, np.ones((40, 1))), np.ones(40, dtype=bool))
+    assert np.isfinite(head.threshold)

@@ -3,7 +3,9 @@
 The log holds the outcome of every branch at every state, so nothing has to be explored and no importance weights are
 needed. A branch's *advantage*, its utility less the mean of the state's branches, is regressed on the planner's hidden
 state. Utility is 1 for a right answer, less ``price`` for a thousand tokens. What a branch is worth that leads to another
-choice depends on how that is made: targets are worked out from the last choices to the first.
+choice depends on how that is made: targets are worked out from the last choices to the first. What a branch is worth on
+average differs from one choice to the next (to end at once, or behind a program's output): each *level*, the number of steps
+made, has constants of its own. The slopes are shared, since the head is one matrix.
 
 Nothing is judged by questions that it was fitted to. The ridge's strength, the gate and the way that a branch goes on come
 from folds of the questions, inside of whatever is fitted; `cross_fitted` holds out questions from all of that again.
@@ -24,6 +26,7 @@ from rsim.collecting.tree import Node, Outcome, Tree
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 _FOLDS = 5
+_LEVELS = 4
 _RIDGES = tuple(10.0**power for power in range(-2, 4))  # penalties, in units of a standardised feature's variance
 _SURE, _FLIPS = 0.95, 2000  # of the gate: its level, and how often signs are drawn
 _NEVER = 4.0  # how many right answers below the others a branch lies that the log does not know
@@ -51,6 +54,11 @@ class Choices:
     def known(self) -> Mask:
         """``[states, strategies]``: the branches that the log has."""
         return np.array([[name in node.branches for name in self.names] for node in self.nodes])
+
+    @cached_property
+    def level(self) -> NDArray[np.int64]:
+        """``[states]``: how many steps were made; from a few on all are one."""
+        return np.array([min(len(node.steps), _LEVELS - 1) for node in self.nodes])
 
     @cached_property
     def is_root(self) -> Mask:
@@ -125,24 +133,24 @@ def fit(choices: Choices, questions: Mask, *, gated: bool = True) -> Head:
     """A head for the questions that a mask ``[questions]`` names."""
     rows = np.flatnonzero(questions[choices.question])
     folds = np.array([fold_of(tree, "inner") for tree in choices.trees])[choices.question][rows]
-    scale = _Scale.of(choices.features[rows])
+    scale, level = _Scale.of(choices.features[rows]), choices.level[rows]
     x, known = scale.apply(choices.features[rows]), choices.known
     compared = known[rows] & (known[rows].sum(1, keepdims=True) > 1)  # where there is one branch, nothing is chosen
     scores, ridge = np.zeros(known.shape), _RIDGES[-1]
     for _ in range(1 + max(len(choices.nodes[row].steps) for row in rows)):  # each time one more level is settled
         targets = _advantages(choices, scores)[rows]
-        guesses = {ridge: _held_out(x, targets, compared, ridge, folds) for ridge in _RIDGES}
+        guesses = {ridge: _held_out(x, targets, compared, ridge, folds, level) for ridge in _RIDGES}
         ridge = min(_RIDGES, key=lambda r: float((((guesses[r] - targets) ** 2)[compared]).sum()))
         scores[rows] = guesses[ridge]
-    weights, constant = _ridge(x, _advantages(choices, scores)[rows], compared, ridge)
+    weights, constants = _ridge(x, _advantages(choices, scores)[rows], compared, ridge, level)
     threshold = _threshold(choices, scores, questions) if gated else 0.0
     everywhere = np.ones_like(compared)
     for strength, what in ((-_NEVER, ~known), (min(threshold, _NEVER), _at_null(choices))):
-        slopes, offset = _ridge(x, what[rows].astype(float), everywhere, _RIDGES[0])
-        weights, constant = weights + strength * slopes, constant + strength * offset
+        slopes, offsets = _ridge(x, what[rows].astype(float), everywhere, _RIDGES[0], level)
+        weights, constants = weights + strength * slopes, constants + strength * offsets
     if np.isinf(threshold):  # no slope is left, which could choose something else on questions unlike these
-        weights, constant = np.zeros_like(weights), _NEVER * (np.arange(len(constant)) == choices.null)
-    return Head(_SHARPNESS * scale.unscaled(weights, constant, choices.features[rows]), threshold, ridge)
+        weights, constants = np.zeros_like(weights), _NEVER * (np.arange(len(choices.names)) == choices.null) + 0 * constants
+    return Head(_SHARPNESS * scale.unscaled(weights, constants, choices.features[rows], level), threshold, ridge)
 
 
 def fold_of(tree: Tree, use: str) -> int:
@@ -175,7 +183,7 @@ def _threshold(choices: Choices, scores: Array, questions: Mask) -> float:
     best = others.argmax(1)
     predicted = others.max(1) - guesses[:, choices.null]
     gained = utilities[np.arange(len(roots)), best] - utilities[:, choices.null]
-    thresholds = np.unique(np.maximum(0.0, np.quantile(predicted, np.linspace(0, 0.95, 20))))
+    thresholds = np.unique(np.maximum(0.0, [0.0, *np.quantile(predicted, np.linspace(0, 0.95, 20))]))
     # Where tokens cost, most gains are small and sure, and the rare loss of a right answer may not have been seen yet.
     unseen = [-1.0 - choices.price * choices.dearest / 1000] if choices.price else []
     bounds = lower_bounds(gained * (predicted > thresholds[:, None]), unseen)
@@ -219,34 +227,39 @@ class _Scale:
     def apply(self, features: Array) -> Array:
         return (features - self.mean) / self.deviation
 
-    def unscaled(self, weights: Array, constant: Array, features: Array) -> Array:
-        """``[strategies, hidden]`` for features as they are. A stock classifier's head has no bias: the constant is told by the
-        direction that is nearest to 1 on all ``features``."""
+    def unscaled(self, weights: Array, constants: Array, features: Array, level: NDArray[np.int64]) -> Array:
+        """``[strategies, hidden]`` for features as they are. A stock classifier's head has no bias: a level's constants
+        are told by the direction that is nearest to 1 on this level's ``features`` and to 0 on the others'."""
         gram = features.T @ features
-        one = np.linalg.solve(gram + 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram)), features.sum(0))
+        there = (level[:, None] == np.arange(_LEVELS)).astype(float)
+        told = np.linalg.solve(gram + 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram)), features.T @ there)
         slopes = weights / self.deviation
-        return slopes + np.outer(constant - slopes @ self.mean, one)
+        found: Array = slopes + (constants - slopes @ self.mean).T @ told.T
+        return found
 
 
-def _held_out(x: Array, targets: Array, used: Mask, ridge: float, folds: NDArray[np.int64]) -> Array:
+def _held_out(x: Array, targets: Array, used: Mask, ridge: float, folds: NDArray[np.int64], level: NDArray[np.int64]) -> Array:
     """Predictions ``[states, strategies]``, each by what was fitted to the other folds."""
     guesses = np.zeros_like(targets)
     for fold in np.unique(folds):
-        weights, constant = _ridge(x[folds != fold], targets[folds != fold], used[folds != fold], ridge)
-        guesses[folds == fold] = x[folds == fold] @ weights.T + constant
+        own, others = folds == fold, folds != fold
+        weights, constants = _ridge(x[others], targets[others], used[others], ridge, level[others])
+        guesses[own] = x[own] @ weights.T + constants[level[own]]
     return guesses
 
 
-def _ridge(x: Array, targets: Array, used: Mask, ridge: float) -> tuple[Array, Array]:
-    """Slopes ``[strategies, hidden]`` and constants ``[strategies]``, fitted where a strategy is ``used``; nowhere: 0."""
-    slopes, constants = np.zeros((targets.shape[1], x.shape[1])), np.zeros(targets.shape[1])
+def _ridge(x: Array, targets: Array, used: Mask, ridge: float, level: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Slopes ``[strategies, hidden]`` and constants ``[levels, strategies]``, fitted where a strategy is ``used``; else 0."""
+    slopes, constants = np.zeros((targets.shape[1], x.shape[1])), np.zeros((_LEVELS, targets.shape[1]))
     for where in {column.tobytes(): column for column in used.T}.values():
         if not where.any():
             continue
         labels = np.flatnonzero((used == where[:, None]).all(0))
-        xs, ys = x[where], targets[where][:, labels]
-        middle, mean = xs.mean(0), ys.mean(0)
+        xs, ys, of = x[where], targets[where][:, labels], level[where]
+        there = (of[:, None] == np.arange(_LEVELS)) / np.maximum(np.bincount(of, minlength=_LEVELS), 1)
+        middle, mean = there.T @ xs, there.T @ ys  # of each level
+        centred, wanted = xs - middle[of], ys - mean[of]
         penalty = ridge * len(xs) * np.eye(x.shape[1])
-        slopes[labels] = np.linalg.solve((xs - middle).T @ (xs - middle) + penalty, (xs - middle).T @ (ys - mean)).T
-        constants[labels] = mean - slopes[labels] @ middle
+        slopes[labels] = np.linalg.solve(centred.T @ centred + penalty, centred.T @ wanted).T
+        constants[:, labels] = mean - middle @ slopes[labels].T
     return slopes, constants
