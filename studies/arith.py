@@ -15,7 +15,7 @@ from studies.workbench import Measurement, Training, Workbench, checkpoint
 ISSUE = 6
 LIMITS = """A dequantised 4-bit copy of a model of 135 million parameters, on sums: nothing here speaks of larger models or of
 reasoning in words. GRPO alone has the preset's learning rate, not one tuned for it. The base was told to box its answer
-and does not: most of what is gained over it is the habit of doing so. The reasoner prompted to choose for itself was not
+and does not: a part of what is gained over it is the habit of doing so. The reasoner prompted to choose for itself was not
 tried as a control."""
 
 _PRESET = "smollm2-arith"
@@ -62,7 +62,10 @@ def run(bench: Workbench, page: Page) -> None:
     best = max(_CONTROLS, key=lambda kind: estimate(done[kind]).mean)
     base, other, control = (gain(done["rSIM"], done[name]) for name in ("base, CoT", "GRPO alone", best))
     page.text(f"The base boxes no answer; its last number is right for {percent(flexible)} of the questions.")
-    page.text(f"rSIM minus base: {base} points; minus GRPO alone: {other}; minus the best control ({best}): {control}.")
+    page.text(
+        f"rSIM minus base: {base} points; minus GRPO alone: {other}; "
+        f"minus the best control with rSIM's reasoner ({best}): {control}."
+    )
     for name, arm in done.items():
         page.measured(name, estimate(arm))
     page.value("base, CoT: right by its last number, boxed or not", round(100 * flexible, 1), unit="%")

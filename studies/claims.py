@@ -1,4 +1,4 @@
-"""The lab's claims against their hardest controls (docs/protocol.md): joint training, GRPO, the planner alone, plug-ins."""
+"""The lab's claims against controls (docs/protocol.md): joint training, GRPO, the planner alone, plug-ins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ on top. Settings are those of the three sweeps (`python -m studies tuning`), who
 200,000 tokens; the blind and the question-only planners have those of rSIM, or of the planner alone. The sequence
 found for a reasoner is what single changes lead to from two that are known, on 200 dev problems; not the search over
 all. Prompting a model of this size to choose is a weak control: it was pre-trained on the planner's template, never
-to follow instructions."""
+to follow instructions. The oracle chooses by the rules that the writer knows, before the trained reasoner: no ceiling,
+since a planner may know what this reasoner gets wrong."""
 
 BUDGETS = (100_000, 200_000, 400_000)  # read from one run: rates are constant
 MAIN = 200_000  # of the tables of controls, to which the settings were tuned

@@ -1,5 +1,4 @@
-"""Programs that speak OpenAI's or Anthropic's API, unchanged, against `rsim serve`: clients of Python and Node, a proxy, curl,
-an eval harness.
+"""Programs that speak OpenAI's or Anthropic's API, unchanged, against `rsim serve`: clients, a proxy, curl, an eval harness.
 
 The clients' calls (``client_calls.py``, ``client_calls.mjs``) are made against a packaged model alone, planned in its process
 (``--model``) and planned before it (``--upstream``). Needs $RSIM_DATA for GSM8K; clients, LiteLLM's proxy and harness get

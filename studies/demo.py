@@ -1,4 +1,4 @@
-"""What `rsim demo` shows: its table, time and memory; two runs of one seed show that they repeat."""
+"""What `rsim demo` shows: its table, time and memory; with several runs, whether they repeat."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""A planner that was fitted to logs of a frozen LLM, beside what else the same tokens buy: cross-fitted on these logs, at
-several prices of tokens (none is picked); and, where there are logs of test questions, read off those.
+"""A planner that was fitted to logs of a frozen LLM, beside what else the same tokens buy.
+
+Cross-fitted on these logs, at several prices of tokens (none is picked); and, where there are logs of test questions,
+read off those.
 
 Greedy arms are deterministic, so what a planner, a cascade or a vote gets on a question is known once every arm has played
 it. Whatever has to be picked (the price, the best arm, that of each set) is picked on the logs that are fitted to.

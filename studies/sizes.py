@@ -11,8 +11,8 @@ from studies.stats import difference, estimate
 from studies.workbench import Measurement, Training, Workbench, checkpoint
 
 ISSUE = 10
-LIMITS = """The larger has 1.7 million parameters. Both read as many documents of a hasty writer, whose habit of answering
-at once no size unlearns; text written by people need not be so. Settings were tuned on nano-s for all."""
+LIMITS = """The larger has 1.7 million parameters. Both read as many documents of a hasty writer; text written by people
+need not be so. Settings were tuned on nano-s for all."""
 
 _SMALL, _LARGE = "nano-xs", "nano-m"
 _OWN = f'models.reasoner="{_SMALL}"'

@@ -241,3 +241,21 @@ def test_the_readmes_other_numbers_are_rows_of_claims_and_plugins():
     assert len(said) > 10
     assert set(said) <= known
     assert set(re.findall(r"([\d.]+\.\d)%", section)) <= {value for value, _, _ in known}
+
+
+_WITH_INTERVAL = re.compile(r"(-?[\d.]+)%? \[([-\d.]+), ([-\d.]+)\]")
+
+
+@pytest.mark.parametrize(
+    "page", sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "results.md"), ids=lambda f: f.name
+)
+def test_a_number_with_an_interval_is_a_row_or_on_a_page_that_a_study_made(page):
+    rows = [row for file in TOPICS for row in ledger.read(file) if not row.superseded and row.interval]
+    known = {tuple((100 if row.unit == "share" else 1) * x for x in (row.value, *row.interval)) for row in rows}
+    for made in (ROOT / "docs/results").glob("*.md"):
+        if made.stem != ledger.PAST.stem:
+            text = made.read_text(encoding="utf-8").replace("+", "")
+            known |= {tuple(map(float, found)) for found in _WITH_INTERVAL.findall(text)}
+    rounded = {tuple(round(x, 1) for x in row) for row in known}
+    for found in _WITH_INTERVAL.findall(page.read_text(encoding="utf-8")):
+        assert tuple(map(float, found)) in rounded, found

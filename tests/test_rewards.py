@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,12 @@ from rsim.errors import UserError
 from rsim.game.episode import Episode, Step
 from rsim.game.problem import Problem
 from rsim.policies.protocol import Decision
+from rsim.rewards.code import run_answer
 from rsim.rewards.custom import load_custom
+from rsim.rewards.grade import grade
+from rsim.rewards.programs import run_program
 from rsim.rewards.rewards import repeats, score
+from rsim.rewards.symbolic import SymbolicPool
 
 
 def episode(strategies, steps, gold="5", *, forced=False, truncated=False, terminated=True) -> Episode:
@@ -165,6 +170,12 @@ def test_failures_of_the_checker_are_reported_and_many_are_scored_at_once(lab_st
     scores = score_all(episodes, lab_strategies, RewardsConfig())
     assert [s.correct for s in scores] == [True, True, False, False]
     assert [s.failure for s in scores] == ["", "", "", "too long"]
+
+
+def test_programs_are_never_run_unprotected_unasked():
+    """Whoever forgets to say so gets the sandbox."""
+    for function in (grade, run_answer, run_program, SymbolicPool.gym_mark):
+        assert inspect.signature(function).parameters["unsafe"].default is False, function
 
 
 def test_the_config_may_override_the_kind(lab_strategies):

@@ -21,7 +21,7 @@ from rsim.errors import UserError
 from rsim.game import rollout as rollout_module
 from rsim.game.problem import Problem
 from rsim.game.rollout import Game
-from rsim.game.rulebook import check_budget
+from rsim.game.rulebook import check_budget, rulebook_of
 from rsim.policies.scripted import ScriptedPlanner, one_hot
 from rsim.policies.strategies import Strategy, StrategySet
 from rsim.rules import ALONE, Ending, Lengths, Move, PlayRules, Progress, Rulebook
@@ -434,6 +434,14 @@ def test_the_cases_tell_rules_apart(monkeypatch):
         monkeypatch.undo()
     assert seen == {"forced", "truncated", "terminated", "reasoner_ended"}
     assert len(CASES) >= 30
+
+
+def test_only_a_tool_keeps_room_for_what_is_printed():
+    """Else an episode ends a token earlier than its budget allows."""
+    without = replace(STRATEGIES, strategies=tuple(s for s in STRATEGIES.strategies if not s.tool))
+    rules = replace(RULES, tool_tokens=7)
+    assert rulebook_of(ScriptedPlanner(without, lambda *_: 0), rules, len).lengths.tool == 0
+    assert rulebook_of(ScriptedPlanner(STRATEGIES, lambda *_: 0), rules, len).lengths.tool == 7
 
 
 BOOK = Rulebook(RULES, Lengths(prompt=11, termination=5, delimiter=2), END, FREE, frozenset({NULL}))

@@ -25,6 +25,7 @@ from rsim.config import load_config
 from rsim.data.load import load_problems
 from rsim.errors import UserError
 from rsim.game.rollout import Game
+from rsim.policies.fitted import FittedFor
 from rsim.policies.loading import load_reasoner
 from rsim.policies.scripted import random_planner, sequence_planner
 from rsim.policies.strategies import load_strategies
@@ -36,6 +37,7 @@ from rsim.serving.server import SUFFIX, create_app
 from rsim.serving.state import ServeConfig
 from rsim.serving.wrap import _Loop, wrap
 from serving import serving
+from studies.streams import behind_the_server
 from tiny import named_planner
 
 RULES = PlayRules(delimiter="\n", max_steps=5, step_tokens=48, max_tokens=240, answer_tokens=12)
@@ -312,6 +314,35 @@ def test_turn_mode_sends_strategies_as_messages_and_keeps_the_rest():
     assert last["messages"][-1]["content"] == final
     assert (last["top_k"], last["temperature"], last["model"]) == (7, 0.5, "m")
     assert not any("stop" in body for body in upstream.bodies)
+
+
+@pytest.mark.parametrize("own", ["system", "developer", None])
+def test_a_fitted_planner_plays_behind_its_own_system_prompt(planner, nano, own):
+    """What was measured was measured behind it; a client's own goes first, and what is not planned is passed on as it came."""
+    fitted = replace(planner, fitted_for=FittedFor("m", {}, "", "", "Think in steps."))
+    chat = [{"role": "user", "content": QUESTIONS[0]}]
+    chat = [{"role": own, "content": "Be brief."}, *chat] if own else chat
+    behind = chat if own else [{"role": "system", "content": "Think in steps."}, *chat]
+    sent: list[Any] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content)["messages"])
+        return httpx.Response(200, json={"choices": [{"message": {"content": "5"}, "finish_reason": "stop"}]})
+
+    async def asked() -> None:
+        async with behind_the_server(answer, fitted, rules=replace(RULES, max_steps=1)) as client:
+            for model in (f"m{SUFFIX}", "m"):
+                await client.post("chat/completions", json={"model": model, "messages": chat})
+
+    asyncio.run(asked())
+    assert [m["role"] for m in sent[0]][:-1] == [m["role"] for m in behind][:-1]
+    assert sent[0][: len(behind) - 1] == behind[:-1]
+    assert sent[-1] == chat
+    with (
+        fitted.wrap(nano.model, nano.tokenizer, rules=RULES) as ours,
+        planner.wrap(nano.model, nano.tokenizer, rules=RULES) as plain,
+    ):
+        assert ours.generate(chat).text == plain.generate(behind).text
 
 
 @pytest.mark.parametrize("to_end", [True, False])

@@ -33,7 +33,7 @@ class ModelsConfig:
     planner_sees: Literal["everything", "question", "number"] = setting(
         "everything", "of a new planner; question: not the steps, number: of the step alone (controls)"
     )
-    strategies: str = setting("default", "default, instruct, sentences, tables, code, lab or a TOML file")
+    strategies: str = setting("default", "default, instruct, sentences, tables, code, acting, arms, lab or a TOML file")
     system_prompt: str = setting("", "put before the question by the reasoner's chat template")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting(

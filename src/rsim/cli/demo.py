@@ -18,7 +18,7 @@ def command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train nano planner and reasoner, compare with every control on unseen problems, write a report."""
+    """Train nano planner and reasoner, compare with controls on unseen problems, write a report."""
     import json
 
     from rsim.cli.main_job import run_demo

@@ -10,7 +10,7 @@ import typer
 from rsim.config import as_overrides
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")]
-Strategies = Annotated[str, typer.Option(help="default, code, lab or a TOML file (models.strategies).")]
+Strategies = Annotated[str, typer.Option(help="A packaged set (instruct, lab, ...) or a TOML file (models.strategies).")]
 Rewards = Annotated[
     list[str] | None, typer.Option("--reward", metavar="FILE.py:FUNCTION[@AGENT][*WEIGHT]", help="Add a reward; repeatable.")
 ]

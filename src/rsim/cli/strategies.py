@@ -14,7 +14,9 @@ command = typer.Typer(no_args_is_help=True)
 
 @command.command()
 def show(
-    source: Annotated[str, typer.Argument(metavar="[SET]", help="default, code, lab or a TOML file.")] = "default",
+    source: Annotated[
+        str, typer.Argument(metavar="[SET]", help="A packaged set (instruct, lab, ...) or a TOML file.")
+    ] = "default",
     as_json: Json = False,
 ) -> None:
     """Print a strategy set."""

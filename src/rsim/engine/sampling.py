@@ -47,7 +47,7 @@ def choose(
     elif temperature not in (0, 1):
         logits = logits / temperature
     n, vocabulary = logits.shape
-    largest = logits.amax(-1)  # without the indices of `max`: ten times as fast on a CPU
+    largest = logits.amax(-1)  # not `max`: its indices cost time and are not needed
     weights = (logits - largest[:, None]).exp_()
     blocks = pad(weights, (0, -vocabulary % _BLOCK)).view(n, -1, _BLOCK)
     upto = blocks.sum(-1).cumsum(-1)  # [n, blocks]

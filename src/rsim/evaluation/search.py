@@ -30,7 +30,7 @@ def best_fixed(names: tuple[str, ...], accuracy: Accuracy) -> str:
 
 @dataclass(frozen=True)
 class SequenceSearch:
-    """The best state-blind sequence, ``sequence:A,B,...,termination``, by beam search and then by single changes.
+    """The best state-blind sequence found, ``sequence:A,B,...,termination``, by beam search and then by single changes.
 
     Every length up to ``longest`` is tried, since a prefix is scored as it is: termination follows it. Of each length all are
     scored on ``few`` problems and the best ``width`` go on; the best ``finalists`` of them are scored on ``many``. From the

@@ -71,14 +71,9 @@ class Reward:
             own = traceback.extract_tb(error.__traceback__)[:2][-1]  # the function, not a library it calls
             problem = f"reward {self.spec!r} failed: {type(error).__name__}: {error}"
             raise UserError(problem, f"{own.filename}, line {own.lineno}") from error
-        try:
+        try:  # float() refuses an array of several numbers, and an integer that is too large
             number = float(reward) if isinstance(reward, SupportsFloat) else math.nan
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-            OverflowError,
-        ):  # an array of several, a huge integer
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise UserError(

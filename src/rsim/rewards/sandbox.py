@@ -1,4 +1,4 @@
-"""Running model-written Python against tests, where it can do no harm.
+"""Running model-written Python against tests, in a sandbox.
 
 Each program runs in its own namespaces (mount, network, process, IPC; user, unless root starts it). It sees a
 read-only Python, an empty ``/tmp`` in memory and nothing else, has no network and no socket, is alone among

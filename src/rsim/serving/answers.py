@@ -118,6 +118,8 @@ async def _play(state: State, upstream: Upstream, asked: Asked, wanted: api.Requ
     spent = Usage()
     async with state.slots:
         if planned:
+            if asked.messages is not None:
+                asked = replace(asked, messages=state.planning.behind(asked.messages))
             source = play(asked, state.planning, upstream, wanted.rules, wanted.limit, spent, state.runner)
         else:
             source = _plain(upstream, asked, wanted.limit, wanted.stops)

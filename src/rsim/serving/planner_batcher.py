@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rsim.errors import UserError, first_line
 from rsim.models.prompts import check_length
@@ -55,6 +56,14 @@ class PlannerBatcher:
     def count(self, text: str) -> int:
         """How many tokens a text takes by the planner's own tokenizer: an estimate for an upstream's."""
         return len(self.planner.chunk(text)) if isinstance(self.planner, Planner) else estimated_tokens(text)
+
+    def behind(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A chat's messages behind the system prompt that the planner was fitted behind, unless they have one of their own."""
+        fitted = self.planner.fitted_for if isinstance(self.planner, Planner) else None
+        told = any(message.get("role") in ("system", "developer") for message in messages)
+        if fitted is None or not fitted.system_prompt or told:
+            return messages
+        return [{"role": "system", "content": fitted.system_prompt}, *messages]
 
     async def run(self) -> None:
         while True:

@@ -186,7 +186,7 @@ class PlannedModel:
 
     def _play(self, question: Question, temperature: float, limit: int, seed: int | None) -> AsyncGenerator[Event]:
         messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-        asked = Asked("", messages, None, {"temperature": temperature, "seed": seed})
+        asked = Asked("", self.inner.planning.behind(messages), None, {"temperature": temperature, "seed": seed})
         most = limit or self.rules.max_tokens
         return play(asked, self.inner.planning, self.upstream, self.rules, most, None, self.runner)
 
