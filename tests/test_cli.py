@@ -265,6 +265,10 @@ def test_push_writes_a_hub_ready_folder(capsys, base_folder, tmp_path, monkeypat
         assert part in card, part
     again = Planner.from_pretrained(tmp_path / "ready")
     assert again.strategies.names == load_strategies("lab").names
+    assert run(capsys, "eval", "r", "--limit", "2", "--planner", "none")[0] == 0
+    assert run(capsys, "push", "r", "me/good-planner", "--to", "alone")[0] == 0
+    assert "not of these weights" in (tmp_path / "alone" / "README.md").read_text(), "the planner did not play"
+    shutil.rmtree("r/eval")
     uploaded: dict[str, object] = {}
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo, **kw: uploaded.update(repo=repo, **kw))
     monkeypatch.setattr(

@@ -251,3 +251,13 @@ def test_a_chat_in_a_cell_of_a_csv_file(tmp_path, write):
         csv.writer(lines).writerows([["question", "answer"], [write(chat)[:60], 2]])
     with pytest.raises(UserError, match="line 2: column 'question' is no whole chat"):
         load_problems(str(file), "train")
+
+
+def test_meta_may_be_json_in_a_cell(tmp_path):
+    """It was passed over, and the tolerance with it."""
+    path = tmp_path / "q.csv"
+    path.write_text('question,answer,meta\nq,2,"{""tolerance"": 0.1}"\nr,3,web\n')
+    assert [p.meta for p in load_problems(str(path), "test")] == [{"tolerance": 0.1}, {}]
+    path.write_text('question,answer,meta\nq,2,"{""tolerance"": 0."\n')
+    with pytest.raises(UserError, match="line 2: meta: not valid JSON"):
+        load_problems(str(path), "test")

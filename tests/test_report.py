@@ -55,7 +55,7 @@ def parse(page: str) -> Tags:
 
 def write_run(folder, question="1 < 2 & <script>alert(1)</script>"):
     folder.mkdir(exist_ok=True)
-    step = {"accuracy": 0.5, "stage": "stage1", "lambda": 0.7, "reward/accuracy": 0.5, "strategy/validation": 0.6, "strategy/termination": 0.4,
+    step = {"accuracy": 0.5, "stage": "stage1", "lambda": 0.7, "reward/accuracy": 0.5, "reward/brief": 0.1, "strategy/validation": 0.6, "strategy/termination": 0.4,
             "sampled_tokens": 10, "seconds": 1.0, "tokens_per_second": 10.0, "planner/entropy": 1.2}  # fmt: skip
     held_out = {
         "eval/accuracy": 0.4,
@@ -175,10 +175,15 @@ def test_several_runs_are_compared(tmp_path):
     assert "Settings that differ" in tags.text
     assert "train.planner_lr0.10.2" in tags.text.split("All settings")[0]
     assert "seed" not in tags.text.split("Settings that differ")[1].split("All settings")[0]
-    assert tags.seen.count("svg") == 6, "held-out and sampled accuracy, reward, entropy, lambda, tokens/s"
+    assert tags.seen.count("svg") == 7, "held-out and sampled accuracy, two rewards, entropy, lambda, tokens/s"
     assert [card["data-verdict"] for card in tags.of_class("episode")] == ["wrong → wrong"]
     with pytest.raises(UserError, match="twice"):
         build_comparison([tmp_path / "a", tmp_path / "a"])
+
+
+def test_rewards_of_ones_own_are_in_the_chart(tmp_path):
+    write_run(tmp_path)
+    assert re.search("Reward parts, batch mean.*?brief 0.1", parse(build_report(tmp_path).read_text()).text)
 
 
 def test_of_several_samples_the_compared_one_is_the_vote(tmp_path):

@@ -157,6 +157,7 @@ def test_a_winner_on_the_edge_is_told():
         (("[4, 8, 16]", "{low = 4, high = 16}"), "train.group must be int"),
         (("[4, 8, 16]", "[2026-11-30]"), "train.group"),
         (('"train.group"', '"seed"'), "a sweep gives each run its own"),
+        (("set = [", 'set = ["seed=5", '), "seed: a sweep gives each run its own"),
         (("[search]", '[[known]]\n"train.group" = 4\n[search]'), "a value to each key"),
         (("[search]", '[[known]]\n"train.group" = 1\n"train.reasoner_lr" = 1e-3\n[search]'), "train.group = 1"),
     ],

@@ -172,7 +172,8 @@ def evaluate(
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     other = reasoner or summary.get("model", "")
     title = f"{summary['data']} {split}, {result.questions} questions{f', reasoner {other}' if other else ''}"
-    source = {key: summary[key] for key in ("checkpoint", "weights") if key in summary}
+    # Which weights a table is of; with another planner, or none, it is not of the checkpoint's.
+    source = {key: summary[key] for key in ("checkpoint", "weights") if key in summary and not planner}
     (folder / "table.json").write_text(json.dumps({"title": title, **source, "rows": [result.to_json()]}) + "\n")
     return summary | {"folder": str(folder), "report": str(report(folder))}
 

@@ -191,6 +191,8 @@ def _meta(given: Any, place: str) -> dict[str, Any]:
     Raises:
         UserError: what grading reads (``_META``) is of another type, over which it would fall in mid-run.
     """
+    if isinstance(given, str) and given.lstrip().startswith("{"):  # a cell of a CSV file
+        given = _parsed(given, f"{place}: meta")
     meta = {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else {}
     for name, (kind, said) in _META.items():
         value = meta.get(name)

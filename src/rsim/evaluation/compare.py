@@ -37,9 +37,8 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
     """
     a, b = _outcomes(Path(first)), _outcomes(Path(second))
     if a.keys() != b.keys():
-        raise UserError(
-            f"{first} and {second} are not about the same questions", "evaluate both with the same --data and --seed"
-        )
+        remedy = "evaluate both with the same --data, --split, --limit and --seed"
+        raise UserError(f"{first} and {second} are not about the same questions", remedy)
     pairs = [(a[q], b[q]) for q in a]
     low, high = _interval([float(x) - float(y) for x, y in pairs])
     only_a, only_b = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)

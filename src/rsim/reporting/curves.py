@@ -8,7 +8,6 @@ from rsim.reporting.charts import Series, area_chart, colour, line_chart
 
 Records = list[dict[str, Any]]  # the lines of metrics.jsonl
 
-_REWARDS = ("accuracy", "format", "follow", "terminal", "penalty")
 _ENDINGS = ("terminated", "forced", "truncated", "reasoner_ended")
 
 
@@ -19,7 +18,6 @@ def _both(metric: str) -> dict[str, str]:
 
 # (title, {metric: label}, unit) of every line chart; metrics that a run did not log are left out.
 _CHARTS: list[tuple[str, dict[str, str], str]] = [
-    ("Reward parts, batch mean", {f"reward/{part}": part for part in _REWARDS}, "reward"),
     ("Return of each agent", _both("return"), "return"),
     ("Entropy", _both("entropy"), "nats per action"),
     ("Lambda", {"lambda": "lambda"}, "lambda"),
@@ -47,7 +45,9 @@ def charts_section(runs: dict[str, Records]) -> str:
         lines = [_greedy(name, held_out[name], i) for i, name in enumerate(steps)]
         charts.append(line_chart("Accuracy: greedy, held-out questions", lines, [], "share of questions"))
         charts.append(_compared("Accuracy: sampled, training questions", "accuracy", "share of episodes", steps))
-    for title, metrics, unit in _CHARTS:
+    logged = dict.fromkeys(key for records in steps.values() for key in records[0] if key.startswith("reward/"))
+    parts = {key: key.removeprefix("reward/") for key in logged}  # people's own among them
+    for title, metrics, unit in [("Reward parts, batch mean", parts, "reward"), *_CHARTS]:
         if len(steps) > 1:
             label = {metric: f"{title}: {name}" if len(metrics) > 1 else title for metric, name in metrics.items()}
             charts += [_compared(label[metric], metric, unit, steps) for metric in metrics]

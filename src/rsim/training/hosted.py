@@ -33,8 +33,8 @@ def most(
     *,
     unevaluated: bool = False,
 ) -> Cost:
-    """What is left to be paid after ``step`` (``unevaluated``: with its evaluation), if every episode is as long
-    as the rules allow.
+    """What is left to be paid after ``step`` (``unevaluated``: with its evaluation), if every episode is as
+    long as the rules allow.
 
     Each step of an episode is a request (two, where a program is run), which reads the question and all that
     was written and injected so far. Lengths of questions are estimated from their letters.

@@ -97,11 +97,12 @@ def load_sweep(path: Path) -> Sweep:
     if not isinstance(search, dict) or not search:
         remedy = 'e.g. "train.planner_lr" = {low = 1e-5, high = 1e-2, log = true}'
         raise UserError(f"{path} has no table [search]", remedy)
-    if own := {"seed", "out"} & search.keys():
-        remedy = "a sweep gives each run its own: seeds = [...] are tried for the best"
-        raise UserError(f"{path}: search.{min(own)}", remedy)
     known = table.pop("known", [])
     settings: Settings = from_table(Settings, table, str(path))
+    stated = {override.partition("=")[0].strip() for override in (*settings.set, *settings.confirm)}
+    if own := {"seed", "out"} & (search.keys() | stated):
+        remedy = "a sweep gives each run its own: seeds = [...] are tried for the best"
+        raise UserError(f"{path}: {min(own)}", remedy)
     for field in fields(settings):
         check_setting(field, getattr(settings, field.name), f"{path}: {field.name}")
     if not settings.config:
