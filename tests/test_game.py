@@ -51,6 +51,20 @@ def test_planned_greedy_steps_equal_generate_from_the_recorded_prefix(reasoner, 
             assert episode.token_ids[step.body : step.end] == out[step.body :]
 
 
+def test_greedy_play_draws_nothing(reasoner, planner):
+    """Whatever the seed; sampled decisions differ, though the reasoner's tokens could not tell."""
+    hot = replace(RULES, planner_temperature=5.0)
+    greedy, drawn = (
+        [
+            [[d.action for d in e.decisions] for e in Game(reasoner, planner, hot).play(PROBLEMS, seed=s, greedy=g)]
+            for s in (0, 1)
+        ]
+        for g in (True, False)
+    )
+    assert greedy[0] == greedy[1]
+    assert drawn[0] != drawn[1]
+
+
 def test_a_termination_prompt_may_open_the_box(reasoner, lab_strategies):
     final = replace(lab_strategies[lab_strategies.termination], prompts=("End:", "It is \\boxed{"))
     strategies = StrategySet(tuple(final if s.name == "termination" else s for s in lab_strategies.strategies))

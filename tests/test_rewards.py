@@ -172,6 +172,38 @@ def test_failures_of_the_checker_are_reported_and_many_are_scored_at_once(lab_st
     assert [s.failure for s in scores] == ["", "", "", "too long"]
 
 
+def test_injected_tokens_are_what_lies_behind_the_prompt_and_was_not_sampled(lab_strategies):
+    played = episode(lab_strategies, [("termination", "\\boxed{5}")])
+    assert (played.sampled_tokens, played.injected_tokens) == (8, 0)
+    played.reasoner_mask = [0] * 5 + [1] * 5
+    assert (played.sampled_tokens, played.injected_tokens) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("B", True),
+        ("dog", True),
+        ("(B) dog", True),
+        ("A", False),
+        ("cat", False),
+        ("banana", False),
+        ("B or A", False),
+        ("", False),
+    ],
+)
+def test_a_choice_is_a_letter_or_the_words_of_its_option(said, right):
+    asked = Problem("Which barks?", "B", kind="choice", meta={"options": ["cat", "dog"]})
+    assert grade(asked, said).right is right
+
+
+@pytest.mark.parametrize(
+    ("said", "right"), [("5", True), ("5 million", True), ("5000000", True), ("6", False), ("5 thousand", False)]
+)
+def test_an_amount_may_be_told_in_the_questions_scale(said, right):
+    assert grade(Problem("In millions?", "5", meta={"scale": "million"}), said).right is right
+
+
 def test_programs_are_never_run_unprotected_unasked():
     """Whoever forgets to say so gets the sandbox."""
     for function in (grade, run_answer, run_program, SymbolicPool.gym_mark):

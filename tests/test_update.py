@@ -152,7 +152,7 @@ def test_joint_loss_and_gradient_equal_a_float64_reference(reasoner, planner, pl
         assert metrics[f"{name}/loss"] == pytest.approx(sum(losses) / 2, abs=1e-6)
         assert losses[0] != pytest.approx(losses[1], abs=1e-6), "the second iteration must differ from the first"
         if (loss, normaliser) == ("grpo", "preset"):
-            assert metrics[f"{name}/clip_fraction"] > 0, "clipping must act in this test"
+            assert 0 < metrics[f"{name}/clip_fraction"] <= 1, "clipping must act in this test"
 
 
 @pytest.mark.parametrize("gae_lambda", [0.95, 0.4])
@@ -301,6 +301,17 @@ def test_sampler_and_trainer_agree_on_the_sampled_batch(reasoner, planner, playe
         assert abs(metrics[f"{name}/sampler_kl"]) < 1e-5
         assert metrics[f"{name}/alike_groups"] == 1
         assert metrics[f"{name}/skipped_groups"] == (name == "reasoner")
+
+
+def test_what_sampler_and_trainer_differ_by_is_told(reasoner, planner, played):
+    """Every token's log-prob was 0.3 lower when it was sampled: mean ratio e^0.3, and the k3 estimate of the KL."""
+    episodes, scores = played
+    for e in episodes:
+        e.logprobs = [value - 0.3 * sampled for value, sampled in zip(e.logprobs, e.reasoner_mask, strict=True)]
+    agent = agents_of(reasoner, planner, "grpo")["reasoner"]
+    metrics = Update(config_of(), StageConfig("stage", 1, 0.5), 0, alone=False).agent(agent, episodes, scores)
+    assert metrics["reasoner/ratio"] == pytest.approx(math.exp(0.3), abs=1e-4)
+    assert metrics["reasoner/sampler_kl"] == pytest.approx(math.exp(0.3) - 1.3, abs=1e-4)
 
 
 def test_minibatches_keep_groups_together_and_cover_everything():
