@@ -139,6 +139,14 @@ def test_another_model_or_config_is_another_evaluation(server, planner, tmp_path
         evaluate_into(tmp_path / "s", settings("none", 2), served=ServedModel(server, f"nano-s{SUFFIX}"))
 
 
+def test_where_nothing_was_answered_another_evaluation_may_begin(server, tmp_path):
+    """A model's name that was mistyped is put right in the same folder."""
+    with pytest.raises(UserError, match="failed"):
+        evaluate_into(tmp_path / "e", settings("none", 2), served=ServedModel(server, "mistyped"))
+    evaluate_into(tmp_path / "e", settings("none", 2), served=ServedModel(server, "nano-s"))
+    assert len(records(tmp_path / "e")) == 2
+
+
 def test_an_upstream_that_fails_is_one_line_and_keeps_what_was_answered(server, tmp_path):
     broken = FastAPI()
     seen = []

@@ -172,12 +172,12 @@ def _begin_or_resume(folder: Path, wanted: dict[str, Any], samples: int, overwri
     held = ("config.toml", MANIFEST) if known.is_file() else ("config.toml", MANIFEST, "metrics.jsonl")
     if any((folder / name).is_file() for name in held):
         raise UserError(f"{folder} holds a run or a checkpoint", "give --out another folder")
+    whole = json_lines(episodes) if episodes.is_file() else []
     if known.is_file() and not overwrite and json.loads(known.read_text()) == wanted:
-        whole = json_lines(episodes) if episodes.is_file() else []
         whole = whole[: len(whole) // samples * samples]
         write_whole(episodes, "".join(json.dumps(record) + "\n" for record in whole))
         return whole
-    if known.is_file() and not overwrite:
+    if known.is_file() and whole and not overwrite:  # else its first question failed: a wrong model's name, say
         raise UserError(
             f"{folder} holds an evaluation with other settings or weights", "give --out another folder, or --overwrite"
         )
