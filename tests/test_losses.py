@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rsim.config import ObjectiveConfig
 from rsim.objective.advantages import gae, group_advantages
 from rsim.objective.joint import Evaluated, agent_objective, lambda_factors
-from rsim.objective.losses import action_weights, clip_range, kl_estimate, truncated_importance
+from rsim.objective.losses import action_weights, clip_range, kl_estimate, surrogate, truncated_importance
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo")
 NORMALISERS = ("token", "sequence", "constant", "paper")
@@ -210,3 +210,20 @@ def test_lambda_factors():
     assert lambda_factors("reasoner", 0.7, "loss", alone=False) == pytest.approx((0.3, 1.0))
     for mode in ("lr", "loss"):
         assert lambda_factors("reasoner", 0.7, mode, alone=True) == (1, 1)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "ppo"])
+def test_the_clip_cuts_only_what_would_go_further_out(loss):
+    """A good action that has become likely, a bad one that has become rare; small advantages are no others."""
+    logprobs = torch.tensor([[1.5, 0.5, 1.5, 0.5]]).log()
+    advantages = torch.tensor([[0.5, 0.5, -0.5, -0.5]])
+    gain, cut = surrogate(loss, logprobs, torch.zeros(1, 4), advantages, torch.ones(1, 4), (0.2, 0.2))
+    assert cut.tolist() == [[True, False, False, True]]
+    assert gain.tolist() == [pytest.approx([0.6, 0.25, -0.75, -0.4])]
+
+
+def test_no_entropy_bonus_and_no_reference_unless_asked():
+    config, ones = ObjectiveConfig(), torch.ones(1, 2)
+    now = Evaluated(torch.full((1, 2), -1.0), torch.full((1, 2), 3.0), None, None)
+    objective, _ = agent_objective(now, now.logprobs, ones, ones, ones, config)
+    assert objective.item() == pytest.approx(2.0), "ratio 1, advantage 1, two actions"

@@ -444,6 +444,11 @@ def test_only_a_tool_keeps_room_for_what_is_printed():
     assert rulebook_of(ScriptedPlanner(STRATEGIES, lambda *_: 0), rules, len).lengths.tool == 7
 
 
+def test_what_must_have_room_is_the_longest_wording():
+    lengths = Lengths.of([[3, 7], [5, 1], [2, 9]], termination=1, delimiter=2, tool=4)
+    assert (lengths.prompt, lengths.termination, lengths.delimiter, lengths.tool) == (9, 5, 2, 4)
+
+
 BOOK = Rulebook(RULES, Lengths(prompt=11, termination=5, delimiter=2), END, FREE, frozenset({NULL}))
 
 
