@@ -108,6 +108,8 @@ def _cross_fitted(free: Choices, table: dict[Key, dict[str, Record]]) -> Iterato
     cascades = _cascades([table[tree.data, tree.id] for tree in free.trees], list(arms), null_arm(free))
     for name, arm in (arms | cascades).items():
         yield from _rows(f"cross-fitted, {name}", arm, cot)
+        if arm is not cot:
+            yield _difference(f"cross-fitted, {name} minus chain of thought", _minus(arm, cot))
     for price in _PRICES[::2]:
         at, where = replace(free, price=price), f"cross-fitted at {price:g} a thousand tokens"
         ours = _played(cross_fitted(at)[0])

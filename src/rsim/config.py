@@ -398,8 +398,7 @@ def validate(config: Config) -> None:
     _need(rollout.delimiter, "rollout.delimiter is empty", 'use e.g. "\\n\\n"')
     check_day(rollout.day, "rollout.day")
     _check_adapters(config)
-    _check_upstream(config)
-    # What would have no effect is refused too.
+    _check_upstream(config)  # and what would have no effect is refused too:
     capped = it.importance_cap or it.importance_level != "sequence"
     _need(capped, "objective.importance_level", "there is no correction: set objective.importance_cap too, e.g. to 2")
     headless = f"objective.loss = {it.loss} has no value head: leave it out, or take ppo"
@@ -407,9 +406,8 @@ def validate(config: Config) -> None:
     _need(not (ppo and it.scale_by_std), "objective.scale_by_std", "ppo's advantages are its value head's: leave it out")
     if names:  # else no run is meant
         _need(config.trains_reasoner or not it.beta, f"objective.beta = {it.beta}", "the reasoner is not trained: set 0")
-        adapted = config.trains_reasoner or not config.models.reasoner_lora or config.models.shared_base
-        lora = f"models.reasoner_lora = {config.models.reasoner_lora}"
-        _need(adapted, lora, "the reasoner is not trained: leave it out")
+        adapted = config.trains_reasoner or config.models.shared_base or not config.models.reasoner_lora
+        _need(adapted, f"models.reasoner_lora = {config.models.reasoner_lora}", "the reasoner is not trained: leave it out")
         shared = not train.steps or any(stage.steps for stage in config.stages)
         _need(shared, f"train.steps = {train.steps}", "stages share them in proportion to their own steps: give them some")
     mixed = data.replay or data.replay_share in (0, DataConfig.replay_share)

@@ -149,7 +149,8 @@ def fit(choices: Choices, questions: Mask, *, gated: bool = True) -> Head:
         slopes, offsets = _ridge(x, what[rows].astype(float), everywhere, _RIDGES[0], level)
         weights, constants = weights + strength * slopes, constants + strength * offsets
     if np.isinf(threshold):  # no slope is left, which could choose something else on questions unlike these
-        weights, constants = np.zeros_like(weights), _NEVER * (np.arange(len(choices.names)) == choices.null) + 0 * constants
+        weights, constants = np.zeros_like(weights), np.zeros_like(constants)
+        constants[:, choices.null] = _NEVER
     return Head(_SHARPNESS * scale.unscaled(weights, constants, choices.features[rows], level), threshold, ridge)
 
 
