@@ -51,8 +51,8 @@ def tokens_in(piece: str) -> int:
 
 
 def next_seed(seed: int, by: int) -> int:
-    """That of another sample; within 64 bits, and -1 is anyone, as for llama.cpp."""
-    return seed if seed == -1 else seed + by if seed + by < 2**63 else seed - by
+    """That of another sample, within 64 bits."""
+    return seed + by if seed + by < 2**63 else seed - by
 
 
 @dataclass(frozen=True)
