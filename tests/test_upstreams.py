@@ -144,13 +144,13 @@ def test_every_line_break_of_event_streams_ends_a_line(line_break, size):
 
 
 def test_seeds_of_steps_and_choices_stay_whole_numbers_of_64_bits():
-    """Each step and choice draws other numbers; -1 means any, as for llama.cpp's server: none is sent."""
-    for seed, other in ((5, 6), (2**63 - 1, 2**63 - 2), (-1, None)):
+    """Each step and choice draws other numbers."""
+    for seed, other in ((5, 6), (2**63 - 1, 2**63 - 2), (-1, 0)):
         said = stream(chunk("One.\n\n"), STOP), stream(chunk("It is 12."), STOP)
         _, requests = ask(lambda request, said=said: httpx.Response(200, content=said["One." in request.content.decode()]), seed=seed, n=2, temperature=1)  # fmt: skip
-        sent = {json.loads(request.content).get("seed") for request in requests}
-        assert sent == {None} if seed == -1 else {seed, other} <= sent
-        assert all(s is None or -(2**63) <= s < 2**63 for s in sent)
+        sent = {json.loads(request.content)["seed"] for request in requests}
+        assert {seed, other} <= sent
+        assert all(-(2**63) <= s < 2**63 for s in sent)
 
 
 def test_another_reason_to_end_is_told_and_ends_the_answer():

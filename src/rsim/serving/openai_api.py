@@ -86,8 +86,6 @@ def read_request(kind: Kind, body: dict[str, Any], model: str, rules: PlayRules,
         raise BadRequest(f"temperature must be a number from 0 to {_HOTTEST}", "temperature")
     if type(sampling.get("seed", 0)) is not int:
         raise BadRequest("seed must be a whole number", "seed")
-    if sampling.get("seed") == -1:  # any, as for llama.cpp's server
-        del sampling["seed"]
     if not isinstance(body.get("stream") or False, bool):
         raise BadRequest("stream must be true or false", "stream")
     body = body | {key: None for key in _LIMITS if body.get(key) == -1}  # as llama.cpp's clients say that there is none
